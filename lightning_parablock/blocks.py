@@ -1,0 +1,211 @@
+"""Which parameters form which block: every trainable parameter in exactly one, tied ones once."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.settings import Unmatched, nearest
+
+TINY_SHARE = 0.05
+"""With "layers", a block with less than this share of the mean block's parameters joins its neighbour."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of parameters that is trained, sent and merged as one.
+
+    Attributes:
+        name: Readable and unique in its partition, e.g. ``"layers.3"`` or the pattern that formed it.
+        parameter_names: As ``named_parameters()`` spells them, in its order; a tied parameter by its first name.
+        numel: Number of scalars over all parameters.
+    """
+
+    name: str
+    parameter_names: tuple[str, ...]
+    numel: int
+
+
+def partition(module: nn.Module, blocks: str | int | Sequence[str], unmatched: Unmatched = "error") -> list[Block]:
+    """Cut the trainable parameters of ``module`` into blocks.
+
+    Args:
+        module: Only parameters with ``requires_grad`` take part.
+        blocks: "layers", a number of byte-balanced runs of neighbours, or regular expressions, one a block.
+        unmatched: For patterns: whether a trainable parameter that none matches is an error or stays frozen.
+
+    Raises:
+        ConfigurationError: nothing is trainable, a pattern matches nothing, two patterns match one parameter, a
+            parameter is unmatched, or there are fewer parameters than blocks.
+    """
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if not sizes:
+        raise ConfigurationError("the model has no trainable parameter (requires_grad is False on all of them)")
+    if isinstance(blocks, int):
+        return _balanced(module, sizes, blocks)
+    if isinstance(blocks, str):
+        return _join_tiny(_layers(module, sizes))
+    return _by_pattern(module, sizes, blocks, unmatched)
+
+
+def _block(name: str, parameter_names: Iterable[str], sizes: dict[str, int]) -> Block:
+    names = tuple(parameter_names)
+    return Block(name, names, sum(sizes[n] for n in names))
+
+
+# --- "layers" ---------------------------------------------------------------------------------------------------------
+
+
+def _layers(module: nn.Module, sizes: dict[str, int]) -> list[Block]:
+    """One block a repeated layer; what stands before the first, between stacks and after the last is a block too."""
+    prefixes = _layer_prefixes(module, sizes)
+    if len(prefixes) < 2:
+        raise ConfigurationError(
+            "blocks='layers' found no repeated layers in this model; give blocks=<number> or a list of patterns over "
+            f"its parameter names, such as {list(sizes)[:3]}"
+        )
+    owner = {name: prefix for prefix in prefixes for name in sizes if name.startswith(prefix + ".")}
+    runs = [(prefix, list(names)) for prefix, names in itertools.groupby(sizes, key=lambda n: owner.get(n))]
+    shown = _without_common_prefix(prefixes)
+    members: dict[str, list[str]] = {}
+    for position, (prefix, names) in enumerate(runs):
+        members.setdefault(shown[prefix] if prefix else _side(position, len(runs)), []).extend(names)
+    return [_block(name, names, sizes) for name, names in members.items()]
+
+
+def _side(position: int, n_runs: int) -> str:
+    return "embedding" if position == 0 else "head" if position == n_runs - 1 else f"between.{position}"
+
+
+def _layer_prefixes(module: nn.Module, sizes: dict[str, int]) -> list[str]:
+    """Names of the outermost repeated layers: children of one class, at least two, of a list or sequence."""
+    prefixes: list[str] = []
+    for name, child in module.named_modules():
+        inside = any(name == p or name.startswith(p + ".") for p in prefixes)
+        if inside or not isinstance(child, (nn.ModuleList, nn.Sequential)):
+            continue
+        candidates = {f"{name}.{key}" if name else key: layer for key, layer in child.named_children()}
+        held = [p for p in candidates if any(n.startswith(p + ".") for n in sizes)]
+        if len(held) >= 2 and len({type(candidates[p]) for p in held}) == 1:
+            prefixes += held
+    return prefixes
+
+
+def _without_common_prefix(prefixes: Sequence[str]) -> dict[str, str]:
+    """Shorten ``model.model.layers.3`` to ``layers.3`` where that stays unique."""
+    short = {prefix: ".".join(prefix.split(".")[-2:]) for prefix in prefixes}
+    return short if len(set(short.values())) == len(prefixes) else {prefix: prefix for prefix in prefixes}
+
+
+def _join_tiny(blocks: list[Block]) -> list[Block]:
+    """Merge each tiny block into the block before it (the first one into the block after it)."""
+    floor = TINY_SHARE * sum(b.numel for b in blocks) / len(blocks)
+    joined: list[Block] = []
+    for block in blocks:
+        if joined and (block.numel < floor or joined[-1].numel < floor):
+            joined[-1] = _merge(joined[-1], block)
+        else:
+            joined.append(block)
+    return joined
+
+
+def _merge(first: Block, second: Block) -> Block:
+    names = first.parameter_names + second.parameter_names
+    return Block(f"{first.name}+{second.name}", names, first.numel + second.numel)
+
+
+# --- a number of blocks -----------------------------------------------------------------------------------------------
+
+
+def _balanced(module: nn.Module, sizes: dict[str, int], n_blocks: int) -> list[Block]:
+    """Byte-balanced runs of neighbouring layers, or of neighbouring parameters where there are too few layers."""
+    units = _layers(module, sizes) if len(_layer_prefixes(module, sizes)) >= 2 else []
+    if len(units) < n_blocks:
+        units = [_block(name, [name], sizes) for name in sizes]
+    if len(units) < n_blocks:
+        raise ConfigurationError(f"blocks={n_blocks}, but the model has only {len(units)} trainable parameters")
+    bounds = _balanced_bounds([unit.numel for unit in units], n_blocks)
+    return [_run(units[low:high], sizes) for low, high in itertools.pairwise(bounds)]
+
+
+def _run(units: Sequence[Block], sizes: dict[str, int]) -> Block:
+    name = units[0].name if len(units) == 1 else f"{units[0].name}..{units[-1].name}"
+    return _block(name, (n for unit in units for n in unit.parameter_names), sizes)
+
+
+def _balanced_bounds(weights: Sequence[int], n_runs: int) -> list[int]:
+    """Cut points of the runs of least sum of squared weights (dynamic programming; the first of equals wins)."""
+    total = [0, *itertools.accumulate(weights)]
+    n = len(weights)
+    cost: list[int] = [w * w for w in total]
+    cuts: list[list[int]] = []
+    for run in range(2, n_runs + 1):
+        best = [0] * (n + 1)
+        new_cost = list(cost)
+        for end in range(run, n + 1):
+            choices = ((cost[c] + (total[end] - total[c]) ** 2, c) for c in range(run - 1, end))
+            new_cost[end], best[end] = min(choices)
+        cost = new_cost
+        cuts.append(best)
+    bounds = [n]
+    for best in reversed(cuts):
+        bounds.append(best[bounds[-1]])
+    return [0, *reversed(bounds)]
+
+
+# --- patterns ---------------------------------------------------------------------------------------------------------
+
+
+def _by_pattern(module: nn.Module, sizes: dict[str, int], patterns: Sequence[str], unmatched: Unmatched) -> list[Block]:
+    aliases = _aliases(module, sizes)
+    matched = {p: [n for n in sizes if any(re.search(p, alias) for alias in aliases[n])] for p in patterns}
+    for pattern, names in matched.items():
+        if not names:
+            raise ConfigurationError(_matches_nothing(module, pattern, sizes))
+    _refuse_overlap(matched)
+    left = [name for name in sizes if not any(name in names for names in matched.values())]
+    if left and unmatched == "error":
+        raise ConfigurationError(
+            f"{len(left)} trainable parameters match no pattern of blocks, the first is {left[0]!r}; add a pattern, "
+            "or set unmatched='freeze' to leave them as they are"
+        )
+    return [_block(pattern, names, sizes) for pattern, names in matched.items()]
+
+
+def _aliases(module: nn.Module, sizes: dict[str, int]) -> dict[str, list[str]]:
+    """All names of each trainable parameter: a tied one has several, and a pattern may use any of them."""
+    first_name = {id(parameter): name for name, parameter in module.named_parameters()}
+    aliases: dict[str, list[str]] = {name: [] for name in sizes}
+    for alias, parameter in module.named_parameters(remove_duplicate=False):
+        name = first_name[id(parameter)]
+        if name in aliases:
+            aliases[name].append(alias)
+    return aliases
+
+
+def _matches_nothing(module: nn.Module, pattern: str, sizes: dict[str, int]) -> str:
+    frozen = [n for n, p in module.named_parameters() if not p.requires_grad and re.search(pattern, n)]
+    if frozen:
+        return f"the pattern {pattern!r} of blocks matches only frozen parameters (requires_grad=False): {frozen[0]!r}"
+    modules = sorted({part for name in sizes for part in name.split(".")[:-1] if not part.isdigit()})
+    word = max(re.findall(r"[A-Za-z_]+", pattern), key=len, default=pattern)
+    return (
+        f"the pattern {pattern!r} of blocks matches no parameter; names look like {list(sizes)[len(sizes) // 2]!r}; for "
+        f"{word!r}: {nearest(word, modules)}"
+    )
+
+
+def _refuse_overlap(matched: dict[str, list[str]]) -> None:
+    for (first, names), (second, others) in itertools.combinations(matched.items(), 2):
+        both = [name for name in names if name in set(others)]
+        if both:
+            raise ConfigurationError(
+                f"the patterns {first!r} and {second!r} of blocks both match {both[0]!r}"
+                + (f" and {len(both) - 1} more" if len(both) > 1 else "")
+                + "; every parameter belongs to exactly one block"
+            )

@@ -1,0 +1,48 @@
+"""What every rank knows, brought together on all of them; never called on the way out of an exception."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, cast
+
+import torch.distributed as dist
+
+from lightning_parablock.records import RoundRecord
+
+T = TypeVar("T")
+
+
+def gather_objects(value: T) -> list[T]:
+    """The value of each rank, in rank order, on every rank; a collective of the default group, so all ranks call it.
+
+    Its limit is the default group's timeout. Without a process group the answer is ``[value]``.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return [value]
+    gathered: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return cast(list[T], gathered)
+
+
+def round_records(strategy: Any) -> list[RoundRecord]:
+    """The finished rounds of this rank's clients, oldest first; empty for a strategy that has no rounds."""
+    return list(getattr(strategy, "round_records", ()))
+
+
+class NewRecords:
+    """Hands out each finished round once, however often it is asked."""
+
+    def __init__(self) -> None:
+        self._last_round = -1
+
+    def take(self, strategy: Any) -> list[RoundRecord]:
+        """The records that appeared since the last call, oldest first, of this rank's first client only."""
+        fresh: list[RoundRecord] = []
+        for record in reversed(getattr(strategy, "round_records", ())):
+            if record.round <= self._last_round:
+                break
+            fresh.append(record)
+        if not fresh:
+            return []
+        self._last_round = max(record.round for record in fresh)
+        first = min(record.client for record in fresh)
+        return [record for record in reversed(fresh) if record.client == first]

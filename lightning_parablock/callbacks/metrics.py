@@ -1,0 +1,58 @@
+"""Logs each finished round under ``parablock/...``, without any collective: a client's figures are its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from lightning_parablock.callbacks.gather import NewRecords
+from lightning_parablock.records import RoundRecord
+
+PREFIX = "parablock/"
+_FIELDS = ("round", "exposed_s", "wait_peer_s", "compute_s", "exchange_s", "upload_bytes", "download_bytes")
+
+
+class RoundMetrics(Callback):
+    """Writes one row a finished round to every logger and keeps the newest in ``trainer.callback_metrics``.
+
+    Names: ``parablock/round`` (from 0), ``parablock/block`` (index in ``trainer.strategy.blocks``), ``parablock/exposed_s``,
+    ``parablock/wait_peer_s``, ``parablock/compute_s``, ``parablock/exchange_s`` (seconds), ``parablock/upload_bytes`` and
+    ``parablock/download_bytes``; see :class:`~lightning_parablock.records.RoundRecord`. Loggers write rank 0's client.
+    """
+
+    def __init__(self) -> None:
+        self._new = NewRecords()
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._new = NewRecords()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        rows = self._write_new(trainer)
+        if rows:
+            # The loggers have their rows; Lightning would write them only every log_every_n_steps.
+            pl_module.log_dict(rows[-1], on_step=True, on_epoch=False, logger=False, batch_size=1)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The last rounds are merged when training has ended, where LightningModule.log is no longer allowed.
+        self._write_new(trainer)
+
+    def _write_new(self, trainer: Trainer) -> list[dict[str, float]]:
+        index = {block.name: i for i, block in enumerate(getattr(trainer.strategy, "blocks", None) or ())}
+        rows = [metrics_of(record, index) for record in self._new.take(trainer.strategy)]
+        for row in rows:
+            for logger in trainer.loggers:
+                logger.log_metrics(row, step=trainer.global_step)
+        return rows
+
+
+def metrics_of(record: RoundRecord, block_index: dict[str, int]) -> dict[str, float]:
+    """The figures of one round under their logged names."""
+    metrics = {PREFIX + name: float(getattr(record, name)) for name in _FIELDS}
+    return {**metrics, PREFIX + "block": float(block_index.get(record.block, -1))}

@@ -1,0 +1,104 @@
+"""A progress bar that shows the rounds: a live bar on a terminal, one line a round elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from rich.console import Console
+from typing_extensions import override
+
+from lightning_parablock.callbacks.gather import NewRecords
+from lightning_parablock.records import RoundRecord
+
+MEGABYTE = 1_000_000
+
+
+class RoundProgressBar(RichProgressBar):
+    """Shows the newest finished round, its block, its exposed seconds, and the megabytes this client has exchanged.
+
+    Args:
+        refresh_rate: Redraws a second of the live bar.
+        lines: Print one line a finished round in place of the live bar; None does so where the output is no terminal
+            (a log file, a pipe).
+    """
+
+    def __init__(self, refresh_rate: int = 10, lines: bool | None = None) -> None:
+        super().__init__(refresh_rate=refresh_rate, leave=True)
+        self._lines = not Console().is_terminal if lines is None else lines
+        self._new = NewRecords()
+        self._newest: RoundRecord | None = None
+        self._exchanged_bytes = 0
+        self._started_s = 0.0
+        self._silenced = False
+
+    @property
+    @override
+    def is_enabled(self) -> bool:
+        return super().is_enabled and not self._lines
+
+    @override
+    def disable(self) -> None:
+        super().disable()
+        self._silenced = True  # Lightning's call on every rank but the first
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._new, self._newest, self._exchanged_bytes = NewRecords(), None, 0
+        self._started_s = time.monotonic()
+        super().on_train_start(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._take_records(trainer)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_records(trainer)
+        super().on_fit_end(trainer, pl_module)
+
+    @override
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        items = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+        return {**self._facts(), **items}
+
+    def _take_records(self, trainer: Trainer) -> None:
+        for record in self._new.take(trainer.strategy):
+            self._newest = record
+            self._exchanged_bytes += record.upload_bytes + record.download_bytes
+            if self._lines and not self._silenced:
+                print(self._line(trainer), flush=True)
+
+    def _facts(self) -> dict[str, str]:
+        if self._newest is None:
+            return {}
+        return {
+            "round": str(self._newest.round + 1),
+            "block": self._newest.block,
+            "exposed": f"{self._newest.exposed_s:.2f} s",
+            "exchanged": f"{self._exchanged_bytes / MEGABYTE:.1f} MB",
+        }
+
+    def _line(self, trainer: Trainer) -> str:
+        facts = self._facts()
+        facts["round"] += _of_total(trainer)
+        loss = trainer.callback_metrics.get("train_loss")
+        if loss is not None:
+            facts["train_loss"] = f"{float(loss):.3f}"
+        elapsed_s = round(time.monotonic() - self._started_s)
+        return "  ".join([f"[{elapsed_s // 60:02d}:{elapsed_s % 60:02d}]", *(f"{k} {v}" for k, v in facts.items())])
+
+
+def _of_total(trainer: Trainer) -> str:
+    """`` of 30`` where the number of rounds is known."""
+    settings = getattr(trainer.strategy, "settings", None)
+    steps = trainer.estimated_stepping_batches
+    if settings is None or steps == float("inf"):
+        return ""
+    return f" of {math.ceil(steps / settings.local_steps)}"

@@ -1,0 +1,49 @@
+"""Brings the round records of all clients together when training has ended and writes them as trace and picture."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from lightning_parablock.callbacks.gather import gather_objects, round_records
+from lightning_parablock.callbacks.picture import draw_timeline
+from lightning_parablock.callbacks.trace import chrome_trace
+from lightning_parablock.records import RoundRecord
+
+log = logging.getLogger(__name__)
+
+
+class Timeline(Callback):
+    """Writes ``timeline.json`` (Chrome trace) and ``timeline.png`` on rank 0 at the end of fit.
+
+    Args:
+        folder: Where to write; None takes the trainer's log directory.
+
+    Attributes:
+        records: The rounds of all clients, on every rank, once fit has ended.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self._folder = folder
+        self.records: list[RoundRecord] = []
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # After the drain, and never on an exception's way out: Lightning skips this hook there, so nobody waits.
+        per_rank = gather_objects(round_records(trainer.strategy))
+        self.records = sorted((r for records in per_rank for r in records), key=lambda r: (r.round, r.client))
+        folder = self._folder or trainer.log_dir or trainer.default_root_dir  # on every rank: log_dir is a broadcast
+        if trainer.is_global_zero and self.records:
+            self._write(Path(folder))
+
+    def _write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "timeline.json").write_text(json.dumps(chrome_trace(self.records)), encoding="utf-8")
+        try:
+            draw_timeline(self.records, folder / "timeline.png")
+        except ImportError as error:
+            log.warning("timeline.png is not drawn: %s; pip install matplotlib", error)

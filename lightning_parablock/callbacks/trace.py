@@ -1,0 +1,73 @@
+"""Finished rounds as a Chrome trace, to be opened in chrome://tracing or ui.perfetto.dev."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lightning_parablock.records import RoundRecord
+
+Event = dict[str, Any]
+Span = tuple[float, float]
+"""Start and length in seconds."""
+
+THREADS = ("compute", "exchange")
+_MICROSECONDS = 1e6
+
+
+def chrome_trace(records: Iterable[RoundRecord]) -> dict[str, Any]:
+    """The records as a trace of one process a client, with the threads "compute" and "exchange"; times from the first."""
+    ordered = sorted(records, key=lambda record: (record.client, record.round))
+    origin_s = min((record.start_s for record in ordered), default=0.0)
+    clients = dict.fromkeys(record.client for record in ordered)
+    names = [event for client in clients for event in _names(client)]
+    return {"traceEvents": names + [event for r in ordered for event in _events(r, origin_s)], "displayTimeUnit": "ms"}
+
+
+def exposed_span(record: RoundRecord) -> Span:
+    """When the client stood still for the exchange: up to the moment the commit was there."""
+    return record.exchange_end_s - record.exposed_s, record.exposed_s
+
+
+def peer_span(record: RoundRecord) -> Span:
+    """When the client stood still for a slower one: up to the moment every client had submitted."""
+    return record.exchange_ready_s - record.wait_peer_s, record.wait_peer_s
+
+
+def _names(client: int) -> list[Event]:
+    process = {"name": "process_name", "ph": "M", "pid": client, "args": {"name": f"client {client}"}}
+    return [process] + [
+        {"name": "thread_name", "ph": "M", "pid": client, "tid": tid, "args": {"name": name}}
+        for tid, name in enumerate(THREADS)
+    ]
+
+
+def _events(record: RoundRecord, origin_s: float) -> list[Event]:
+    facts = {
+        "round": record.round,
+        "exposed_s": record.exposed_s,
+        "wait_peer_s": record.wait_peer_s,
+        "upload_bytes": record.upload_bytes,
+        "download_bytes": record.download_bytes,
+    }
+    exchange = (record.exchange_start_s, record.exchange_end_s - record.exchange_start_s)
+    spans = [(record.block, 0, (record.start_s, record.end_s - record.start_s), facts), (record.block, 1, exchange, facts)]
+    if record.exposed_s > 0:
+        spans.append(("exposed", 1, exposed_span(record), {"round": record.round}))
+    if record.wait_peer_s > 0:
+        spans.append(("waiting for a slower client", 1, peer_span(record), {"round": record.round}))
+    return [_event(name, record.client, tid, span, origin_s, args) for name, tid, span, args in spans]
+
+
+def _event(name: str, client: int, thread: int, span: Span, origin_s: float, args: dict[str, Any]) -> Event:
+    start_s, length_s = span
+    return {
+        "name": name,
+        "cat": THREADS[thread],
+        "ph": "X",
+        "pid": client,
+        "tid": thread,
+        "ts": (start_s - origin_s) * _MICROSECONDS,
+        "dur": max(0.0, length_s) * _MICROSECONDS,
+        "args": args,
+    }

@@ -1,0 +1,232 @@
+"""One line for a mistake on the command line or in a configuration file: what was wrong, and the nearest right thing."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from jsonargparse import ArgumentParser, Namespace
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+    "NoneType": "null",
+}
+_CUTOFF = 0.7
+_EXTRA = ("config", "dry-run", "help", "print_config", "model", "data")
+"""Options that the parser's defaults do not list."""
+
+
+def explain(message: str, options: Sequence[str]) -> str:
+    """Turn the parser's message, which may fill a screen, into one line.
+
+    Args:
+        message: As jsonargparse words it, with every branch of every union that was tried.
+        options: Names of all options, without dashes: the choices for "did you mean".
+    """
+    for reader in _READERS:
+        found = reader(message, options)
+        if found:
+            return found
+    return one_line(message)
+
+
+def one_line(text: object) -> str:
+    """The text with every run of white space as one space."""
+    return " ".join(str(text).split())
+
+
+def nearest_option(name: str, options: Iterable[str]) -> str | None:
+    """The option that a wrong name most likely meant, or None: by whole name, by section, then by last part."""
+    known = list(options)
+    for match in (_by_whole_name, _by_section, _by_last_part):
+        found = match(name, known)
+        if found:
+            return found
+    return None
+
+
+def known_options(parser: ArgumentParser) -> list[str]:
+    """Every option of the parser without its dashes, those of the default classes included, e.g. ``strategy.blocks``."""
+    defaults = parser.get_defaults(skip_validation=True)
+    names = [str(name).replace(".init_args", "") for name in cast(Iterable[Any], defaults.keys())]
+    for key in ("trainer.strategy", "model", "data"):
+        default = defaults.get(key)
+        if isinstance(default, Namespace) and "class_path" in default:
+            names += [f"{key}.{name}" for name in class_options(str(default["class_path"]))]
+    short = [name.removeprefix("trainer.") for name in names if name.startswith("trainer.strategy.")]
+    return list(dict.fromkeys(["strategy", *_EXTRA, *short, *names]))
+
+
+def class_options(class_path: str) -> list[str]:
+    """Names of the options of a class, inherited ones too; empty where the class cannot be imported."""
+    module, _, name = class_path.rpartition(".")
+    try:
+        inner = ArgumentParser(exit_on_error=False)
+        inner.add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
+        return [str(key) for key in cast(Iterable[Any], inner.get_defaults(skip_validation=True).keys())]
+    except Exception:  # only a hint is at stake, and the error that needs it is being reported already
+        return []
+
+
+def _by_whole_name(name: str, known: Sequence[str]) -> str | None:
+    same_section = [k for k in known if k.rpartition(".")[0] == name.rpartition(".")[0]]
+    return _closest(name, same_section) or _closest(name, known, cutoff=0.8)
+
+
+def _by_section(name: str, known: Sequence[str]) -> str | None:
+    section, _, rest = name.partition(".")
+    close = _closest(section, sorted({k.partition(".")[0] for k in known} - {section}))
+    return (f"{close}.{rest}" if rest else close) if close else None
+
+
+def _by_last_part(name: str, known: Sequence[str]) -> str | None:
+    last_parts = {k.rpartition(".")[2]: k for k in reversed(known)}
+    close = _closest(name.rpartition(".")[2], list(last_parts), cutoff=0.8)
+    return last_parts[close] if close else None
+
+
+def _closest(word: str, choices: Sequence[str], cutoff: float = _CUTOFF) -> str | None:
+    return next(iter(difflib.get_close_matches(word, choices, n=1, cutoff=cutoff)), None)
+
+
+# --- one reader a kind of mistake -------------------------------------------------------------------------------------
+
+
+def _unknown_option(message: str, options: Sequence[str]) -> str | None:
+    name = _unknown_name(message)
+    if name is None:
+        return None
+    typed = "NestedArg(" in message or name.startswith("-")
+    name = name.lstrip("-")
+    close = nearest_option(name, [*options, *_options_of_class(message, name.rpartition(".")[0])])
+    hint = f"did you mean {_shown(close, typed)}?" if close else "see --help"
+    return f"option {_shown(name, typed)} is not known; {hint}"
+
+
+def _unknown_name(message: str) -> str | None:
+    arguments = re.search(r"[Uu]nrecognized arguments: (.*)", message)
+    if arguments:
+        words = [word for word in arguments[1].split() if word.startswith("-")]
+        return words[0].partition("=")[0] if words else None
+    option = re.search(r"does not accept option '([^']+)'", message)
+    if option:
+        return option[1]
+    option = re.search(r"Option '([^']+)' is not accepted", message)
+    return ".".join([*_path(message[: option.start()]), option[1]]) if option else None
+
+
+def _option_of_a_name(message: str, options: Sequence[str]) -> str | None:
+    """``--strategy ddp --strategy.local_steps 8``: a plain name has no options."""
+    inner = _innermost(message)
+    nested = re.search(r"Given value: NestedArg\(key='([^']+)'", inner)
+    name = re.search(r"Expected a dot import path string: (\S+)", inner)
+    if not nested or not name:
+        return None
+    path = _shown(".".join(_path(message)), typed=True)
+    return f"option {path}.{nested[1]} cannot be set: {path} is {name[1]!r}, which has no options; give {path} a class path"
+
+
+def _wrong_class(message: str, options: Sequence[str]) -> str | None:
+    path = _shown(".".join(_path(message)), typed=True)
+    problem = re.search(r"Problem with given class_path '([^']+)':\s*\n\s*(.+)", message)
+    if problem and not problem[2].startswith(("Parser key", "Does not validate")):
+        return f"{path}: {problem[1]!r} cannot be used: {problem[2].strip()}"
+    name = re.search(r"Expected a dot import path string: (\S+)", _innermost(message))
+    if name and not _choices(_innermost(message)):
+        return f"{path}: no class {name[1]!r} is known; give its full path, such as package.module.{name[1]}"
+    return None
+
+
+def _wrong_value(message: str, options: Sequence[str]) -> str | None:
+    inner = _innermost(message)
+    value = re.search(r"(?:Got value|Given value): (.*)", inner)
+    if not _path(message) or not value:
+        return None
+    shown = _shown(".".join(_path(message)), typed=True)
+    choices = _choices(inner)
+    if choices:
+        close = _closest(value[1], choices)
+        hint = f"; did you mean {close!r}?" if close else ""
+        return f"{shown} must be one of {', '.join(map(repr, choices))}, got {value[1]!r}{hint}"
+    kinds = [_KINDS.get(kind, kind) for kind in re.findall(r"Expected an? <class '([\w.]+)'>", inner)]
+    return f"{shown} must be {' or '.join(dict.fromkeys(kinds))}, got {value[1]!r}" if kinds else None
+
+
+def _wrong_command(message: str, options: Sequence[str]) -> str | None:
+    wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+    if wrong:
+        choices = re.findall(r"[\w-]+", wrong[2])
+        close = _closest(wrong[1], choices)
+        hint = f"did you mean {close!r}?" if close else f"choose {', '.join(choices)}"
+        return f"command {wrong[1]!r} is not known; {hint}"
+    missing = re.search(r'expected "subcommand" to be one of \{(.*?)\}', message)
+    return f"no command was given; choose {missing[1].replace(',', ', ')}" if missing else None
+
+
+def _wrong_words(message: str, options: Sequence[str]) -> str | None:
+    missing = re.search(r"argument (\S+): expected (?:one|at least one) argument", message)
+    if missing:
+        return f"option {missing[1].split('/')[-1]} needs a value"
+    word = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
+    return f"{word[1]!r} is not an option; options begin with --" if word else None
+
+
+def _missing_file(message: str, options: Sequence[str]) -> str | None:
+    missing = re.search(r"Parser key \"config\": File does not exist: '([^']+)'", message)
+    if not missing:
+        return None
+    path = Path(missing[1])
+    siblings = [str(p) for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
+    close = _closest(str(path), siblings)
+    return f"configuration file {str(path)!r} does not exist" + (f"; did you mean {close!r}?" if close else "")
+
+
+_READERS = (
+    _missing_file,
+    _unknown_option,
+    _option_of_a_name,
+    _wrong_class,
+    _wrong_value,
+    _wrong_command,
+    _wrong_words,
+)
+
+# --- reading the parser's words ---------------------------------------------------------------------------------------
+
+
+def _path(message: str) -> list[str]:
+    return re.findall(r'Parser key "([^"]+)"', message)
+
+
+def _innermost(message: str) -> str:
+    """What was tried for the most deeply nested key, up to and with the value that none of it fitted."""
+    inner = message[max(0, message.rfind('Parser key "')) :]
+    value = re.search(r"(?:Got value|Given value): .*", inner)
+    return inner[: value.end()] if value else inner
+
+
+def _choices(message: str) -> list[str]:
+    literal = re.search(r"Expected a typing\.Literal(\[.*?\])(?:\s|\.|$)", message)
+    return [str(choice) for choice in ast.literal_eval(literal[1])] if literal else []
+
+
+def _shown(name: str, typed: bool) -> str:
+    """The option as the user writes it: dashes on the command line, no ``trainer.`` before a strategy there."""
+    if not typed:
+        return repr(name)
+    return "--" + (name.removeprefix("trainer.") if name.startswith("trainer.strategy") else name)
+
+
+def _options_of_class(message: str, prefix: str) -> list[str]:
+    paths = re.findall(r"Problem with given class_path '([^']+)'", message)
+    return [f"{prefix}.{name}" for name in class_options(paths[-1])] if paths else []

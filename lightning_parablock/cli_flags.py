@@ -1,0 +1,138 @@
+"""Short spellings of the command line and of YAML files, written out in full before Lightning's parser reads them.
+
+``--strategy parablock --strategy.local_steps 8`` becomes ``--trainer.strategy`` with a class path, the preset's settings and
+the options; a YAML file may say ``strategy:`` at its top and may give a preset's name in place of a class path.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import yaml
+from lightning.pytorch.strategies import StrategyRegistry
+
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.settings import nearest
+from lightning_parablock.strategy import ParaBlockStrategy
+
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+STRATEGY_CLASS_PATH = f"{ParaBlockStrategy.__module__}.{ParaBlockStrategy.__name__}"
+AUTO = "auto"
+"""The one strategy name that the Trainer knows and the registry does not."""
+
+Section = dict[str, Any]
+
+_CLASS_NAMES: dict[str, Section] = {
+    name: {"class_path": STRATEGY_CLASS_PATH}
+    for name in (ParaBlockStrategy.__name__, f"lightning_parablock.{ParaBlockStrategy.__name__}", STRATEGY_CLASS_PATH)
+}
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """The registered names of ParaBlock strategies, each with the settings that the name stands for.
+
+    All of them choose a delay, so each name sets it: ``--strategy parablock`` after a file that says ``fedbcd`` is
+    not left blocking. Every other setting of an earlier file stays as it is.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in StrategyRegistry.available_strategies():
+        entry = cast(Mapping[str, Any], StrategyRegistry[name])
+        if isinstance(entry["strategy"], type) and issubclass(entry["strategy"], ParaBlockStrategy):
+            found[name] = {"delay_steps": None, **entry["init_params"]}
+    return found
+
+
+def expand_argv(args: Sequence[str]) -> list[str]:
+    """Write out ``--strategy``, its options and the presets' names in a list of command line arguments.
+
+    Raises:
+        ConfigurationError: the name of the strategy is not known; the message names the nearest one.
+    """
+    expanded: list[str] = []
+    words = iter(args)
+    for word in words:
+        expanded += _expand_word(word, words)
+    return expanded
+
+
+def expand_config(content: str) -> str:
+    """Write out ``strategy:`` and the presets' names in the text of a YAML file; other text comes back unchanged.
+
+    Raises:
+        ConfigurationError: the text is not YAML, gives the strategy twice, or its name is not known.
+    """
+    try:
+        config = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        mark: yaml.Mark | None = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigurationError(f"{where}not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(config, dict):
+        return content
+    section = cast(Section, config)
+    scopes = [section, *(section[name] for name in SUBCOMMANDS if isinstance(section.get(name), dict))]
+    changed = [_expand_section(scope) for scope in scopes]
+    return yaml.safe_dump(config, sort_keys=False) if any(changed) else content
+
+
+def check_strategy_name(name: str) -> None:
+    """Raise a ConfigurationError that names the nearest strategy unless Lightning knows ``name``."""
+    known = [*presets(), AUTO, *StrategyRegistry.available_strategies()]
+    if name.lower() in known or "." in name or "{" in name or name == ParaBlockStrategy.__name__:
+        return
+    close = nearest(name, known).partition("did you mean ")[2].rstrip("?")
+    hint = f"did you mean {close}? Choose" if close else "choose"
+    raise ConfigurationError(
+        f"strategy {name!r} is not known; {hint} {', '.join(presets())}, another name that Lightning knows, or a class path"
+    )
+
+
+def _expand_word(word: str, following: Iterator[str]) -> list[str]:
+    option, equals, value = word.partition("=")
+    if option == "--strategy" or option.startswith("--strategy."):
+        option = "--trainer." + option.removeprefix("--")
+    if option != "--trainer.strategy":
+        return [option + equals + value]
+    name = value if equals else next(following, None)
+    return [option] if name is None else _expand_name(name)
+
+
+def _expand_name(name: str) -> list[str]:
+    """``fedbcd`` -> a configuration in line: it is laid over earlier files, where a class path would forget them."""
+    check_strategy_name(name)
+    value = _expand_value(_CLASS_NAMES.get(name, name))
+    if isinstance(value, str):
+        return [f"--trainer.strategy={value}"]
+    return ["--config", json.dumps({"trainer": {"strategy": value}})]
+
+
+def _expand_section(section: Section) -> bool:
+    """Rewrite one section in place; True if anything changed."""
+    trainer: Section = section.get("trainer") or {}
+    if "strategy" in section:
+        if "strategy" in trainer:
+            raise ConfigurationError("the strategy is given twice, as `strategy` and as `trainer: strategy`; keep one")
+        section["trainer"] = trainer = {**trainer, "strategy": section.pop("strategy")}
+    elif "strategy" not in trainer:
+        return False
+    trainer["strategy"] = _expand_value(trainer["strategy"])
+    return True
+
+
+def _expand_value(given: Any) -> str | Section:
+    """A preset's name, or options without a class path, as class path and init args."""
+    if isinstance(given, str):
+        check_strategy_name(given)
+        settings = presets().get(given.lower())
+        return given if settings is None else {"class_path": STRATEGY_CLASS_PATH, "init_args": settings}
+    if not isinstance(given, dict):
+        return given
+    value = cast(Section, given)
+    if "class_path" not in value:
+        return {"class_path": STRATEGY_CLASS_PATH, "init_args": value.get("init_args", value)}
+    settings = presets().get(str(value["class_path"]).lower())
+    if settings is None:
+        return value
+    return {"class_path": STRATEGY_CLASS_PATH, "init_args": {**settings, **(value.get("init_args") or {})}}

@@ -1,0 +1,70 @@
+"""What belongs to one client: its version of every block and its own deltas that are not committed yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_parablock.settings import InFlightValue
+
+Tag = tuple[int, tuple[tuple[int, int], ...]]
+"""Which held value of a block: its version, and (client, round) of each delta on top of it, oldest first."""
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A delta of the client that was submitted in ``round`` on ``block`` and is not merged yet; shape (numel,)."""
+
+    round: int
+    block: int
+    delta: Tensor
+
+
+@dataclass
+class Client:
+    """One client's state between its local steps (METHOD: "The rounds").
+
+    Attributes:
+        id: Number of the client, 0 to N - 1.
+        versions: For each block the number of commits merged into it; W of the client is this version.
+        in_flight: Own deltas submitted and not merged, oldest first.
+        start: The value s from which the delta of the running round is measured, shape (numel,); None between rounds.
+        steps: Local steps made in the running round.
+    """
+
+    id: int
+    versions: list[int]
+    in_flight: list[InFlight] = field(default_factory=list[InFlight])
+    start: Tensor | None = None
+    steps: int = 0
+
+    def tag(self, block: int, in_flight_value: InFlightValue) -> Tag:
+        """What :meth:`held` returns for the block, named instead of computed."""
+        own = tuple((self.id, d.round) for d in self.in_flight if d.block == block) if in_flight_value == "local" else ()
+        return self.versions[block], own
+
+    @torch.no_grad()
+    def held(self, block: int, committed: Tensor, in_flight_value: InFlightValue) -> Tensor:
+        """held_i(b) = ((W[b] + d_1) + d_2) + ..., oldest first ("local"), or W[b] ("anchor").
+
+        Args:
+            block: Index of the block.
+            committed: W[b] at this client's version, shape (numel,); not changed, and returned itself where nothing
+                is added.
+            in_flight_value: Which of the two.
+        """
+        value = committed
+        for delta in self._own(block) if in_flight_value == "local" else ():
+            value = value + delta
+        return value
+
+    def merge(self, round_index: int, block: int) -> None:
+        """Take note that the commit of ``round_index`` on ``block`` is part of W now."""
+        self.versions[block] += 1
+        self.in_flight = [d for d in self.in_flight if (d.round, d.block) != (round_index, block)]
+
+    def _own(self, block: int) -> Iterable[Tensor]:
+        return (d.delta for d in self.in_flight if d.block == block)

@@ -1,0 +1,318 @@
+"""The text data module: each client's own training examples, and held-out examples that all clients share."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_parablock.data.options import Partition, TextDataOptions
+from lightning_parablock.data.rows import Row
+from lightning_parablock.data.sampler import ClientSampler, order_seed
+from lightning_parablock.data.split import Split, deal, load_split, load_test_rows
+from lightning_parablock.data.tokenize import TokenExamples, Tokenizer, make_examples
+from lightning_parablock.errors import ConfigurationError, DataError
+
+log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class FederatedTextDataModule(pl.LightningDataModule):
+    """Text for causal language models, split over clients; a rank is the client of its global rank.
+
+    Batches are dicts of ``input_ids``, ``attention_mask`` and ``labels``, each (batch, sequence_length) torch.long;
+    labels are -100 where nothing is to be predicted. The training sets of the clients are disjoint; the validation
+    set is the same on all of them and disjoint from every training set.
+
+    Args:
+        source: Where the rows come from: a hub id, one or more local JSON Lines files or folders of them, or
+            ``python-stdlib`` for the source files of the running Python's standard library.
+        config_name: Configuration of a hub data set that has several, such as ``main``.
+        split: Split of a hub data set to train on.
+        text_field: Column of plain text, packed into windows of ``sequence_length`` tokens; None means ``text``.
+        prompt_field: Column of the prompt, where prompts and answers are trained; see ``answer_field``.
+        answer_field: Column of the answer; given, a row is one example and only answer tokens are labels.
+        template: Text of the prompt with column names in braces, such as ``Question: {question}\\nAnswer: ``; None
+            means the prompt column and a line break.
+        partition: Who gets which rows: ``iid`` (equal parts at random), ``label`` (whole labels), ``dirichlet``
+            (each label in proportions drawn from Dirichlet(alpha)), ``files`` (one file a client).
+        label_field: Column of the labels for ``label`` and ``dirichlet``; None means ``package`` with python-stdlib.
+        client_labels: For ``label``: the labels of each client, a list a client; other rows are left out.
+        alpha: Concentration of ``dirichlet``, dimensionless, > 0; small values give each client few labels.
+        val_fraction: Part of the rows held out for validation, in [0, 1); not used when ``val_source`` is given.
+        val_source: A source of validation rows of its own: hub id, files or folders; used whole.
+        val_split: Split of a hub data set in ``val_source``.
+        val_examples: At most so many validation (or test) examples, evenly spaced over all of them; None keeps all.
+        test_source: A source of rows for test and predict; None takes the validation rows.
+        test_split: Split of a hub data set in ``test_source``.
+        train_examples: At most so many training examples a client; None keeps all.
+        sequence_length: Tokens an example.
+        batch_size: Training examples a batch and client.
+        val_batch_size: Examples a batch in validate, test and predict; None means ``batch_size``.
+        drop_last: Leave out an epoch's last training batch where it is not full.
+        num_workers: Worker processes that load batches, a client; 0 loads in the main process.
+        tokenizer: Hub id or folder of the tokenizer; None takes the one of the model that is trained.
+        seed: Seed of partitions and of the order of examples; None takes the one of ``seed_everything``, or else 0.
+        n_clients: Number of clients; None takes the number of processes of the run.
+        client_id: Number of this client, from 0; None takes the rank of this process.
+
+    Raises:
+        ConfigurationError: an option is out of its range, or two contradict each other.
+    """
+
+    def __init__(
+        self,
+        source: str | list[str] = "python-stdlib",
+        *,
+        config_name: str | None = None,
+        split: str = "train",
+        text_field: str | None = None,
+        prompt_field: str | None = None,
+        answer_field: str | None = None,
+        template: str | None = None,
+        partition: Partition = "iid",
+        label_field: str | None = None,
+        client_labels: list[list[str]] | None = None,
+        alpha: float = 0.5,
+        val_fraction: float = 0.05,
+        val_source: str | list[str] | None = None,
+        val_split: str = "test",
+        val_examples: int | None = None,
+        test_source: str | list[str] | None = None,
+        test_split: str = "test",
+        train_examples: int | None = None,
+        sequence_length: int = 128,
+        batch_size: int = 1,
+        val_batch_size: int | None = None,
+        drop_last: bool = True,
+        num_workers: int = 0,
+        tokenizer: str | None = None,
+        seed: int | None = None,
+        n_clients: int | None = None,
+        client_id: int | None = None,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name in TextDataOptions.__dataclass_fields__}
+        super().__init__()
+        self.options = TextDataOptions(**given)
+        self.tokenizer_name = tokenizer
+        self._tokenizer: Tokenizer | None = None
+        self._split: Split | None = None
+        self._train: tuple[tuple[int, int], TokenExamples, list[int]] | None = None
+        self._val: TokenExamples | None = None
+        self._test: TokenExamples | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, split and tokenise what ``stage`` needs; a second call repeats nothing.
+
+        Every rank reads the same rows and checks every client, so bad data raises the same error on all of them.
+
+        Raises:
+            DataError: a source, a line, a column or a partition cannot be used.
+            ConfigurationError: there is no tokenizer, or the number of clients contradicts the options.
+        """
+        split = self._rows()
+        if stage in (None, "fit"):
+            self._setup_train(split)
+        if stage in (None, "fit", "validate") and self._val is None and split.validation:
+            self._val = self._held_out_examples(split.validation, "validation")
+        if stage in (None, "test", "predict") and self._test is None:
+            rows = load_test_rows(self.options, split)
+            if rows or stage is not None:
+                self._test = self._held_out_examples(rows, "test")
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """This client's own examples in an order that depends on (seed, client, epoch) alone."""
+        sampler = ClientSampler(len(self.train_set), self.seed, self.clients[1])
+        return self._loader(self.train_set, self.options.batch_size, sampler, drop_last=self.options.drop_last)
+
+    def val_dataloader(self) -> Any:
+        """The held-out examples, the same on every client; no loader at all where nothing is held out."""
+        return [] if self._val is None else self._loader(self._val, self._val_batch_size)
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """The test examples."""
+        return self._loader(_present(self._test, "test"), self._val_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """The test examples, to be completed by the model."""
+        return self.test_dataloader()
+
+    @property
+    def seed(self) -> int:
+        """The seed of partitions and orders."""
+        if self.options.seed is not None:
+            return self.options.seed
+        return int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where seed_everything leaves it
+
+    @property
+    def clients(self) -> tuple[int, int]:
+        """Number of clients, and this process's client, from 0.
+
+        Raises:
+            ConfigurationError: the options name another number of clients than there are processes.
+        """
+        trainer = self.trainer
+        processes = 1 if trainer is None else trainer.world_size
+        n_clients = self.options.n_clients or processes
+        client = self.options.client_id
+        if client is None:
+            client = 0 if trainer is None else trainer.global_rank
+        named = self.options.client_labels
+        if processes > 1 and n_clients != processes:
+            raise ConfigurationError(f"n_clients={n_clients}, and the run has {processes} processes, one a client")
+        if self.options.n_clients is None and named is not None and len(named) != processes:
+            raise ConfigurationError(
+                f"client_labels names {len(named)} clients, and the run has {processes} processes, one a client; start "
+                f"{len(named)}, or set n_clients={len(named)} and client_id"
+            )
+        return n_clients, client
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer: the one set, the one ``tokenizer`` names, or the model's.
+
+        Raises:
+            ConfigurationError: there is none, or it cannot be loaded.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = self._find_tokenizer()
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def train_set(self) -> TokenExamples:
+        """This client's training examples; there after ``setup("fit")``."""
+        return _present(self._train, "fit")[1]
+
+    @property
+    def val_set(self) -> TokenExamples:
+        """The held-out examples of all clients; there after ``setup("fit")`` or ``setup("validate")``."""
+        return _present(self._val, "validate")
+
+    def train_fingerprint(self) -> str:
+        """Hash (SHA-256, hexadecimal) of this client's training examples: token ids, lengths, label positions."""
+        return self.train_set.sha256
+
+    def describe(self) -> dict[str, Any]:
+        """What the data are, as a dict for a JSON manifest: source, rows a client, this client's tokens and hash."""
+        (n_clients, client), train, rows_per_client = _present(self._train, "fit")
+        split, options = self._rows(), self.options
+        return {
+            "source": options.train.title,
+            "python_version": platform.python_version() if options.train.kind == "stdlib" else None,
+            "partition": options.partition,
+            "seed": self.seed,
+            "sequence_length_tokens": options.sequence_length,
+            "batch_size_examples": options.batch_size,
+            "n_clients": n_clients,
+            "client": client,
+            "rows_per_client": rows_per_client,
+            "rows_left_out": split.left_out,
+            "rows_held_out": len(split.validation),
+            "train": _facts(train),
+            "validation": None if self._val is None else _facts(self._val),
+        }
+
+    @property
+    def _val_batch_size(self) -> int:
+        return self.options.val_batch_size or self.options.batch_size
+
+    def _rows(self) -> Split:
+        if self._split is None:
+            self._split = load_split(self.options, self.seed)
+        return self._split
+
+    def _setup_train(self, split: Split) -> None:
+        n_clients, client = self.clients
+        if self._train is not None and self._train[0] == (n_clients, client):
+            return
+        if client >= n_clients:
+            raise ConfigurationError(f"client_id counts from 0: it must be below n_clients={n_clients}, got {client}")
+        shares = deal(split, self.options, n_clients, self.seed)
+        for other in range(n_clients):
+            if other != client:
+                self._check_shard(shares, other, self._examples(shares[other], self._least_examples))
+        train = self._examples(shares[client], self.options.train_examples)
+        self._check_shard(shares, client, train)
+        if train.dropped_rows:
+            log.warning("client %d: %d rows dropped: no answer token in them", client, train.dropped_rows)
+        log.info("client %d of %d: %d rows, %s", client, n_clients, len(shares[client]), _facts(train))
+        self._train = ((n_clients, client), train, [len(share) for share in shares])
+
+    @property
+    def _least_examples(self) -> int:
+        return self.options.batch_size if self.options.drop_last else 1
+
+    def _check_shard(self, shares: Sequence[Sequence[Row]], client: int, examples: TokenExamples) -> None:
+        if len(examples) >= self._least_examples:
+            return
+        raise DataError(
+            f"empty shard: client {client} of {len(shares)} has {len(shares[client])} rows, which give {len(examples)} "
+            f"examples of {self.options.sequence_length} tokens ({examples.dropped_rows} rows without an answer "
+            f"token dropped); one batch needs {self._least_examples}: give it more rows, or lower batch_size or "
+            "sequence_length"
+        )
+
+    def _held_out_examples(self, rows: Sequence[Row], what: str) -> TokenExamples:
+        examples = self._examples(rows, None)
+        if len(examples) == 0:
+            raise DataError(
+                f"the {len(rows)} {what} rows give no example of {self.options.sequence_length} tokens; raise "
+                "val_fraction, give another source, or lower sequence_length"
+            )
+        return examples if self.options.val_examples is None else examples.evenly_spaced(self.options.val_examples)
+
+    def _examples(self, rows: Sequence[Row], at_most: int | None) -> TokenExamples:
+        return make_examples(rows, self.tokenizer, self.options.text_format, at_most)
+
+    def _find_tokenizer(self) -> Tokenizer:
+        if self.tokenizer_name is not None:
+            from lightning_parablock.models.loading import load_tokenizer  # transformers takes seconds to import
+
+            return load_tokenizer(self.tokenizer_name)
+        module = None if self.trainer is None else self.trainer.lightning_module
+        tokenizer = getattr(module, "tokenizer", None)
+        if tokenizer is None:
+            raise ConfigurationError(
+                "no tokenizer: the model has none of its own; set the data option tokenizer to a hub id or a folder"
+            )
+        return cast(Tokenizer, tokenizer)
+
+    def _loader(
+        self, examples: TokenExamples, batch_size: int, sampler: ClientSampler | None = None, *, drop_last: bool = False
+    ) -> DataLoader[dict[str, Any]]:
+        workers = self.options.num_workers
+        return DataLoader(
+            examples,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            # Without a generator of its own a loader draws from the global one, and dropout would depend on it.
+            generator=torch.Generator().manual_seed(order_seed(self.seed, 0, 0)),
+        )
+
+
+def _facts(examples: TokenExamples) -> dict[str, Any]:
+    return {
+        "examples": len(examples),
+        "tokens": examples.n_tokens,
+        "dropped_rows": examples.dropped_rows,
+        "sha256": examples.sha256,
+    }
+
+
+def _present(value: _T | None, stage: str) -> _T:
+    if value is None:
+        raise DataError(f"the data are not there yet; call setup({stage!r}) first")
+    return value

@@ -1,0 +1,205 @@
+"""From rows to fixed-length token examples: packed windows of plain text, or prompts with answers."""
+
+from __future__ import annotations
+
+import hashlib
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_parablock.data.rows import Row, text_of
+from lightning_parablock.errors import ConfigurationError
+
+IGNORED_LABEL = -100
+_ROWS_A_CALL = 64
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+    def __call__(self, text: list[str], /, **options: Any) -> Any:
+        """Token ids of each text under the key ``input_ids``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextFormat:
+    """How the columns of a row become text.
+
+    Args:
+        sequence_length: Tokens an example.
+        text_field: Column of plain text; used when ``answer_field`` is None.
+        answer_field: Column of the answer, the only part whose tokens are labels.
+        template: Text of the prompt, with column names in braces.
+    """
+
+    sequence_length: int
+    text_field: str = "text"
+    answer_field: str | None = None
+    template: str = ""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that every row must have."""
+        return [self.text_field] if self.answer_field is None else [*template_fields(self.template), self.answer_field]
+
+
+class TokenExamples(Dataset[dict[str, Tensor]]):
+    """Token examples of one length in compact form; an item is a dict of three (sequence_length,) torch.long tensors.
+
+    Args:
+        ids: (examples, sequence_length) int32 token ids, padded at the end.
+        starts: (examples,) int32 position of the first label; before it stands the prompt.
+        lengths: (examples,) int32 tokens before the padding.
+        dropped_rows: Rows that gave no example because no answer token was left.
+    """
+
+    def __init__(self, ids: Tensor, starts: Tensor, lengths: Tensor, dropped_rows: int = 0) -> None:
+        self.ids, self.starts, self.lengths, self.dropped_rows = ids, starts, lengths, dropped_rows
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        ids = self.ids[index].long()
+        position = torch.arange(len(ids))
+        inside = position < self.lengths[index]
+        labels = ids.masked_fill(~inside | (position < self.starts[index]), IGNORED_LABEL)
+        return {"input_ids": ids, "attention_mask": inside.long(), "labels": labels}
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all examples, padding not counted."""
+        return int(self.lengths.sum())
+
+    @property
+    def sha256(self) -> str:
+        """Hash of every id, length and label position, as hexadecimal digits."""
+        digest = hashlib.sha256(f"{tuple(self.ids.shape)}".encode())
+        for tensor in (self.ids, self.starts, self.lengths):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def evenly_spaced(self, at_most: int) -> TokenExamples:
+        """At most ``at_most`` of the examples, evenly spaced, so that every client's part stays represented."""
+        if len(self) <= at_most:
+            return self
+        chosen = torch.arange(at_most) * len(self) // at_most
+        return TokenExamples(self.ids[chosen], self.starts[chosen], self.lengths[chosen], self.dropped_rows)
+
+
+def make_examples(
+    rows: Sequence[Row], tokenizer: Tokenizer, form: TextFormat, at_most: int | None = None
+) -> TokenExamples:
+    """Tokenise ``rows`` in order; stop early once ``at_most`` examples are there.
+
+    Plain text: the rows' tokens in a row, an end-of-text token after each, cut into windows; the tail that fills no
+    window is left out. Prompt and answer: one example a row; see :func:`_fit`.
+    """
+    build = _windows if form.answer_field is None else _prompts
+    ids: list[list[int]] = []
+    starts: list[int] = []
+    lengths: list[int] = []
+    dropped = 0
+    for example in build(rows, tokenizer, form):
+        if example is None:
+            dropped += 1
+            continue
+        tokens, start = example
+        ids.append(tokens + [_pad_id(tokenizer)] * (form.sequence_length - len(tokens)))
+        starts.append(start)
+        lengths.append(len(tokens))
+        if len(ids) == at_most:
+            break
+    table = torch.tensor(ids, dtype=torch.int32).reshape(len(ids), form.sequence_length)
+    spans = (torch.tensor(starts, dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32))
+    return TokenExamples(table, *spans, dropped_rows=dropped)
+
+
+def template_fields(template: str) -> list[str]:
+    """The column names in the braces of ``template``, in order.
+
+    Raises:
+        ConfigurationError: the template is malformed, names no column, or asks for more than a column.
+    """
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigurationError(f"template {template!r} is malformed: {error}; double a literal brace") from error
+    fields = [name for _, name, _, _ in parts if name is not None]
+    if not fields:
+        raise ConfigurationError(f"template {template!r} names no column, so every prompt is the same; use {{column}}")
+    if any(conversion or spec for _, _, spec, conversion in parts):
+        raise ConfigurationError(f"template {template!r}: put nothing but a column name into braces")
+    return list(dict.fromkeys(fields))
+
+
+def _windows(rows: Sequence[Row], tokenizer: Tokenizer, form: TextFormat) -> Iterator[tuple[list[int], int]]:
+    size = form.sequence_length
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    stream: list[int] = []
+    for chunk in _chunks(rows):
+        for tokens in _encode(tokenizer, [text_of(row, form.text_field) for row in chunk]):
+            stream += tokens + end
+        whole = len(stream) - len(stream) % size
+        yield from ((stream[start : start + size], 0) for start in range(0, whole, size))
+        stream = stream[whole:]
+
+
+def _prompts(rows: Sequence[Row], tokenizer: Tokenizer, form: TextFormat) -> Iterator[tuple[list[int], int] | None]:
+    assert form.answer_field is not None
+    begin = _begin_ids(tokenizer)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for chunk in _chunks(rows):
+        prompts = _encode(tokenizer, [_fill(form.template, row) for row in chunk])
+        answers = _encode(tokenizer, [text_of(row, form.answer_field) for row in chunk])
+        for prompt, answer in zip(prompts, answers, strict=True):
+            yield _fit(begin + prompt, answer, end, form.sequence_length) if answer else None
+
+
+def _fit(prompt: list[int], answer: list[int], end: list[int], size: int) -> tuple[list[int], int] | None:
+    """Tokens of one example and the position of its first label, or None where no label would be left.
+
+    Too long: the answer loses its end first, down to a quarter of the window; then the prompt loses its beginning.
+    """
+    answer = answer + end
+    kept_answer = min(len(answer), max(size - len(prompt), size // 4, 1))
+    prompt = prompt[max(len(prompt) - (size - kept_answer), 0) :]
+    tokens = prompt + answer[:kept_answer]
+    # The token at position 0 is predicted from nothing: an example needs a label behind it.
+    return (tokens, len(prompt)) if len(tokens) > max(len(prompt), 1) else None
+
+
+def _fill(template: str, row: Row) -> str:
+    # Replaced by hand rather than by str.format_map: a column name may hold dots or brackets.
+    parts = string.Formatter().parse(template)
+    return "".join(literal + (text_of(row, name) if name is not None else "") for literal, name, _, _ in parts)
+
+
+def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    return (rows[start : start + _ROWS_A_CALL] for start in range(0, len(rows), _ROWS_A_CALL))
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    # verbose=False: a source file longer than the model's context is cut into windows and deserves no warning
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _begin_ids(tokenizer: Tokenizer) -> list[int]:
+    """The begin-of-text token, where this tokenizer puts one before a text by itself."""
+    first = tokenizer(["a"], verbose=False)["input_ids"][0][:1]
+    return first if first == [tokenizer.bos_token_id] else []
+
+
+def _pad_id(tokenizer: Tokenizer) -> int:
+    """Any id will do behind the attention mask; the tokenizer's own where it has one."""
+    return next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)

@@ -1,0 +1,35 @@
+"""Every error this package raises on purpose; each message says what happened, where, and what to do."""
+
+from __future__ import annotations
+
+
+class ParaBlockError(RuntimeError):
+    """Base of all errors of this package."""
+
+
+class ConfigurationError(ParaBlockError, ValueError):
+    """A setting, a model, a file or a combination of them that cannot work; raised before any training starts."""
+
+
+class DataError(ConfigurationError):
+    """A data file, a column or a partition that cannot be used; the message names file and line where there is one."""
+
+
+class PeerError(ParaBlockError):
+    """Something went wrong with another client; the message names client, round and block."""
+
+
+class PeerLostError(PeerError):
+    """A client's process ended, or its connection was closed, before the run was over."""
+
+
+class PeerTimeoutError(PeerError):
+    """A client gave no sign of life, or did not deliver its part of an exchange, within the limit."""
+
+
+class ProtocolError(PeerError):
+    """A message that does not belong where it arrived: version, round, block, length or checksum differ."""
+
+
+class DivergenceError(ParaBlockError):
+    """Clients that must hold the same bits do not."""

@@ -1,0 +1,216 @@
+"""A LightningModule over transformers' causal language models."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from lightning_parablock.data.tokenize import IGNORED_LABEL
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.models.loading import (
+    keep_first_layers,
+    load_config,
+    load_model,
+    load_tokenizer,
+    random_model,
+    resolve_model,
+)
+from lightning_parablock.models.metrics import TokenLoss, TokenPerplexity, token_loss
+
+Batch = dict[str, Tensor]
+
+
+class CausalLM(pl.LightningModule):
+    """Fine-tunes a causal language model with AdamW in float32.
+
+    Takes batches of ``input_ids``, ``attention_mask`` and ``labels``, each (batch, sequence) torch.long, with labels
+    -100 where nothing is to be predicted. Logs ``train_loss``, ``val_loss``, ``test_loss`` (mean cross entropy a
+    predicted token, in nats) and ``val_perplexity``, ``test_perplexity``. Predict completes the unlabelled beginning
+    of each example (the prompt; of plain text the first half) greedily and gives dicts of ``prompt`` and
+    ``completion``.
+
+    Args:
+        model: Hub id, local folder, ``.gguf`` file, or ``package:NAME`` for the GGUF file inside an installed package.
+        gguf_file: Name of the GGUF file in a folder or hub id that holds several, or other weights too.
+        layers: Keep only so many layers, the first ones; None keeps all.
+        learning_rate: Step size of AdamW, dimensionless.
+        weight_decay: Decoupled weight decay of matrices, dimensionless; vectors (norms, biases) are never decayed.
+        adam_betas: Decay rates of AdamW's first and second moment, each in [0, 1).
+        adam_epsilon: Term added to AdamW's denominator, dimensionless.
+        activation_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        random_weights: Draw the weights at random rather than load them; for benchmarks of shapes.
+        predict_tokens: Tokens that predict adds at most to each prompt.
+        architecture: Configuration (transformers' dict) to build without pretrained weights. Checkpoints carry it, so
+            that they load where the pretrained weights are not at hand.
+
+    Raises:
+        ConfigurationError: the model cannot be found, read or built, or an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        gguf_file: str | None = None,
+        layers: int | None = None,
+        learning_rate: float = 1e-4,
+        weight_decay: float = 0.0,
+        adam_betas: tuple[float, float] = (0.9, 0.999),
+        adam_epsilon: float = 1e-8,
+        activation_checkpointing: bool = False,
+        random_weights: bool = False,
+        predict_tokens: int = 32,
+        architecture: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_options(layers, learning_rate, weight_decay, adam_betas, adam_epsilon, predict_tokens)
+        self.save_hyperparameters()
+        self._tokenizer: Any = None
+        self._location: str | None = None
+        self.network = self._build(model, gguf_file, layers, random_weights, architecture)
+        self.network.config.use_cache = False  # keys and values are of no use to a training step
+        # from_pretrained leaves a model in eval mode and Lightning keeps what it finds: dropout would stay off
+        self.network.train()
+        if activation_checkpointing:
+            _enable_activation_checkpointing(self.network)
+        self.val_metrics = torch.nn.ModuleDict({"loss": TokenLoss(), "perplexity": TokenPerplexity()})
+        self.test_metrics = torch.nn.ModuleDict({"loss": TokenLoss(), "perplexity": TokenPerplexity()})
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return cast(dict[str, Any], cast(Any, self).hparams)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's transformers tokenizer, loaded at first use.
+
+        Raises:
+            ConfigurationError: the model has none, or cannot be found any more.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._resolve(self._options["model"], self._options["gguf_file"]))
+        return self._tokenizer
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits, (batch, sequence, vocabulary), of (batch, sequence) token ids."""
+        return self.network(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean loss a predicted token of the batch, in nats: the scalar to minimise."""
+        total, count = self._loss(batch)
+        loss = total / count.clamp(min=1)
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the batch to ``val_loss`` and ``val_perplexity``, means over all tokens of all clients."""
+        self._evaluate("val", self.val_metrics, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add the batch to ``test_loss`` and ``test_perplexity``, means over all tokens of all clients."""
+        self._evaluate("test", self.test_metrics, batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
+        """Greedy completions, one dict an example with the texts ``prompt`` and ``completion``."""
+        rows = zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
+        return [self._complete(ids[: _prompt_length(mask, labels)]) for ids, mask, labels in rows]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over all trainable parameters; vectors stand in a group without weight decay."""
+        trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        if not trainable:
+            raise ConfigurationError("the model has no trainable parameter; every one has requires_grad=False")
+        matrices = {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": self._options["weight_decay"]}
+        vectors = {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0}
+        return torch.optim.AdamW(
+            [group for group in (matrices, vectors) if group["params"]],
+            lr=self._options["learning_rate"],
+            betas=tuple(self._options["adam_betas"]),
+            eps=self._options["adam_epsilon"],
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the architecture into the checkpoint's hyperparameters; see the option ``architecture``."""
+        hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY)
+        if hyperparameters is not None:
+            plain = json.loads(self.network.config.to_json_string(use_diff=False))
+            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hyperparameters, "architecture": plain}
+
+    def _build(
+        self, model: str, gguf_file: str | None, layers: int | None, random_weights: bool, architecture: Any
+    ) -> PreTrainedModel:
+        if architecture is not None:
+            return random_model(_config_from(architecture, layers))
+        location = self._resolve(model, gguf_file)
+        config = load_config(location, layers)
+        return random_model(config) if random_weights else load_model(location, config)
+
+    def _resolve(self, model: str, gguf_file: str | None) -> str:
+        if self._location is None:
+            self._location = resolve_model(model, gguf_file)
+        return self._location
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return token_loss(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+
+    def _evaluate(self, stage: str, metrics: torch.nn.ModuleDict, batch: Batch) -> None:
+        total, count = self._loss(batch)
+        for name, metric in metrics.items():
+            cast(TokenLoss, metric).update(total, count)
+            self.log(f"{stage}_{name}", cast(TokenLoss, metric), on_step=False, on_epoch=True, prog_bar=name == "loss")
+
+    def _complete(self, prompt: Tensor) -> dict[str, str]:
+        generate = cast(Any, self.network).generate
+        ids = generate(
+            prompt.unsqueeze(0),
+            attention_mask=torch.ones_like(prompt).unsqueeze(0),
+            max_new_tokens=self._options["predict_tokens"],
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+        )[0]
+        decode = self.tokenizer.decode
+        return {"prompt": decode(prompt), "completion": decode(ids[len(prompt) :], skip_special_tokens=True)}
+
+
+def _prompt_length(mask: Tensor, labels: Tensor) -> int:
+    """Tokens before the first label; half of the tokens where everything is labelled."""
+    first = int((labels != IGNORED_LABEL).int().argmax())
+    return first or max(int(mask.sum()) // 2, 1)
+
+
+def _config_from(architecture: dict[str, Any], layers: int | None) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = cast(Any, AutoConfig).for_model(**architecture)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"architecture is no transformers configuration: {error}") from error
+    if layers is not None:
+        keep_first_layers(config, layers)
+    return config
+
+
+def _enable_activation_checkpointing(network: PreTrainedModel) -> None:
+    cast(Any, network).activation_checkpointing_enable({"use_reentrant": False})
+    # It makes the embedding's output require a gradient, and backward would cross every frozen layer down to it.
+    network.disable_input_require_grads()
+
+
+def _check_options(
+    layers: int | None, learning_rate: float, weight_decay: float, betas: Any, epsilon: float, predict_tokens: int
+) -> None:
+    problems = {
+        f"layers must be a whole number >= 1, got {layers!r}": layers is None or layers >= 1,
+        f"learning_rate must be > 0, got {learning_rate}": learning_rate > 0,
+        f"weight_decay must be >= 0, got {weight_decay}": weight_decay >= 0,
+        f"adam_betas must be two numbers in [0, 1), got {betas}": len(betas) == 2 and all(0 <= b < 1 for b in betas),
+        f"adam_epsilon must be > 0, got {epsilon}": epsilon > 0,
+        f"predict_tokens must be >= 1, got {predict_tokens}": predict_tokens >= 1,
+    }
+    for message, fine in problems.items():
+        if not fine:
+            raise ConfigurationError(message)

@@ -1,0 +1,69 @@
+"""Mean loss a token and perplexity over a whole evaluation, exactly weighted whatever each client's share of it is."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import Metric
+
+from lightning_parablock.data.tokenize import IGNORED_LABEL
+
+# Apple's GPUs have no float64; there the sums lose a few digits over very long evaluations.
+_SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
+
+
+def token_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross entropy, in nats, of each next token, and the number of tokens summed over.
+
+    Args:
+        logits: (batch, sequence, vocabulary), any float dtype; computed in float32.
+        labels: (batch, sequence) torch.long, -100 where nothing is to be predicted.
+
+    Returns:
+        Two scalars: the sum (float32) and the count (torch.long).
+    """
+    targets = labels[:, 1:].reshape(-1)
+    predictions = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+    total = functional.cross_entropy(predictions, targets, ignore_index=IGNORED_LABEL, reduction="sum")
+    return total, (targets != IGNORED_LABEL).sum()
+
+
+class TokenLoss(Metric):
+    """Mean cross entropy a token, in nats; update with the sums of :func:`token_loss`.
+
+    torchmetrics' own Perplexity takes log(softmax) in two steps, which is infinite for a token the model finds
+    impossible, and keeps float32 sums; hence this metric of two sums, which adds up over batches and ranks.
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        add_state = cast(Any, self).add_state
+        add_state("total", default=torch.zeros((), dtype=_SUM_DTYPE), dist_reduce_fx="sum")
+        add_state("count", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, total: Tensor, count: Tensor) -> None:
+        """Add the summed loss of a batch, in nats, and its number of tokens."""
+        # Not in place: a validation in inference mode leaves sums that a later one in no-grad mode must not write to.
+        self.total = self.total + total.detach().to(self.total.dtype)
+        self.count = self.count + count
+
+    def compute(self) -> Tensor:
+        """Mean loss a token, float32 scalar, in nats; NaN if there was no token."""
+        return (self.total / self.count).float()
+
+
+class TokenPerplexity(TokenLoss):
+    """exp of the mean cross entropy a token."""
+
+    def compute(self) -> Tensor:
+        """Perplexity, float32 scalar, dimensionless."""
+        return torch.exp(self.total / self.count).float()

@@ -1,0 +1,44 @@
+"""What is known of a finished round: the raw material of metrics, timelines and benchmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One client's round, complete once its exchange is merged. Times are seconds of ``time.time()``.
+
+    Attributes:
+        round: Number of the round, from 0.
+        block: Name of the block it trained.
+        client: Number of the client.
+        steps: Local steps of the round (fewer than ``local_steps`` only in the last).
+        start_s: When the round began on this client.
+        end_s: When its last local step was over; what it waited for after that is in the fields below.
+        compute_s: Spent in local steps and whatever the trainer does between them.
+        exchange_s: From the moment every client had submitted its delta until the commit had arrived.
+        exposed_s: The part of ``exchange_s`` during which this client stood still and waited.
+        wait_peer_s: Time this client stood still because a slower client had not submitted yet.
+        upload_bytes: Sent by this client's rank for the exchange, message headers included.
+        download_bytes: Received by this client's rank for the exchange, message headers included.
+        exchange_start_s: When this client submitted its delta.
+        exchange_ready_s: When every client had submitted.
+        exchange_end_s: When the commit had arrived.
+    """
+
+    round: int
+    block: str
+    client: int
+    steps: int
+    start_s: float
+    end_s: float
+    compute_s: float
+    exchange_s: float
+    exposed_s: float
+    wait_peer_s: float
+    upload_bytes: int
+    download_bytes: int
+    exchange_start_s: float
+    exchange_ready_s: float
+    exchange_end_s: float

@@ -1,0 +1,47 @@
+"""The folder of a run: where its logs, configuration, manifest and timeline lie together."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from lightning_parablock.errors import ConfigurationError
+
+DEFAULT_ROOT = "runs"
+MANIFEST_NAME = "manifest.json"
+
+
+def new_run_folder(root: str | None) -> Path:
+    """Create ``root/<date>-<time>``, numbered where two runs start in one second.
+
+    Args:
+        root: Folder of all runs, local; None is ``runs``. A URL, which only checkpoints can use, is ``runs`` too.
+    """
+    parent = Path(DEFAULT_ROOT if root is None or "://" in root else root)
+    name = time.strftime("%Y%m%d-%H%M%S")
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def claim_run_folder(folder: Path) -> Path:
+    """Create the folder that the user named.
+
+    Raises:
+        ConfigurationError: it holds a run already.
+    """
+    if (folder / MANIFEST_NAME).exists():
+        raise ConfigurationError(f"run folder {str(folder)!r} holds a run already; name another one or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Undo the creation of a folder for a run that never began."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,99 @@
+"""The short table at the end of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from lightning_parablock.records import RoundRecord
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did.
+
+    Attributes:
+        loss_before: Held-out metrics before training, by name; empty where none were measured.
+        loss_after: The same after training.
+        rounds: Finished rounds of a client.
+        clients: Number of clients.
+        upload_bytes: Sent by all clients together, message headers included.
+        download_bytes: Received by all clients together, message headers included.
+        exchange_s: Seconds of exchange, over all clients.
+        exposed_s: Seconds of those in which a client stood still.
+        wait_peer_s: Seconds in which a client stood still for a slower one, over all clients.
+        fit_s: Seconds of training.
+    """
+
+    loss_before: dict[str, float]
+    loss_after: dict[str, float]
+    rounds: int
+    clients: int
+    upload_bytes: int
+    download_bytes: int
+    exchange_s: float
+    exposed_s: float
+    wait_peer_s: float
+    fit_s: float
+
+    @property
+    def hidden_share(self) -> float | None:
+        """Share of the exchange that ran behind computation, 0 to 1; None where nothing was exchanged."""
+        return 1 - self.exposed_s / self.exchange_s if self.exchange_s > 0 else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures for the manifest."""
+        return {**asdict(self), "hidden_share": self.hidden_share}
+
+
+def summarise(
+    records: Sequence[RoundRecord], before: Mapping[str, float], after: Mapping[str, float], fit_s: float
+) -> Summary:
+    """Add up the rounds of all clients."""
+    return Summary(
+        loss_before=dict(before),
+        loss_after=dict(after),
+        rounds=len({record.round for record in records}),
+        clients=len({record.client for record in records}),
+        upload_bytes=sum(record.upload_bytes for record in records),
+        download_bytes=sum(record.download_bytes for record in records),
+        exchange_s=math.fsum(record.exchange_s for record in records),
+        exposed_s=math.fsum(record.exposed_s for record in records),
+        wait_peer_s=math.fsum(record.wait_peer_s for record in records),
+        fit_s=fit_s,
+    )
+
+
+def summary_table(summary: Summary) -> Table:
+    """The table that is printed at the end of fit."""
+    table = Table(title="result", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name in summary.loss_after:
+        before = summary.loss_before.get(name)
+        was = "" if before is None else f"{before:.4f} before, "
+        table.add_row(f"held-out {_words(name)}", f"{was}{summary.loss_after[name]:.4f} after")
+    table.add_row("training", f"{summary.fit_s:.0f} s, {summary.rounds} rounds, {summary.clients} clients")
+    table.add_row("sent", f"{summary.upload_bytes / MEGABYTE:.1f} MB by all clients")
+    table.add_row("received", f"{summary.download_bytes / MEGABYTE:.1f} MB by all clients")
+    hidden = summary.hidden_share
+    if hidden is not None:
+        share = f"{100 * hidden:.1f} % of {summary.exchange_s:.1f} s ({summary.exposed_s:.1f} s stood still)"
+        table.add_row("exchange hidden", share)
+    table.add_row("waited for slower clients", f"{summary.wait_peer_s:.1f} s")
+    return table
+
+
+def held_out_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of a validation that belong in the table: losses and perplexities."""
+    return {name: float(value) for name, value in metrics.items() if "loss" in name or "perplexity" in name}
+
+
+def _words(name: str) -> str:
+    return name.removeprefix("val_").removeprefix("val/").replace("_", " ")

@@ -1,0 +1,262 @@
+"""The state machine of one rank and its clients: the only place where effects are ordered.
+
+Time is the common clock of optimizer steps. Round t takes steps tK+1 to (t+1)K; its exchange is due ``delay_steps`` after
+its last step and is merged exactly then, never on arrival, so the network's speed changes no weight. With
+delay_steps = qK + r that is after step r of round t+1+q, or at the join of round t+q if r = 0 (docs/method.md).
+
+A round on one rank::
+
+    engine.begin_round()
+    for client in engine.client_ids:
+        engine.begin_turn(client)
+        for _ in range(local_steps):
+            ...                        # one optimizer step on engine.block
+            engine.after_step()
+        engine.end_turn()
+    engine.end_round()
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_parablock.client import Client, InFlight
+from lightning_parablock.flat import FlatBlocks
+from lightning_parablock.held import HeldModel
+from lightning_parablock.records import RoundRecord
+from lightning_parablock.schedule import block_of_round
+from lightning_parablock.settings import Settings
+from lightning_parablock.transport.base import Exchange, Transport, Upload
+
+MAX_RECORDS = 100_000
+
+
+@dataclass
+class _Turn:
+    """One client's part of a round: when it computed, and how long it stood still for the round's exchange."""
+
+    start_s: float
+    block: int
+    steps: int = 0
+    end_s: float = 0.0
+    stood_still_s: float = 0.0
+    exposed_s: float = 0.0
+    wait_peer_s: float = 0.0
+
+
+class RoundEngine:
+    """Runs the rounds of the clients of one rank on one model.
+
+    Args:
+        flat: The model's blocks, holding the common starting value W.
+        settings: The run's settings.
+        clients: Ids of the clients this rank hosts, ascending.
+        transport: Carries the exchanges.
+        on_record: Called with each finished round's record, on the training thread.
+
+    Attributes:
+        round: Number of the round that runs or comes next.
+        block: Index of its block.
+        records: The records of finished rounds, oldest first, bounded.
+    """
+
+    def __init__(
+        self,
+        flat: FlatBlocks,
+        settings: Settings,
+        clients: Sequence[int],
+        transport: Transport,
+        *,
+        on_record: Callable[[RoundRecord], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.transport = transport
+        self.flat = flat
+        self.clients = {i: Client(i, [0] * len(flat.blocks)) for i in clients}
+        self.model = HeldModel(flat, self.clients.values(), settings.in_flight_value)
+        self.round = 0
+        self.block = self._block_of(0)
+        self.records: deque[RoundRecord] = deque(maxlen=MAX_RECORDS)
+        self._on_record = on_record
+        self._active: Client | None = None
+        self._loaded: Client = next(iter(self.clients.values()))
+        self._uploads: dict[int, Upload] = {}
+        self._exchanges: dict[int, Exchange] = {}
+        self._commits: dict[int, Tensor] = {}
+        self._turns: dict[tuple[int, int], _Turn] = {}
+
+    @property
+    def client_ids(self) -> list[int]:
+        """Ids of the clients of this rank, in the order of their turns."""
+        return list(self.clients)
+
+    # --- the verbs of a round, in order -------------------------------------------------------------------------------
+
+    def begin_round(self) -> int:
+        """Look up the block of the round and return its index."""
+        self.block = self._block_of(self.round)
+        return self.block
+
+    def begin_turn(self, client_id: int) -> None:
+        """Load the client's values into the model and take s; afterwards the optimizer may change the block."""
+        client = self._loaded = self._active = self.clients[client_id]
+        self._turns[self.round, client_id] = _Turn(time.time(), self.block)
+        self.model.show_all(client)
+        client.start = self.model.begin_training(client, self.block)
+        client.steps = 0
+
+    def after_step(self) -> None:
+        """Advance the clock by one optimizer step; merge the commit that is due inside the round, if one is."""
+        client = self._turn_of()
+        client.steps += 1
+        self.transport.check()
+        delay_rounds, delay_rest_steps = self.settings.delay_rounds_and_steps
+        if client.steps == delay_rest_steps:
+            self._merge(client, self.round - 1 - delay_rounds)
+
+    @property
+    def turn_is_over(self) -> bool:
+        """Whether the active client has made all local steps of the round."""
+        return self._turn_of().steps >= self.settings.local_steps
+
+    def end_turn(self) -> None:
+        """Measure the active client's delta from s; afterwards the optimizer must not touch the block."""
+        client = self._turn_of()
+        assert client.start is not None
+        self._uploads[client.id] = Upload(self.flat.pack(self.block) - client.start)
+        turn = self._turns[self.round, client.id]
+        turn.end_s, turn.steps = time.time(), client.steps
+        client.start, self._active = None, None
+
+    def end_round(self) -> None:
+        """Join: merge what is due, submit the deltas; at delay 0 wait for their commit."""
+        delay_rounds, delay_rest_steps = self.settings.delay_rounds_and_steps
+        if delay_rest_steps == 0 and delay_rounds > 0:
+            self._merge_everywhere(self.round - delay_rounds)
+        self._submit()
+        if self.settings.delay_steps == 0:
+            self._merge_everywhere(self.round)
+        self.round += 1
+
+    def finish(self) -> None:
+        """End the run: submit a short last round as it is, then commit everything in flight in round order.
+
+        Afterwards the model shows W, the same on every client. Needs a single client on this rank if a turn is open.
+        """
+        if self._active is not None:
+            if self._active.steps:
+                self.end_turn()
+                self.end_round()
+            else:
+                self._abandon_turn()
+        for round_index in sorted(self._exchanges):
+            self._merge_everywhere(round_index)
+        self.model.show_all(self._loaded)
+
+    # --- W beside the trajectory --------------------------------------------------------------------------------------
+
+    def show_committed(self) -> dict[int, Tensor]:
+        """Make the model show W, from merged commits only; the result goes to :meth:`undo_show_committed`."""
+        return self.model.show_committed(self._loaded)
+
+    def undo_show_committed(self, replaced: dict[int, Tensor]) -> None:
+        """Put the trained values back, bit for bit."""
+        self.model.undo(replaced)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _block_of(self, round_index: int) -> int:
+        return block_of_round(self.settings.block_order, len(self.flat.blocks), round_index, self.settings.seed)
+
+    def _turn_of(self) -> Client:
+        if self._active is None:
+            raise RuntimeError("no client's turn is open: call begin_turn first")
+        return self._active
+
+    def _abandon_turn(self) -> None:
+        client, self._active = self._turn_of(), None
+        client.start = None
+        del self._turns[self.round, client.id]
+
+    def _submit(self) -> None:
+        uploads, self._uploads = self._uploads, {}
+        self._exchanges[self.round] = self.transport.submit(self.round, self.block, uploads)
+        for client_id, upload in uploads.items():
+            self.clients[client_id].in_flight.append(InFlight(self.round, self.block, upload.delta))
+        self.model.show(self._loaded, self.block)
+
+    def _merge_everywhere(self, round_index: int) -> None:
+        for client in self.clients.values():
+            self._merge(client, round_index)
+
+    def _merge(self, client: Client, round_index: int) -> None:
+        """Take the commit of a round into one client: W first, then every value that rests on it."""
+        if round_index < 0:  # the clock has not reached the first exchange yet
+            return
+        turn = self._turns[round_index, client.id]
+        commit = self._wait(client, round_index)
+        block = turn.block
+        client.merge(round_index, block)
+        if client.versions[block] not in (self.clients[c].versions[block] for c in self.clients if c != client.id):
+            self.model.add_version(block, client.versions[block], commit)
+        if client is self._active and block == self.block:
+            self._shift_active(client)
+        elif client is self._loaded:
+            self.model.show(client, block)
+        self._finish_record(client, round_index)
+
+    def _shift_active(self, client: Client) -> None:
+        """A commit of the active block inside the round: s' = held; X += s' - s; s = s'. Optimizer state stays."""
+        assert client.start is not None
+        # A fresh tensor: held may return the stored W itself, and s must not alias what a later merge releases.
+        new_start = self.model.held(client, self.block).clone()
+        self.model.shift(self.block, new_start - client.start)
+        client.start = new_start
+
+    def _wait(self, client: Client, round_index: int) -> Tensor:
+        if round_index not in self._commits:
+            stood_from_s = time.time()
+            self._commits[round_index] = self._exchanges[round_index].wait()
+            self._note_wait(client, round_index, stood_from_s, time.time())
+        return self._commits[round_index]
+
+    def _note_wait(self, client: Client, round_index: int, from_s: float, until_s: float) -> None:
+        facts = self._exchanges[round_index].facts
+        waited = self._turns[round_index, client.id]
+        waited.wait_peer_s = max(0.0, min(until_s, facts.ready_s) - from_s)
+        waited.exposed_s = max(0.0, until_s - max(from_s, facts.ready_s))
+        if self._active is not None:
+            self._turns[self.round, client.id].stood_still_s += until_s - from_s
+
+    def _finish_record(self, client: Client, round_index: int) -> None:
+        turn = self._turns.pop((round_index, client.id))
+        facts = self._exchanges[round_index].facts
+        first = client.id == min(self.clients)
+        record = RoundRecord(
+            round=round_index,
+            block=self.flat.blocks[turn.block].name,
+            client=client.id,
+            steps=turn.steps,
+            start_s=turn.start_s,
+            end_s=turn.end_s,
+            compute_s=turn.end_s - turn.start_s - turn.stood_still_s,
+            exchange_s=facts.end_s - facts.ready_s,
+            exposed_s=turn.exposed_s,
+            wait_peer_s=turn.wait_peer_s,
+            # The messages are the rank's: where it hosts several clients, its first one's record carries them.
+            upload_bytes=facts.upload_bytes if first else 0,
+            download_bytes=facts.download_bytes if first else 0,
+            exchange_start_s=facts.start_s,
+            exchange_ready_s=facts.ready_s,
+            exchange_end_s=facts.end_s,
+        )
+        self.records.append(record)
+        if self._on_record is not None:
+            self._on_record(record)
+        if not any((round_index, c) in self._turns for c in self.clients):
+            del self._exchanges[round_index], self._commits[round_index]

@@ -1,0 +1,180 @@
+"""The settings of a run: one frozen record, checked once, and the fingerprint that all ranks must share."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from lightning_parablock.errors import ConfigurationError
+
+BlockOrder = Literal["sequential", "reverse", "shuffle", "random"]
+InFlightValue = Literal["local", "anchor"]
+Topology = Literal["sharded", "star"]
+Unmatched = Literal["error", "freeze"]
+Weighting = Literal["uniform"]
+Compression = Literal["none"]
+BlockOptimizerState = Literal["reset"]
+BlocksSpec = str | int | Sequence[str]
+
+
+@dataclass(frozen=True)
+class ServerOptimizer:
+    """What the server does with the mean delta G of a block (METHOD: "Server"). Base of the choices below."""
+
+
+@dataclass(frozen=True)
+class ServerSGD(ServerOptimizer):
+    """Federated averaging: W = W + lr G (arXiv 1602.05629).
+
+    Args:
+        lr: Server learning rate, dimensionless. 1 is plain averaging.
+    """
+
+    lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"server_optimizer lr must be > 0, got {self.lr}")
+
+
+@dataclass(frozen=True)
+class ServerNesterov(ServerOptimizer):
+    """Nesterov momentum, one velocity a block: v = momentum v + G; W = W + lr (G + momentum v) (arXiv 2311.08105).
+
+    Args:
+        lr: Server learning rate, dimensionless.
+        momentum: Decay of the velocity a visit of the block, in [0, 1).
+    """
+
+    lr: float = 0.7
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"server_optimizer lr must be > 0, got {self.lr}")
+        _require(0 <= self.momentum < 1, f"server_optimizer momentum must be in [0, 1), got {self.momentum}")
+
+
+SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {"sgd": ServerSGD, "nesterov": ServerNesterov}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of the method and its transport, resolved: no ``None`` is left but ``seed`` before set-up.
+
+    The fields are documented at :class:`lightning_parablock.strategy.ParaBlockStrategy`, which is where users give
+    them.
+
+    Raises:
+        ConfigurationError: a value is out of its range or of the wrong kind.
+    """
+
+    local_steps: int = 16
+    delay_steps: int = 16
+    blocks: str | int | tuple[str, ...] = "layers"
+    unmatched: Unmatched = "error"
+    block_order: BlockOrder = "shuffle"
+    in_flight_value: InFlightValue = "local"
+    server_optimizer: ServerOptimizer = field(default_factory=ServerSGD)
+    weighting: Weighting = "uniform"
+    topology: Topology = "sharded"
+    compression: Compression = "none"
+    block_optimizer_state: BlockOptimizerState = "reset"
+    exchange_timeout_s: float = 300.0
+    straggler_timeout_s: float = 3600.0
+    heartbeat_s: float = 1.0
+    chunk_bytes: int = 1 << 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_int("local_steps", self.local_steps, at_least=1, unit="optimizer steps a round")
+        _check_int("delay_steps", self.delay_steps, at_least=0, unit="optimizer steps; 0 is blocking")
+        _check_int("seed", self.seed, at_least=0, unit="any non-negative whole number")
+        _check_int("chunk_bytes", self.chunk_bytes, at_least=4096, unit="bytes a message")
+        _require(self.chunk_bytes % 4096 == 0, f"chunk_bytes must be a multiple of 4096, got {self.chunk_bytes}")
+        for name in ("exchange_timeout_s", "straggler_timeout_s", "heartbeat_s"):
+            value = getattr(self, name)
+            _require(
+                isinstance(value, (int, float)) and 0 < value < float("inf"),
+                f"{name} must be a finite number of seconds > 0, got {value!r}",
+            )
+        _require(
+            self.exchange_timeout_s >= 2 * self.heartbeat_s,
+            f"exchange_timeout_s ({self.exchange_timeout_s}) must be at least twice heartbeat_s ({self.heartbeat_s}), "
+            "else a healthy client looks silent",
+        )
+        _check_choice("unmatched", self.unmatched, get_args(Unmatched))
+        _check_choice("block_order", self.block_order, get_args(BlockOrder))
+        _check_choice("in_flight_value", self.in_flight_value, get_args(InFlightValue))
+        _check_choice("weighting", self.weighting, get_args(Weighting))
+        _check_choice("topology", self.topology, get_args(Topology))
+        _check_choice("compression", self.compression, get_args(Compression))
+        _check_choice("block_optimizer_state", self.block_optimizer_state, get_args(BlockOptimizerState))
+        _check_blocks(self.blocks)
+
+    @property
+    def delay_rounds_and_steps(self) -> tuple[int, int]:
+        """``delay_steps`` as (q, r) with delay_steps = q local_steps + r and 0 <= r < local_steps."""
+        return divmod(self.delay_steps, self.local_steps)
+
+    def fingerprint(self) -> dict[str, str]:
+        """One printable value a setting that every rank must share; all of them do."""
+        return {field.name: repr(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+def resolve_server_optimizer(value: str | ServerOptimizer) -> ServerOptimizer:
+    """Turn a name ("sgd", "nesterov") or an object with its settings into the object."""
+    if isinstance(value, ServerOptimizer):
+        return value
+    _check_choice("server_optimizer", value, tuple(SERVER_OPTIMIZERS))
+    return SERVER_OPTIMIZERS[value]()
+
+
+def resolve_blocks(value: BlocksSpec) -> str | int | tuple[str, ...]:
+    """Normalise the ``blocks`` option; a list of patterns becomes a tuple so that settings stay hashable."""
+    return value if isinstance(value, (str, int)) else tuple(value)
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """The end of an error message that names the choices and, where one is close, the likely intention."""
+    close = difflib.get_close_matches(word, choices, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"choose from {', '.join(map(repr, choices))}{hint}"
+
+
+def _check_blocks(blocks: Any) -> None:
+    if isinstance(blocks, str):
+        _require(
+            blocks == "layers",
+            f"blocks={blocks!r} is not known; choose 'layers', a whole number of blocks, or a list of patterns"
+            + (f" such as ['{blocks}']" if blocks else ""),
+        )
+        return
+    if isinstance(blocks, int) and not isinstance(blocks, bool):
+        _require(blocks >= 1, f"blocks must be at least 1, got {blocks}")
+        return
+    _require(isinstance(blocks, tuple) and len(blocks) > 0, f"blocks must not be empty, got {blocks!r}")
+    for pattern in blocks:
+        _require(isinstance(pattern, str), f"each pattern of blocks must be a string, got {pattern!r}")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigurationError(f"blocks: {pattern!r} is not a regular expression: {error}") from error
+
+
+def _check_int(name: str, value: Any, *, at_least: int, unit: str) -> None:
+    _require(
+        isinstance(value, int) and not isinstance(value, bool) and value >= at_least,
+        f"{name} must be a whole number >= {at_least} ({unit}), got {value!r}",
+    )
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    _require(value in choices, f"{name}={value!r} is not known; {nearest(str(value), choices)}")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigurationError(message)

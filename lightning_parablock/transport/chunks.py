@@ -1,0 +1,142 @@
+"""Messages: a block's shards, their chunks, and the header that every chunk carries.
+
+One message is one chunk: a header of 64 bytes, then the payload. Little-endian header layout::
+
+    offset bytes  field
+     0      4     magic "PBLK"
+     4      2     protocol version
+     6      2     kind: 1 delta, 2 commit
+     8      4     generation of the membership
+    12      4     round
+    16      4     block index
+    20      4     sender: client id of a delta, rank of a commit's server
+    24      8     first scalar of the chunk in the block
+    32      8     payload length in bytes
+    40      4     weight n_i of a delta, 0 in a commit
+    44      8     microseconds since the server heard from the slowest client, 0 in a delta
+    52      4     checksum of the payload and of the header up to here
+    56      8     zero
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from lightning_parablock.errors import ProtocolError
+from lightning_parablock.settings import Topology
+
+PROTOCOL_VERSION = 1
+HEADER_BYTES = 64
+SHARD_MULTIPLE = 1024
+"""Shards are cut at multiples of this many scalars from the block's start, whatever the number of ranks."""
+
+_MAGIC = b"PBLK"
+_LAYOUT = struct.Struct("<4sHHIIIIQQIQ")
+_CHECKSUM_OFFSET = _LAYOUT.size
+_SCALAR_BYTES = 4
+
+
+class Kind(IntEnum):
+    """What a message carries; also its tag on the wire."""
+
+    DELTA = 1
+    COMMIT = 2
+
+
+@dataclass(frozen=True)
+class Header:
+    """The facts of one message that must agree on both sides, see the module's layout."""
+
+    kind: Kind
+    generation: int
+    round: int
+    block: int
+    sender: int
+    first: int
+    length_bytes: int
+    weight: int = 0
+    since_ready_us: int = 0
+
+    def describe(self) -> str:
+        """For error messages."""
+        what = f"delta of client {self.sender}" if self.kind == Kind.DELTA else f"commit of rank {self.sender}"
+        return f"{what}, round {self.round}, block {self.block}, scalar {self.first}, {self.length_bytes} bytes"
+
+
+def shard_bounds(numel: int, n_ranks: int, topology: Topology) -> list[slice]:
+    """The slice of a block of ``numel`` scalars that each rank serves; together they cover it, some may be empty."""
+    if topology == "star":
+        return [slice(0, numel)] + [slice(numel, numel)] * (n_ranks - 1)
+    units = -(-numel // SHARD_MULTIPLE)
+    cuts = [min(numel, SHARD_MULTIPLE * (units * rank // n_ranks)) for rank in range(n_ranks)]
+    return [slice(low, high) for low, high in zip(cuts, [*cuts[1:], numel], strict=True)]
+
+
+def chunks_of(shard: slice, chunk_bytes: int) -> Iterator[slice]:
+    """Cut a shard into chunks of at most ``chunk_bytes`` of float32 payload; an empty shard has none.
+
+    The first chunk is small: its arrival tells when the sender began, untouched by how long a full chunk travels.
+    """
+    step = chunk_bytes // _SCALAR_BYTES
+    first = min(shard.start + SHARD_MULTIPLE, shard.stop)
+    if first > shard.start:
+        yield slice(shard.start, first)
+    for low in range(first, shard.stop, step):
+        yield slice(low, min(low + step, shard.stop))
+
+
+def empty_message(scalars: int, device: torch.device) -> Tensor:
+    """A buffer for a message of ``scalars`` float32 values: uint8, shape (64 + 4 scalars,)."""
+    return torch.empty(HEADER_BYTES + _SCALAR_BYTES * scalars, dtype=torch.uint8, device=device)
+
+
+def payload(message: Tensor) -> Tensor:
+    """The values of a message: a float32 view, shape (scalars,)."""
+    return message[HEADER_BYTES:].view(torch.float32)
+
+
+def seal(message: Tensor, header: Header) -> None:
+    """Write the header of a message whose payload is in place."""
+    fields = _LAYOUT.pack(_MAGIC, PROTOCOL_VERSION, *astuple(header))
+    checksum = _checksum(message, fields)
+    raw = fields + struct.pack("<I", checksum)
+    message[:HEADER_BYTES] = torch.frombuffer(bytearray(raw.ljust(HEADER_BYTES, b"\0")), dtype=torch.uint8)
+
+
+def unseal(message: Tensor, expected: Header) -> Header:
+    """Check a received message against what must stand there; the last two fields are the sender's to say.
+
+    Raises:
+        ProtocolError: another protocol version, another round, block, sender or place, or a wrong checksum.
+    """
+    raw = message[:HEADER_BYTES].cpu().numpy().tobytes()
+    magic, version, *fields = _LAYOUT.unpack_from(raw)
+    if magic != _MAGIC or version != PROTOCOL_VERSION:
+        raise ProtocolError(
+            f"expected {expected.describe()}, received a message of protocol {magic!r} version {version}, this side "
+            f"speaks version {PROTOCOL_VERSION}; install the same lightning-parablock everywhere"
+        )
+    (checksum,) = struct.unpack_from("<I", raw, _CHECKSUM_OFFSET)
+    if checksum != _checksum(message, raw[:_CHECKSUM_OFFSET]):
+        raise ProtocolError(f"expected {expected.describe()}: the checksum is wrong, the bytes were damaged on the way")
+    header = Header(Kind(fields[0]), *fields[1:])
+    if astuple(header)[:-2] != astuple(expected)[:-2]:
+        raise ProtocolError(f"expected {expected.describe()} of generation {expected.generation}, "
+                            f"received {header.describe()} of generation {header.generation}")  # fmt: skip
+    return header
+
+
+def _checksum(message: Tensor, fields: bytes) -> int:
+    """CRC-32 on the CPU; on a GPU the sum of the payload's words, which needs no copy to the host."""
+    body = message[HEADER_BYTES:]
+    if body.is_cuda:
+        return zlib.crc32(fields, int(body.view(torch.int32).sum(dtype=torch.int64).item()) & 0xFFFFFFFF)
+    # zlib releases the GIL on large inputs: the training thread goes on meanwhile.
+    return zlib.crc32(fields, zlib.crc32(body.numpy().data))

@@ -1,0 +1,279 @@
+"""Who takes part, and who is still there.
+
+A :class:`Membership` names the ranks and the clients each of them hosts; its generation stands in every message header,
+so that a group rebuilt for a new membership cannot mistake an old message for its own. A :class:`Watch` keeps one
+receive pending from every peer: it fails within milliseconds of the peer's death, even in the middle of a transfer (the
+canary), and brings the peer's heartbeats, whose absence shows a frozen process or a cut link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import IntEnum
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from lightning_parablock.errors import PeerError, PeerLostError, PeerTimeoutError
+
+T = TypeVar("T")
+
+_FOREVER = timedelta(days=3650)  # gloo closes every pair once a wait runs out, so the canary's must not
+_GRACE_S = 0.5
+_LAST_WORDS_BYTES = 2048
+
+
+class Sign(IntEnum):
+    """What one heartbeat says."""
+
+    ALIVE = 0
+    LEAVING = 1
+    FAILED = 2
+
+
+@dataclass(frozen=True)
+class Membership:
+    """The ranks of a run and their clients.
+
+    Attributes:
+        generation: 0 at the start; one more for every rebuilt group.
+        hosts: For each rank the name of its machine, for messages.
+        clients: For each rank the ids of the clients it hosts, ascending.
+        rank: This process.
+    """
+
+    generation: int
+    hosts: tuple[str, ...]
+    clients: tuple[tuple[int, ...], ...]
+    rank: int
+
+    @property
+    def n_ranks(self) -> int:
+        """Number of ranks."""
+        return len(self.clients)
+
+    @property
+    def peers(self) -> list[int]:
+        """The other ranks."""
+        return [rank for rank in range(self.n_ranks) if rank != self.rank]
+
+    def describe(self, rank: int) -> str:
+        """For error messages: ``client 2 (rank 2 on host c)``."""
+        clients = self.clients[rank]
+        who = f"client {clients[0]}" if len(clients) == 1 else f"clients {', '.join(map(str, clients))}"
+        return f"{who} (rank {rank} on {self.hosts[rank]})"
+
+
+@dataclass
+class _Peer:
+    """What is known of one peer. ``seen_s`` is monotonic time."""
+
+    seen_s: float
+    ended: Sign | None = None
+    lost_s: float | None = None
+    lost_why: str = ""
+
+
+class Watch:
+    """Hears the signs of life of every peer and gives this rank's own.
+
+    Args:
+        membership: The ranks of the default process group. Collective: every rank must construct its watch at the same
+            point, since it opens a gloo group that nothing else uses.
+        heartbeat_s: Seconds between two signs of life.
+        silence_limit_s: Seconds without one after which a peer counts as frozen or cut off.
+
+    Threads: two daemon threads a peer and one clock, started here; all methods may be called from any thread.
+    """
+
+    def __init__(self, membership: Membership, heartbeat_s: float, silence_limit_s: float) -> None:
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=silence_limit_s))
+        self._membership = membership
+        self._heartbeat_s = heartbeat_s
+        self._silence_limit_s = silence_limit_s
+        self._peers = {rank: _Peer(time.monotonic()) for rank in membership.peers}
+        self._changed = threading.Condition()
+        self._last_word: Sign | None = None
+        self._last_words = ""
+        self._speakers: list[threading.Thread] = []
+        for rank in self._membership.peers:
+            threading.Thread(target=self._listen, args=(rank,), daemon=True, name=f"parablock-hear-{rank}").start()
+            speaker = threading.Thread(target=self._speak, args=(rank,), daemon=True, name=f"parablock-speak-{rank}")
+            speaker.start()
+            self._speakers.append(speaker)
+        threading.Thread(target=self._forgive_own_pauses, daemon=True, name="parablock-clock").start()
+
+    def check(self, blamed: list[int] | None = None) -> None:
+        """Raise what is known of peers that are lost or silent for too long.
+
+        Args:
+            blamed: Ranks that somebody is waiting for; None means any.
+
+        Raises:
+            PeerLostError: a peer's process ended or failed.
+            PeerTimeoutError: a peer has been silent for longer than the limit.
+        """
+        lost = self._first_lost()
+        if lost is not None:
+            raise PeerLostError(f"{self._membership.describe(lost)} {self._peers[lost].lost_why}")
+        now_s = time.monotonic()
+        for rank, peer in self._peers.items():
+            silent_s = now_s - peer.seen_s
+            if peer.ended is None and silent_s > self._silence_limit_s and (blamed is None or rank in blamed):
+                raise PeerTimeoutError(
+                    f"{self._membership.describe(rank)} has given no sign of life for {silent_s:.0f} s (limit "
+                    f"exchange_timeout_s={self._silence_limit_s:g}): its process is frozen or its link is cut"
+                )
+
+    def explain(self, cause: Exception, rank: int | None) -> PeerError:
+        """Turn a failed transfer with ``rank`` (None: unknown) into the error to show, naming whoever was lost first.
+
+        Waits a moment for the watch to notice, since the transfer may fail before the canary does.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._first_lost() is not None, timeout=4 * _GRACE_S)
+        try:
+            self.check()
+        except PeerError as error:
+            return error
+        whom = "another client" if rank is None else self._membership.describe(rank)
+        return PeerLostError(f"the connection to {whom} broke: {cause}")
+
+    def guard(self, what: str, collective: Callable[[], T]) -> T:
+        """Run a collective operation of the default group so that a lost peer ends it, and Ctrl-C and SIGTERM too.
+
+        Args:
+            what: For messages, e.g. "barrier pre_setup".
+            collective: Runs on a daemon thread of its own, which is left behind where it cannot end.
+
+        Raises:
+            PeerError: a peer was lost or silent for too long while the operation waited for it.
+        """
+        result: list[T] = []
+        failure: list[Exception] = []
+        finished = threading.Event()
+
+        def run() -> None:
+            try:
+                result.append(collective())
+            except Exception as error:
+                failure.append(error)
+            finished.set()
+
+        threading.Thread(target=run, daemon=True, name=f"parablock-{what}").start()
+        while not finished.wait(0.05):
+            self.check()
+        if failure:
+            raise self.explain(failure[0], None) from failure[0]
+        return result[0]
+
+    def close(self, limit_s: float) -> list[int]:
+        """Say good-bye, wait until every peer has done so, at most ``limit_s``, and then release the group.
+
+        Returns:
+            The ranks that had not said good-bye by then.
+        """
+        self._say_last(Sign.LEAVING, "")
+        deadline_s = time.monotonic() + limit_s
+        with self._changed:
+            self._changed.wait_for(lambda: not self._remaining(), timeout=limit_s)
+        for speaker in self._speakers:
+            speaker.join(max(0.0, deadline_s - time.monotonic()))
+        remaining = self._remaining()
+        if not remaining and self._first_lost() is None and not any(s.is_alive() for s in self._speakers):
+            dist.destroy_process_group(self._group)
+        return remaining
+
+    def abort(self, last_words: str) -> None:
+        """Tell the peers that this rank ends on an error, and on which; does not wait for them."""
+        self._say_last(Sign.FAILED, last_words)
+        for speaker in self._speakers:
+            speaker.join(_GRACE_S / max(1, len(self._speakers)))
+
+    def _remaining(self) -> list[int]:
+        return [rank for rank, peer in self._peers.items() if peer.ended is None and peer.lost_s is None]
+
+    def _first_lost(self) -> int | None:
+        # When one rank fails the others soon follow: the first one is the cause.
+        lost = [(peer.lost_s, rank) for rank, peer in self._peers.items() if peer.lost_s is not None]
+        return min(lost)[1] if lost else None
+
+    def _say_last(self, sign: Sign, last_words: str) -> None:
+        with self._changed:
+            if self._last_word is None:
+                self._last_word, self._last_words = sign, last_words
+            self._changed.notify_all()
+
+    # --- threads ------------------------------------------------------------------------------------------------------
+
+    def _listen(self, rank: int) -> None:
+        heard = torch.zeros(1, dtype=torch.int64)
+        peer = self._peers[rank]
+        while peer.ended is None and peer.lost_s is None:
+            try:
+                self._receive(heard, rank)
+                self._hear(rank, peer, Sign(int(heard.item())))
+            except Exception as error:  # gloo raises RuntimeError and others; whatever it is, nothing more can come
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+                self._lose(peer, f"was lost: its process ended or its connection closed ({reason})")
+
+    def _hear(self, rank: int, peer: _Peer, sign: Sign) -> None:
+        peer.seen_s = time.monotonic()
+        if sign == Sign.FAILED:
+            words = torch.zeros(_LAST_WORDS_BYTES, dtype=torch.uint8)
+            with contextlib.suppress(Exception):  # the sign alone says enough where the rest does not arrive
+                self._receive(words, rank)
+            text = bytes(words.tolist()).rstrip(b"\0").decode(errors="replace")
+            self._lose(peer, f"ended on an error of its own: {text or 'see its log'}")
+        elif sign == Sign.LEAVING:
+            with self._changed:
+                peer.ended = sign
+                self._changed.notify_all()
+
+    def _receive(self, into: torch.Tensor, rank: int) -> None:
+        work = dist.irecv(into, src=rank, group=self._group)
+        assert work is not None
+        work.wait(_FOREVER)
+
+    def _send(self, tensor: torch.Tensor, rank: int) -> None:
+        work = dist.isend(tensor, dst=rank, group=self._group)
+        assert work is not None
+        work.wait(_FOREVER)
+
+    def _lose(self, peer: _Peer, why: str) -> None:
+        with self._changed:
+            peer.lost_s, peer.lost_why = time.monotonic(), why
+            self._changed.notify_all()
+
+    def _speak(self, rank: int) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._last_word is not None, timeout=self._heartbeat_s)
+                word = self._last_word
+            try:
+                self._send(torch.tensor([Sign.ALIVE if word is None else word], dtype=torch.int64), rank)
+                if word == Sign.FAILED:
+                    text = self._last_words.encode()[:_LAST_WORDS_BYTES].ljust(_LAST_WORDS_BYTES, b"\0")
+                    self._send(torch.frombuffer(bytearray(text), dtype=torch.uint8), rank)
+            except Exception:  # the listener of the same peer reports the loss
+                return
+            if word is not None:
+                return
+
+    def _forgive_own_pauses(self) -> None:
+        """A process that was itself stopped must not blame the others for the silence it slept through."""
+        last_s = time.monotonic()
+        while self._last_word is None:
+            time.sleep(min(self._heartbeat_s, 0.2))
+            now_s = time.monotonic()
+            pause_s = now_s - last_s - min(self._heartbeat_s, 0.2)
+            if pause_s > self._heartbeat_s:
+                for peer in self._peers.values():
+                    peer.seen_s += pause_s
+            last_s = now_s

@@ -1,0 +1,69 @@
+"""Opens the watch and the transport that fit the number of ranks."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from lightning_parablock.flat import FlatBlocks
+from lightning_parablock.server import ServerShard
+from lightning_parablock.settings import Settings
+from lightning_parablock.transport.base import Transport
+from lightning_parablock.transport.chunks import shard_bounds
+from lightning_parablock.transport.loopback import LoopbackTransport
+from lightning_parablock.transport.membership import Membership, Watch
+from lightning_parablock.transport.torch_distributed import TorchDistributedTransport
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who takes part, and the watch over them; None where this rank is alone."""
+
+    membership: Membership
+    watch: Watch | None
+
+
+def open_federation(settings: Settings, clients: Sequence[Sequence[int]]) -> Federation:
+    """Get to know the ranks of the default process group and begin to watch them; collective where there are several.
+
+    Args:
+        settings: Limits.
+        clients: For each rank the ids of the clients it hosts, ascending.
+    """
+    hosted = tuple(tuple(ids) for ids in clients)
+    if len(hosted) == 1:
+        return Federation(Membership(0, (socket.gethostname(),), hosted, 0), None)
+    hosts: list[str | None] = [None] * len(hosted)
+    dist.all_gather_object(hosts, socket.gethostname())
+    membership = Membership(0, tuple(map(str, hosts)), hosted, dist.get_rank())
+    return Federation(membership, Watch(membership, settings.heartbeat_s, settings.exchange_timeout_s))
+
+
+def open_transport(
+    federation: Federation, flat: FlatBlocks, settings: Settings, *, device: torch.device, backend: str
+) -> Transport:
+    """Open the transport of a run; collective where there are several ranks.
+
+    Args:
+        federation: The ranks.
+        flat: The model's blocks, holding the common starting value: it becomes the server's W.
+        settings: The run's settings.
+        device: Of the model.
+        backend: "gloo" or "nccl".
+    """
+    members = federation.membership
+    keep_on = device if backend == "nccl" else torch.device("cpu")
+    initial: list[torch.Tensor] = []
+    for block, facts in enumerate(flat.blocks):
+        bounds = shard_bounds(facts.numel, members.n_ranks, settings.topology)[members.rank]
+        initial.append(flat.pack(block)[bounds].to(keep_on, torch.float32, copy=True))
+    server = ServerShard(settings.server_optimizer, initial)
+    if federation.watch is None:
+        return LoopbackTransport(server)
+    return TorchDistributedTransport(
+        members, federation.watch, settings, server, blocks=flat.blocks, device=device, backend=backend
+    )

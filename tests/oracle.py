@@ -1,0 +1,179 @@
+"""The method as one plain loop in one process: the reference that every real, distributed run must equal bit for bit.
+
+It imports nothing of the package. What it computes, in the order in which it does so: docs/method.md. Weights of a
+model stand in a dict, parameter name -> tensor; letters follow the method's text: W is the committed model, X[i] the
+model of client i, s[i] the value its active block started from, Delta[t, i] its progress in round t, K the local
+steps of a round. Buffers are not exchanged. Set ``torch.set_num_threads(1)`` before comparing bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Weights = dict[str, Tensor]
+MakeModel = Callable[[], nn.Module]
+LossFn = Callable[[nn.Module, int, int], Tensor]
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class OracleConfig:
+    """What a run is made of; the schedule is given from outside and has its own tests."""
+
+    block_names: tuple[tuple[str, ...], ...]  # parameter names of each block
+    schedule: tuple[int, ...]  # block index of each round
+    n_clients: int
+    total_steps: int  # optimizer steps a client makes in all; the last round may be short
+    local_steps: int  # optimizer steps of a round
+    delay_steps: int
+    in_flight_value: str = "local"  # "local" | "anchor"
+    server: str = "sgd"  # "sgd" | "nesterov"
+    server_lr: float = 1.0
+    server_momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Refuse what would otherwise be taken for something else in silence."""
+        assert self.in_flight_value in ("local", "anchor") and self.server in ("sgd", "nesterov")
+        assert self.n_clients >= 1 and self.local_steps >= 1 and self.delay_steps >= 0 and self.total_steps >= 0
+        assert len(self.schedule) >= self.n_rounds, f"{self.n_rounds} rounds need as many entries in the schedule"
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds that are begun, a short last one among them."""
+        return -(-self.total_steps // self.local_steps)
+
+
+@dataclass
+class OracleResult:
+    """What came out: everything is fp32, a parameter's tensor under its name."""
+
+    weights: Weights  # W after the drain
+    increments: list[tuple[int, int, Weights]]  # (round, block, W after - W before), in commit order
+    deltas: dict[tuple[int, int], Weights]  # (round, client) -> Delta
+
+
+def run_oracle(
+    config: OracleConfig, make_model: MakeModel, loss_fn: LossFn, make_optimizer: MakeOptimizer
+) -> OracleResult:
+    """Run the method. ``loss_fn(model, client, step)`` counts the steps of a client from 0, across rounds."""
+    K, clients = config.local_steps, range(config.n_clients)
+    q, r = divmod(config.delay_steps, K)
+    block_of_round, names_of = config.schedule, config.block_names
+    models = [make_model() for _ in clients]
+    X = [dict(model.named_parameters()) for model in models]
+    # Full cohorts: every client merges a commit after the same step, so one W stands for the W of all of them.
+    W = {name: value.detach().clone() for name, value in X[0].items()}
+    v = {name: torch.zeros_like(value) for name, value in W.items()}
+    Delta: dict[tuple[int, int], Weights] = {}
+    in_flight: list[int] = []  # rounds submitted and not yet committed, oldest first
+    increments: list[tuple[int, int, Weights]] = []
+    s: list[Weights] = [{} for _ in clients]
+
+    def held(i: int, b: int) -> Weights:
+        value = {name: W[name] for name in names_of[b]}
+        for t in in_flight:
+            if config.in_flight_value == "local" and block_of_round[t] == b:
+                value = {name: value[name] + Delta[t, i][name] for name in value}
+        return value
+
+    def commit(t: int) -> None:
+        before = {name: W[name] for name in names_of[block_of_round[t]]}
+        for name in before:
+            total = Delta[t, 0][name]
+            for i in clients[1:]:
+                total = total + Delta[t, i][name]
+            direction = G = total / config.n_clients
+            if config.server == "nesterov":
+                v[name] = config.server_momentum * v[name] + G
+                direction = G + config.server_momentum * v[name]
+            W[name] = W[name] + config.server_lr * direction
+        in_flight.remove(t)
+        increments.append((t, block_of_round[t], {name: W[name] - before[name] for name in before}))
+
+    @torch.no_grad()
+    def merge(t: int, active: int | None = None) -> None:
+        commit(t)
+        b = block_of_round[t]
+        for i in clients:
+            value = held(i, b)
+            for name in names_of[b]:
+                if b == active:  # being trained: keep the progress since s, move what it stands on
+                    X[i][name].copy_(X[i][name] + (value[name] - s[i][name]))
+                else:
+                    X[i][name].copy_(value[name])
+            if b == active:
+                s[i] = value
+
+    for t in range(config.n_rounds):
+        b = block_of_round[t]
+        optimizers: list[torch.optim.Optimizer] = []
+        for i in clients:
+            for name, parameter in X[i].items():
+                parameter.requires_grad_(name in names_of[b])
+                parameter.grad = None
+            s[i] = {name: X[i][name].detach().clone() for name in names_of[b]}
+            optimizers.append(make_optimizer([X[i][name] for name in names_of[b]]))  # state: reset
+
+        for step in range(1, min(K, config.total_steps - t * K) + 1):
+            for i in clients:
+                optimizers[i].zero_grad()
+                loss_fn(models[i], i, t * K + step - 1).backward()
+                optimizers[i].step()
+            if step == r and t - 1 - q >= 0:  # r = 0 never is a step: then it merges at the join, below
+                merge(t - 1 - q, active=b)
+
+        with torch.no_grad():
+            for i in clients:
+                Delta[t, i] = {name: X[i][name] - s[i][name] for name in names_of[b]}
+            if r == 0 and q > 0 and t - q >= 0:
+                merge(t - q)
+            in_flight.append(t)
+            for i in clients:
+                for name, value in held(i, b).items():
+                    X[i][name].copy_(value)
+            if config.delay_steps == 0:
+                merge(t)
+
+    for t in list(in_flight):  # drain
+        merge(t)
+    assert all(torch.equal(X[i][name], W[name]) for i in clients for name in W), "after the drain a client holds not W"
+    return OracleResult(W, increments, Delta)
+
+
+def run_fedbcd(config: OracleConfig, make_model: MakeModel, loss_fn: LossFn, make_optimizer: MakeOptimizer) -> Weights:
+    """Blocking federated block coordinate descent, without any notion of delay; ``config.delay_steps`` is not read."""
+    model = make_model()  # one working copy: clients take turns, each from the server's model
+    parameters = dict(model.named_parameters())
+    server = {name: parameter.data.clone() for name, parameter in parameters.items()}
+    velocity: Weights = {}
+    steps_left = config.total_steps
+    for t, block in enumerate(config.schedule[: config.n_rounds]):
+        n_steps = min(config.local_steps, steps_left)
+        steps_left -= n_steps
+        names = config.block_names[block]
+        sums: Weights = {}
+        for client in range(config.n_clients):
+            for name, parameter in parameters.items():
+                parameter.data = server[name].clone()
+                parameter.grad = None
+                parameter.requires_grad = name in names
+            optimizer = make_optimizer([parameters[name] for name in names])
+            for k in range(n_steps):
+                model.zero_grad()
+                loss_fn(model, client, t * config.local_steps + k).backward()
+                optimizer.step()
+            for name in names:
+                progress = parameters[name].data - server[name]
+                sums[name] = sums[name] + progress if name in sums else progress
+        for name in names:
+            mean = sums[name] / config.n_clients
+            if config.server == "nesterov":
+                kept = config.server_momentum * velocity[name] if name in velocity else torch.zeros_like(mean)
+                velocity[name] = kept + mean
+                mean = mean + config.server_momentum * velocity[name]
+            server[name] = server[name] + config.server_lr * mean
+    return server

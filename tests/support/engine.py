@@ -1,0 +1,99 @@
+"""Drive a RoundEngine by hand, without Lightning: what the strategy does, in a dozen lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_parablock.blocks import Block
+from lightning_parablock.flat import FlatBlocks
+from lightning_parablock.rounds import RoundEngine
+from lightning_parablock.server import ServerShard
+from lightning_parablock.settings import ServerNesterov, ServerOptimizer, ServerSGD, Settings
+from lightning_parablock.transport.base import Transport
+from lightning_parablock.transport.loopback import LoopbackTransport
+from tests.oracle import OracleConfig
+from tests.tasks import Task
+
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+def blocks_of(model: nn.Module, block_names: Sequence[Sequence[str]]) -> list[Block]:
+    """Blocks over the given parameter names."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return [Block(f"block{i}", tuple(names), sum(sizes[n] for n in names)) for i, names in enumerate(block_names)]
+
+
+def oracle_config(
+    task: Task, settings: Settings, schedule: Sequence[int], *, n_clients: int, total_steps: int
+) -> OracleConfig:
+    """The oracle's words for the package's settings."""
+    optimizer = settings.server_optimizer
+    assert isinstance(optimizer, (ServerSGD, ServerNesterov))
+    return OracleConfig(
+        block_names=task.block_names,
+        schedule=tuple(schedule),
+        n_clients=n_clients,
+        total_steps=total_steps,
+        local_steps=settings.local_steps,
+        delay_steps=settings.delay_steps,
+        in_flight_value=settings.in_flight_value,
+        server="nesterov" if isinstance(optimizer, ServerNesterov) else "sgd",
+        server_lr=optimizer.lr,
+        server_momentum=optimizer.momentum if isinstance(optimizer, ServerNesterov) else 0.0,
+    )
+
+
+def loopback(flat: FlatBlocks, optimizer: ServerOptimizer) -> LoopbackTransport:
+    """The transport of one rank that hosts every client."""
+    return LoopbackTransport(ServerShard(optimizer, [flat.pack(b) for b in range(len(flat.blocks))]))
+
+
+def run_rounds(
+    engine: RoundEngine, task: Task, model: nn.Module, make_optimizer: MakeOptimizer, total_steps: int
+) -> dict[str, Tensor]:
+    """Train every client of the engine for ``total_steps`` and return the model's weights after the drain."""
+    local_steps = engine.settings.local_steps
+    for first_step in range(0, total_steps, local_steps):
+        block = engine.begin_round()
+        for client in engine.client_ids:
+            engine.begin_turn(client)
+            optimizer = _only_trainable(engine.flat, block, make_optimizer)
+            for step in range(first_step, min(first_step + local_steps, total_steps)):
+                optimizer.zero_grad()
+                task.loss_fn(model, client, step).backward()
+                optimizer.step()
+                engine.after_step()
+            engine.end_turn()
+        engine.end_round()
+    engine.finish()
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def _only_trainable(flat: FlatBlocks, block: int, make_optimizer: MakeOptimizer) -> torch.optim.Optimizer:
+    for other in range(len(flat.blocks)):
+        for parameter in flat.parameters(other):
+            parameter.requires_grad_(other == block)
+            parameter.grad = None
+    return make_optimizer(flat.parameters(block))
+
+
+def run_on(
+    transport_of: Callable[[FlatBlocks], Transport],
+    task: Task,
+    settings: Settings,
+    *,
+    clients: Sequence[int],
+    total_steps: int,
+    make_optimizer: MakeOptimizer,
+) -> dict[str, Tensor]:
+    """One whole run on this rank."""
+    model = task.make_model()
+    flat = FlatBlocks(model, blocks_of(model, task.block_names))
+    transport = transport_of(flat)
+    engine = RoundEngine(flat, settings, clients, transport)
+    weights = run_rounds(engine, task, model, make_optimizer, total_steps)
+    transport.close()
+    return weights
