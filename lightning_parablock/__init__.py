@@ -1,3 +1,18 @@
-"""lightning-parablock: federated block coordinate fine-tuning under PyTorch Lightning, by one flag."""
+"""lightning-parablock: federated block coordinate fine-tuning under PyTorch Lightning, by one flag.
+
+Importing this package registers the strategies "parablock", "fedbcd" (delay 0) and "fedavg" (one block, delay 0), so
+that ``Trainer(strategy="parablock")`` works.
+"""
+
+from __future__ import annotations
+
+from lightning_parablock.blocks import Block
+from lightning_parablock.records import RoundRecord
+from lightning_parablock.registration import register
+from lightning_parablock.settings import ServerNesterov, ServerSGD
+from lightning_parablock.strategy import ParaBlockStrategy
 
 __version__ = "0.1.0"
+__all__ = ["Block", "ParaBlockStrategy", "RoundRecord", "ServerNesterov", "ServerSGD"]
+
+register()

@@ -43,7 +43,9 @@ class Client:
 
     def tag(self, block: int, in_flight_value: InFlightValue) -> Tag:
         """What :meth:`held` returns for the block, named instead of computed."""
-        own = tuple((self.id, d.round) for d in self.in_flight if d.block == block) if in_flight_value == "local" else ()
+        own = (
+            tuple((self.id, d.round) for d in self.in_flight if d.block == block) if in_flight_value == "local" else ()
+        )
         return self.versions[block], own
 
     @torch.no_grad()

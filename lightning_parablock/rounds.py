@@ -19,8 +19,7 @@ A round on one rank::
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -57,7 +56,6 @@ class RoundEngine:
         settings: The run's settings.
         clients: Ids of the clients this rank hosts, ascending.
         transport: Carries the exchanges.
-        on_record: Called with each finished round's record, on the training thread.
 
     Attributes:
         round: Number of the round that runs or comes next.
@@ -71,8 +69,6 @@ class RoundEngine:
         settings: Settings,
         clients: Sequence[int],
         transport: Transport,
-        *,
-        on_record: Callable[[RoundRecord], None] | None = None,
     ) -> None:
         self.settings = settings
         self.transport = transport
@@ -81,8 +77,7 @@ class RoundEngine:
         self.model = HeldModel(flat, self.clients.values(), settings.in_flight_value)
         self.round = 0
         self.block = self._block_of(0)
-        self.records: deque[RoundRecord] = deque(maxlen=MAX_RECORDS)
-        self._on_record = on_record
+        self.records: list[RoundRecord] = []
         self._active: Client | None = None
         self._loaded: Client = next(iter(self.clients.values()))
         self._uploads: dict[int, Upload] = {}
@@ -94,6 +89,11 @@ class RoundEngine:
     def client_ids(self) -> list[int]:
         """Ids of the clients of this rank, in the order of their turns."""
         return list(self.clients)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a client's turn is open: then the model may show something else than W."""
+        return self._active is not None
 
     # --- the verbs of a round, in order -------------------------------------------------------------------------------
 
@@ -256,7 +256,7 @@ class RoundEngine:
             exchange_end_s=facts.end_s,
         )
         self.records.append(record)
-        if self._on_record is not None:
-            self._on_record(record)
+        if len(self.records) > MAX_RECORDS:
+            del self.records[: MAX_RECORDS // 2]
         if not any((round_index, c) in self._turns for c in self.clients):
             del self._exchanges[round_index], self._commits[round_index]

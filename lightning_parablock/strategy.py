@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import math
+import os
+import random
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
+import lightning.pytorch as pl
+import numpy as np
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
+from lightning.fabric.utilities.distributed import (
+    ReduceOp,
+    _get_default_process_group_backend_for_device,  # pyright: ignore[reportPrivateUsage]
+    _init_dist_connection,  # pyright: ignore[reportPrivateUsage]
+    _sync_ddp_if_available,  # pyright: ignore[reportPrivateUsage]
+)
+from lightning.fabric.utilities.optimizer import _optimizers_to_device  # pyright: ignore[reportPrivateUsage]
+from lightning.fabric.utilities.rank_zero import rank_zero_only as fabric_rank_zero_only
+from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies.launchers import (
+    _MultiProcessingLauncher,  # pyright: ignore[reportPrivateUsage]
+    _SubprocessScriptLauncher,  # pyright: ignore[reportPrivateUsage]
+)
+from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
+from torch.optim import Optimizer
+from typing_extensions import override
 
+from lightning_parablock.agreement import refuse_differences, versions_here
+from lightning_parablock.blocks import Block, partition
+from lightning_parablock.callbacks.freeze import BlockFreezer
+from lightning_parablock.callbacks.metrics import RoundMetrics
+from lightning_parablock.errors import ConfigurationError, DivergenceError
+from lightning_parablock.flat import FlatBlocks, hash_tensors
+from lightning_parablock.loaders import Cutting, cut_or_keep
+from lightning_parablock.records import RoundRecord
+from lightning_parablock.refusals import refuse_parameters, refuse_trainer, refuse_uncovered, the_optimizer
+from lightning_parablock.rounds import RoundEngine
+from lightning_parablock.schedule import derive_seed
 from lightning_parablock.settings import (
     BlockOptimizerState,
     BlockOrder,
@@ -25,6 +64,13 @@ from lightning_parablock.settings import (
     resolve_blocks,
     resolve_server_optimizer,
 )
+from lightning_parablock.transport.base import Transport
+from lightning_parablock.transport.opening import Federation, open_federation, open_transport
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_CLOSE_LIMIT_S = 30.0
 
 
 class ParaBlockStrategy(ParallelStrategy):
@@ -122,3 +168,456 @@ class ParaBlockStrategy(ParallelStrategy):
             chunk_bytes=chunk_bytes,
             seed=0 if seed is None else seed,
         )
+        self._seed_is_given = seed is not None
+        self._num_nodes = 1
+        self._process_group_backend = process_group_backend
+        self._timeout = timeout
+        self._start_method = start_method
+        self._trainer: pl.Trainer | None = None
+        self._cuts_loaders = False
+        self._federation: Federation | None = None
+        self._flat: FlatBlocks | None = None
+        self._transport: Transport | None = None
+        self._engine: RoundEngine | None = None
+        self._replaced: dict[int, Tensor] | None = None
+        self._stepped = False
+        self._failed = False
+        self._batch_limit: int | None = None
+
+    # --- facts --------------------------------------------------------------------------------------------------------
+
+    is_distributed = True
+    """Without it Lightning ignores ``sync_dist=True``."""
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks in order; empty before set-up."""
+        return self._flat.blocks if self._flat is not None else []
+
+    @property
+    def round_records(self) -> list[RoundRecord]:
+        """One record a finished round of this rank's client, oldest first; bounded."""
+        return self._engine.records if self._engine is not None else []
+
+    @property
+    def client(self) -> int:
+        """Number of this rank's client."""
+        return self.global_rank
+
+    @property
+    @override
+    def root_device(self) -> torch.device:
+        assert self.parallel_devices is not None
+        return self.parallel_devices[self.local_rank]
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes; set by the Trainer."""
+        return self._num_nodes
+
+    @num_nodes.setter
+    def num_nodes(self, num_nodes: int) -> None:
+        self._num_nodes = num_nodes
+
+    @property
+    def num_processes(self) -> int:
+        """Number of processes on this node."""
+        return len(self.parallel_devices) if self.parallel_devices is not None else 0
+
+    @property
+    @override
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": self.num_nodes * self.num_processes, "rank": self.global_rank}
+
+    @property
+    def process_group_backend(self) -> str:
+        """ "gloo" or "nccl"."""
+        return self._process_group_backend or _get_default_process_group_backend_for_device(self.root_device)
+
+    # --- set-up, in Lightning's order ---------------------------------------------------------------------------------
+
+    @override
+    def connect(self, model: pl.LightningModule) -> None:
+        super().connect(model)
+        trainer = self._trainer = model.trainer
+        if trainer.state.fn == TrainerFn.FITTING:
+            refuse_trainer(trainer, model)
+        self._take_over_sampler_cutting(trainer)
+        self._insert_callbacks(trainer)
+        self._silence_per_batch_broadcasts(trainer)
+        self._isolate_validation(trainer)
+
+    @override
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        if self._start_method == "popen":
+            self._launcher = _SubprocessScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+        else:
+            self._launcher = _MultiProcessingLauncher(self, start_method=self._start_method)
+
+    @override
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        reset_seed()
+        self._set_world_ranks()
+        if not self._seed_is_given:
+            self.settings = dataclasses.replace(self.settings, seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
+        if self.world_size > 1:
+            self._open_default_group()
+        clients = [[rank] for rank in range(self.world_size)]
+        self._failed = False
+        self._federation = open_federation(self.settings, clients)
+        # First of all agreements: what follows is collective and relies on equal settings.
+        self._refuse_differences(versions_here())
+        self._refuse_differences(self.settings.fingerprint())
+
+    @override
+    def setup(self, trainer: pl.Trainer) -> None:
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
+        assert self.model is not None
+        self.model = self.precision_plugin.convert_module(self.model)
+        self.model_to_device()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._setup_blocks()
+        self._broadcast_model()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+            optimizer = the_optimizer(self.optimizers)
+            refuse_uncovered(self._module(), self.blocks, optimizer)
+        self.setup_precision_plugin()
+        if trainer.state.fn == TrainerFn.FITTING:
+            _optimizers_to_device(self.optimizers, self.root_device)
+
+    @override
+    def model_to_device(self) -> None:
+        assert self.model is not None
+        self.model.to(self.root_device)
+
+    @override
+    def process_dataloader(self, dataloader: object) -> object:
+        trainer = self._trainer
+        assert trainer is not None and trainer.state.stage is not None
+        stage = trainer.state.stage
+        if self._cuts_loaders and self.world_size > 1:
+            cutting = Cutting(self.client, self.settings.seed, self._gather_strings)
+            dataloader, what = cut_or_keep(dataloader, stage, cutting)
+            if stage != RunningStage.SANITY_CHECKING:
+                rank_zero_info(f"parablock: {stage.value}: {what}")
+        if stage == RunningStage.TRAINING and self.world_size > 1:
+            self._agree_on_length(trainer, dataloader)
+        return dataloader
+
+    # --- rounds, called by the freezing callback ----------------------------------------------------------------------
+
+    def start_rounds(self) -> list[nn.Parameter]:
+        """Open the transport, begin the first round and return its block's parameters. Collective."""
+        assert self._flat is not None and self._federation is not None
+        device, backend = self.root_device, self.process_group_backend
+        self._transport = open_transport(self._federation, self._flat, self.settings, device=device, backend=backend)
+        self._engine = RoundEngine(self._flat, self.settings, [self.client], self._transport)
+        self._seed_client()
+        return self._begin_round(self._engine)
+
+    def after_batch(self) -> list[nn.Parameter] | None:
+        """Advance the clock if the batch brought an optimizer step; at a round's end switch to the next block.
+
+        Returns:
+            The next block's parameters where a round has ended, else None.
+        """
+        engine = self._engine
+        assert engine is not None
+        if not self._stepped:
+            return None
+        self._stepped = False
+        engine.after_step()
+        if not engine.turn_is_over:
+            return None
+        old_block = engine.block
+        engine.end_turn()
+        engine.end_round()
+        self._drop_optimizer_state(engine.flat.parameters(old_block))
+        return self._begin_round(engine)
+
+    def finish_rounds(self) -> None:
+        """Drain, and make sure that every client holds the same bits. Collective."""
+        engine, transport = self._engine, self._transport
+        assert engine is not None and transport is not None
+        self._drop_optimizer_state(engine.flat.parameters(engine.block))
+        engine.finish()
+        self._refuse_divergence()
+        transport.close()
+
+    @override
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        # Fires once an optimizer step, also with gradient accumulation; the block is switched later, at the batch's end.
+        output = super().optimizer_step(optimizer, closure, model, **kwargs)
+        self._stepped = True
+        return output
+
+    # --- W for validation and checkpoints -----------------------------------------------------------------------------
+
+    @override
+    def on_validation_start(self) -> None:
+        if self._in_rounds():
+            assert self._engine is not None
+            self._replaced = self._engine.show_committed()
+
+    @override
+    def on_validation_end(self) -> None:
+        if self._replaced is not None:
+            assert self._engine is not None
+            self._engine.undo_show_committed(self._replaced)
+            self._replaced = None
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The committed model W, whatever the parameters hold now; tensors that would change are copies."""
+        if not self._in_rounds() or self._replaced is not None:
+            return super().lightning_module_state_dict()
+        engine = self._engine
+        assert engine is not None
+        replaced = engine.show_committed()
+        changed = {p.data_ptr() for block in replaced for p in engine.flat.parameters(block)}
+        state = super().lightning_module_state_dict()
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.data_ptr() in changed:
+                state[name] = value.detach().clone()
+        engine.undo_show_committed(replaced)
+        return state
+
+    @override
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        try:
+            checkpoint = super().load_checkpoint(checkpoint_path, weights_only=weights_only)
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ConfigurationError(f"{checkpoint_path} cannot be read as a checkpoint: {reason}") from error
+        if "state_dict" not in checkpoint:
+            raise ConfigurationError(f"{checkpoint_path} is not a Lightning checkpoint: it has no 'state_dict'")
+        assert self._trainer is not None
+        if self._trainer.state.fn == TrainerFn.FITTING:
+            raise ConfigurationError(
+                f"fit cannot resume from {checkpoint_path}: this version does not save the clients' state, so the run "
+                "would silently take another course; load its weights into the model instead and start a new run"
+            )
+        return checkpoint
+
+    # --- collectives of Lightning, none of which outlives a lost peer -------------------------------------------------
+
+    @override
+    def barrier(self, name: str | None = None) -> None:
+        if self.world_size > 1 and dist.is_initialized() and not self._failed:
+            devices = [self.root_device.index] if self.process_group_backend == "nccl" else None
+            self._guard(f"barrier {name or ''}".strip(), lambda: dist.barrier(device_ids=devices))
+
+    @override
+    def broadcast(self, obj: T, src: int = 0) -> T:
+        if self.world_size == 1 or not dist.is_initialized():
+            return obj
+        objects = [obj]
+        self._guard("broadcast", lambda: dist.broadcast_object_list(objects, src))
+        return objects[0]
+
+    @override
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: ReduceOp | str | None = "mean") -> Any:
+        if not isinstance(tensor, Tensor) or self.world_size == 1:
+            return tensor
+        return self._guard("reduce", lambda: _sync_ddp_if_available(tensor, group, reduce_op=reduce_op))
+
+    @override
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        if sync_grads:  # autograd belongs to the thread that calls
+            return super().all_gather(tensor, group, sync_grads)
+        return self._guard("all_gather", lambda: super(ParaBlockStrategy, self).all_gather(tensor, group))
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        # Never waits for peers: they may be what failed.
+        self._failed = True
+        watch = self._federation.watch if self._federation is not None else None
+        if watch is not None:
+            watch.abort(f"{type(exception).__name__}: {exception}")
+
+    @override
+    def teardown(self) -> None:
+        federation, self._federation = self._federation, None
+        if federation is not None and federation.watch is not None and not self._failed:
+            late = federation.watch.close(_CLOSE_LIMIT_S)
+            if late:
+                who = ", ".join(federation.membership.describe(rank) for rank in late)
+                log.warning("parablock: left without a good-bye from %s after %g s", who, _CLOSE_LIMIT_S)
+        if self.cluster_environment is not None:
+            super().teardown()
+
+    # --- inside: taking over from Lightning ---------------------------------------------------------------------------
+
+    def _take_over_sampler_cutting(self, trainer: pl.Trainer) -> None:
+        connector = trainer._accelerator_connector  # pyright: ignore[reportPrivateUsage]
+        # Only once: a second fit of the same trainer would find the flag as we left it.
+        self._cuts_loaders = self._cuts_loaders or connector.use_distributed_sampler
+        connector.use_distributed_sampler = False
+
+    def _insert_callbacks(self, trainer: pl.Trainer) -> None:
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [c for c in callbacks if not isinstance(c, BlockFreezer)]
+        if trainer.state.fn == TrainerFn.FITTING:
+            if not any(isinstance(c, RoundMetrics) for c in callbacks):
+                callbacks.insert(0, RoundMetrics())
+            callbacks.insert(0, BlockFreezer(self))
+
+    def _silence_per_batch_broadcasts(self, trainer: pl.Trainer) -> None:
+        """Lightning broadcasts a flag from rank 0 on every batch, which would tie each client to the slowest."""
+        epoch_loop = trainer.fit_loop.epoch_loop
+        if hasattr(epoch_loop, "_broadcast_sigterm_tensor"):
+            epoch_loop._broadcast_sigterm_tensor = lambda: None  # pyright: ignore[reportPrivateUsage]
+        connector = trainer._signal_connector  # pyright: ignore[reportPrivateUsage]
+        if hasattr(connector, "_sigterm_notifier_fn"):
+            connector._sigterm_notifier_fn = lambda signum, _: self._note_sigterm(connector, signum)
+
+    def _note_sigterm(self, connector: Any, signum: int) -> None:
+        if not connector.received_sigterm and self.launcher is not None:
+            self.launcher.kill(signum)
+        connector.received_sigterm = True
+
+    def _isolate_validation(self, trainer: pl.Trainer) -> None:
+        """Validation draws random numbers (a data loader's seed); the training must not notice."""
+        val_loop = trainer.fit_loop.epoch_loop.val_loop
+        run = type(val_loop).run
+
+        def run_isolated() -> Any:
+            with isolate_rng():
+                return run(val_loop)
+
+        val_loop.run = run_isolated  # type: ignore[method-assign]
+
+    def _set_world_ranks(self) -> None:
+        if self.cluster_environment is not None:
+            self.cluster_environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
+            self.cluster_environment.set_world_size(self.num_nodes * self.num_processes)
+        rank_zero_only.rank = fabric_rank_zero_only.rank = self.global_rank
+
+    def _open_default_group(self) -> None:
+        assert self.cluster_environment is not None
+        device_id = self.root_device if self.root_device.type == "cuda" else None
+        _init_dist_connection(
+            self.cluster_environment, self.process_group_backend, timeout=self._timeout, device_id=device_id
+        )
+
+    # --- inside: agreement --------------------------------------------------------------------------------------------
+
+    def _guard(self, what: str, collective: Callable[[], T]) -> T:
+        watch = self._federation.watch if self._federation is not None else None
+        if watch is None:
+            return collective()
+        return watch.guard(what, collective)
+
+    def _gather(self, value: T) -> list[T]:
+        gathered: list[Any] = [None] * self.world_size
+        if self.world_size == 1:
+            return [value]
+        self._guard("gather", lambda: dist.all_gather_object(gathered, value))
+        return gathered
+
+    def _gather_strings(self, value: str) -> list[str]:
+        return self._gather(value)
+
+    def _refuse_differences(self, facts: Mapping[str, str]) -> None:
+        assert self._federation is not None
+        members = self._federation.membership
+        refuse_differences(self._gather(dict(facts)), [members.describe(r) for r in range(members.n_ranks)])
+
+    def _refuse_divergence(self) -> None:
+        assert self._flat is not None and self._federation is not None
+        flat = self._flat
+        own = hash_tensors(flat.pack(block) for block in range(len(flat.blocks)))
+        hashes = self._gather(own)
+        if len(set(hashes)) > 1:
+            who = {self._federation.membership.describe(rank): h[:12] for rank, h in enumerate(hashes)}
+            raise DivergenceError(
+                f"after the last exchange the clients hold different weights: {who}; please report this"
+            )
+
+    def _agree_on_length(self, trainer: pl.Trainer, loader: object) -> None:
+        """Clients with different numbers of batches go by the shortest, so that all make the same rounds."""
+        n_batches = _batches_of(loader, trainer.limit_train_batches)
+        everyone = self._gather(n_batches)
+        if len(set(everyone)) == 1:
+            return
+        finite = [n for n in everyone if n is not None]
+        rank_zero_info(
+            f"parablock: the clients have {', '.join(map(str, everyone))} training batches an epoch; every client makes "
+            f"{min(finite)}, so that all take part in every round"
+        )
+        trainer.limit_train_batches = min(finite)
+
+    # --- inside: set-up of the rounds ---------------------------------------------------------------------------------
+
+    def _module(self) -> pl.LightningModule:
+        assert self.lightning_module is not None
+        return self.lightning_module
+
+    def _setup_blocks(self) -> None:
+        module = self._module()
+        blocks = partition(module, self.settings.blocks, self.settings.unmatched)
+        refuse_parameters(module, blocks)
+        shapes = {name: str(tuple(parameter.shape)) for name, parameter in module.named_parameters()}
+        facts = {f"block {b.name}": str([(n, shapes[n]) for n in b.parameter_names]) for b in blocks}
+        self._refuse_differences({"number of blocks": str(len(blocks)), **facts})
+        self._freeze_unmatched(module, blocks)
+        self._flat = FlatBlocks(module, blocks)
+
+    def _freeze_unmatched(self, module: nn.Module, blocks: Iterable[Block]) -> None:
+        matched = {name for block in blocks for name in block.parameter_names}
+        for name, parameter in module.named_parameters():
+            if name not in matched:
+                parameter.requires_grad_(False)
+
+    def _broadcast_model(self) -> None:
+        """Every client starts from rank 0's weights and buffers."""
+        if self.world_size == 1:
+            return
+        module = self._module()
+        tensors = [*(p.detach() for p in module.parameters()), *module.buffers()]
+
+        def broadcast() -> None:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+        self._guard("broadcast of the starting weights", broadcast)
+
+    def _seed_client(self) -> None:
+        seed = derive_seed(self.settings.seed, "client", self.client)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+
+    def _begin_round(self, engine: RoundEngine) -> list[nn.Parameter]:
+        engine.begin_round()
+        engine.begin_turn(self.client)
+        return engine.flat.parameters(engine.block)
+
+    def _drop_optimizer_state(self, parameters: Iterable[nn.Parameter]) -> None:
+        optimizer = the_optimizer_of(self.optimizers)
+        for parameter in parameters:
+            optimizer.state.pop(parameter, None)
+
+    def _in_rounds(self) -> bool:
+        return self._engine is not None and self._engine.is_running
+
+
+def the_optimizer_of(optimizers: list[Optimizer]) -> Optimizer:
+    """The user's only optimizer, unwrapped; checked at set-up."""
+    return getattr(optimizers[0], "optimizer", optimizers[0])
+
+
+def _batches_of(loader: object, limit: int | float | None) -> int | None:
+    try:
+        length = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+    if limit is None:
+        return length
+    return min(length, limit) if isinstance(limit, int) else math.floor(length * limit)

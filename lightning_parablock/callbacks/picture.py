@@ -69,7 +69,11 @@ def _draw_round(axes: Axes, record: RoundRecord, base: float, origin_s: float, c
 
 
 def _label_axes(axes: Axes, clients: Sequence[int], shown: Sequence[RoundRecord], n_rounds: int) -> None:
-    rows = [(_CLIENT_HEIGHT * i + 0.45 + j, f"client {c} {name}") for i, c in enumerate(clients) for j, name in enumerate(THREADS)]
+    rows = [
+        (_CLIENT_HEIGHT * i + 0.45 + j, f"client {c} {name}")
+        for i, c in enumerate(clients)
+        for j, name in enumerate(THREADS)
+    ]
     axes.set_yticks([y for y, _ in rows], [text for _, text in rows])
     axes.invert_yaxis()
     axes.set_xlabel("seconds since the first round began")

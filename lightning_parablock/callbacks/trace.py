@@ -51,7 +51,10 @@ def _events(record: RoundRecord, origin_s: float) -> list[Event]:
         "download_bytes": record.download_bytes,
     }
     exchange = (record.exchange_start_s, record.exchange_end_s - record.exchange_start_s)
-    spans = [(record.block, 0, (record.start_s, record.end_s - record.start_s), facts), (record.block, 1, exchange, facts)]
+    spans = [
+        (record.block, 0, (record.start_s, record.end_s - record.start_s), facts),
+        (record.block, 1, exchange, facts),
+    ]
     if record.exposed_s > 0:
         spans.append(("exposed", 1, exposed_span(record), {"round": record.round}))
     if record.wait_peer_s > 0:

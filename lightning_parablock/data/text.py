@@ -165,10 +165,10 @@ class FederatedTextDataModule(pl.LightningDataModule):
             client = 0 if trainer is None else trainer.global_rank
         named = self.options.client_labels
         if processes > 1 and n_clients != processes:
-            raise ConfigurationError(f"n_clients={n_clients}, and the run has {processes} processes, one a client")
+            raise ConfigurationError(f"n_clients={n_clients}, but the run has {processes} clients, one a process")
         if self.options.n_clients is None and named is not None and len(named) != processes:
             raise ConfigurationError(
-                f"client_labels names {len(named)} clients, and the run has {processes} processes, one a client; start "
+                f"client_labels names {len(named)} clients, but the run has {processes} (one a process); start "
                 f"{len(named)}, or set n_clients={len(named)} and client_id"
             )
         return n_clients, client

@@ -70,9 +70,12 @@ class CausalLM(pl.LightningModule):
         super().__init__()
         _check_options(layers, learning_rate, weight_decay, adam_betas, adam_epsilon, predict_tokens)
         self.save_hyperparameters()
+        self._source = (model, gguf_file)
+        self._adamw = {"lr": learning_rate, "betas": tuple(adam_betas), "eps": adam_epsilon}
+        self._weight_decay, self._predict_tokens = weight_decay, predict_tokens
         self._tokenizer: Any = None
         self._location: str | None = None
-        self.network = self._build(model, gguf_file, layers, random_weights, architecture)
+        self.network = self._build(layers, random_weights, architecture)
         self.network.config.use_cache = False  # keys and values are of no use to a training step
         # from_pretrained leaves a model in eval mode and Lightning keeps what it finds: dropout would stay off
         self.network.train()
@@ -82,10 +85,6 @@ class CausalLM(pl.LightningModule):
         self.test_metrics = torch.nn.ModuleDict({"loss": TokenLoss(), "perplexity": TokenPerplexity()})
 
     @property
-    def _options(self) -> dict[str, Any]:
-        return cast(dict[str, Any], cast(Any, self).hparams)
-
-    @property
     def tokenizer(self) -> Any:
         """The model's transformers tokenizer, loaded at first use.
 
@@ -93,7 +92,7 @@ class CausalLM(pl.LightningModule):
             ConfigurationError: the model has none, or cannot be found any more.
         """
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._resolve(self._options["model"], self._options["gguf_file"]))
+            self._tokenizer = load_tokenizer(self._resolve())
         return self._tokenizer
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -125,14 +124,9 @@ class CausalLM(pl.LightningModule):
         trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         if not trainable:
             raise ConfigurationError("the model has no trainable parameter; every one has requires_grad=False")
-        matrices = {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": self._options["weight_decay"]}
+        matrices = {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": self._weight_decay}
         vectors = {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0}
-        return torch.optim.AdamW(
-            [group for group in (matrices, vectors) if group["params"]],
-            lr=self._options["learning_rate"],
-            betas=tuple(self._options["adam_betas"]),
-            eps=self._options["adam_epsilon"],
-        )
+        return torch.optim.AdamW([group for group in (matrices, vectors) if group["params"]], **self._adamw)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the architecture into the checkpoint's hyperparameters; see the option ``architecture``."""
@@ -141,18 +135,16 @@ class CausalLM(pl.LightningModule):
             plain = json.loads(self.network.config.to_json_string(use_diff=False))
             checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hyperparameters, "architecture": plain}
 
-    def _build(
-        self, model: str, gguf_file: str | None, layers: int | None, random_weights: bool, architecture: Any
-    ) -> PreTrainedModel:
+    def _build(self, layers: int | None, random_weights: bool, architecture: dict[str, Any] | None) -> PreTrainedModel:
         if architecture is not None:
             return random_model(_config_from(architecture, layers))
-        location = self._resolve(model, gguf_file)
+        location = self._resolve()
         config = load_config(location, layers)
         return random_model(config) if random_weights else load_model(location, config)
 
-    def _resolve(self, model: str, gguf_file: str | None) -> str:
+    def _resolve(self) -> str:
         if self._location is None:
-            self._location = resolve_model(model, gguf_file)
+            self._location = resolve_model(*self._source)
         return self._location
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -169,7 +161,7 @@ class CausalLM(pl.LightningModule):
         ids = generate(
             prompt.unsqueeze(0),
             attention_mask=torch.ones_like(prompt).unsqueeze(0),
-            max_new_tokens=self._options["predict_tokens"],
+            max_new_tokens=self._predict_tokens,
             do_sample=False,
             use_cache=True,
             pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,

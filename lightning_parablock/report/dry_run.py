@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 from torch import nn
@@ -79,7 +80,12 @@ def memory_parts(
 
 
 def print_plan(
-    console: Console, module: nn.Module, settings: Settings, n_clients: int, data: dict[str, Any] | None, rounds: int = 12
+    console: Console,
+    module: nn.Module,
+    settings: Settings,
+    n_clients: int,
+    data: dict[str, Any] | None,
+    rounds: int = 12,
 ) -> None:
     """Print the whole plan.
 
@@ -91,7 +97,7 @@ def print_plan(
     console.print(_method_table(settings, n_clients, len(blocks)))
     console.print(_blocks_table(blocks, n_clients, settings.topology))
     console.print(_memory_table(memory_parts(blocks, weights_bytes, settings, n_clients)))
-    console.print(_rounds_line(blocks, settings, rounds))
+    console.print(_rounds_line(blocks, settings, rounds) + "\n")
     if data is not None:
         console.print(_data_table(data))
     console.print("dry run: nothing was trained")
@@ -100,7 +106,8 @@ def print_plan(
 def _method_table(settings: Settings, n_clients: int, n_blocks: int) -> Table:
     table = _plain_table("method")
     delay = settings.delay_steps
-    hidden = "blocking" if delay == 0 else f"{delay / settings.local_steps:g} rounds behind"
+    rounds = delay / settings.local_steps
+    hidden = "blocking" if delay == 0 else f"{rounds:g} round{'' if rounds == 1 else 's'} behind"
     table.add_row("clients", str(n_clients))
     table.add_row("blocks", str(n_blocks))
     table.add_row("local steps", f"{settings.local_steps} optimizer steps a round")
@@ -111,21 +118,21 @@ def _method_table(settings: Settings, n_clients: int, n_blocks: int) -> Table:
 
 
 def _blocks_table(blocks: Sequence[Block], n_clients: int, topology: str) -> Group:
-    table = Table(title="blocks, and what a client sends and receives in a round that trains them", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("block")
-    for heading in ("parameters", "MB", *(f"MB up / down, {role}" for role in round_traffic(1, n_clients, topology))):
+    for heading in ("parameters", "MB", *(f"MB up / down: {role}" for role in round_traffic(1, n_clients, topology))):
         table.add_column(heading, justify="right")
     for block in blocks:
         traffic = round_traffic(block.numel, n_clients, topology).values()
         rates = [f"{_mb(t.upload_bytes)} / {_mb(t.download_bytes)}" for t in traffic]
         table.add_row(block.name, f"{block.numel:,}", _mb(block.numel * WIRE_BYTES), *rates)
     total = sum(block.numel for block in blocks)
-    return Group(table, f"{len(blocks)} blocks, {total:,} parameters, {_mb(total * WIRE_BYTES)} MB as float32")
+    title = "blocks, and the megabytes that a client sends and receives in a round that trains them"
+    return Group(title, table, f"{len(blocks)} blocks, {total:,} parameters, {_mb(total * WIRE_BYTES)} MB as float32")
 
 
-def _memory_table(parts: dict[str, tuple[str, int]]) -> Table:
-    table = Table(title="memory of a client in MB, without activations, in a round of the largest block")
-    table.title_justify = "left"
+def _memory_table(parts: dict[str, tuple[str, int]]) -> Group:
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("for")
     table.add_column("where")
     table.add_column("MB", justify="right")
@@ -133,7 +140,7 @@ def _memory_table(parts: dict[str, tuple[str, int]]) -> Table:
         table.add_row(purpose, where, _mb(size_bytes))
     for place in ("device", "host"):
         table.add_row("together", place, _mb(sum(size for where, size in parts.values() if where.startswith(place))))
-    return table
+    return Group("memory of a client in a round of the largest block, without activations", table)
 
 
 def _rounds_line(blocks: Sequence[Block], settings: Settings, rounds: int) -> str:
@@ -151,7 +158,7 @@ def _data_table(data: dict[str, Any]) -> Table:
 
 
 def _plain_table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=title, title_justify="left", title_style="", show_header=False, box=box.SIMPLE_HEAD)
     table.add_column(style="bold")
     table.add_column()
     return table

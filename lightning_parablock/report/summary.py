@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from lightning_parablock.records import RoundRecord
@@ -72,14 +73,17 @@ def summarise(
 
 def summary_table(summary: Summary) -> Table:
     """The table that is printed at the end of fit."""
-    table = Table(title="result", title_justify="left", show_header=False)
+    table = Table(title="result", title_justify="left", title_style="", show_header=False, box=box.SIMPLE_HEAD)
     table.add_column(style="bold")
     table.add_column()
     for name in summary.loss_after:
         before = summary.loss_before.get(name)
         was = "" if before is None else f"{before:.4f} before, "
         table.add_row(f"held-out {_words(name)}", f"{was}{summary.loss_after[name]:.4f} after")
-    table.add_row("training", f"{summary.fit_s:.0f} s, {summary.rounds} rounds, {summary.clients} clients")
+    table.add_row(
+        "training",
+        f"{summary.fit_s:.0f} s, {summary.rounds} rounds, {summary.clients} client{'' if summary.clients == 1 else 's'}",
+    )
     table.add_row("sent", f"{summary.upload_bytes / MEGABYTE:.1f} MB by all clients")
     table.add_row("received", f"{summary.download_bytes / MEGABYTE:.1f} MB by all clients")
     hidden = summary.hidden_share

@@ -166,9 +166,7 @@ class _ExchangeRun:
         self._start_s = self._ready_s = start_s
         self._end_s = start_s
         self._upload_bytes = self._download_bytes = 0
-        self._bounds = chunks.shard_bounds(
-            transport.numel(block), self._members.n_ranks, transport.settings.topology
-        )
+        self._bounds = chunks.shard_bounds(transport.numel(block), self._members.n_ranks, transport.settings.topology)
         self._commit = torch.empty(transport.numel(block), device=transport.wire.device)
 
     def run(self) -> Tensor:

@@ -63,7 +63,9 @@ class Case:
 
 def cases(n_ranks: int) -> list[Case]:
     """Every delay x order x server optimizer x in-flight value; topology and model alternate, each with both."""
-    options = itertools.product(DELAYS_STEPS, get_args(BlockOrder), (ServerSGD(), ServerNesterov()), ("local", "anchor"))
+    options = itertools.product(
+        DELAYS_STEPS, get_args(BlockOrder), (ServerSGD(), ServerNesterov()), ("local", "anchor")
+    )
     found: list[Case] = []
     for index, (delay_steps, order, optimizer, value) in enumerate(options):
         for topology in ("sharded", "star"):

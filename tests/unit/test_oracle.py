@@ -17,7 +17,7 @@ from tests.tasks import OPTIMIZERS, Task, assert_same_bits, mlp_task, relative_d
 
 K = 4
 DELAYS = [0, 3, K, K + 2, 2 * K, 3 * K]
-REPEATING = (0, 1, 1, 2, 1, 3, 4, 4, 0)  # with repeats inside the window of 3K, some at once
+REPEATING = (0, 1, 1, 2, 1, 3, 4, 4)  # with repeats inside the window of 3K, some at once
 TASKS = {task.name: task for task in (transformer_task(), transformer_task(tied=True), mlp_task())}
 EACH_TASK = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 WITHOUT_TIED = pytest.mark.parametrize("task", [TASKS["transformer"], TASKS["mlp"]], ids=["transformer", "mlp"])
@@ -34,9 +34,9 @@ def one_thread() -> Iterator[None]:
 
 
 def config_for(task: Task, **changes: object) -> OracleConfig:
-    """Eight rounds and a short one, with repeats, over the task's own blocks."""
+    """Seven rounds and a short one, with repeats, over the task's own blocks."""
     schedule = tuple(block % len(task.block_names) for block in REPEATING)
-    config = OracleConfig(task.block_names, schedule, n_clients=2, total_steps=34, local_steps=K, delay_steps=K)
+    config = OracleConfig(task.block_names, schedule, n_clients=2, total_steps=30, local_steps=K, delay_steps=K)
     return replace(config, **changes)
 
 
@@ -68,8 +68,7 @@ def test_tasks_are_deterministic_and_learn() -> None:
 
 
 @EACH_TASK
-@pytest.mark.parametrize("server", ["sgd", "nesterov"])
-@pytest.mark.parametrize("n_clients", [1, 3])
+@pytest.mark.parametrize(("server", "n_clients"), [("sgd", 1), ("sgd", 3), ("nesterov", 3)])
 def test_delay_0_equals_fedbcd(task: Task, server: str, n_clients: int) -> None:
     config = config_for(task, delay_steps=0, server=server, server_lr=0.7, n_clients=n_clients, total_steps=18)
     for in_flight_value in ("local", "anchor"):
@@ -170,7 +169,7 @@ def rounds_of(config: OracleConfig) -> list[range]:
 
 
 def one_block(task: Task, **changes: object) -> OracleConfig:
-    return config_for(task, block_names=task.as_one_block(), schedule=(0,) * 9, n_clients=3, total_steps=18, **changes)
+    return config_for(task, block_names=task.as_one_block(), schedule=(0,) * 5, n_clients=3, total_steps=18, **changes)
 
 
 @WITH_TIED
@@ -353,10 +352,11 @@ def test_held_adds_own_deltas_one_by_one_oldest_first() -> None:
         ((BIG, 1.0, -BIG), 0.0),  # from the right: 1/3
         ((BIG, -BIG, 1.0), 1 / 3),
         ((5.0, 0.0, 0.0), 5 / 3),  # times the rounded 1/3: another number
+        ((BIG, *[1.0] * 15), BIG / 16),  # pairwise or in lanes: more
     ],
 )
 def test_the_sum_goes_by_client_and_is_divided_after(deltas: tuple[float, ...], expected: float) -> None:
-    config = one_scalar(n_clients=3, total_steps=1, delay_steps=0)
+    config = one_scalar(n_clients=len(deltas), total_steps=1, delay_steps=0)
     result, _ = run_scalars(config, [0.0], lambda client, step, block: deltas[client])
     assert torch.equal(result.weights["p.0"], torch.tensor(expected))
 
@@ -394,7 +394,7 @@ def test_a_client_makes_a_fresh_optimizer_of_the_active_block_each_round() -> No
 
 def test_a_parameter_of_no_block_stays_as_it_is() -> None:
     task = TASKS["transformer"]
-    config = config_for(task, block_names=task.block_names[1:], schedule=(0, 1, 2, 3, 0, 3, 3, 1, 2))
+    config = config_for(task, block_names=task.block_names[1:], schedule=(0, 1, 2, 3, 0, 3, 3, 1))
     result, start = run(task, config, "sgd"), initial_weights(task)
     for name, value in start.items():
         assert torch.equal(result.weights[name], value) == (name in task.block_names[0])

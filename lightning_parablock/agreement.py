@@ -1,0 +1,41 @@
+"""What all ranks must have in common before they train together."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+
+from lightning_parablock.errors import ConfigurationError
+
+_PACKAGES = ("lightning-parablock", "torch", "lightning", "transformers")
+
+
+def versions_here() -> dict[str, str]:
+    """Versions on this rank that change results or messages: the packages', and Python's up to its minor number."""
+    return {name: _version(name) for name in _PACKAGES} | {"Python": ".".join(platform.python_version_tuple()[:2])}
+
+
+def refuse_differences(facts: Sequence[Mapping[str, str]], who: Sequence[str]) -> None:
+    """Compare the facts of all ranks; every rank sees the same ones and raises the same error.
+
+    Args:
+        facts: One mapping of names to printable values a rank.
+        who: A description of each rank.
+
+    Raises:
+        ConfigurationError: names the first fact that differs, and its value on each rank.
+    """
+    names = {name: None for mapping in facts for name in mapping}
+    for name in names:
+        values = [mapping.get(name, "absent") for mapping in facts]
+        if len(set(values)) > 1:
+            listed = "; ".join(f"{description} has {value}" for description, value in zip(who, values, strict=True))
+            raise ConfigurationError(f"{name} differs between clients: {listed}; make it the same everywhere")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,143 @@
+"""One run of the command line on this rank: its folder, its manifest, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from lightning_parablock.callbacks.gather import gather_objects
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.report.manifest import Manifest
+from lightning_parablock.report.run_folder import claim_run_folder, new_run_folder, remove_if_empty
+
+log = logging.getLogger(__name__)
+
+FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+"""Exit codes; the last two are what shells use for SIGINT and SIGTERM."""
+
+
+class Run:
+    """What this rank knows of its run. Only the first rank creates the folder and writes the manifest.
+
+    Attributes:
+        folder: The run's folder, the same on every rank once the trainer is set up; None before there is one.
+        manifest: The run's manifest; None before the run begins.
+    """
+
+    def __init__(self) -> None:
+        self.rank: int = getattr(rank_zero_only, "rank", None) or 0
+        self.folder: Path | None = None
+        self.manifest: Manifest | None = None
+
+    def open_folder(self, run_dir: str | None, root: str | None) -> Path:
+        """Create the folder on the first rank; the others learn its name when the trainer is set up.
+
+        Raises:
+            ConfigurationError: the folder that the user named holds a run already.
+        """
+        if self.rank == 0:
+            self.folder = new_run_folder(root) if run_dir is None else claim_run_folder(Path(run_dir))
+            return self.folder
+        return Path(run_dir or root or ".")
+
+    def begin(self, facts: dict[str, Any]) -> None:
+        """Write the first manifest: from here on the end of the run is recorded, whatever it is."""
+        self.manifest = Manifest(self.folder if self.rank == 0 else None, facts)
+
+    def finish(self) -> None:
+        """Record that the run ended well."""
+        self._close("finished")
+
+    def interrupted(self, why: str, exit_code: int) -> int:
+        """Record and say in one line that the run was stopped from outside; returns the exit code."""
+        self._close(f"interrupted: {why}")
+        self._say(f"interrupted: {why}")
+        return exit_code
+
+    def failed(self, error: BaseException) -> int:
+        """Say in one line what went wrong and keep the traceback in the run's folder; returns the exit code."""
+        kept = self._keep_traceback(error)
+        self._close(f"failed: {error}")
+        self._say(f"error: {error}" + (f" (traceback: {kept})" if kept else ""))
+        return USAGE if self.manifest is None and isinstance(error, ConfigurationError) else FAILED
+
+    def crashed(self, error: BaseException) -> None:
+        """Record an error that nobody expected; Python prints its traceback."""
+        self._close(f"failed: {type(error).__name__}: {error}")
+
+    def _say(self, line: str) -> None:
+        # One write, so that the lines of several ranks do not mix.
+        sys.stderr.write(" ".join(line.split()) + "\n")
+
+    def _close(self, state: str) -> None:
+        if self.manifest is not None:
+            self.manifest.close(state)
+        elif self.folder is not None:
+            remove_if_empty(self.folder)
+
+    def _keep_traceback(self, error: BaseException) -> Path | None:
+        text = "".join(traceback.format_exception(error))
+        log.debug("%s", text)
+        if self.folder is None or self.manifest is None:
+            return None
+        path = self.folder / f"error-rank{self.rank}.txt"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as reason:  # a full or read-only disk must not hide the error itself
+            log.warning("the traceback could not be kept in %s: %s", path, reason)
+            return None
+        return path
+
+
+class RunFacts(Callback):
+    """Tells every rank the run's folder, and the manifest what only the ranks together know: hosts and data."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = trainer.strategy.broadcast(str(self._run.folder))
+        self._run.folder = Path(folder)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        per_client = gather_objects({"host": socket.gethostname(), "data": data_facts(trainer)})
+        manifest = self._run.manifest
+        if manifest is not None:
+            manifest.add(
+                clients=trainer.world_size,
+                hosts=[facts["host"] for facts in per_client],
+                data=[facts["data"] for facts in per_client],
+                strategy=strategy_facts(trainer.strategy),
+            )
+
+
+def data_facts(trainer: Trainer) -> dict[str, Any] | None:
+    """What the data module says of this client's data, where it says anything."""
+    module: Any = getattr(trainer, "datamodule", None)
+    describe, fingerprint = (getattr(module, name, None) for name in ("describe", "train_fingerprint"))
+    if describe is None and fingerprint is None:
+        return None
+    described: dict[str, Any] = describe() if describe is not None else {}
+    return {**described, "train_fingerprint": fingerprint() if fingerprint is not None else None}
+
+
+def strategy_facts(strategy: Any) -> dict[str, Any]:
+    """The strategy's resolved settings and its blocks, where it has them."""
+    settings = getattr(strategy, "settings", None)
+    blocks = getattr(strategy, "blocks", None) or ()
+    return {
+        "class": f"{type(strategy).__module__}.{type(strategy).__qualname__}",
+        "settings": settings.fingerprint() if settings is not None else None,
+        "blocks": [{"name": block.name, "numel": block.numel} for block in blocks],
+    }
