@@ -162,6 +162,11 @@ def _balanced_bounds(weights: Sequence[int], n_runs: int) -> list[int]:
 
 
 def _by_pattern(module: nn.Module, sizes: dict[str, int], patterns: Sequence[str], unmatched: Unmatched) -> list[Block]:
+    twice = [p for index, p in enumerate(patterns) if p in patterns[:index]]
+    if twice:
+        raise ConfigurationError(
+            f"the pattern {twice[0]!r} of blocks is given twice; every parameter belongs to one block"
+        )
     aliases = _aliases(module, sizes)
     matched = {p: [n for n in sizes if any(re.search(p, alias) for alias in aliases[n])] for p in patterns}
     for pattern, names in matched.items():
@@ -195,8 +200,8 @@ def _matches_nothing(module: nn.Module, pattern: str, sizes: dict[str, int]) -> 
     modules = sorted({part for name in sizes for part in name.split(".")[:-1] if not part.isdigit()})
     word = max(re.findall(r"[A-Za-z_]+", pattern), key=len, default=pattern)
     return (
-        f"the pattern {pattern!r} of blocks matches no parameter; names look like {list(sizes)[len(sizes) // 2]!r}; for "
-        f"{word!r}: {nearest(word, modules)}"
+        f"the pattern {pattern!r} of blocks matches no parameter; names look like {list(sizes)[len(sizes) // 2]!r}; "
+        f"for {word!r}: {nearest(word, modules)}"
     )
 
 

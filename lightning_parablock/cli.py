@@ -6,11 +6,13 @@ lightning-parablock fit --config configs/quickstart.yaml --strategy parablock --
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +30,13 @@ from typing_extensions import override
 import lightning_parablock
 from lightning_parablock.callbacks import RoundMetrics, RoundProgressBar, Timeline
 from lightning_parablock.cli_errors import one_line
-from lightning_parablock.cli_flags import STRATEGY_CLASS_PATH, check_strategy_name, expand_argv
+from lightning_parablock.cli_flags import (
+    DATA_CLASS_PATH,
+    MODEL_CLASS_PATH,
+    STRATEGY_CLASS_PATH,
+    check_strategy_name,
+    expand_argv,
+)
 from lightning_parablock.cli_parser import ParaBlockArgumentParser
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.report.dry_run import print_plan
@@ -37,9 +45,10 @@ from lightning_parablock.report.summary import held_out_metrics, summarise, summ
 
 DEFAULTS = {
     "trainer.strategy": {"class_path": STRATEGY_CLASS_PATH},
-    "model": {"class_path": "lightning_parablock.models.CausalLM"},
-    "data": {"class_path": "lightning_parablock.data.FederatedTextDataModule"},
+    "model": {"class_path": MODEL_CLASS_PATH},
+    "data": {"class_path": DATA_CLASS_PATH},
 }
+EPILOG = "The options of the strategy, the model and the data: --strategy.help, --model.help, --data.help."
 
 
 class ParaBlockCLI(LightningCLI):
@@ -59,7 +68,11 @@ class ParaBlockCLI(LightningCLI):
             LightningModule,
             subclass_mode_model=True,
             parser_class=ParaBlockArgumentParser,
-            parser_kwargs={"description": lightning_parablock.__doc__, "version": lightning_parablock.__version__},
+            parser_kwargs={
+                "description": "Federated block coordinate fine-tuning under PyTorch Lightning.",
+                "version": lightning_parablock.__version__,
+                **{command: {"epilog": EPILOG} for command in self.subcommands()},
+            },
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             args=list(args),
@@ -200,15 +213,21 @@ class ParaBlockCLI(LightningCLI):
             raise ConfigurationError(
                 "--dry-run needs a ParaBlock strategy; give --strategy parablock, fedbcd or fedavg"
             )
-        print_plan(_console(), self.model, settings, self.trainer.world_size, self._describe_data())
+        if self._get(self.config, "trainer.strategy").get("init_args", {}).get("seed") is None:
+            settings = dataclasses.replace(settings, seed=self._get(self.config, "seed_everything"))
+        n_clients = self.trainer.num_devices * self.trainer.num_nodes
+        print_plan(_console(), self.model, settings, n_clients, self._describe_data(n_clients))
 
-    def _describe_data(self) -> dict[str, Any] | None:
+    def _describe_data(self, n_clients: int) -> dict[str, Any] | None:
         """What the data module says of the first client's data; nothing where it says nothing."""
         data: Any = self.datamodule
         if data is None or not hasattr(data, "describe"):
             return None
-        self.trainer.strategy.connect(self.model)
         self.model.trainer = data.trainer = self.trainer
+        self.trainer.strategy.connect(self.model)
+        cluster = getattr(self.trainer.strategy, "cluster_environment", None)
+        if cluster is not None:  # otherwise known only once the processes have been started
+            cluster.set_world_size(n_clients)
         data.prepare_data()
         data.setup("fit")
         return data.describe()
@@ -216,6 +235,7 @@ class ParaBlockCLI(LightningCLI):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 for a failed run, 2 for wrong usage, 130 for Ctrl-C."""
+    _hush()
     run = Run()
     try:
         ParaBlockCLI(run, sys.argv[1:] if args is None else args)
@@ -234,6 +254,12 @@ def main(args: Sequence[str] | None = None) -> int:
         raise
     run.finish()
     return 0
+
+
+def _hush() -> None:
+    """Leave out advertisements of other packages, and warnings about code that is not the user's to change."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip: " not in str(record.msg))
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 
 
 def _console() -> Console:

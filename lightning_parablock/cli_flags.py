@@ -7,7 +7,7 @@ the options; a YAML file may say ``strategy:`` at its top and may give a preset'
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import yaml
@@ -18,7 +18,9 @@ from lightning_parablock.settings import nearest
 from lightning_parablock.strategy import ParaBlockStrategy
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
-STRATEGY_CLASS_PATH = f"{ParaBlockStrategy.__module__}.{ParaBlockStrategy.__name__}"
+STRATEGY_CLASS_PATH = f"lightning_parablock.{ParaBlockStrategy.__name__}"
+MODEL_CLASS_PATH = "lightning_parablock.models.CausalLM"
+DATA_CLASS_PATH = "lightning_parablock.data.FederatedTextDataModule"
 AUTO = "auto"
 """The one strategy name that the Trainer knows and the registry does not."""
 
@@ -26,8 +28,20 @@ Section = dict[str, Any]
 
 _CLASS_NAMES: dict[str, Section] = {
     name: {"class_path": STRATEGY_CLASS_PATH}
-    for name in (ParaBlockStrategy.__name__, f"lightning_parablock.{ParaBlockStrategy.__name__}", STRATEGY_CLASS_PATH)
+    for name in (
+        ParaBlockStrategy.__name__,
+        f"{ParaBlockStrategy.__module__}.{ParaBlockStrategy.__name__}",
+        STRATEGY_CLASS_PATH,
+    )
 }
+
+
+_HELP = {
+    "--trainer.strategy.help": STRATEGY_CLASS_PATH,
+    "--model.help": MODEL_CLASS_PATH,
+    "--data.help": DATA_CLASS_PATH,
+}
+"""Whose help is meant where no class is named: the default, not the base class of all."""
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -51,9 +65,9 @@ def expand_argv(args: Sequence[str]) -> list[str]:
         ConfigurationError: the name of the strategy is not known; the message names the nearest one.
     """
     expanded: list[str] = []
-    words = iter(args)
-    for word in words:
-        expanded += _expand_word(word, words)
+    words = list(args)
+    while words:
+        expanded += _expand_word(words.pop(0), words)
     return expanded
 
 
@@ -89,14 +103,17 @@ def check_strategy_name(name: str) -> None:
     )
 
 
-def _expand_word(word: str, following: Iterator[str]) -> list[str]:
+def _expand_word(word: str, following: list[str]) -> list[str]:
+    """One argument written out; takes the value of an option from ``following`` where it needs it."""
     option, equals, value = word.partition("=")
     if option == "--strategy" or option.startswith("--strategy."):
         option = "--trainer." + option.removeprefix("--")
-    if option != "--trainer.strategy":
+    if option in _HELP and not equals:
+        named = following.pop(0) if following and not following[0].startswith("-") else ""
+        return [f"{option}={_HELP[option] if named.lower() in ('', *presets()) else named}"]
+    if option != "--trainer.strategy" or not (equals or following):
         return [option + equals + value]
-    name = value if equals else next(following, None)
-    return [option] if name is None else _expand_name(name)
+    return _expand_name(value if equals else following.pop(0))
 
 
 def _expand_name(name: str) -> list[str]:

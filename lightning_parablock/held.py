@@ -73,8 +73,9 @@ class HeldModel:
 
     @torch.no_grad()
     def shift(self, block: int, difference: Tensor) -> None:
-        """X[b] += difference, shape (numel,), for the block that is being trained."""
+        """X[b] += difference, shape (numel,), for the block that is being trained, after its client has merged."""
         self.flat.unpack(block, self.flat.pack(block) + difference)
+        self._release(block)
 
     def show_committed(self, client: Client) -> dict[int, Tensor]:
         """Make every block's parameters W[b]; returns what :meth:`undo` needs to put them back, bit for bit."""

@@ -1,4 +1,4 @@
-"""A user's own data loaders: identical data sets are cut into one shard a client, different ones stay each client's own.
+"""A user's own data loaders: identical data sets are cut into one shard a client, different ones stay as they are.
 
 The shards are fixed, seeded, disjoint and complete: a client sees the same samples in every epoch.
 """
@@ -11,9 +11,11 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.data import _update_dataloader  # pyright: ignore[reportPrivateUsage]
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 from typing_extensions import override
 
@@ -112,15 +114,14 @@ def dataset_fingerprint(loader: object) -> str:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         return f"{type(dataset).__qualname__} of {size} samples"
     digest = hashlib.sha256(str(size).encode())
-    state = random.getstate()
-    with torch.random.fork_rng(devices=[]):
+    with isolate_rng(include_cuda=False):
         for probe in range(min(_PROBES, size)):
             index = probe * (size - 1) // max(1, min(_PROBES, size) - 1)
             # Random augmentation must give the same sample on every client.
             torch.manual_seed(index)
             random.seed(index)
+            np.random.seed(index)
             digest.update(_sample_bytes(dataset[index]))  # type: ignore[index]
-    random.setstate(state)
     return digest.hexdigest()
 
 

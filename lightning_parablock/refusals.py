@@ -22,8 +22,8 @@ def refuse_trainer(trainer: Trainer, module: LightningModule) -> None:
     """
     if not module.automatic_optimization:
         raise ConfigurationError(
-            f"{type(module).__name__} uses manual optimization (automatic_optimization=False), which this strategy does "
-            "not support: rounds are counted by automatic optimizer steps"
+            f"{type(module).__name__} uses manual optimization (automatic_optimization=False), which this strategy "
+            "does not support: rounds are counted by automatic optimizer steps"
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, BaseFinetuning):

@@ -1,7 +1,7 @@
 """The state machine of one rank and its clients: the only place where effects are ordered.
 
-Time is the common clock of optimizer steps. Round t takes steps tK+1 to (t+1)K; its exchange is due ``delay_steps`` after
-its last step and is merged exactly then, never on arrival, so the network's speed changes no weight. With
+Time is the common clock of optimizer steps. Round t takes steps tK+1 to (t+1)K; its exchange is due ``delay_steps``
+after its last step and is merged exactly then, never on arrival, so the network's speed changes no weight. With
 delay_steps = qK + r that is after step r of round t+1+q, or at the join of round t+q if r = 0 (docs/method.md).
 
 A round on one rank::

@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from lightning_parablock.errors import ConfigurationError
 
@@ -134,7 +134,7 @@ def resolve_server_optimizer(value: str | ServerOptimizer) -> ServerOptimizer:
 
 def resolve_blocks(value: BlocksSpec) -> str | int | tuple[str, ...]:
     """Normalise the ``blocks`` option; a list of patterns becomes a tuple so that settings stay hashable."""
-    return value if isinstance(value, (str, int)) else tuple(value)
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
@@ -155,8 +155,11 @@ def _check_blocks(blocks: Any) -> None:
     if isinstance(blocks, int) and not isinstance(blocks, bool):
         _require(blocks >= 1, f"blocks must be at least 1, got {blocks}")
         return
-    _require(isinstance(blocks, tuple) and len(blocks) > 0, f"blocks must not be empty, got {blocks!r}")
-    for pattern in blocks:
+    _require(
+        isinstance(blocks, tuple) and len(blocks) > 0,
+        f"blocks must be 'layers', a whole number of blocks, or a list of at least one pattern, got {blocks!r}",
+    )
+    for pattern in cast(tuple[Any, ...], blocks):
         _require(isinstance(pattern, str), f"each pattern of blocks must be a string, got {pattern!r}")
         try:
             re.compile(pattern)

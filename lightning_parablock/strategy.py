@@ -1,4 +1,4 @@
-"""``ParaBlockStrategy``: Lightning's hooks on one side, the :class:`~lightning_parablock.rounds.RoundEngine` on the other."""
+"""``ParaBlockStrategy``: Lightning's hooks on one side, the round engine on the other."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.utilities.distributed import (
-    ReduceOp,
     _get_default_process_group_backend_for_device,  # pyright: ignore[reportPrivateUsage]
     _init_dist_connection,  # pyright: ignore[reportPrivateUsage]
     _sync_ddp_if_available,  # pyright: ignore[reportPrivateUsage]
 )
 from lightning.fabric.utilities.optimizer import _optimizers_to_device  # pyright: ignore[reportPrivateUsage]
-from lightning.fabric.utilities.rank_zero import rank_zero_only as fabric_rank_zero_only
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
@@ -33,8 +31,7 @@ from lightning.pytorch.strategies.launchers import (
     _SubprocessScriptLauncher,  # pyright: ignore[reportPrivateUsage]
 )
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
@@ -64,6 +61,7 @@ from lightning_parablock.settings import (
     resolve_blocks,
     resolve_server_optimizer,
 )
+from lightning_parablock.takeover import isolate_validation, silence_batch_broadcasts, take_sampler_flag
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.opening import Federation, open_federation, open_transport
 
@@ -86,12 +84,12 @@ class ParaBlockStrategy(ParallelStrategy):
             layers), or a list of regular expressions searched in the parameter names, one a block.
         unmatched: What to do with trainable parameters that no pattern of `blocks` matches: "error" stops before
             training, "freeze" never trains them.
-        block_order: Which block each round trains: "sequential", "reverse", "shuffle" (a fresh permutation each pass) or
-            "random" (drawn anew each round).
+        block_order: Which block each round trains: "sequential", "reverse", "shuffle" (a fresh permutation each pass)
+            or "random" (drawn anew each round).
         in_flight_value: The value of a block while its delta is on its way: "local" is the committed value plus the
             client's own deltas in flight, "anchor" the committed value alone.
-        server_optimizer: What the server does with the mean delta: "sgd" (federated averaging), "nesterov", or an object
-            ServerSGD / ServerNesterov with its settings.
+        server_optimizer: What the server does with the mean delta: "sgd" (federated averaging), "nesterov", or an
+            object ServerSGD / ServerNesterov with its settings.
         weighting: Weights of the clients in the mean delta: "uniform".
         topology: "sharded" (every client serves an equal part of each block) or "star" (the first client serves all).
         compression: Of deltas and commits on the wire: "none" (the parameter's own precision).
@@ -172,7 +170,7 @@ class ParaBlockStrategy(ParallelStrategy):
         self._num_nodes = 1
         self._process_group_backend = process_group_backend
         self._timeout = timeout
-        self._start_method = start_method
+        self._start_method: Literal["popen", "spawn", "fork", "forkserver"] = start_method
         self._trainer: pl.Trainer | None = None
         self._cuts_loaders = False
         self._federation: Federation | None = None
@@ -242,18 +240,20 @@ class ParaBlockStrategy(ParallelStrategy):
         trainer = self._trainer = model.trainer
         if trainer.state.fn == TrainerFn.FITTING:
             refuse_trainer(trainer, model)
-        self._take_over_sampler_cutting(trainer)
+        # Only once: a second fit of the same trainer would find the flag as we left it.
+        self._cuts_loaders = take_sampler_flag(trainer) or self._cuts_loaders
         self._insert_callbacks(trainer)
-        self._silence_per_batch_broadcasts(trainer)
-        self._isolate_validation(trainer)
+        silence_batch_broadcasts(trainer)
+        isolate_validation(trainer)
 
     @override
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
-        if self._start_method == "popen":
+        start_method = self._start_method
+        if start_method == "popen":
             self._launcher = _SubprocessScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
         else:
-            self._launcher = _MultiProcessingLauncher(self, start_method=self._start_method)
+            self._launcher = _MultiProcessingLauncher(self, start_method=start_method)
 
     @override
     def setup_environment(self) -> None:
@@ -279,6 +279,7 @@ class ParaBlockStrategy(ParallelStrategy):
         self.model = self.precision_plugin.convert_module(self.model)
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
+            self._refuse_differences(_length_of_training(trainer))
             self._setup_blocks()
         self._broadcast_model()
         if trainer.state.fn == TrainerFn.FITTING:
@@ -350,7 +351,7 @@ class ParaBlockStrategy(ParallelStrategy):
 
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
-        # Fires once an optimizer step, also with gradient accumulation; the block is switched later, at the batch's end.
+        # Once an optimizer step, also with gradient accumulation; the block is switched later, at the batch's end.
         output = super().optimizer_step(optimizer, closure, model, **kwargs)
         self._stepped = True
         return output
@@ -420,7 +421,7 @@ class ParaBlockStrategy(ParallelStrategy):
         return objects[0]
 
     @override
-    def reduce(self, tensor: Any, group: Any = None, reduce_op: ReduceOp | str | None = "mean") -> Any:
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
         if not isinstance(tensor, Tensor) or self.world_size == 1:
             return tensor
         return self._guard("reduce", lambda: _sync_ddp_if_available(tensor, group, reduce_op=reduce_op))
@@ -454,12 +455,6 @@ class ParaBlockStrategy(ParallelStrategy):
 
     # --- inside: taking over from Lightning ---------------------------------------------------------------------------
 
-    def _take_over_sampler_cutting(self, trainer: pl.Trainer) -> None:
-        connector = trainer._accelerator_connector  # pyright: ignore[reportPrivateUsage]
-        # Only once: a second fit of the same trainer would find the flag as we left it.
-        self._cuts_loaders = self._cuts_loaders or connector.use_distributed_sampler
-        connector.use_distributed_sampler = False
-
     def _insert_callbacks(self, trainer: pl.Trainer) -> None:
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:] = [c for c in callbacks if not isinstance(c, BlockFreezer)]
@@ -468,36 +463,12 @@ class ParaBlockStrategy(ParallelStrategy):
                 callbacks.insert(0, RoundMetrics())
             callbacks.insert(0, BlockFreezer(self))
 
-    def _silence_per_batch_broadcasts(self, trainer: pl.Trainer) -> None:
-        """Lightning broadcasts a flag from rank 0 on every batch, which would tie each client to the slowest."""
-        epoch_loop = trainer.fit_loop.epoch_loop
-        if hasattr(epoch_loop, "_broadcast_sigterm_tensor"):
-            epoch_loop._broadcast_sigterm_tensor = lambda: None  # pyright: ignore[reportPrivateUsage]
-        connector = trainer._signal_connector  # pyright: ignore[reportPrivateUsage]
-        if hasattr(connector, "_sigterm_notifier_fn"):
-            connector._sigterm_notifier_fn = lambda signum, _: self._note_sigterm(connector, signum)
-
-    def _note_sigterm(self, connector: Any, signum: int) -> None:
-        if not connector.received_sigterm and self.launcher is not None:
-            self.launcher.kill(signum)
-        connector.received_sigterm = True
-
-    def _isolate_validation(self, trainer: pl.Trainer) -> None:
-        """Validation draws random numbers (a data loader's seed); the training must not notice."""
-        val_loop = trainer.fit_loop.epoch_loop.val_loop
-        run = type(val_loop).run
-
-        def run_isolated() -> Any:
-            with isolate_rng():
-                return run(val_loop)
-
-        val_loop.run = run_isolated  # type: ignore[method-assign]
-
     def _set_world_ranks(self) -> None:
         if self.cluster_environment is not None:
             self.cluster_environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
             self.cluster_environment.set_world_size(self.num_nodes * self.num_processes)
-        rank_zero_only.rank = fabric_rank_zero_only.rank = self.global_rank
+        # Lightning's rank-zero helpers read the rank off their own function object.
+        setattr(rank_zero_only, "rank", self.global_rank)  # noqa: B010
 
     def _open_default_group(self) -> None:
         assert self.cluster_environment is not None
@@ -548,8 +519,8 @@ class ParaBlockStrategy(ParallelStrategy):
             return
         finite = [n for n in everyone if n is not None]
         rank_zero_info(
-            f"parablock: the clients have {', '.join(map(str, everyone))} training batches an epoch; every client makes "
-            f"{min(finite)}, so that all take part in every round"
+            f"parablock: the clients have {', '.join(map(str, everyone))} training batches an epoch; every client "
+            f"makes {min(finite)}, so that all take part in every round"
         )
         trainer.limit_train_batches = min(finite)
 
@@ -600,7 +571,8 @@ class ParaBlockStrategy(ParallelStrategy):
         return engine.flat.parameters(engine.block)
 
     def _drop_optimizer_state(self, parameters: Iterable[nn.Parameter]) -> None:
-        optimizer = the_optimizer_of(self.optimizers)
+        # Unwrapped: Lightning's wrapper shows a copy of the state.
+        optimizer = getattr(self.optimizers[0], "optimizer", self.optimizers[0])
         for parameter in parameters:
             optimizer.state.pop(parameter, None)
 
@@ -608,9 +580,10 @@ class ParaBlockStrategy(ParallelStrategy):
         return self._engine is not None and self._engine.is_running
 
 
-def the_optimizer_of(optimizers: list[Optimizer]) -> Optimizer:
-    """The user's only optimizer, unwrapped; checked at set-up."""
-    return getattr(optimizers[0], "optimizer", optimizers[0])
+def _length_of_training(trainer: pl.Trainer) -> dict[str, str]:
+    """Trainer options by which rounds are counted; unlike a learning rate they cannot differ between clients."""
+    names = ("max_steps", "max_epochs", "min_steps", "min_epochs", "accumulate_grad_batches")
+    return {f"Trainer({name})": str(getattr(trainer, name)) for name in names}
 
 
 def _batches_of(loader: object, limit: int | float | None) -> int | None:

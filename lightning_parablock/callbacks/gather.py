@@ -11,11 +11,15 @@ from lightning_parablock.records import RoundRecord
 T = TypeVar("T")
 
 
-def gather_objects(value: T) -> list[T]:
-    """The value of each rank, in rank order, on every rank; a collective of the default group, so all ranks call it.
+def gather_objects(strategy: Any, value: T) -> list[T]:
+    """The value of each rank, in rank order, on every rank; a collective, so all ranks call it.
 
-    Its limit is the default group's timeout. Without a process group the answer is ``[value]``.
+    A strategy that has a ``gather_objects`` of its own, which notices lost peers, does it; otherwise it goes over the
+    default process group, whose timeout is the limit. Without one the answer is ``[value]``.
     """
+    own = getattr(strategy, "gather_objects", None)
+    if own is not None:
+        return own(value)
     if not dist.is_available() or not dist.is_initialized():
         return [value]
     gathered: list[T | None] = [None] * dist.get_world_size()

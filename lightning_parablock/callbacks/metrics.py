@@ -39,8 +39,8 @@ class RoundMetrics(Callback):
             pl_module.log_dict(rows[-1], on_step=True, on_epoch=False, logger=False, batch_size=1)
 
     @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The last rounds are merged when training has ended, where LightningModule.log is no longer allowed.
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The strategy's own callback has drained by now; LightningModule.log is no longer allowed here.
         self._write_new(trainer)
 
     def _write_new(self, trainer: Trainer) -> list[dict[str, float]]:

@@ -6,18 +6,19 @@ still are hatched over its computation.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_parablock.callbacks.trace import THREADS, exposed_span, peer_span
+from lightning_parablock.callbacks.trace import THREADS, Span, exposed_span, peer_span
 from lightning_parablock.records import RoundRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EXPOSED_COLOUR, PEER_COLOUR = "#d62728", "#555555"
-_LEGEND_BLOCKS = 20
+_LEGEND_BLOCKS = 16
 _CLIENT_HEIGHT = 2.6
 """Height of a client's two rows, each 1 high, and the gap to the next client."""
 
@@ -38,7 +39,7 @@ def draw_timeline(records: Sequence[RoundRecord], path: Path, *, at_most_rounds:
     clients = sorted({record.client for record in shown})
     figure = Figure(figsize=(14, 1.6 + 1.5 * len(clients)), dpi=130, layout="constrained")
     axes = figure.add_subplot()
-    colours = _colours(record.block for record in sorted(records, key=lambda r: r.round))
+    colours = _colours(record.block for record in records)
     origin_s = min(record.start_s for record in shown)
     for record in shown:
         _draw_round(axes, record, 2.6 * clients.index(record.client), origin_s, colours[record.block])
@@ -50,22 +51,28 @@ def draw_timeline(records: Sequence[RoundRecord], path: Path, *, at_most_rounds:
 def _colours(blocks: Iterable[str]) -> dict[str, Any]:
     from matplotlib import colormaps
 
-    names = list(dict.fromkeys(blocks))
-    few = colormaps["tab20"]
+    names = sorted(set(blocks), key=_natural)
+    # Without the reds and greys, which mean standing still.
+    few = [colour for i, colour in enumerate(colormaps["tab20"].colors) if i not in (6, 7, 14, 15)]  # type: ignore[attr-defined]
     many = colormaps["viridis"].resampled(len(names))
-    return {name: few(i) if len(names) <= _LEGEND_BLOCKS else many(i) for i, name in enumerate(names)}
+    return {name: few[i] if len(names) <= len(few) else many(i) for i, name in enumerate(names)}
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts ``layers.9`` before ``layers.10``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _draw_round(axes: Axes, record: RoundRecord, base: float, origin_s: float, colour: Any) -> None:
-    def bar(start_s: float, length_s: float, y: float, **style: Any) -> None:
-        axes.broken_barh([(start_s - origin_s, length_s)], (y, 0.9), **style)
+    def bar(span: Span, y: float, **style: Any) -> None:
+        axes.broken_barh([(span[0] - origin_s, span[1])], (y, 0.9), **style)
 
-    bar(record.start_s, record.end_s - record.start_s, base, facecolors=colour, edgecolors="white", linewidth=0.6)
-    exchange_s = record.exchange_end_s - record.exchange_start_s
-    bar(record.exchange_start_s, exchange_s, base + 1, facecolors=colour, edgecolors="white", linewidth=0.6)
-    for (start_s, length_s), edge in ((peer_span(record), PEER_COLOUR), (exposed_span(record), EXPOSED_COLOUR)):
-        if length_s > 0:
-            bar(start_s, length_s, base, facecolors="white", edgecolors=edge, hatch="////", linewidth=0.8)
+    rounds = {"facecolors": colour, "edgecolors": "white", "linewidth": 0.6}
+    bar((record.start_s, record.end_s - record.start_s), base, **rounds)
+    bar((record.exchange_start_s, record.exchange_end_s - record.exchange_start_s), base + 1, **rounds)
+    for span, edge in ((peer_span(record), PEER_COLOUR), (exposed_span(record), EXPOSED_COLOUR)):
+        if span[1] > 0:  # above the bar of the next round, in which it lies
+            bar(span, base, facecolors="white", edgecolors=edge, hatch="////", linewidth=0.8, zorder=3)
 
 
 def _label_axes(axes: Axes, clients: Sequence[int], shown: Sequence[RoundRecord], n_rounds: int) -> None:

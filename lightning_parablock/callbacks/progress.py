@@ -59,9 +59,11 @@ class RoundProgressBar(RichProgressBar):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._take_records(trainer)
-        super().on_fit_end(trainer, pl_module)
+        self._update_metrics(trainer, pl_module)
+        self.refresh(hard=True)
+        super().on_train_end(trainer, pl_module)
 
     @override
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

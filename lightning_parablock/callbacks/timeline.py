@@ -32,9 +32,9 @@ class Timeline(Callback):
         self.records: list[RoundRecord] = []
 
     @override
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # After the drain, and never on an exception's way out: Lightning skips this hook there, so nobody waits.
-        per_rank = gather_objects(round_records(trainer.strategy))
+        per_rank = gather_objects(trainer.strategy, round_records(trainer.strategy))
         self.records = sorted((r for records in per_rank for r in records), key=lambda r: (r.round, r.client))
         folder = self._folder or trainer.log_dir or trainer.default_root_dir  # on every rank: log_dir is a broadcast
         if trainer.is_global_zero and self.records:

@@ -107,7 +107,7 @@ class TextDataOptions:
     def _check_source(self) -> None:
         _require(len(self.source) > 0, "source must not be empty; name a hub id, JSONL files, or 'python-stdlib'")
         _require(
-            self.validation is None or self.validation != self.train,
+            self.validation is None or not self.validation.same_rows(self.train),
             f"val_source {self.train.title} is the training source itself; leave it out and set val_fraction",
         )
 

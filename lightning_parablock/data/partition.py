@@ -51,23 +51,27 @@ def partition_by_label(labels: Sequence[str], n_clients: int) -> Shares:
 
 
 def partition_by_named_labels(labels: Sequence[str], client_labels: Sequence[Sequence[str]]) -> Shares:
-    """Client i gets the rows whose label stands in ``client_labels[i]``; rows whose label nobody named go to nobody.
+    """Client i gets the rows whose label stands in ``client_labels[i]``; rows whose label nobody named go to nobody."""
+    owner = {label: client for client, named in enumerate(client_labels) for label in named}
+    return _group([owner.get(label, -1) for label in labels], len(client_labels))
+
+
+def check_named_labels(labels: Sequence[str], client_labels: Sequence[Sequence[str]]) -> None:
+    """Check that every named label stands in some row, and is named once.
 
     Raises:
         DataError: a label is named for two clients, or stands in no row.
     """
-    owner: dict[str, int] = {}
     present = sorted(set(labels))
-    for client, named in enumerate(client_labels):
-        for label in named:
-            if label in owner:
-                raise DataError(f"client_labels: label {label!r} is named for clients {owner[label]} and {client}")
-            if label not in present:
-                raise DataError(
-                    f"client_labels: client {client}: no row is labelled {label!r}; {suggest(label, present, 'labels')}"
-                )
-            owner[label] = client
-    return _group([owner.get(label, -1) for label in labels], len(client_labels))
+    seen: dict[str, int] = {}
+    for client, label in ((client, label) for client, named in enumerate(client_labels) for label in named):
+        if label in seen:
+            raise DataError(f"client_labels: label {label!r} is named for clients {seen[label]} and {client}")
+        if label not in present:
+            raise DataError(
+                f"client_labels: client {client}: no row is labelled {label!r}; {suggest(label, present, 'labels')}"
+            )
+        seen[label] = client
 
 
 def partition_dirichlet(labels: Sequence[str], n_clients: int, alpha: float, seed: int) -> Shares:

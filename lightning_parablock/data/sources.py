@@ -45,6 +45,10 @@ class Source:
             return "stdlib"
         return "files" if looks_local(self.name) else "hub"
 
+    def same_rows(self, other: Source) -> bool:
+        """Whether both name the same rows; configuration and split mean nothing off the hub."""
+        return self == other if self.kind == "hub" else self.name == other.name
+
 
 def looks_local(name: str) -> bool:
     """Whether ``name`` is a path rather than a hub id: it exists, has a JSON Lines suffix, or starts like a path."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lightning_parablock.data.options import TextDataOptions, packages_wanted
 from lightning_parablock.data.partition import (
     Shares,
+    check_named_labels,
     hold_out,
     partition_by_file,
     partition_by_label,
@@ -105,6 +106,7 @@ def _labels(rows: Sequence[Row], options: TextDataOptions) -> list[str]:
 
 def _owned_rows(labels: Sequence[str], options: TextDataOptions) -> list[int]:
     assert options.client_labels is not None
+    check_named_labels(labels, options.client_labels)
     return sorted(row for share in partition_by_named_labels(labels, options.client_labels) for row in share)
 
 

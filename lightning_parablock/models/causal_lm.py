@@ -23,6 +23,7 @@ from lightning_parablock.models.loading import (
 from lightning_parablock.models.metrics import TokenLoss, TokenPerplexity, token_loss
 
 Batch = dict[str, Tensor]
+_NOT_KEPT = ("_name_or_path", "id2label", "label2id")
 
 
 class CausalLM(pl.LightningModule):
@@ -45,8 +46,8 @@ class CausalLM(pl.LightningModule):
         activation_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         random_weights: Draw the weights at random rather than load them; for benchmarks of shapes.
         predict_tokens: Tokens that predict adds at most to each prompt.
-        architecture: Configuration (transformers' dict) to build without pretrained weights. Checkpoints carry it, so
-            that they load where the pretrained weights are not at hand.
+        architecture: transformers' configuration, as JSON text, to build without pretrained weights. Checkpoints carry
+            it, so that they load where the pretrained weights are not at hand.
 
     Raises:
         ConfigurationError: the model cannot be found, read or built, or an option is out of its range.
@@ -65,13 +66,13 @@ class CausalLM(pl.LightningModule):
         activation_checkpointing: bool = False,
         random_weights: bool = False,
         predict_tokens: int = 32,
-        architecture: dict[str, Any] | None = None,
+        architecture: str | None = None,
     ) -> None:
         super().__init__()
         _check_options(layers, learning_rate, weight_decay, adam_betas, adam_epsilon, predict_tokens)
         self.save_hyperparameters()
         self._source = (model, gguf_file)
-        self._adamw = {"lr": learning_rate, "betas": tuple(adam_betas), "eps": adam_epsilon}
+        self._adamw: dict[str, Any] = {"lr": learning_rate, "betas": tuple(adam_betas), "eps": adam_epsilon}
         self._weight_decay, self._predict_tokens = weight_decay, predict_tokens
         self._tokenizer: Any = None
         self._location: str | None = None
@@ -132,15 +133,20 @@ class CausalLM(pl.LightningModule):
         """Put the architecture into the checkpoint's hyperparameters; see the option ``architecture``."""
         hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY)
         if hyperparameters is not None:
-            plain = json.loads(self.network.config.to_json_string(use_diff=False))
-            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hyperparameters, "architecture": plain}
+            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hyperparameters, "architecture": self._architecture()}
 
-    def _build(self, layers: int | None, random_weights: bool, architecture: dict[str, Any] | None) -> PreTrainedModel:
+    def _build(self, layers: int | None, random_weights: bool, architecture: str | None) -> PreTrainedModel:
         if architecture is not None:
             return random_model(_config_from(architecture, layers))
         location = self._resolve()
         config = load_config(location, layers)
         return random_model(config) if random_weights else load_model(location, config)
+
+    def _architecture(self) -> str:
+        """The configuration as JSON text: LightningCLI, which reads it back, would take a dict apart."""
+        config: dict[str, Any] = json.loads(self.network.config.to_json_string(use_diff=False))
+        # a path of this machine, and the labels of a classifier: of no use where the checkpoint is loaded
+        return json.dumps({name: value for name, value in config.items() if name not in _NOT_KEPT})
 
     def _resolve(self) -> str:
         if self._location is None:
@@ -176,9 +182,9 @@ def _prompt_length(mask: Tensor, labels: Tensor) -> int:
     return first or max(int(mask.sum()) // 2, 1)
 
 
-def _config_from(architecture: dict[str, Any], layers: int | None) -> PretrainedConfig:
+def _config_from(architecture: str, layers: int | None) -> PretrainedConfig:
     try:
-        config: PretrainedConfig = cast(Any, AutoConfig).for_model(**architecture)
+        config: PretrainedConfig = cast(Any, AutoConfig).for_model(**json.loads(architecture))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"architecture is no transformers configuration: {error}") from error
     if layers is not None:

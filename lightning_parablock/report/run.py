@@ -110,8 +110,8 @@ class RunFacts(Callback):
         self._run.folder = Path(folder)
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        per_client = gather_objects({"host": socket.gethostname(), "data": data_facts(trainer)})
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        per_client = gather_objects(trainer.strategy, {"host": socket.gethostname(), "data": data_facts(trainer)})
         manifest = self._run.manifest
         if manifest is not None:
             manifest.add(

@@ -12,8 +12,6 @@ from rich.table import Table
 
 from lightning_parablock.records import RoundRecord
 
-MEGABYTE = 1_000_000
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -46,7 +44,10 @@ class Summary:
     @property
     def hidden_share(self) -> float | None:
         """Share of the exchange that ran behind computation, 0 to 1; None where nothing was exchanged."""
-        return 1 - self.exposed_s / self.exchange_s if self.exchange_s > 0 else None
+        if self.exchange_s <= 0:
+            return None
+        # Of an exchange of microseconds a client may wait longer than it took, until its thread wakes up.
+        return max(0.0, 1 - self.exposed_s / self.exchange_s)
 
     def as_dict(self) -> dict[str, Any]:
         """The figures for the manifest."""
@@ -84,8 +85,8 @@ def summary_table(summary: Summary) -> Table:
         "training",
         f"{summary.fit_s:.0f} s, {summary.rounds} rounds, {summary.clients} client{'' if summary.clients == 1 else 's'}",
     )
-    table.add_row("sent", f"{summary.upload_bytes / MEGABYTE:.1f} MB by all clients")
-    table.add_row("received", f"{summary.download_bytes / MEGABYTE:.1f} MB by all clients")
+    table.add_row("sent", f"{readable_bytes(summary.upload_bytes)} by all clients")
+    table.add_row("received", f"{readable_bytes(summary.download_bytes)} by all clients")
     hidden = summary.hidden_share
     if hidden is not None:
         share = f"{100 * hidden:.1f} % of {summary.exchange_s:.1f} s ({summary.exposed_s:.1f} s stood still)"
@@ -97,6 +98,15 @@ def summary_table(summary: Summary) -> Table:
 def held_out_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a validation that belong in the table: losses and perplexities."""
     return {name: float(value) for name, value in metrics.items() if "loss" in name or "perplexity" in name}
+
+
+def readable_bytes(size_bytes: float) -> str:
+    """The size in the unit that leaves up to three digits before the point; units are powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
 
 
 def _words(name: str) -> str:

@@ -126,6 +126,8 @@ def unseal(message: Tensor, expected: Header) -> Header:
     (checksum,) = struct.unpack_from("<I", raw, _CHECKSUM_OFFSET)
     if checksum != _checksum(message, raw[:_CHECKSUM_OFFSET]):
         raise ProtocolError(f"expected {expected.describe()}: the checksum is wrong, the bytes were damaged on the way")
+    if fields[0] not in list(Kind):
+        raise ProtocolError(f"expected {expected.describe()}, received a message of unknown kind {fields[0]}")
     header = Header(Kind(fields[0]), *fields[1:])
     if astuple(header)[:-2] != astuple(expected)[:-2]:
         raise ProtocolError(f"expected {expected.describe()} of generation {expected.generation}, "

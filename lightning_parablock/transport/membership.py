@@ -9,6 +9,8 @@ canary), and brings the peer's heartbeats, whose absence shows a frozen process 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,12 +23,14 @@ import torch
 import torch.distributed as dist
 
 from lightning_parablock.errors import PeerError, PeerLostError, PeerTimeoutError
+from lightning_parablock.transport.wires import open_group
 
 T = TypeVar("T")
 
 _FOREVER = timedelta(days=3650)  # gloo closes every pair once a wait runs out, so the canary's must not
 _GRACE_S = 0.5
 _LAST_WORDS_BYTES = 2048
+_LAST_RESORT_S = 60.0
 
 
 class Sign(IntEnum):
@@ -93,43 +97,35 @@ class Watch:
     """
 
     def __init__(self, membership: Membership, heartbeat_s: float, silence_limit_s: float) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=silence_limit_s))
+        self._group = open_group("gloo", silence_limit_s)
         self._membership = membership
         self._heartbeat_s = heartbeat_s
         self._silence_limit_s = silence_limit_s
+        self._last_resort_s = max(_LAST_RESORT_S, silence_limit_s)
         self._peers = {rank: _Peer(time.monotonic()) for rank in membership.peers}
         self._changed = threading.Condition()
         self._last_word: Sign | None = None
         self._last_words = ""
+        self._told = False
         self._speakers: list[threading.Thread] = []
         for rank in self._membership.peers:
             threading.Thread(target=self._listen, args=(rank,), daemon=True, name=f"parablock-hear-{rank}").start()
             speaker = threading.Thread(target=self._speak, args=(rank,), daemon=True, name=f"parablock-speak-{rank}")
             speaker.start()
             self._speakers.append(speaker)
-        threading.Thread(target=self._forgive_own_pauses, daemon=True, name="parablock-clock").start()
+        threading.Thread(target=self._keep_time, daemon=True, name="parablock-clock").start()
 
-    def check(self, blamed: list[int] | None = None) -> None:
-        """Raise what is known of peers that are lost or silent for too long.
-
-        Args:
-            blamed: Ranks that somebody is waiting for; None means any.
+    def check(self) -> None:
+        """Raise what is known of peers that are lost or silent for too long; for the training thread.
 
         Raises:
             PeerLostError: a peer's process ended or failed.
             PeerTimeoutError: a peer has been silent for longer than the limit.
         """
-        lost = self._first_lost()
-        if lost is not None:
-            raise PeerLostError(f"{self._membership.describe(lost)} {self._peers[lost].lost_why}")
-        now_s = time.monotonic()
-        for rank, peer in self._peers.items():
-            silent_s = now_s - peer.seen_s
-            if peer.ended is None and silent_s > self._silence_limit_s and (blamed is None or rank in blamed):
-                raise PeerTimeoutError(
-                    f"{self._membership.describe(rank)} has given no sign of life for {silent_s:.0f} s (limit "
-                    f"exchange_timeout_s={self._silence_limit_s:g}): its process is frozen or its link is cut"
-                )
+        error = self._known()
+        if error is not None:
+            self._told = True
+            raise error
 
     def explain(self, cause: Exception, rank: int | None) -> PeerError:
         """Turn a failed transfer with ``rank`` (None: unknown) into the error to show, naming whoever was lost first.
@@ -138,10 +134,9 @@ class Watch:
         """
         with self._changed:
             self._changed.wait_for(lambda: self._first_lost() is not None, timeout=4 * _GRACE_S)
-        try:
-            self.check()
-        except PeerError as error:
-            return error
+        known = self._known()
+        if known is not None:
+            return known
         whom = "another client" if rank is None else self._membership.describe(rank)
         return PeerLostError(f"the connection to {whom} broke: {cause}")
 
@@ -195,6 +190,20 @@ class Watch:
         self._say_last(Sign.FAILED, last_words)
         for speaker in self._speakers:
             speaker.join(_GRACE_S / max(1, len(self._speakers)))
+
+    def _known(self) -> PeerError | None:
+        lost = self._first_lost()
+        if lost is not None:
+            return PeerLostError(f"{self._membership.describe(lost)} {self._peers[lost].lost_why}")
+        now_s = time.monotonic()
+        silent = [(peer.seen_s, rank) for rank, peer in self._peers.items() if peer.ended is None]
+        if not silent or now_s - min(silent)[0] <= self._silence_limit_s:
+            return None
+        seen_s, rank = min(silent)
+        return PeerTimeoutError(
+            f"{self._membership.describe(rank)} has given no sign of life for {now_s - seen_s:.0f} s (limit "
+            f"exchange_timeout_s={self._silence_limit_s:g}): its process is frozen or its link is cut"
+        )
 
     def _remaining(self) -> list[int]:
         return [rank for rank, peer in self._peers.items() if peer.ended is None and peer.lost_s is None]
@@ -266,14 +275,31 @@ class Watch:
             if word is not None:
                 return
 
-    def _forgive_own_pauses(self) -> None:
-        """A process that was itself stopped must not blame the others for the silence it slept through."""
-        last_s = time.monotonic()
+    def _keep_time(self) -> None:
+        """A process that was itself stopped must not blame the others for the silence it slept through.
+
+        And where the training thread is stuck in somebody else's blocking call, nobody but this thread can end it.
+        """
+        tick_s = min(self._heartbeat_s, 0.2)
+        last_s, known_since_s = time.monotonic(), None
         while self._last_word is None:
-            time.sleep(min(self._heartbeat_s, 0.2))
+            time.sleep(tick_s)
             now_s = time.monotonic()
-            pause_s = now_s - last_s - min(self._heartbeat_s, 0.2)
+            pause_s = now_s - last_s - tick_s
             if pause_s > self._heartbeat_s:
                 for peer in self._peers.values():
                     peer.seen_s += pause_s
             last_s = now_s
+            error = None if self._told else self._known()
+            known_since_s = (known_since_s or now_s) if error is not None else None
+            if error is not None and known_since_s is not None and now_s - known_since_s > self._last_resort_s:
+                self._end_process(error)
+
+    def _end_process(self, error: PeerError) -> None:
+        print(
+            f"parablock: {type(error).__name__}: {error}; the training thread has not come back for "
+            f"{self._last_resort_s:g} s since then, so this process ends here",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -57,12 +57,20 @@ class Wire(ABC):
         return None
 
     @contextlib.contextmanager
-    def on_communication_thread(self, taken: object) -> Iterable[None]:  # type: ignore[misc]
+    def on_communication_thread(self, taken: object) -> Generator[None]:
         """Surrounds an exchange on the communication thread."""
         yield
 
+    @abstractmethod
     def close(self) -> None:
         """Release the group; only when nothing is pending."""
+
+
+def open_group(backend: str, timeout_s: float) -> dist.ProcessGroup:
+    """A new group over all ranks, for one purpose; collective."""
+    group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_s))
+    assert isinstance(group, dist.ProcessGroup), "every rank is a member"
+    return group
 
 
 class _GlooTicket(Ticket):
@@ -82,7 +90,7 @@ class GlooWire(Wire):
     posts_early = True
 
     def __init__(self, timeout_s: float) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        self._group = open_group("gloo", timeout_s)
 
     @override
     def post(self, receives: Sequence[Transfer], sends: Iterable[Transfer]) -> tuple[list[Ticket], list[Ticket]]:
@@ -93,8 +101,8 @@ class GlooWire(Wire):
     def close(self) -> None:
         dist.destroy_process_group(self._group)
 
-    def _start(self, verb: object, transfer: Transfer) -> Ticket:
-        work = verb(transfer.message, transfer.rank, group=self._group, tag=int(transfer.kind))  # type: ignore[operator]
+    def _start(self, verb: Callable[..., dist.Work | None], transfer: Transfer) -> Ticket:
+        work = verb(transfer.message, transfer.rank, group=self._group, tag=int(transfer.kind))
         assert work is not None, "this rank is not in the dedicated group"
         return _GlooTicket(transfer, work)
 
@@ -124,7 +132,7 @@ class NcclWire(Wire):
     def __init__(self, device: torch.device, timeout_s: float) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device)
-        self._group = dist.new_group(backend="nccl", timeout=timedelta(seconds=timeout_s))
+        self._group = open_group("nccl", timeout_s)
 
     @override
     def post(self, receives: Sequence[Transfer], sends: Iterable[Transfer]) -> tuple[list[Ticket], list[Ticket]]:
@@ -145,7 +153,7 @@ class NcclWire(Wire):
 
     @override
     @contextlib.contextmanager
-    def on_communication_thread(self, taken: object) -> Iterable[None]:  # type: ignore[misc]
+    def on_communication_thread(self, taken: object) -> Generator[None]:
         assert isinstance(taken, torch.cuda.Event)
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             self._stream.wait_event(taken)

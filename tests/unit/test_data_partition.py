@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lightning_parablock.data.partition import (
     Shares,
+    check_named_labels,
     hold_out,
     partition_by_file,
     partition_by_label,
@@ -93,9 +94,9 @@ def test_named_labels_go_where_they_are_named_and_others_nowhere() -> None:
 
 def test_named_labels_must_exist_and_be_named_once() -> None:
     with pytest.raises(DataError, match=r"client 1: no row is labelled 'asyncoi'; .*did you mean 'asyncio'"):
-        partition_by_named_labels(["asyncio", "http"], [["http"], ["asyncoi"]])
+        check_named_labels(["asyncio", "http"], [["http"], ["asyncoi"]])
     with pytest.raises(DataError, match="'http' is named for clients 0 and 1"):
-        partition_by_named_labels(["asyncio", "http"], [["http"], ["http"]])
+        check_named_labels(["asyncio", "http"], [["http"], ["http"]])
 
 
 def test_one_file_a_client() -> None:

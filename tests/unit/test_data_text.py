@@ -79,11 +79,11 @@ def test_one_file_a_client(tmp_path: Path) -> None:
     assert data.val_dataloader() == []
 
 
-def test_stdlib_packages_of_two_clients(caplog: pytest.LogCaptureFixture) -> None:
-    options: dict[str, Any] = {"partition": "label", "client_labels": [["queue"], ["heapq", "bisect"]]}
-    data = ready(2, 1, **options, val_fraction=0.4, sequence_length=64, val_examples=5)
+def test_stdlib_packages_of_two_clients() -> None:
+    options: dict[str, Any] = {"partition": "label", "client_labels": [["json"], ["wsgiref", "heapq"]]}
+    data = ready(2, 1, **options, val_fraction=0.2, sequence_length=64, val_examples=5)
     facts = json.loads(json.dumps(data.describe()))
-    assert facts["rows_per_client"] == [1, 1]
+    assert min(facts["rows_per_client"]) >= 3 and facts["rows_left_out"] == 0
     assert facts["source"] == "python-stdlib"
     assert facts["train"]["tokens"] == 64 * len(data.train_set)
     assert facts["train"]["sha256"] == data.train_fingerprint()

@@ -68,6 +68,16 @@ def test_metric_weighs_every_token_the_same_over_batches_and_modes() -> None:
     assert metric.compute().item() == 2.0
 
 
+def test_metric_weighs_every_token_the_same_over_ranks() -> None:
+    def gather(mine: Tensor, group: object) -> list[Tensor]:
+        other = torch.tensor(1) if mine.dtype == torch.long else torch.tensor(9.0, dtype=mine.dtype)
+        return [mine, other]
+
+    metric = TokenLoss(dist_sync_fn=gather, distributed_available_fn=lambda: True)
+    metric.update(torch.tensor(3.0), torch.tensor(3))
+    assert metric.compute().item() == 3.0  # (3 + 9) nats over 3 + 1 tokens; a mean of the ranks' means would say 5
+
+
 def test_weights_are_float32_in_training_mode_without_cache(folder: Path) -> None:
     module = CausalLM(str(folder))
     assert module.network.training and module.network.config.use_cache is False
@@ -90,6 +100,24 @@ def test_trains_validates_tests_and_predicts(folder: Path, data: FederatedTextDa
     assert first["prompt"].endswith("=") and set(first) == {"prompt", "completion"}
 
 
+def test_every_epoch_has_an_order_of_its_own(folder: Path, data: FederatedTextDataModule, tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: dict[str, Tensor], batch_idx: int) -> None:
+            seen.append(batch["input_ids"])
+
+    module = CausalLM(str(folder))
+    trainer(tmp_path, max_epochs=2, limit_val_batches=0, callbacks=[Watch()]).fit(module, data)
+    loader = data.train_dataloader()
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        expected = [item["input_ids"] for item in loader]
+        trained = seen[epoch * len(loader) : (epoch + 1) * len(loader)]
+        assert all(torch.equal(a, b) for a, b in zip(trained, expected, strict=True))
+    assert not torch.equal(torch.cat(seen[: len(loader)]), torch.cat(seen[len(loader) :]))
+
+
 def test_val_loss_is_the_mean_over_tokens_not_over_batches(
     folder: Path, data: FederatedTextDataModule, tmp_path: Path
 ) -> None:
@@ -110,7 +138,7 @@ def test_a_batch_without_labels_gives_zero_and_no_nan(folder: Path) -> None:
     module = CausalLM(str(folder))
     empty = {**batch(), "labels": torch.full((2, 6), -100)}
     total, count = token_loss(module(empty["input_ids"], empty["attention_mask"]), empty["labels"])
-    assert (float(total / count.clamp(min=1)), int(count)) == (0.0, 0)
+    assert (total.item() / max(int(count), 1), int(count)) == (0.0, 0)
 
 
 def test_a_checkpoint_loads_where_the_pretrained_weights_are_gone(
@@ -126,6 +154,7 @@ def test_a_checkpoint_loads_where_the_pretrained_weights_are_gone(
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), loaded.parameters(), strict=True))
     assert loaded.configure_optimizers().param_groups[0]["lr"] == 3e-3
     assert loaded.network.config.num_hidden_layers == 1
+    assert str(tmp_path) not in torch.load(tmp_path / "one.ckpt", weights_only=True)["hyper_parameters"]["architecture"]
 
 
 def test_weight_decay_spares_vectors(folder: Path) -> None:
@@ -175,7 +204,8 @@ def test_activation_checkpointing_gives_the_same_gradients_and_stops_at_the_froz
         ({"adam_betas": (0.9, 1.0)}, "adam_betas must be two numbers"),
         ({"adam_epsilon": 0.0}, "adam_epsilon must be > 0"),
         ({"predict_tokens": 0}, "predict_tokens must be >= 1"),
-        ({"architecture": {"model_type": "lama"}}, "architecture is no transformers configuration"),
+        ({"architecture": '{"model_type": "lama"}'}, "architecture is no transformers configuration"),
+        ({"architecture": "lama"}, "architecture is no transformers configuration"),
     ],
 )
 def test_wrong_options_fail_at_once(options: dict[str, Any], said: str) -> None:

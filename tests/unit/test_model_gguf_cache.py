@@ -101,7 +101,7 @@ def test_waiting_for_another_process_has_a_limit(gguf: Path, tmp_path: Path, mon
 
 def test_a_cache_that_cannot_be_written_is_named(gguf: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ConfigurationError, match="cannot be written: .*set XDG_CACHE_HOME"):
+    with pytest.raises(ConfigurationError, match=r"cannot be written: .*set XDG_CACHE_HOME"):
         converted_folder(gguf, Converter(), tmp_path / "file" / "cache")
     with pytest.raises(ConfigurationError, match=r"gone\.gguf cannot be read"):
         converted_folder(tmp_path / "gone.gguf", Converter(), tmp_path / "cache")
@@ -137,17 +137,17 @@ def write_tiny_gguf(path: Path) -> dict[str, torch.Tensor]:
     writer.add_head_count(2)
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(257)
+    writer.add_vocab_size(258)
     vocabulary = sorted(byte_tokenizer().get_vocab().items(), key=lambda item: item[1])
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([word for word, _ in vocabulary])
+    writer.add_token_list([*(word for word, _ in vocabulary), "ab"])
     writer.add_token_merges(["a b"])
     writer.add_bos_token_id(256)
     writer.add_eos_token_id(256)
     shapes = {"attn_q": (8, 8), "attn_k": (8, 8), "attn_v": (8, 8), "attn_output": (8, 8)}
     shapes |= {"ffn_gate": (16, 8), "ffn_up": (16, 8), "ffn_down": (8, 16), "attn_norm": (8,), "ffn_norm": (8,)}
     named: dict[str, Any] = {f"blk.0.{name}.weight": shape for name, shape in shapes.items()}
-    named |= {"token_embd.weight": (257, 8), "output_norm.weight": (8,)}
+    named |= {"token_embd.weight": (258, 8), "output_norm.weight": (8,)}
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in named.items()}
     for name, tensor in tensors.items():
@@ -169,3 +169,4 @@ def test_a_real_gguf_file_trains_after_conversion(tmp_path: Path, monkeypatch: p
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     assert not hasattr(module.network.config, "quantization_config")
     assert module.tokenizer("hi")["input_ids"] == byte_tokenizer()("hi")["input_ids"]
+    assert module.tokenizer("ab")["input_ids"] == [257]

@@ -79,7 +79,7 @@ def test_delay_0_equals_fedbcd(task: Task, server: str, n_clients: int) -> None:
 # Invariant 2: one client waits for nobody.
 
 
-@EACH_TASK
+@WITH_TIED
 def test_one_client_has_the_bits_of_delay_0_at_every_delay(task: Task) -> None:
     config = config_for(task, n_clients=1)
     expected = run(task, replace(config, delay_steps=0), "adamw_default").weights
@@ -107,7 +107,7 @@ def test_one_client_is_plain_block_coordinate_training(task: Task, optimizer: st
 # Invariant 3: clients that see the same data have nothing to wait for either.
 
 
-@EACH_TASK
+@WITH_TIED
 @pytest.mark.parametrize("n_clients", [2, 4])
 def test_same_data_has_the_bits_of_fedbcd_at_every_delay(task: Task, n_clients: int) -> None:
     task = task.with_same_data()

@@ -1,0 +1,93 @@
+"""A client dies, freezes or is cut off in the middle of an exchange, on real shaped links, one launcher a host.
+
+Every rank that still runs must end within a limit, with an exit code other than 0 and an error that names client, round
+and block. A freeze that is shorter than the limit must change nothing, not one bit.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks.host_network import address
+from benchmarks.hosts import HostCluster
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 90.0  # bounds a hang; the errors come within seconds
+MID_EXCHANGE = r"step 4\b"  # the first round has just been submitted: a block of 1 MB at 4 Mbit/s takes 2 s and more
+ERROR = r"Peer(Lost|Timeout)Error: round \d+, block 'layers\.[01]': client {client} \(rank {client} on .*\)"
+
+
+@contextmanager
+def cluster_of(n_hosts: int, topology: str, exchange_timeout_s: float, steps: int = 400) -> Iterator[HostCluster]:
+    with HostCluster(n_hosts, rate="4mbit") as cluster:
+        worker = ["-m", "tests.faults.worker", topology, str(exchange_timeout_s), str(steps)]
+        for host in range(n_hosts):
+            launcher = f"-m torch.distributed.run --nnodes {n_hosts} --node-rank {host} --nproc-per-node 1".split()
+            rendezvous = ["--master-addr", address(0), "--master-port", "29500"]
+            cluster.start(
+                host, [sys.executable, *launcher, *rendezvous, *worker], env={"PYTHONPATH": str(ROOT)}, cwd=ROOT
+            )
+        yield cluster
+
+
+def strike_after(cluster: HostCluster, host: int) -> None:
+    cluster.wait_for_line(host, MID_EXCHANGE, timeout_s=LIMIT_S)
+    time.sleep(0.5)
+
+
+def assert_ended_naming(cluster: HostCluster, hosts: list[int], client: int) -> None:
+    for host in hosts:
+        running = cluster.hosts[host]
+        status = running.wait(timeout_s=LIMIT_S)
+        log = running.log_text()
+        assert status not in (0, None), log
+        assert re.search(ERROR.format(client=client), log), log
+
+
+@pytest.mark.parametrize("topology", ["sharded", "star"])
+def test_sigkill_in_an_exchange_ends_every_other_client_with_its_name(topology: str) -> None:
+    with cluster_of(3, topology, exchange_timeout_s=600) as cluster:
+        strike_after(cluster, 2)
+        cluster.kill(2)
+        assert_ended_naming(cluster, [0, 1], client=2)
+
+
+def test_a_cut_link_ends_both_sides_after_the_limit() -> None:
+    with cluster_of(2, "sharded", exchange_timeout_s=4) as cluster:
+        strike_after(cluster, 1)
+        cluster.cut_link(1)
+        assert_ended_naming(cluster, [0], client=1)
+        assert_ended_naming(cluster, [1], client=0)
+
+
+def test_a_client_frozen_for_longer_than_the_limit_ends_the_others_and_itself_once_it_wakes() -> None:
+    with cluster_of(3, "star", exchange_timeout_s=4) as cluster:
+        strike_after(cluster, 2)
+        cluster.stop(2)
+        # Client 1 waits for the star's server, client 0; it must name the one that is frozen all the same.
+        assert_ended_naming(cluster, [0, 1], client=2)
+        cluster.resume(2)
+        assert cluster.hosts[2].wait(timeout_s=LIMIT_S) not in (0, None)
+        assert re.search(r"Peer(Lost|Timeout)Error: round \d+", cluster.hosts[2].log_text())
+
+
+def test_a_client_frozen_for_less_than_the_limit_changes_no_bit() -> None:
+    hashes: list[str] = []
+    for freezes in (False, True):
+        with cluster_of(2, "sharded", exchange_timeout_s=60, steps=22) as cluster:
+            if freezes:
+                strike_after(cluster, 1)
+                cluster.stop(1)
+                time.sleep(20)
+                cluster.resume(1)
+            assert cluster.wait(timeout_s=LIMIT_S) == [0, 0], cluster.hosts[0].log_text() + cluster.hosts[1].log_text()
+            hashes += re.findall(r"hash (\w+)", "".join(host.log_text() for host in cluster.hosts.values()))
+    assert len(hashes) == 4
+    assert len(set(hashes)) == 1

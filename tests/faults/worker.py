@@ -1,0 +1,82 @@
+"""One client of a fault test: a Lightning fit whose blocks are large enough that an exchange takes seconds on its link.
+
+Usage: worker.py TOPOLOGY EXCHANGE_TIMEOUT_S STEPS. Prints "step N" after each optimizer step and the weights' hash at the
+end. Under the environment variables of torchrun, one process a host.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.flat import hash_tensors
+
+WIDTH = 512  # a layer is a block of 1 MB
+STEP_S = 0.1
+
+
+class Wide(LightningModule):
+    """Two layers whose loss needs next to no computation; each client has a target of its own."""
+
+    def __init__(self, client: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(2))
+        self.target = float(client + 1)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        time.sleep(STEP_S)
+        return sum(((layer.weight - self.target) ** 2).mean() for layer in self.layers)  # type: ignore[return-value]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+class Tell(Callback):
+    """Prints where the run stands, for the test to strike at the right moment."""
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        print(f"step {trainer.global_step}", flush=True)
+
+
+def main() -> None:
+    """Fit and print the hash of the result."""
+    topology, exchange_timeout_s, steps = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    strategy = ParaBlockStrategy(
+        local_steps=4,
+        block_order="sequential",
+        topology=topology,  # type: ignore[arg-type]
+        exchange_timeout_s=exchange_timeout_s,
+        heartbeat_s=0.5,
+        chunk_bytes=1 << 16,
+    )
+    trainer = Trainer(
+        strategy=strategy,
+        accelerator="cpu",
+        devices=1,
+        num_nodes=int(os.environ["WORLD_SIZE"]),
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[Tell()],
+    )
+    module = Wide(int(os.environ["RANK"]))
+    trainer.fit(module, DataLoader(torch.zeros(steps, 1)))
+    print("hash", hash_tensors(p for p in module.parameters()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

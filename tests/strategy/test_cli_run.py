@@ -1,0 +1,177 @@
+"""The command line as a user runs it: what a run leaves behind, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_parablock.cli import main
+from tests.support.launch import ROOT, run_ranks
+
+TOYS = ["--model", "tests.support.cli_toys.Toy", "--data", "tests.support.cli_toys.ToyData"]
+BLOCKS = ["--strategy", '{"init_args": {"blocks": 2, "local_steps": 4}}', "--trainer.accelerator", "cpu"]
+FIT = ["fit", *TOYS, *BLOCKS]
+
+
+def in_process(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr("sys.argv", ["lightning-parablock", *args])
+    return main()
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["parablock/round"]]
+
+
+def test_two_clients_leave_a_complete_run_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    args = [*FIT, "--trainer.max_steps", "14", "--run_dir", str(folder)]
+    first, second = run_ranks(2, ["-m", "lightning_parablock", *args], timeout_s=120)
+
+    assert "round 4 of 4" in first
+    assert "held-out loss" in first
+    assert f"run folder: {folder}" in first
+    assert "round 4 of 4" not in second
+    assert {"manifest.json", "config.yaml", "metrics.csv", "timeline.json", "timeline.png"} <= set(os.listdir(folder))
+
+    manifest = manifest_of(folder)
+    assert manifest["state"] == "finished"
+    assert manifest["clients"] == len(manifest["hosts"]) == 2
+    assert [data["train_fingerprint"] for data in manifest["data"]] == ["fingerprint of 0", "fingerprint of 1"]
+    assert manifest["strategy"]["settings"]["local_steps"] == "4"
+    assert manifest["configuration"]["trainer"]["max_steps"] == 14
+    result = manifest["result"]
+    assert (result["rounds"], result["clients"]) == (4, 2)
+    assert result["loss_after"]["val_loss"] < result["loss_before"]["val_loss"]
+    assert result["upload_bytes"] == result["download_bytes"] > 0
+
+    assert [float(row["parablock/round"]) for row in rows_of(folder)] == [0, 1, 2, 3]
+    events = json.loads((folder / "timeline.json").read_text())["traceEvents"]
+    computed = [(e["pid"], e["args"]["round"]) for e in events if e["ph"] == "X" and e["cat"] == "compute"]
+    assert sorted(computed) == [(client, t) for client in range(2) for t in range(4)]
+
+
+def test_a_wrong_value_ends_every_rank_with_one_line(tmp_path: Path) -> None:
+    args = ["fit", *TOYS, "--strategy.local_steps", "0", "--run_dir", str(tmp_path / "run")]
+    for output in run_ranks(2, ["-m", "lightning_parablock", *args], timeout_s=60, expect_code=2):
+        assert [line for line in output.splitlines() if "Seed set" not in line] == [
+            "error: local_steps must be a whole number >= 1 (optimizer steps a round), got 0"
+        ]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_can_be_repeated_from_its_own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert in_process(monkeypatch, *FIT, "--trainer.max_steps", "8", "--run_dir", str(first)) == 0
+    again = ["fit", "--config", str(first / "config.yaml"), "--run_dir", str(second)]
+    assert in_process(monkeypatch, *again) == 0
+    assert manifest_of(second)["result"]["loss_after"] == manifest_of(first)["result"]["loss_after"]
+
+
+def test_folders_are_named_by_time_under_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert in_process(monkeypatch, *FIT, "--trainer.max_steps", "4") == 0
+    assert in_process(monkeypatch, *FIT, "--trainer.max_steps", "4", "--trainer.default_root_dir", "mine") == 0
+    for root in ("runs", "mine"):
+        (folder,) = (tmp_path / root).iterdir()
+        assert manifest_of(folder)["state"] == "finished"
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_the_other_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    assert in_process(monkeypatch, command, *FIT[1:], "--run_dir", str(tmp_path / "run")) == 0
+    assert manifest_of(tmp_path / "run")["subcommand"] == command
+
+
+def test_a_plain_lightning_strategy_still_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = ["fit", *TOYS, "--strategy", "auto", "--trainer.accelerator", "cpu", "--trainer.max_steps", "2"]
+    assert in_process(monkeypatch, *args, "--run_dir", str(tmp_path / "run")) == 0
+    assert manifest_of(tmp_path / "run")["result"]["rounds"] == 0
+    assert not (tmp_path / "run" / "timeline.png").exists()
+
+
+def test_no_validation_where_it_is_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [*FIT, "--trainer.max_steps", "4", "--validate_before_and_after", "false"]
+    assert in_process(monkeypatch, *args, "--run_dir", str(tmp_path / "run")) == 0
+    assert manifest_of(tmp_path / "run")["result"]["loss_after"] == {}
+    assert "held-out" not in capsys.readouterr().out
+
+
+def test_an_error_of_the_package_is_one_line_and_its_traceback_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    args = [*FIT, "--trainer.max_steps", "8", "--model.fail_at_step", "5", "--run_dir", str(folder)]
+    assert in_process(monkeypatch, *args) == 1
+    errors = capsys.readouterr().err
+    assert f"error: the toy broke (traceback: {folder}/error-rank0.txt)" in errors.splitlines()
+    assert "Traceback" not in errors
+    assert "training_step" in (folder / "error-rank0.txt").read_text()
+    assert manifest_of(folder)["state"] == "failed: the toy broke"
+
+
+def test_an_unexpected_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = [*FIT, "--model.fail_at_step", "1", "--model.fail_with", "unknown", "--run_dir", str(tmp_path / "run")]
+    with pytest.raises(ZeroDivisionError):
+        in_process(monkeypatch, *args)
+    assert manifest_of(tmp_path / "run")["state"] == "failed: ZeroDivisionError: oh"
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = [*FIT, "--dry-run", "--trainer.devices", "3"]
+    assert in_process(monkeypatch, *args) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for expected in ("clients 3", "blocks 2", "network.0..network.1 144", "first 12 rounds train:", "rows per client [32, 32]"):
+        assert expected in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_speaks_once_under_a_launcher() -> None:
+    first, second = run_ranks(2, ["-m", "lightning_parablock", *FIT, "--dry-run"], timeout_s=60)
+    assert "clients" in first
+    assert "blocks" not in second
+
+
+def test_ctrl_c_ends_at_once_with_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    args = [*FIT, "--model.sleep_s", "0.05", "--trainer.max_steps", "100000", "--run_dir", str(folder)]
+    command = [sys.executable, "-m", "lightning_parablock", *args]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "round 2" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        started_s = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - started_s < 60
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "interrupted: Ctrl-C"
+    assert "Traceback" not in errors
+    assert manifest_of(folder)["state"] == "interrupted: Ctrl-C"
+
+
+def test_the_console_script_says_its_version() -> None:
+    script = Path(sys.executable).with_name("lightning-parablock")
+    words = [str(script)] if script.exists() else [sys.executable, "-m", "lightning_parablock"]
+    done = subprocess.run([*words, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip().endswith("0.1.0")

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from lightning_parablock.cli_flags import (
+    DATA_CLASS_PATH,
+    MODEL_CLASS_PATH,
+    STRATEGY_CLASS_PATH,
+    expand_argv,
+    expand_config,
+    presets,
+)
+from lightning_parablock.errors import ConfigurationError
+
+
+def named(**init_args: object) -> list[str]:
+    """What the name of a preset is written out to."""
+    strategy = {"class_path": STRATEGY_CLASS_PATH, "init_args": init_args}
+    return ["--config", json.dumps({"trainer": {"strategy": strategy}})]
+
+
+def test_every_registered_preset_sets_its_delay() -> None:
+    assert presets() == {
+        "parablock": {"delay_steps": None},
+        "fedbcd": {"delay_steps": 0},
+        "fedavg": {"delay_steps": 0, "blocks": 1},
+    }
+
+
+@pytest.mark.parametrize("words", [["--strategy", "parablock"], ["--strategy=parablock"], ["--trainer.strategy=ParaBlock"]])
+def test_a_preset_name_becomes_a_configuration_in_line(words: list[str]) -> None:
+    assert expand_argv(["fit", *words, "--x", "1"]) == ["fit", *named(delay_steps=None), "--x", "1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expanded"),
+    [
+        (["--strategy.local_steps", "8"], ["--trainer.strategy.local_steps", "8"]),
+        (["--strategy.local_steps=8"], ["--trainer.strategy.local_steps=8"]),
+        (["--trainer.strategy.local_steps=8"], ["--trainer.strategy.local_steps=8"]),
+        (["--strategy", "ddp"], ["--trainer.strategy=ddp"]),
+        (["--strategy", "my.own.Strategy"], ["--trainer.strategy=my.own.Strategy"]),
+        (["--model.strategy", "x"], ["--model.strategy", "x"]),
+        (["--strategy.help"], [f"--trainer.strategy.help={STRATEGY_CLASS_PATH}"]),
+        (["--strategy.help", "fedavg"], [f"--trainer.strategy.help={STRATEGY_CLASS_PATH}"]),
+        (["--model.help"], [f"--model.help={MODEL_CLASS_PATH}"]),
+        (["--data.help", "--x"], [f"--data.help={DATA_CLASS_PATH}", "--x"]),
+        (["--model.help", "a.B"], ["--model.help=a.B"]),
+        (["--strategy"], ["--trainer.strategy"]),
+    ],
+)
+def test_other_spellings(given: list[str], expanded: list[str]) -> None:
+    assert expand_argv(given) == expanded
+
+
+@pytest.mark.parametrize("name", ["ParaBlockStrategy", STRATEGY_CLASS_PATH, "lightning_parablock.strategy.ParaBlockStrategy"])
+def test_the_class_by_name_keeps_what_earlier_files_said(name: str) -> None:
+    strategy = {"class_path": STRATEGY_CLASS_PATH}
+    assert expand_argv(["--strategy", name]) == ["--config", json.dumps({"trainer": {"strategy": strategy}})]
+
+
+def test_a_misspelt_name_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(ConfigurationError, match="did you mean 'parablock'"):
+        expand_argv(["--strategy", "parablok"])
+
+
+@pytest.mark.parametrize(
+    ("text", "strategy"),
+    [
+        ("strategy: fedbcd", {"class_path": STRATEGY_CLASS_PATH, "init_args": {"delay_steps": 0}}),
+        ("trainer: {strategy: fedbcd}", {"class_path": STRATEGY_CLASS_PATH, "init_args": {"delay_steps": 0}}),
+        ("strategy: {local_steps: 3}", {"class_path": STRATEGY_CLASS_PATH, "init_args": {"local_steps": 3}}),
+        ("strategy: {init_args: {seed: 3}}", {"class_path": STRATEGY_CLASS_PATH, "init_args": {"seed": 3}}),
+        (
+            "strategy: {class_path: fedavg, init_args: {delay_steps: 4}}",
+            {"class_path": STRATEGY_CLASS_PATH, "init_args": {"delay_steps": 4, "blocks": 1}},
+        ),
+        ("strategy: ddp", "ddp"),
+        ("strategy: {class_path: a.B, init_args: {c: 1}}", {"class_path": "a.B", "init_args": {"c": 1}}),
+    ],
+)
+@pytest.mark.parametrize("command", [None, "fit"])
+def test_yaml(text: str, strategy: object, command: str | None) -> None:
+    if command is not None:
+        text = yaml.safe_dump({command: yaml.safe_load(text)})
+    config = yaml.safe_load(expand_config(text))
+    section = config if command is None else config[command]
+    assert section["trainer"]["strategy"] == strategy
+    assert "strategy" not in section
+
+
+def test_a_file_without_a_strategy_is_left_as_it_is() -> None:
+    text = "trainer: {max_steps: 3} # a comment"
+    assert expand_config(text) is text
+
+
+def test_two_strategies_in_one_file_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="given twice"):
+        expand_config("strategy: fedbcd\ntrainer: {strategy: ddp}")
+
+
+def test_broken_yaml_is_refused_with_its_line() -> None:
+    with pytest.raises(ConfigurationError, match="line 2: not valid YAML"):
+        expand_config("a: 1\nb: [1, {")

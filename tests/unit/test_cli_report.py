@@ -1,0 +1,219 @@
+"""Run folder, manifest, plan and table, without a run."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from torch import nn
+
+from lightning_parablock.blocks import Block
+from lightning_parablock.errors import ConfigurationError, ParaBlockError
+from lightning_parablock.records import RoundRecord
+from lightning_parablock.report.dry_run import exchanges_in_flight, memory_parts, print_plan, round_traffic
+from lightning_parablock.report.manifest import Manifest, git_sha, write_atomically
+from lightning_parablock.report.run import FAILED, INTERRUPTED, USAGE, Run
+from lightning_parablock.report.run_folder import claim_run_folder, new_run_folder, remove_if_empty
+from lightning_parablock.report.summary import held_out_metrics, readable_bytes, summarise, summary_table
+from lightning_parablock.settings import ServerNesterov, Settings
+
+
+def record(round_index: int, client: int, *, exposed_s: float = 0.0, exchange_s: float = 2.0) -> RoundRecord:
+    start_s = 1000.0 + 5 * round_index
+    return RoundRecord(
+        round=round_index,
+        block=f"layers.{round_index}",
+        client=client,
+        steps=4,
+        start_s=start_s,
+        end_s=start_s + 4,
+        compute_s=4.0,
+        exchange_s=exchange_s,
+        exposed_s=exposed_s,
+        wait_peer_s=0.25,
+        upload_bytes=1000,
+        download_bytes=2000,
+        exchange_start_s=start_s + 4,
+        exchange_ready_s=start_s + 4.5,
+        exchange_end_s=start_s + 4.5 + exchange_s,
+    )
+
+
+def test_run_folders_of_one_second_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.strftime", lambda _: "now")
+    folders = [new_run_folder(str(tmp_path)) for _ in range(3)]
+    assert [folder.name for folder in folders] == ["now", "now-2", "now-3"]
+
+
+def test_a_remote_root_leaves_the_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert new_run_folder("s3://bucket/runs").parent == Path("runs")
+
+
+def test_claiming_a_folder(tmp_path: Path) -> None:
+    folder = claim_run_folder(tmp_path / "a" / "b")
+    assert claim_run_folder(folder) == folder
+    Manifest(folder, {})
+    with pytest.raises(ConfigurationError, match="holds a run already"):
+        claim_run_folder(folder)
+
+
+def test_only_empty_folders_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    (tmp_path / "empty").mkdir()
+    for name in ("full", "empty", "absent"):
+        remove_if_empty(tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == ["full"]
+
+
+def test_the_manifest_is_on_disk_after_every_change(tmp_path: Path) -> None:
+    def there() -> dict[str, object]:
+        return json.loads((tmp_path / "manifest.json").read_text())
+
+    manifest = Manifest(tmp_path, {"seed": 3})
+    assert (there()["state"], there()["ended"], there()["seed"]) == ("running", None, 3)
+    assert {"command", "versions", "host", "git_sha", "started"} <= set(there())
+    manifest.add(clients=2)
+    assert there()["clients"] == 2
+    manifest.close("finished")
+    assert there()["state"] == "finished"
+    assert there()["ended"] is not None
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_rank_without_a_folder_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Manifest(None, {}).close("finished")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_leaves_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_commit_of_another_checkout_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"rev-parse --show-toplevel": "/somebody/elses", "rev-parse HEAD": "abc"}
+    monkeypatch.setattr("lightning_parablock.report.manifest._git", lambda _, *words: answers[" ".join(words)])
+    assert git_sha() is None
+
+
+@pytest.mark.parametrize(
+    ("begun", "error", "code"),
+    [
+        (False, ConfigurationError("no"), USAGE),
+        (True, ConfigurationError("no"), FAILED),
+        (True, ParaBlockError("no"), FAILED),
+    ],
+)
+def test_how_a_run_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], begun: bool, error: Exception, code: int
+) -> None:
+    run = Run()
+    run.folder = tmp_path
+    if begun:
+        run.begin({})
+    assert run.failed(error) == code
+    line = capsys.readouterr().err
+    assert line.startswith("error: no")
+    assert line.count("\n") == 1
+    assert (tmp_path / "error-rank0.txt").exists() == begun
+    if begun:
+        assert json.loads((tmp_path / "manifest.json").read_text())["state"] == "failed: no"
+
+
+def test_an_interrupted_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run()
+    run.folder = tmp_path
+    run.begin({})
+    assert run.interrupted("Ctrl-C", INTERRUPTED) == INTERRUPTED
+    assert capsys.readouterr().err == "interrupted: Ctrl-C\n"
+    assert json.loads((tmp_path / "manifest.json").read_text())["state"] == "interrupted: Ctrl-C"
+
+
+@pytest.mark.parametrize("n_clients", [1, 2, 3, 5])
+@pytest.mark.parametrize("topology", ["star", "sharded"])
+def test_both_topologies_carry_two_times_n_minus_one_blocks(n_clients: int, topology: str) -> None:
+    numel = 30
+    traffic = list(round_traffic(numel, n_clients, topology).values())
+    each = traffic if len(traffic) == 1 else [traffic[0]] + [traffic[1]] * (n_clients - 1)
+    uploads = [t.upload_bytes for t in each] * (n_clients if len(traffic) == 1 else 1)
+    downloads = [t.download_bytes for t in each] * (n_clients if len(traffic) == 1 else 1)
+    assert sum(uploads) == sum(downloads) == 2 * (n_clients - 1) * numel * 4
+
+
+@pytest.mark.parametrize(("delay_steps", "in_flight"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2)])
+def test_exchanges_in_flight(delay_steps: int, in_flight: int) -> None:
+    assert exchanges_in_flight(Settings(local_steps=4, delay_steps=delay_steps)) == in_flight
+
+
+def test_memory_grows_with_the_delay_and_the_servers_state() -> None:
+    blocks = [Block("a", ("a",), 10), Block("b", ("b",), 30)]
+
+    def total(place: str, settings: Settings, n_clients: int = 2) -> int:
+        parts = memory_parts(blocks, 160, settings, n_clients)
+        return sum(size for where, size in parts.values() if where.startswith(place))
+
+    one, two = Settings(local_steps=4, delay_steps=4), Settings(local_steps=4, delay_steps=8)
+    # One more exchange in flight: its committed value and its delta, and a buffer each way.
+    assert total("device", two) - total("device", one) == 2 * 30 * 4
+    assert total("host", two) - total("host", one) == 2 * 30 * 4
+    nesterov = Settings(local_steps=4, delay_steps=4, server_optimizer=ServerNesterov())
+    assert total("host", nesterov) - total("host", one) == 20 * 4  # a velocity of half of 40 parameters
+    star = Settings(local_steps=4, delay_steps=4, topology="star")
+    assert total("host", star) - total("host", one) == 20 * 4  # the whole model, not half of it
+
+
+def test_the_plan_names_everything() -> None:
+    console = Console(width=140, file=io.StringIO(), record=True)
+    module = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+    settings = Settings(local_steps=4, delay_steps=4, blocks=2, block_order="sequential")
+    print_plan(console, module, settings, 2, {"source": "toy", "rows_per_client": [3, 4]}, rounds=3)
+    text = console.export_text()
+    for expected in ("clients +2", r"0\.\.1 +144", "4 optimizer steps \\(1 round behind\\)", "rows per client +\\[3, 4\\]"):
+        assert re.search(expected, text), expected
+    assert "first 3 rounds train: 0..1, 2..3, 0..1" in text
+
+
+def test_the_summary_adds_up_all_clients() -> None:
+    records = [record(t, c, exposed_s=0.5 * c) for t in range(3) for c in range(2)]
+    summary = summarise(records, {"val_loss": 2.0}, {"val_loss": 1.5}, fit_s=15.0)
+    assert (summary.rounds, summary.clients) == (3, 2)
+    assert (summary.upload_bytes, summary.download_bytes) == (6000, 12000)
+    assert summary.hidden_share == pytest.approx(1 - 1.5 / 12)
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(summary_table(summary))
+    text = console.export_text()
+    for expected in ("2.0000 before, 1.5000 after", "3 rounds, 2 clients", "6.0 kB", "12.0 kB", "87.5 %"):
+        assert expected in text
+
+
+def test_nothing_exchanged_has_no_hidden_share() -> None:
+    summary = summarise([record(0, 0, exchange_s=0.0)], {}, {}, fit_s=1.0)
+    assert summary.hidden_share is None
+    assert summarise([record(0, 0, exchange_s=1.0, exposed_s=2.0)], {}, {}, fit_s=1.0).hidden_share == 0.0
+
+
+def test_only_losses_and_perplexities_are_held_out_metrics() -> None:
+    assert held_out_metrics({"val_loss": 1, "val_perplexity": 2.7, "epoch": 3}) == {"val_loss": 1.0, "val_perplexity": 2.7}
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"), (3e12, "3.0 TB")]
+)
+def test_readable_bytes(size_bytes: float, text: str) -> None:
+    assert readable_bytes(size_bytes) == text

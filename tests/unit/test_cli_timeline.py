@@ -1,0 +1,90 @@
+"""Records as metrics, as a Chrome trace and as a picture."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from matplotlib.image import imread
+
+from lightning_parablock.callbacks.gather import NewRecords, gather_objects
+from lightning_parablock.callbacks.metrics import metrics_of
+from lightning_parablock.callbacks.picture import draw_timeline
+from lightning_parablock.callbacks.trace import chrome_trace
+from tests.unit.test_cli_report import record
+
+
+def test_the_trace_has_a_process_a_client_and_two_threads() -> None:
+    trace = chrome_trace([record(t, c) for t in range(2) for c in range(2)])
+    names = [(e["pid"], e["args"]["name"]) for e in trace["traceEvents"] if e["ph"] == "M"]
+    assert names == [(c, name) for c in range(2) for name in (f"client {c}", "compute", "exchange")]
+
+
+def test_the_trace_is_in_microseconds_from_the_first_round() -> None:
+    events = [e for e in chrome_trace([record(1, 0, exposed_s=0.5), record(0, 0)])["traceEvents"] if e["ph"] == "X"]
+    spans = {(e["name"], e["cat"]): (e["ts"], e["dur"]) for e in events}
+    assert spans["layers.0", "compute"] == (0.0, 4e6)
+    assert spans["layers.1", "compute"] == (5e6, 4e6)
+    assert spans["layers.1", "exchange"] == (9e6, 2.5e6)
+    assert spans["exposed", "exchange"] == (11e6, 0.5e6)  # the end of the exchange, at 11.5 s
+
+
+def test_a_wait_that_did_not_happen_is_no_event() -> None:
+    names = [e["name"] for e in chrome_trace([record(0, 0, exposed_s=0.0)])["traceEvents"]]
+    assert "exposed" not in names
+
+
+def test_no_records_make_an_empty_trace() -> None:
+    assert chrome_trace([])["traceEvents"] == []
+
+
+def coloured(path: Path) -> set[tuple[int, ...]]:
+    pixels = (imread(path)[..., :3] * 255).round().astype(int).reshape(-1, 3)
+    return {tuple(pixel) for pixel in pixels.tolist()}
+
+
+def test_the_picture_marks_exposed_waits_in_red(tmp_path: Path) -> None:
+    red = (0xD6, 0x27, 0x28)
+    draw_timeline([record(t, c, exposed_s=1.0) for t in range(3) for c in range(2)], tmp_path / "waits.png")
+    assert red in coloured(tmp_path / "waits.png")
+    blue, light_blue = (0x1F, 0x77, 0xB4), (0xAE, 0xC7, 0xE8)  # the first two blocks
+    assert {blue, light_blue} <= coloured(tmp_path / "waits.png")
+
+
+@pytest.mark.parametrize("n_rounds", [1, 40, 200])
+def test_any_number_of_rounds_can_be_drawn(tmp_path: Path, n_rounds: int) -> None:
+    draw_timeline([record(t, 0) for t in range(n_rounds)], tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_nothing_is_drawn_without_records(tmp_path: Path) -> None:
+    draw_timeline([], tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_new_records_are_handed_out_once_and_of_the_first_client_only() -> None:
+    records = deque([record(0, 2), record(0, 3)])
+    strategy = SimpleNamespace(round_records=records)
+    new = NewRecords()
+    assert [(r.round, r.client) for r in new.take(strategy)] == [(0, 2)]
+    assert new.take(strategy) == []
+    records.extend([record(1, 2), record(1, 3), record(2, 2), record(2, 3)])
+    assert [(r.round, r.client) for r in new.take(strategy)] == [(1, 2), (2, 2)]
+    assert NewRecords().take(SimpleNamespace()) == []
+
+
+def test_the_logged_names() -> None:
+    metrics = metrics_of(record(3, 0, exposed_s=0.5), {"layers.3": 7})
+    assert metrics["parablock/round"] == 3
+    assert metrics["parablock/block"] == 7
+    assert metrics["parablock/exposed_s"] == 0.5
+    assert metrics["parablock/wait_peer_s"] == 0.25
+    assert metrics["parablock/upload_bytes"] == 1000
+    assert metrics["parablock/download_bytes"] == 2000
+
+
+def test_gathering_without_a_group_and_with_the_strategys_own() -> None:
+    assert gather_objects(object(), 3) == [3]
+    assert gather_objects(SimpleNamespace(gather_objects=lambda value: [value, value + 1]), 3) == [3, 4]

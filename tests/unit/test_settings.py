@@ -1,0 +1,157 @@
+"""A wrong setting is one clear error that names it and, where there is one, the nearest right value."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.settings import (
+    ServerNesterov,
+    ServerSGD,
+    Settings,
+    nearest,
+    resolve_blocks,
+    resolve_server_optimizer,
+)
+
+WHOLE_NUMBERS = [
+    ("local_steps", [0, -1, 1.5, "16", True, None]),
+    ("delay_steps", [-1, 0.5, "K", False]),
+    ("seed", [-1, 1.0, "0"]),
+    ("chunk_bytes", [0, 4095, 5000, 4096.0]),
+]
+SECONDS = [
+    (name, [0, -1, float("inf"), float("nan"), "10", None])
+    for name in ("exchange_timeout_s", "straggler_timeout_s", "heartbeat_s")
+]
+CHOICES = [
+    ("unmatched", "freez", "freeze"),
+    ("block_order", "shufle", "shuffle"),
+    ("block_order", "sequentail", "sequential"),
+    ("in_flight_value", "locale", "local"),
+    ("weighting", "unifrom", "uniform"),
+    ("topology", "shard", "sharded"),
+    ("topology", "stars", "star"),
+    ("compression", "non", "none"),
+    ("block_optimizer_state", "rest", "reset"),
+]
+NOT_BUILT = [
+    ("block_order", "importance"),
+    ("block_order", "cyclic"),
+    ("weighting", "samples"),
+    ("compression", "int8"),
+    ("compression", "bf16"),
+    ("block_optimizer_state", "offload"),
+    ("block_optimizer_state", "keep"),
+]
+WRONG_BLOCKS = [0, -3, (), ("(",), (1,), "layer", "", True, None, 2.5]
+
+
+def each_value(table: list[tuple[str, list[Any]]]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, values in table for value in values]
+
+
+@pytest.mark.parametrize(("name", "value"), each_value(WHOLE_NUMBERS) + each_value(SECONDS))
+def test_a_wrong_number_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        Settings(**{name: value})
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value", "right"), CHOICES)
+def test_a_misspelt_choice_names_the_nearest_right_one(name: str, value: str, right: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name}='{value}'.*did you mean '{right}'"):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), NOT_BUILT)
+def test_what_is_not_built_is_not_offered(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name}='{value}' is not known; choose from") as caught:
+        Settings(**{name: value})
+    assert value not in str(caught.value).split("choose from")[1]
+
+
+@pytest.mark.parametrize("value", WRONG_BLOCKS, ids=repr)
+def test_wrong_blocks_are_refused(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="blocks"):
+        Settings(blocks=value)
+
+
+@pytest.mark.parametrize("value", [0, [], ["("], [1], "layer", None, 2.5, {"a": 1}], ids=repr)
+def test_wrong_blocks_are_refused_as_users_give_them(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="blocks"):
+        ParaBlockStrategy(blocks=value)
+
+
+def test_a_pattern_given_alone_is_shown_as_a_list() -> None:
+    with pytest.raises(ConfigurationError, match=re.escape("a list of patterns such as ['encoder']")):
+        Settings(blocks="encoder")
+
+
+def test_a_timeout_shorter_than_two_heartbeats_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"exchange_timeout_s \(1\.9\) must be at least twice heartbeat_s"):
+        Settings(exchange_timeout_s=1.9, heartbeat_s=1.0)
+    Settings(exchange_timeout_s=2.0, heartbeat_s=1.0)
+
+
+@pytest.mark.parametrize(("name", "right"), [("nestrov", "nesterov"), ("sdg", "sgd")])
+def test_a_misspelt_server_optimizer(name: str, right: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"server_optimizer='{name}'.*did you mean '{right}'"):
+        resolve_server_optimizer(name)
+
+
+@pytest.mark.parametrize("name", ["adam", "yogi"])
+def test_server_optimizers_that_are_not_built(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"server_optimizer='{name}' is not known"):
+        ParaBlockStrategy(server_optimizer=name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [ServerSGD, ServerNesterov])
+@pytest.mark.parametrize("lr", [0.0, -1.0, float("nan")])
+def test_a_wrong_server_learning_rate(make: type[ServerSGD | ServerNesterov], lr: float) -> None:
+    with pytest.raises(ConfigurationError, match="server_optimizer lr"):
+        make(lr=lr)
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, float("nan")])
+def test_a_wrong_server_momentum(momentum: float) -> None:
+    with pytest.raises(ConfigurationError, match="server_optimizer momentum"):
+        ServerNesterov(momentum=momentum)
+
+
+def test_server_optimizers_by_name_and_as_objects() -> None:
+    assert resolve_server_optimizer("sgd") == ServerSGD(lr=1.0)
+    assert resolve_server_optimizer("nesterov") == ServerNesterov(lr=0.7, momentum=0.9)
+    own = ServerNesterov(lr=0.5, momentum=0.8)
+    assert resolve_server_optimizer(own) is own
+
+
+@pytest.mark.parametrize(
+    ("delay_steps", "expected"), [(0, (0, 0)), (3, (0, 3)), (4, (1, 0)), (6, (1, 2)), (8, (2, 0)), (13, (3, 1))]
+)
+def test_the_delay_in_rounds_and_steps(delay_steps: int, expected: tuple[int, int]) -> None:
+    assert Settings(local_steps=4, delay_steps=delay_steps).delay_rounds_and_steps == expected
+
+
+def test_the_strategy_resolves_its_options() -> None:
+    resolved = ParaBlockStrategy(local_steps=5, blocks=["a", "b"], server_optimizer="nesterov").settings
+    assert (resolved.local_steps, resolved.delay_steps, resolved.blocks) == (5, 5, ("a", "b"))
+    assert resolved.server_optimizer == ServerNesterov()
+    assert ParaBlockStrategy(local_steps=5, delay_steps=0).settings.delay_steps == 0
+    assert resolve_blocks("layers") == "layers"
+    assert resolve_blocks(3) == 3
+
+
+def test_the_fingerprint_tells_every_setting() -> None:
+    one, other = Settings(), Settings(server_optimizer=ServerSGD(lr=0.5))
+    differing = {name for name in one.fingerprint() if one.fingerprint()[name] != other.fingerprint()[name]}
+    assert differing == {"server_optimizer"}
+    assert set(one.fingerprint()) == set(Settings.__dataclass_fields__)
+
+
+def test_nearest_names_nothing_where_nothing_is_near() -> None:
+    assert nearest("xyz", ("star", "sharded")) == "choose from 'star', 'sharded'"
