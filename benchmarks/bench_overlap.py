@@ -2,8 +2,8 @@
 
 Two hosts in network namespaces, one pinned core each, train SmolLM2-135M-Instruct (8 blocks) for real. A first run at
 delay 0 measures computation C and exchange M of every round; the link is then set so that the sums are about equal, and
-runs at delay 0 and delay K follow in turn. The ideal is the method's: blocking the sum of C_t + M_t, ParaBlock the sum of
-max(C_t, M_{t-1}), with C and M of the same pair's blocking run.
+runs at delay 0 and delay K follow in turn. The ideal is the method's: the sum of C_t + M_t for blocking, the sum of
+max(C_t, M_{t-1}) for ParaBlock, with C and M of the same pair's blocking run.
 
     python -m benchmarks.bench_overlap
 """

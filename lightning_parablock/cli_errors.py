@@ -1,16 +1,13 @@
-"""One line for a mistake on the command line or in a configuration file: what was wrong, and the nearest right thing."""
+"""One line for a mistake on the command line or in a configuration file: what is wrong, and what was probably meant."""
 
 from __future__ import annotations
 
 import ast
-import difflib
-import importlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
 
-from jsonargparse import ArgumentParser, Namespace
+from lightning_parablock.cli_options import class_options, closest, nearest_option
 
 _KINDS = {
     "int": "a whole number",
@@ -21,9 +18,6 @@ _KINDS = {
     "dict": "a mapping",
     "NoneType": "null",
 }
-_CUTOFF = 0.7
-_EXTRA = ("config", "dry-run", "help", "print_config", "model", "data")
-"""Options that the parser's defaults do not list."""
 
 
 def explain(message: str, options: Sequence[str]) -> str:
@@ -43,60 +37,6 @@ def explain(message: str, options: Sequence[str]) -> str:
 def one_line(text: object) -> str:
     """The text with every run of white space as one space."""
     return " ".join(str(text).split())
-
-
-def nearest_option(name: str, options: Iterable[str]) -> str | None:
-    """The option that a wrong name most likely meant, or None: by whole name, by section, then by last part."""
-    known = list(options)
-    for match in (_by_whole_name, _by_section, _by_last_part):
-        found = match(name, known)
-        if found:
-            return found
-    return None
-
-
-def known_options(parser: ArgumentParser) -> list[str]:
-    """Every option of the parser without its dashes, those of the default classes included, e.g. ``strategy.blocks``."""
-    defaults = parser.get_defaults(skip_validation=True)
-    names = [str(name).replace(".init_args", "") for name in cast(Iterable[Any], defaults.keys())]
-    for key in ("trainer.strategy", "model", "data"):
-        default = defaults.get(key)
-        if isinstance(default, Namespace) and "class_path" in default:
-            names += [f"{key}.{name}" for name in class_options(str(default["class_path"]))]
-    short = [name.removeprefix("trainer.") for name in names if name.startswith("trainer.strategy.")]
-    return list(dict.fromkeys(["strategy", *_EXTRA, *short, *names]))
-
-
-def class_options(class_path: str) -> list[str]:
-    """Names of the options of a class, inherited ones too; empty where the class cannot be imported."""
-    module, _, name = class_path.rpartition(".")
-    try:
-        inner = ArgumentParser(exit_on_error=False)
-        inner.add_class_arguments(getattr(importlib.import_module(module), name), fail_untyped=False)
-        return [str(key) for key in cast(Iterable[Any], inner.get_defaults(skip_validation=True).keys())]
-    except Exception:  # only a hint is at stake, and the error that needs it is being reported already
-        return []
-
-
-def _by_whole_name(name: str, known: Sequence[str]) -> str | None:
-    same_section = [k for k in known if k.rpartition(".")[0] == name.rpartition(".")[0]]
-    return _closest(name, same_section) or _closest(name, known, cutoff=0.8)
-
-
-def _by_section(name: str, known: Sequence[str]) -> str | None:
-    section, _, rest = name.partition(".")
-    close = _closest(section, sorted({k.partition(".")[0] for k in known} - {section}))
-    return (f"{close}.{rest}" if rest else close) if close else None
-
-
-def _by_last_part(name: str, known: Sequence[str]) -> str | None:
-    last_parts = {k.rpartition(".")[2]: k for k in reversed(known)}
-    close = _closest(name.rpartition(".")[2], list(last_parts), cutoff=0.8)
-    return last_parts[close] if close else None
-
-
-def _closest(word: str, choices: Sequence[str], cutoff: float = _CUTOFF) -> str | None:
-    return next(iter(difflib.get_close_matches(word, choices, n=1, cutoff=cutoff)), None)
 
 
 # --- one reader a kind of mistake -------------------------------------------------------------------------------------
@@ -133,7 +73,7 @@ def _option_of_a_name(message: str, options: Sequence[str]) -> str | None:
     if not nested or not name:
         return None
     path = _shown(".".join(_path(message)), typed=True)
-    return f"option {path}.{nested[1]} cannot be set: {path} is {name[1]!r}, which has no options; give {path} a class path"
+    return f"option {path}.{nested[1]} cannot be set: {path} is {name[1]!r}, which has no options; give a class path"
 
 
 def _wrong_class(message: str, options: Sequence[str]) -> str | None:
@@ -155,10 +95,11 @@ def _wrong_value(message: str, options: Sequence[str]) -> str | None:
     shown = _shown(".".join(_path(message)), typed=True)
     choices = _choices(inner)
     if choices:
-        close = _closest(value[1], choices)
+        close = closest(value[1], choices)
         hint = f"; did you mean {close!r}?" if close else ""
         return f"{shown} must be one of {', '.join(map(repr, choices))}, got {value[1]!r}{hint}"
-    kinds = [_KINDS.get(kind, kind) for kind in re.findall(r"Expected an? <class '([\w.]+)'>", inner)]
+    types: list[str] = re.findall(r"Expected an? <class '([\w.]+)'>", inner)
+    kinds = [_KINDS.get(kind, kind) for kind in types]
     return f"{shown} must be {' or '.join(dict.fromkeys(kinds))}, got {value[1]!r}" if kinds else None
 
 
@@ -166,7 +107,7 @@ def _wrong_command(message: str, options: Sequence[str]) -> str | None:
     wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
     if wrong:
         choices = re.findall(r"[\w-]+", wrong[2])
-        close = _closest(wrong[1], choices)
+        close = closest(wrong[1], choices)
         hint = f"did you mean {close!r}?" if close else f"choose {', '.join(choices)}"
         return f"command {wrong[1]!r} is not known; {hint}"
     missing = re.search(r'expected "subcommand" to be one of \{(.*?)\}', message)
@@ -187,7 +128,7 @@ def _missing_file(message: str, options: Sequence[str]) -> str | None:
         return None
     path = Path(missing[1])
     siblings = [str(p) for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
-    close = _closest(str(path), siblings)
+    close = closest(str(path), siblings)
     return f"configuration file {str(path)!r} does not exist" + (f"; did you mean {close!r}?" if close else "")
 
 

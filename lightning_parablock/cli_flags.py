@@ -1,7 +1,7 @@
 """Short spellings of the command line and of YAML files, written out in full before Lightning's parser reads them.
 
-``--strategy parablock --strategy.local_steps 8`` becomes ``--trainer.strategy`` with a class path, the preset's settings and
-the options; a YAML file may say ``strategy:`` at its top and may give a preset's name in place of a class path.
+``--strategy parablock --strategy.local_steps 8`` becomes ``--trainer.strategy`` with a class path, the preset's
+settings and the options; a YAML file may say ``strategy:`` at its top and may give a preset's name in place of a class path.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def check_strategy_name(name: str) -> None:
     close = nearest(name, known).partition("did you mean ")[2].rstrip("?")
     hint = f"did you mean {close}? Choose" if close else "choose"
     raise ConfigurationError(
-        f"strategy {name!r} is not known; {hint} {', '.join(presets())}, another name that Lightning knows, or a class path"
+        f"strategy {name!r} is not known; {hint} {', '.join(presets())}, another name that Lightning knows, or a class "
+        "path"
     )
 
 

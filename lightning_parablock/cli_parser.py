@@ -9,8 +9,9 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-from lightning_parablock.cli_errors import explain, known_options
+from lightning_parablock.cli_errors import explain
 from lightning_parablock.cli_flags import expand_config
+from lightning_parablock.cli_options import known_options
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.settings import ServerOptimizer
 
@@ -21,11 +22,12 @@ USAGE_EXIT_CODE = 2
 
 
 class ParaBlockArgumentParser(LightningArgumentParser):
-    """Reads presets in YAML files; on a mistake prints one line that names the nearest right option, and exits with 2."""
+    """Reads presets in YAML files; at a mistake prints one line with the nearest right option, and exits with 2."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # An abbreviation is most often a typing error, and one that reads well today may turn ambiguous tomorrow.
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
         self.commands: list[LightningArgumentParser] = []
 
     @override

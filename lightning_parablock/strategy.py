@@ -3,47 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning.fabric.utilities.distributed import (
-    _get_default_process_group_backend_for_device,  # pyright: ignore[reportPrivateUsage]
-    _init_dist_connection,  # pyright: ignore[reportPrivateUsage]
-    _sync_ddp_if_available,  # pyright: ignore[reportPrivateUsage]
-)
 from lightning.fabric.utilities.optimizer import _optimizers_to_device  # pyright: ignore[reportPrivateUsage]
-from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.strategies import ParallelStrategy
-from lightning.pytorch.strategies.launchers import (
-    _MultiProcessingLauncher,  # pyright: ignore[reportPrivateUsage]
-    _SubprocessScriptLauncher,  # pyright: ignore[reportPrivateUsage]
-)
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_parablock.agreement import refuse_differences, versions_here
+from lightning_parablock.agreement import versions_here
 from lightning_parablock.blocks import Block, partition
 from lightning_parablock.callbacks.freeze import BlockFreezer
 from lightning_parablock.callbacks.metrics import RoundMetrics
 from lightning_parablock.errors import ConfigurationError, DivergenceError
 from lightning_parablock.flat import FlatBlocks, hash_tensors
 from lightning_parablock.loaders import Cutting, cut_or_keep
+from lightning_parablock.ranks import StartMethod, WatchedStrategy
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.refusals import refuse_parameters, refuse_trainer, refuse_uncovered, the_optimizer
 from lightning_parablock.rounds import RoundEngine
@@ -63,15 +52,10 @@ from lightning_parablock.settings import (
 )
 from lightning_parablock.takeover import isolate_validation, silence_batch_broadcasts, take_sampler_flag
 from lightning_parablock.transport.base import Transport
-from lightning_parablock.transport.opening import Federation, open_federation, open_transport
-
-log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-_CLOSE_LIMIT_S = 30.0
+from lightning_parablock.transport.opening import open_transport
 
 
-class ParaBlockStrategy(ParallelStrategy):
+class ParaBlockStrategy(WatchedStrategy):
     """Federated block coordinate descent whose exchange hides behind the next round's local steps (arXiv 2511.19959).
 
     Args:
@@ -134,7 +118,7 @@ class ParaBlockStrategy(ParallelStrategy):
         seed: int | None = None,
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
-        start_method: Literal["popen", "spawn", "fork", "forkserver"] = "popen",
+        start_method: StartMethod = "popen",
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
         cluster_environment: ClusterEnvironment | None = None,
@@ -142,6 +126,9 @@ class ParaBlockStrategy(ParallelStrategy):
         precision_plugin: Precision | None = None,
     ) -> None:
         super().__init__(
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+            start_method=start_method,
             accelerator=accelerator,
             parallel_devices=parallel_devices,
             cluster_environment=cluster_environment,
@@ -167,25 +154,15 @@ class ParaBlockStrategy(ParallelStrategy):
             seed=0 if seed is None else seed,
         )
         self._seed_is_given = seed is not None
-        self._num_nodes = 1
-        self._process_group_backend = process_group_backend
-        self._timeout = timeout
-        self._start_method: Literal["popen", "spawn", "fork", "forkserver"] = start_method
         self._trainer: pl.Trainer | None = None
         self._cuts_loaders = False
-        self._federation: Federation | None = None
         self._flat: FlatBlocks | None = None
         self._transport: Transport | None = None
         self._engine: RoundEngine | None = None
         self._replaced: dict[int, Tensor] | None = None
         self._stepped = False
-        self._failed = False
-        self._batch_limit: int | None = None
 
     # --- facts --------------------------------------------------------------------------------------------------------
-
-    is_distributed = True
-    """Without it Lightning ignores ``sync_dist=True``."""
 
     @property
     def blocks(self) -> list[Block]:
@@ -196,41 +173,6 @@ class ParaBlockStrategy(ParallelStrategy):
     def round_records(self) -> list[RoundRecord]:
         """One record a finished round of this rank's client, oldest first; bounded."""
         return self._engine.records if self._engine is not None else []
-
-    @property
-    def client(self) -> int:
-        """Number of this rank's client."""
-        return self.global_rank
-
-    @property
-    @override
-    def root_device(self) -> torch.device:
-        assert self.parallel_devices is not None
-        return self.parallel_devices[self.local_rank]
-
-    @property
-    def num_nodes(self) -> int:
-        """Number of nodes; set by the Trainer."""
-        return self._num_nodes
-
-    @num_nodes.setter
-    def num_nodes(self, num_nodes: int) -> None:
-        self._num_nodes = num_nodes
-
-    @property
-    def num_processes(self) -> int:
-        """Number of processes on this node."""
-        return len(self.parallel_devices) if self.parallel_devices is not None else 0
-
-    @property
-    @override
-    def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        return {"num_replicas": self.num_nodes * self.num_processes, "rank": self.global_rank}
-
-    @property
-    def process_group_backend(self) -> str:
-        """ "gloo" or "nccl"."""
-        return self._process_group_backend or _get_default_process_group_backend_for_device(self.root_device)
 
     # --- set-up, in Lightning's order ---------------------------------------------------------------------------------
 
@@ -247,26 +189,12 @@ class ParaBlockStrategy(ParallelStrategy):
         isolate_validation(trainer)
 
     @override
-    def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        start_method = self._start_method
-        if start_method == "popen":
-            self._launcher = _SubprocessScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
-        else:
-            self._launcher = _MultiProcessingLauncher(self, start_method=start_method)
-
-    @override
     def setup_environment(self) -> None:
         super().setup_environment()
-        reset_seed()
         self._set_world_ranks()
         if not self._seed_is_given:
             self.settings = dataclasses.replace(self.settings, seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
-        if self.world_size > 1:
-            self._open_default_group()
-        clients = [[rank] for rank in range(self.world_size)]
-        self._failed = False
-        self._federation = open_federation(self.settings, clients)
+        self._open_ranks(self.settings)
         # First of all agreements: what follows is collective and relies on equal settings.
         self._refuse_differences(versions_here())
         self._refuse_differences(self.settings.fingerprint())
@@ -291,17 +219,12 @@ class ParaBlockStrategy(ParallelStrategy):
             _optimizers_to_device(self.optimizers, self.root_device)
 
     @override
-    def model_to_device(self) -> None:
-        assert self.model is not None
-        self.model.to(self.root_device)
-
-    @override
     def process_dataloader(self, dataloader: object) -> object:
         trainer = self._trainer
         assert trainer is not None and trainer.state.stage is not None
         stage = trainer.state.stage
         if self._cuts_loaders and self.world_size > 1:
-            cutting = Cutting(self.client, self.settings.seed, self._gather_strings)
+            cutting = Cutting(self.client, self.settings.seed, self.gather_objects)
             dataloader, what = cut_or_keep(dataloader, stage, cutting)
             if stage != RunningStage.SANITY_CHECKING:
                 rank_zero_info(f"parablock: {stage.value}: {what}")
@@ -404,55 +327,6 @@ class ParaBlockStrategy(ParallelStrategy):
             )
         return checkpoint
 
-    # --- collectives of Lightning, none of which outlives a lost peer -------------------------------------------------
-
-    @override
-    def barrier(self, name: str | None = None) -> None:
-        if self.world_size > 1 and dist.is_initialized() and not self._failed:
-            devices = [self.root_device.index] if self.process_group_backend == "nccl" else None
-            self._guard(f"barrier {name or ''}".strip(), lambda: dist.barrier(device_ids=devices))
-
-    @override
-    def broadcast(self, obj: T, src: int = 0) -> T:
-        if self.world_size == 1 or not dist.is_initialized():
-            return obj
-        objects = [obj]
-        self._guard("broadcast", lambda: dist.broadcast_object_list(objects, src))
-        return objects[0]
-
-    @override
-    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        if not isinstance(tensor, Tensor) or self.world_size == 1:
-            return tensor
-        return self._guard("reduce", lambda: _sync_ddp_if_available(tensor, group, reduce_op=reduce_op))
-
-    @override
-    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
-        if sync_grads:  # autograd belongs to the thread that calls
-            return super().all_gather(tensor, group, sync_grads)
-        return self._guard("all_gather", lambda: super(ParaBlockStrategy, self).all_gather(tensor, group))
-
-    # --- the end ------------------------------------------------------------------------------------------------------
-
-    @override
-    def on_exception(self, exception: BaseException) -> None:
-        # Never waits for peers: they may be what failed.
-        self._failed = True
-        watch = self._federation.watch if self._federation is not None else None
-        if watch is not None:
-            watch.abort(f"{type(exception).__name__}: {exception}")
-
-    @override
-    def teardown(self) -> None:
-        federation, self._federation = self._federation, None
-        if federation is not None and federation.watch is not None and not self._failed:
-            late = federation.watch.close(_CLOSE_LIMIT_S)
-            if late:
-                who = ", ".join(federation.membership.describe(rank) for rank in late)
-                log.warning("parablock: left without a good-bye from %s after %g s", who, _CLOSE_LIMIT_S)
-        if self.cluster_environment is not None:
-            super().teardown()
-
     # --- inside: taking over from Lightning ---------------------------------------------------------------------------
 
     def _insert_callbacks(self, trainer: pl.Trainer) -> None:
@@ -463,48 +337,13 @@ class ParaBlockStrategy(ParallelStrategy):
                 callbacks.insert(0, RoundMetrics())
             callbacks.insert(0, BlockFreezer(self))
 
-    def _set_world_ranks(self) -> None:
-        if self.cluster_environment is not None:
-            self.cluster_environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
-            self.cluster_environment.set_world_size(self.num_nodes * self.num_processes)
-        # Lightning's rank-zero helpers read the rank off their own function object.
-        setattr(rank_zero_only, "rank", self.global_rank)  # noqa: B010
-
-    def _open_default_group(self) -> None:
-        assert self.cluster_environment is not None
-        device_id = self.root_device if self.root_device.type == "cuda" else None
-        _init_dist_connection(
-            self.cluster_environment, self.process_group_backend, timeout=self._timeout, device_id=device_id
-        )
-
     # --- inside: agreement --------------------------------------------------------------------------------------------
-
-    def _guard(self, what: str, collective: Callable[[], T]) -> T:
-        watch = self._federation.watch if self._federation is not None else None
-        if watch is None:
-            return collective()
-        return watch.guard(what, collective)
-
-    def _gather(self, value: T) -> list[T]:
-        gathered: list[Any] = [None] * self.world_size
-        if self.world_size == 1:
-            return [value]
-        self._guard("gather", lambda: dist.all_gather_object(gathered, value))
-        return gathered
-
-    def _gather_strings(self, value: str) -> list[str]:
-        return self._gather(value)
-
-    def _refuse_differences(self, facts: Mapping[str, str]) -> None:
-        assert self._federation is not None
-        members = self._federation.membership
-        refuse_differences(self._gather(dict(facts)), [members.describe(r) for r in range(members.n_ranks)])
 
     def _refuse_divergence(self) -> None:
         assert self._flat is not None and self._federation is not None
         flat = self._flat
         own = hash_tensors(flat.pack(block) for block in range(len(flat.blocks)))
-        hashes = self._gather(own)
+        hashes = self.gather_objects(own)
         if len(set(hashes)) > 1:
             who = {self._federation.membership.describe(rank): h[:12] for rank, h in enumerate(hashes)}
             raise DivergenceError(
@@ -514,7 +353,7 @@ class ParaBlockStrategy(ParallelStrategy):
     def _agree_on_length(self, trainer: pl.Trainer, loader: object) -> None:
         """Clients with different numbers of batches go by the shortest, so that all make the same rounds."""
         n_batches = _batches_of(loader, trainer.limit_train_batches)
-        everyone = self._gather(n_batches)
+        everyone = self.gather_objects(n_batches)
         if len(set(everyone)) == 1:
             return
         finite = [n for n in everyone if n is not None]

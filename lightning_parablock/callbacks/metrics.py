@@ -17,9 +17,10 @@ _FIELDS = ("round", "exposed_s", "wait_peer_s", "compute_s", "exchange_s", "uplo
 class RoundMetrics(Callback):
     """Writes one row a finished round to every logger and keeps the newest in ``trainer.callback_metrics``.
 
-    Names: ``parablock/round`` (from 0), ``parablock/block`` (index in ``trainer.strategy.blocks``), ``parablock/exposed_s``,
-    ``parablock/wait_peer_s``, ``parablock/compute_s``, ``parablock/exchange_s`` (seconds), ``parablock/upload_bytes`` and
-    ``parablock/download_bytes``; see :class:`~lightning_parablock.records.RoundRecord`. Loggers write rank 0's client.
+    Names: ``parablock/round`` (from 0), ``parablock/block`` (index in ``trainer.strategy.blocks``),
+    ``parablock/exposed_s``, ``parablock/wait_peer_s``, ``parablock/compute_s``, ``parablock/exchange_s`` (seconds),
+    ``parablock/upload_bytes`` and ``parablock/download_bytes``; what they mean stands at
+    :class:`~lightning_parablock.records.RoundRecord`. Loggers write rank 0's client.
     """
 
     def __init__(self) -> None:
@@ -44,7 +45,9 @@ class RoundMetrics(Callback):
         self._write_new(trainer)
 
     def _write_new(self, trainer: Trainer) -> list[dict[str, float]]:
-        index = {block.name: i for i, block in enumerate(getattr(trainer.strategy, "blocks", None) or ())}
+        index: dict[str, int] = {
+            block.name: i for i, block in enumerate(getattr(trainer.strategy, "blocks", None) or ())
+        }
         rows = [metrics_of(record, index) for record in self._new.take(trainer.strategy)]
         for row in rows:
             for logger in trainer.loggers:

@@ -24,7 +24,7 @@ _CLIENT_HEIGHT = 2.6
 
 
 def draw_timeline(records: Sequence[RoundRecord], path: Path, *, at_most_rounds: int = 40) -> None:
-    """Draw the first rounds: per client computation above and exchange below, one colour a block, standing still hatched.
+    """Draw the first rounds: per client computation above and exchange below, one colour a block, waits hatched.
 
     Args:
         records: Of all clients; nothing is drawn if empty.

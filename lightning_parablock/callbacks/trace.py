@@ -16,7 +16,7 @@ _MICROSECONDS = 1e6
 
 
 def chrome_trace(records: Iterable[RoundRecord]) -> dict[str, Any]:
-    """The records as a trace of one process a client, with the threads "compute" and "exchange"; times from the first."""
+    """The records as a trace: one process a client, its threads "compute" and "exchange", time from the first round."""
     ordered = sorted(records, key=lambda record: (record.client, record.round))
     origin_s = min((record.start_s for record in ordered), default=0.0)
     clients = dict.fromkeys(record.client for record in ordered)

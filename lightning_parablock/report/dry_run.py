@@ -58,8 +58,8 @@ def memory_parts(
 ) -> dict[str, tuple[str, int]]:
     """Memory of a client by purpose: where it lies ("device" or "host") and bytes, for the largest block.
 
-    The optimizer's state is counted as AdamW's two moments in float32; activations are not in it, because they depend on
-    batch and sequence length.
+    The optimizer's state is counted as AdamW's two moments in float32; activations are not in it, because they depend
+    on batch and sequence length.
     """
     largest = max(block.numel for block in blocks)
     total = sum(block.numel for block in blocks)

@@ -81,10 +81,8 @@ def summary_table(summary: Summary) -> Table:
         before = summary.loss_before.get(name)
         was = "" if before is None else f"{before:.4f} before, "
         table.add_row(f"held-out {_words(name)}", f"{was}{summary.loss_after[name]:.4f} after")
-    table.add_row(
-        "training",
-        f"{summary.fit_s:.0f} s, {summary.rounds} rounds, {summary.clients} client{'' if summary.clients == 1 else 's'}",
-    )
+    clients = f"{summary.clients} client{'' if summary.clients == 1 else 's'}"
+    table.add_row("training", f"{summary.fit_s:.0f} s, {summary.rounds} rounds, {clients}")
     table.add_row("sent", f"{readable_bytes(summary.upload_bytes)} by all clients")
     table.add_row("received", f"{readable_bytes(summary.download_bytes)} by all clients")
     hidden = summary.hidden_share

@@ -104,7 +104,7 @@ class TorchDistributedTransport(Transport):
             with self._wire.on_communication_thread(taken):
                 run = _ExchangeRun(self, round_index, block, uploads, start_s)
                 commit = run.run()
-            pending.succeed(commit.to(self._device), run.facts())
+            pending.succeed(self._wire.hand_over(commit, taken).to(self._device), run.facts())
         except BaseException as error:  # the training thread raises it where it waits
             pending.fail(error)
 

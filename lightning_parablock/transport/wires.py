@@ -61,6 +61,10 @@ class Wire(ABC):
         """Surrounds an exchange on the communication thread."""
         yield
 
+    def hand_over(self, commit: Tensor, taken: object) -> Tensor:
+        """Make a tensor of the communication thread safe to use and to free on the training thread."""
+        return commit
+
     @abstractmethod
     def close(self) -> None:
         """Release the group; only when nothing is pending."""
@@ -121,6 +125,14 @@ class _NcclTicket(Ticket):
             time.sleep(0.0005)
 
 
+@dataclass(frozen=True)
+class _Submitted:
+    """Where the training thread's stream stood at a submission."""
+
+    event: torch.cuda.Event
+    stream: torch.cuda.Stream
+
+
 class NcclWire(Wire):
     """GPU buffers over NCCL, on a stream of its own. Batches are grouped, since NCCL matches by order alone.
 
@@ -146,19 +158,27 @@ class NcclWire(Wire):
         return [_NcclTicket(t, done) for t in receives], [_NcclTicket(t, done) for t in outgoing]
 
     @override
-    def from_training_thread(self) -> torch.cuda.Event:
-        submitted = torch.cuda.Event()
-        submitted.record(torch.cuda.current_stream(self.device))
-        return submitted
+    def from_training_thread(self) -> _Submitted:
+        stream = torch.cuda.current_stream(self.device)
+        event = torch.cuda.Event()
+        event.record(stream)
+        return _Submitted(event, stream)
 
     @override
     @contextlib.contextmanager
     def on_communication_thread(self, taken: object) -> Generator[None]:
-        assert isinstance(taken, torch.cuda.Event)
+        assert isinstance(taken, _Submitted)
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            self._stream.wait_event(taken)
+            self._stream.wait_event(taken.event)
             yield
             self._stream.synchronize()
+
+    @override
+    def hand_over(self, commit: Tensor, taken: object) -> Tensor:
+        assert isinstance(taken, _Submitted)
+        # Else its memory could be given to the next exchange while the training stream still reads it.
+        commit.record_stream(taken.stream)
+        return commit
 
     @override
     def close(self) -> None:

@@ -1,51 +1,81 @@
-"""One rank of the oracle matrix: runs every configuration on a real process group, compares with the oracle's weights.
+"""One rank of the oracle matrix: runs every case on a real process group and compares with the oracle, bit for bit.
 
-Usage: worker_matrix.py ORACLE_FILE - the configurations are rebuilt here, the expected weights read from the file.
+Usage: worker_matrix.py [--only N] [--spoil]. The ranks share the work of the oracle, which is one process each case: every
+rank computes the expected weights of every n-th case and they exchange them. ``--only`` takes the first N cases, ``--spoil``
+changes the last bit of one expected weight of the last case, so that the comparison must fail.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
-import sys
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from lightning_parablock.flat import FlatBlocks
-from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.opening import Federation, open_federation, open_transport
-from tests.distributed.matrix import Case, cases
+from tests.distributed.matrix import Case, cases, settings_for
+from tests.oracle import run_oracle
 from tests.support.engine import run_on
 from tests.tasks import adamw_default, assert_same_bits
+
+Weights = dict[str, Tensor]
 
 
 def main() -> None:
     """Run all cases of this world size."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", type=int, default=None)
+    parser.add_argument("--spoil", action="store_true")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     rank, n_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    expected = torch.load(sys.argv[1], weights_only=True)
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
-    n_done = 0
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=120))
+    chosen = cases(n_ranks)[: arguments.only]
+    expected = _expected_weights(chosen, rank, n_ranks)
+    if arguments.spoil:
+        _change_last_bit(expected[chosen[-1].oracle_key])
     federations = {
-        n_clients: open_federation(Settings(exchange_timeout_s=60), case.clients_of_ranks())
-        for n_clients, case in {case.n_clients: case for case in cases(n_ranks)}.items()
+        n_clients: open_federation(settings_for(), case.clients_of_ranks())
+        for n_clients, case in {case.n_clients: case for case in chosen}.items()
     }
-    for case in cases(n_ranks):
-        weights = _run(case, rank, federations[case.n_clients])
-        try:
-            assert_same_bits(weights, expected[case.oracle_key])
-        except AssertionError as error:
-            raise AssertionError(f"{case}: {error}") from error
-        n_done += 1
+    for case in chosen:
+        _compare(case, _run(case, rank, federations[case.n_clients]), expected[case.oracle_key])
     for federation in federations.values():
         if federation.watch is not None:
             assert federation.watch.close(30) == [], "a peer did not say good-bye"
-    print(f"CASES EQUAL {n_done}")
+    print(f"CASES EQUAL {len(chosen)}")
 
 
-def _run(case: Case, rank: int, federation: Federation) -> dict[str, torch.Tensor]:
+def _expected_weights(chosen: Sequence[Case], rank: int, n_ranks: int) -> dict[str, Weights]:
+    different = list({case.oracle_key: case for case in chosen}.values())
+    own: dict[str, Weights] = {}
+    for case in different[rank::n_ranks]:
+        task = case.task()
+        own[case.oracle_key] = run_oracle(case.oracle_config(), task.make_model, task.loss_fn, adamw_default).weights
+    shares: list[dict[str, Weights]] = [own] * n_ranks
+    dist.all_gather_object(shares, own)
+    return {key: weights for share in shares for key, weights in share.items()}
+
+
+def _change_last_bit(weights: Weights) -> None:
+    some = next(reversed(weights.values())).view(-1)
+    some[-1] = torch.nextafter(some[-1], torch.tensor(float("inf")))
+
+
+def _compare(case: Case, actual: Weights, expected: Weights) -> None:
+    try:
+        assert_same_bits(actual, expected)
+    except AssertionError as error:
+        raise AssertionError(f"{case}: {error}") from error
+
+
+def _run(case: Case, rank: int, federation: Federation) -> Weights:
     def transport(flat: FlatBlocks) -> Transport:
         return open_transport(federation, flat, case.settings, device=torch.device("cpu"), backend="gloo")
 

@@ -18,8 +18,9 @@ import pytest
 from benchmarks.host_network import address
 from benchmarks.hosts import HostCluster
 
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 90.0  # bounds a hang; the errors come within seconds
+LIMIT_S = 200.0  # bounds a hang on a busy machine; the errors come within seconds of the limit in force
 MID_EXCHANGE = r"step 4\b"  # the first round has just been submitted: a block of 1 MB at 4 Mbit/s takes 2 s and more
 ERROR = r"Peer(Lost|Timeout)Error: round \d+, block 'layers\.[01]': client {client} \(rank {client} on .*\)"
 

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 def test_two_clients_leave_a_complete_run_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     args = [*FIT, "--trainer.max_steps", "14", "--run_dir", str(folder)]
-    first, second = run_ranks(2, ["-m", "lightning_parablock", *args], timeout_s=120)
+    first, second = run_ranks(2, ["-m", "lightning_parablock", *args], timeout_s=240)
 
     assert "round 4 of 4" in first
     assert "held-out loss" in first
@@ -66,7 +65,7 @@ def test_two_clients_leave_a_complete_run_folder(tmp_path: Path) -> None:
 
 def test_a_wrong_value_ends_every_rank_with_one_line(tmp_path: Path) -> None:
     args = ["fit", *TOYS, "--strategy.local_steps", "0", "--run_dir", str(tmp_path / "run")]
-    for output in run_ranks(2, ["-m", "lightning_parablock", *args], timeout_s=60, expect_code=2):
+    for output in run_ranks(2, ["-m", "lightning_parablock", *args], timeout_s=240, expect_code=2):
         assert [line for line in output.splitlines() if "Seed set" not in line] == [
             "error: local_steps must be a whole number >= 1 (optimizer steps a round), got 0"
         ]
@@ -140,13 +139,19 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(
     args = [*FIT, "--dry-run", "--trainer.devices", "3"]
     assert in_process(monkeypatch, *args) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for expected in ("clients 3", "blocks 2", "network.0..network.1 144", "first 12 rounds train:", "rows per client [32, 32]"):
+    for expected in (
+        "clients 3",
+        "blocks 2",
+        "network.0..network.1 144",
+        "first 12 rounds train:",
+        "rows per client [32, 32]",
+    ):
         assert expected in text
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_dry_run_speaks_once_under_a_launcher() -> None:
-    first, second = run_ranks(2, ["-m", "lightning_parablock", *FIT, "--dry-run"], timeout_s=60)
+    first, second = run_ranks(2, ["-m", "lightning_parablock", *FIT, "--dry-run"], timeout_s=240)
     assert "clients" in first
     assert "blocks" not in second
 
@@ -161,9 +166,7 @@ def test_ctrl_c_ends_at_once_with_one_line(tmp_path: Path) -> None:
             if "round 2" in line:
                 break
         process.send_signal(signal.SIGINT)
-        started_s = time.monotonic()
-        _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - started_s < 60
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted: Ctrl-C"
     assert "Traceback" not in errors

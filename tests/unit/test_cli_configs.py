@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.cli import ParaBlockCLI
+from lightning_parablock.cli_app import ParaBlockCLI
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.models import CausalLM
 from lightning_parablock.report.run import Run
@@ -45,7 +45,11 @@ def strategy_of(config: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("section", "cls"),
-    [(BASE["trainer"]["strategy"], ParaBlockStrategy), (BASE["model"], CausalLM), (BASE["data"], FederatedTextDataModule)],
+    [
+        (BASE["trainer"]["strategy"], ParaBlockStrategy),
+        (BASE["model"], CausalLM),
+        (BASE["data"], FederatedTextDataModule),
+    ],
 )
 def test_base_has_every_option_with_its_default(section: dict[str, Any], cls: type) -> None:
     parameters = {name: p for name, p in inspect.signature(cls.__init__).parameters.items() if name != "self"}
@@ -119,7 +123,11 @@ def test_patterns_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_server_optimizer_with_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--strategy.server_optimizer", "lightning_parablock.ServerNesterov", "--strategy.server_optimizer.momentum=0.5"]
+    words = [
+        "--strategy.server_optimizer",
+        "lightning_parablock.ServerNesterov",
+        "--strategy.server_optimizer.momentum=0.5",
+    ]
     strategy = strategy_of(resolved(monkeypatch, "--model.model", "x", *words))
     assert strategy["server_optimizer"]["init_args"] == {"lr": 0.7, "momentum": 0.5}
 

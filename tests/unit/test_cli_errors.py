@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lightning_parablock.cli import main
-from lightning_parablock.cli_errors import nearest_option
+from lightning_parablock.cli_options import nearest_option
 
 TOYS = ["--model", "tests.support.cli_toys.Toy", "--data", "tests.support.cli_toys.ToyData"]
 
@@ -102,7 +102,11 @@ def test_a_run_that_never_began_leaves_no_folder(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [("trainer.max_step", "trainer.max_steps"), ("trainr.max_steps", "trainer.max_steps"), ("blokcs", "strategy.blocks")],
+    [
+        ("trainer.max_step", "trainer.max_steps"),
+        ("trainr.max_steps", "trainer.max_steps"),
+        ("blokcs", "strategy.blocks"),
+    ],
 )
 def test_nearest_option(wrong: str, right: str) -> None:
     assert nearest_option(wrong, ["trainer.max_steps", "trainer.max_epochs", "strategy.blocks"]) == right

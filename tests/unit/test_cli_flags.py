@@ -30,7 +30,9 @@ def test_every_registered_preset_sets_its_delay() -> None:
     }
 
 
-@pytest.mark.parametrize("words", [["--strategy", "parablock"], ["--strategy=parablock"], ["--trainer.strategy=ParaBlock"]])
+@pytest.mark.parametrize(
+    "words", [["--strategy", "parablock"], ["--strategy=parablock"], ["--trainer.strategy=ParaBlock"]]
+)
 def test_a_preset_name_becomes_a_configuration_in_line(words: list[str]) -> None:
     assert expand_argv(["fit", *words, "--x", "1"]) == ["fit", *named(delay_steps=None), "--x", "1"]
 
@@ -56,7 +58,9 @@ def test_other_spellings(given: list[str], expanded: list[str]) -> None:
     assert expand_argv(given) == expanded
 
 
-@pytest.mark.parametrize("name", ["ParaBlockStrategy", STRATEGY_CLASS_PATH, "lightning_parablock.strategy.ParaBlockStrategy"])
+@pytest.mark.parametrize(
+    "name", ["ParaBlockStrategy", STRATEGY_CLASS_PATH, "lightning_parablock.strategy.ParaBlockStrategy"]
+)
 def test_the_class_by_name_keeps_what_earlier_files_said(name: str) -> None:
     strategy = {"class_path": STRATEGY_CLASS_PATH}
     assert expand_argv(["--strategy", name]) == ["--config", json.dumps({"trainer": {"strategy": strategy}})]

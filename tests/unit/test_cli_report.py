@@ -184,7 +184,12 @@ def test_the_plan_names_everything() -> None:
     settings = Settings(local_steps=4, delay_steps=4, blocks=2, block_order="sequential")
     print_plan(console, module, settings, 2, {"source": "toy", "rows_per_client": [3, 4]}, rounds=3)
     text = console.export_text()
-    for expected in ("clients +2", r"0\.\.1 +144", "4 optimizer steps \\(1 round behind\\)", "rows per client +\\[3, 4\\]"):
+    for expected in (
+        "clients +2",
+        r"0\.\.1 +144",
+        "4 optimizer steps \\(1 round behind\\)",
+        "rows per client +\\[3, 4\\]",
+    ):
         assert re.search(expected, text), expected
     assert "first 3 rounds train: 0..1, 2..3, 0..1" in text
 
@@ -209,7 +214,10 @@ def test_nothing_exchanged_has_no_hidden_share() -> None:
 
 
 def test_only_losses_and_perplexities_are_held_out_metrics() -> None:
-    assert held_out_metrics({"val_loss": 1, "val_perplexity": 2.7, "epoch": 3}) == {"val_loss": 1.0, "val_perplexity": 2.7}
+    assert held_out_metrics({"val_loss": 1, "val_perplexity": 2.7, "epoch": 3}) == {
+        "val_loss": 1.0,
+        "val_perplexity": 2.7,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,258 @@
+"""LightningCLI with this package's defaults, run folder, plan and table."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.console import Console
+from typing_extensions import override
+
+import lightning_parablock
+from lightning_parablock.callbacks import RoundMetrics, RoundProgressBar, Timeline
+from lightning_parablock.cli_errors import one_line
+from lightning_parablock.cli_flags import (
+    DATA_CLASS_PATH,
+    MODEL_CLASS_PATH,
+    STRATEGY_CLASS_PATH,
+    check_strategy_name,
+    expand_argv,
+)
+from lightning_parablock.cli_parser import ParaBlockArgumentParser
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.report.dry_run import print_plan
+from lightning_parablock.report.run import Run, RunFacts
+from lightning_parablock.report.summary import held_out_metrics, summarise, summary_table
+
+DEFAULTS = {
+    "trainer.strategy": {"class_path": STRATEGY_CLASS_PATH},
+    "model": {"class_path": MODEL_CLASS_PATH},
+    "data": {"class_path": DATA_CLASS_PATH},
+}
+EPILOG = "The options of the strategy, the model and the data: --strategy.help, --model.help, --data.help."
+
+
+class ParaBlockCLI(LightningCLI):
+    """LightningCLI whose strategy, model and data module are this package's unless others are given.
+
+    Args:
+        run: Receives the run's folder and manifest.
+        args: The command line without the program's name.
+        defaults: Default values of options, by dotted name.
+    """
+
+    def __init__(self, run: Run, args: Sequence[str], defaults: dict[str, Any] = DEFAULTS) -> None:
+        self.run = run
+        self._defaults = defaults
+        self._timeline = Timeline()
+        super().__init__(
+            LightningModule,
+            subclass_mode_model=True,
+            parser_class=ParaBlockArgumentParser,
+            parser_kwargs={
+                "description": "Federated block coordinate fine-tuning under PyTorch Lightning.",
+                "version": lightning_parablock.__version__,
+                **{command: {"epilog": EPILOG} for command in self.subcommands()},
+            },
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            args=list(args),
+        )
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        assert isinstance(self.parser, ParaBlockArgumentParser)
+        command = list(self.subcommands())[len(self.parser.commands)]
+        self.parser.commands.append(parser)
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of this run: logs, configuration, manifest, timeline. Default: a folder named by date and "
+            "time in trainer.default_root_dir, or in ./runs.",
+        )
+        if command == "fit":
+            _add_fit_arguments(parser)
+        parser.set_defaults(self._defaults)
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        try:
+            self.config = parser.parse_args(expand_argv(args))
+        except ConfigurationError as error:
+            parser.error(str(error), error)
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Check the strategy's settings first: that takes no time, and building the model may take minutes."""
+        strategy = self._get(self.config, "trainer.strategy")
+        if isinstance(strategy, str):
+            check_strategy_name(strategy)
+        elif isinstance(strategy, Namespace):
+            checker = ArgumentParser(exit_on_error=False)
+            checker.add_argument("--strategy", type=Strategy)
+            checker.instantiate_classes(Namespace(strategy=strategy))
+
+    @override
+    def instantiate_classes(self) -> None:
+        with self._without_weights() if self._dry_run else contextlib.nullcontext():
+            super().instantiate_classes()
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        given: Namespace = self._get(self.config_init, "trainer")
+        kwargs |= _torchrun_devices(given)
+        if not self._dry_run and not given.fast_dev_run:
+            kwargs |= self._run_folder_arguments(given)
+        kwargs["callbacks"] = self._callbacks(given)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise ConfigurationError(f"the trainer cannot be built: {one_line(error)}") from error
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self._dry_run:
+            self._print_plan()
+            return
+        self._dump_config()
+        self.run.begin(
+            {
+                "subcommand": subcommand,
+                "seed": self._get(self.config, "seed_everything"),
+                "configuration": self.config_dump,
+            }
+        )
+        super()._run_subcommand(subcommand)
+
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Measure the held-out loss, train, measure it again, and print the table of the run."""
+        before = self._held_out(model, kwargs)
+        started_s = time.monotonic()
+        self.trainer.fit(model, **kwargs)
+        fit_s = time.monotonic() - started_s
+        after = self._held_out(model, {**kwargs, "ckpt_path": None})
+        summary = summarise(self._timeline.records, before, after, fit_s)
+        if self.run.manifest is not None:
+            self.run.manifest.add(result=summary.as_dict())
+        if self.trainer.is_global_zero:
+            _console().print(summary_table(summary))
+            print(f"run folder: {self.run.folder}")
+
+    @property
+    def _dry_run(self) -> bool:
+        return bool(self._get(self.config, "dry_run", False))
+
+    def _held_out(self, model: LightningModule, kwargs: dict[str, Any]) -> dict[str, float]:
+        wanted = (
+            self._get(self.config, "validate_before_and_after")
+            and not self._get(self.config_init, "trainer").fast_dev_run
+        )
+        if not wanted or not is_overridden("validation_step", model) or self.trainer.limit_val_batches == 0:
+            return {}
+        data = self.datamodule if self.datamodule is not None else model
+        if not is_overridden("val_dataloader", data):
+            return {}
+        results = self.trainer.validate(
+            model, datamodule=kwargs.get("datamodule"), ckpt_path=kwargs.get("ckpt_path"), verbose=False
+        )
+        return held_out_metrics({name: value for result in results for name, value in result.items()})
+
+    def _callbacks(self, given: Namespace) -> list[Callback]:
+        listed: Any = given.callbacks or []
+        callbacks = list(listed) if isinstance(listed, (list, tuple)) else [listed]
+        if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(RoundProgressBar())
+        if not any(isinstance(c, RoundMetrics) for c in callbacks):
+            callbacks.append(RoundMetrics())
+        return callbacks if self._dry_run else [*callbacks, RunFacts(self.run), self._timeline]
+
+    def _run_folder_arguments(self, given: Namespace) -> dict[str, Any]:
+        folder = self.run.open_folder(self._get(self.config, "run_dir"), given.default_root_dir)
+        arguments: dict[str, Any] = {"default_root_dir": str(folder)}
+        if given.logger is None or given.logger is True:
+            logger = arguments["logger"] = CSVLogger(folder.parent, name="", version=folder.name)
+            _ = (
+                logger.experiment
+            )  # opened while the folder is empty: it warns of, and removes, what an earlier run left
+        return arguments
+
+    @contextlib.contextmanager
+    def _without_weights(self) -> Any:
+        """For a plan only the shapes matter: where the model can be built without weights, build it so."""
+        model: Namespace = self._get(self.config, "model")
+        if "random_weights" not in (model.get("init_args") or {}):
+            yield
+            return
+        model.init_args.random_weights = True
+        with torch.device("meta"):
+            yield
+
+    def _print_plan(self) -> None:
+        if self.run.rank != 0:
+            return
+        settings = getattr(self.trainer.strategy, "settings", None)
+        if settings is None:
+            raise ConfigurationError(
+                "--dry-run needs a ParaBlock strategy; give --strategy parablock, fedbcd or fedavg"
+            )
+        if self._get(self.config, "trainer.strategy").get("init_args", {}).get("seed") is None:
+            settings = dataclasses.replace(settings, seed=self._get(self.config, "seed_everything"))
+        n_clients = self.trainer.num_devices * self.trainer.num_nodes
+        print_plan(_console(), self.model, settings, n_clients, self._describe_data(n_clients))
+
+    def _describe_data(self, n_clients: int) -> dict[str, Any] | None:
+        """What the data module says of the first client's data; nothing where it says nothing."""
+        data: Any = self.datamodule
+        if data is None or not hasattr(data, "describe"):
+            return None
+        self.model.trainer = data.trainer = self.trainer
+        self.trainer.strategy.connect(self.model)
+        cluster = getattr(self.trainer.strategy, "cluster_environment", None)
+        if cluster is not None:  # otherwise known only once the processes have been started
+            cluster.set_world_size(n_clients)
+        data.prepare_data()
+        data.setup("fit")
+        return data.describe()
+
+
+def _console() -> Console:
+    """Standard output; as wide as a screen where it is a file, whose reader would see tables broken into 80 columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+def _add_fit_arguments(parser: LightningArgumentParser) -> None:
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Print clients, blocks, bytes a round, memory, the first rounds and the data, and stop before training.",
+    )
+    parser.add_argument(
+        "--validate_before_and_after",
+        type=bool,
+        default=True,
+        help="Measure the held-out loss before and after training, where there are validation data.",
+    )
+
+
+def _torchrun_devices(given: Namespace) -> dict[str, Any]:
+    """Under torchrun, "auto" means the processes that it started; Lightning takes one on a machine without a GPU."""
+    local, total = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
+    if given.devices != "auto" or local is None or total is None:
+        return {}
+    return {"devices": int(local), "num_nodes": int(total) // int(local)}

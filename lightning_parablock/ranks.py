@@ -1,0 +1,217 @@
+"""The ranks under a strategy: how they start, meet, watch each other and part, without a word on rounds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.distributed import (
+    _get_default_process_group_backend_for_device,  # pyright: ignore[reportPrivateUsage]
+    _init_dist_connection,  # pyright: ignore[reportPrivateUsage]
+    _sync_ddp_if_available,  # pyright: ignore[reportPrivateUsage]
+)
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies.launchers import (
+    _MultiProcessingLauncher,  # pyright: ignore[reportPrivateUsage]
+    _SubprocessScriptLauncher,  # pyright: ignore[reportPrivateUsage]
+)
+from lightning_utilities.core.rank_zero import rank_zero_only
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_parablock.agreement import refuse_differences
+from lightning_parablock.settings import Settings
+from lightning_parablock.transport.opening import Federation, open_federation
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
+
+_CLOSE_LIMIT_S = 30.0
+
+
+class WatchedStrategy(ParallelStrategy):
+    """Starts one process a client, and runs Lightning's collectives so that none of them outlives a lost client.
+
+    Args:
+        process_group_backend: "gloo", "nccl", or None for the device's own.
+        timeout: Limit of the default process group.
+        start_method: How processes are started where no launcher did it.
+        **lightning: What Lightning's ParallelStrategy takes.
+    """
+
+    is_distributed = True
+    """Without it Lightning ignores ``sync_dist=True``."""
+
+    def __init__(
+        self,
+        *,
+        process_group_backend: str | None,
+        timeout: timedelta | None,
+        start_method: StartMethod,
+        **lightning: Any,
+    ) -> None:
+        super().__init__(**lightning)
+        self._num_nodes = 1
+        self._process_group_backend = process_group_backend
+        self._timeout = timeout
+        self._start_method: StartMethod = start_method
+        self._federation: Federation | None = None
+        self._failed = False
+
+    # --- facts --------------------------------------------------------------------------------------------------------
+
+    @property
+    def client(self) -> int:
+        """Number of this rank's client."""
+        return self.global_rank
+
+    @property
+    @override
+    def root_device(self) -> torch.device:
+        assert self.parallel_devices is not None
+        return self.parallel_devices[self.local_rank]
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes; set by the Trainer."""
+        return self._num_nodes
+
+    @num_nodes.setter
+    def num_nodes(self, num_nodes: int) -> None:
+        self._num_nodes = num_nodes
+
+    @property
+    def num_processes(self) -> int:
+        """Number of processes on this node."""
+        return len(self.parallel_devices) if self.parallel_devices is not None else 0
+
+    @property
+    @override
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": self.num_nodes * self.num_processes, "rank": self.global_rank}
+
+    @property
+    def process_group_backend(self) -> str:
+        """ "gloo" or "nccl"."""
+        return self._process_group_backend or _get_default_process_group_backend_for_device(self.root_device)
+
+    # --- the start ----------------------------------------------------------------------------------------------------
+
+    @override
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        start_method = self._start_method
+        if start_method == "popen":
+            self._launcher = _SubprocessScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+        else:
+            self._launcher = _MultiProcessingLauncher(self, start_method=start_method)
+
+    @override
+    def model_to_device(self) -> None:
+        assert self.model is not None
+        self.model.to(self.root_device)
+
+    def _open_ranks(self, settings: Settings) -> None:
+        """Join the default process group and begin to watch the other ranks; collective."""
+        reset_seed()
+        if self.world_size > 1:
+            self._open_default_group()
+        self._failed = False
+        self._federation = open_federation(settings, [[rank] for rank in range(self.world_size)])
+
+    def _set_world_ranks(self) -> None:
+        if self.cluster_environment is not None:
+            self.cluster_environment.set_global_rank(self.node_rank * self.num_processes + self.local_rank)
+            self.cluster_environment.set_world_size(self.num_nodes * self.num_processes)
+        # Lightning's rank-zero helpers read the rank off their own function object.
+        setattr(rank_zero_only, "rank", self.global_rank)  # noqa: B010
+
+    def _open_default_group(self) -> None:
+        assert self.cluster_environment is not None
+        device_id = self.root_device if self.root_device.type == "cuda" else None
+        _init_dist_connection(
+            self.cluster_environment, self.process_group_backend, timeout=self._timeout, device_id=device_id
+        )
+
+    # --- collectives of Lightning, none of which outlives a lost peer -------------------------------------------------
+
+    @override
+    def barrier(self, name: str | None = None) -> None:
+        if self.world_size > 1 and dist.is_initialized() and not self._failed:
+            devices = [self.root_device.index] if self.process_group_backend == "nccl" else None
+            self._guard(f"barrier {name or ''}".strip(), lambda: dist.barrier(device_ids=devices))
+
+    @override
+    def broadcast(self, obj: T, src: int = 0) -> T:
+        if self.world_size == 1 or not dist.is_initialized():
+            return obj
+        objects = [obj]
+        self._guard("broadcast", lambda: dist.broadcast_object_list(objects, src))
+        return objects[0]
+
+    @override
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        if not isinstance(tensor, Tensor) or self.world_size == 1:
+            return tensor
+        return self._guard("reduce", lambda: _sync_ddp_if_available(tensor, group, reduce_op=reduce_op))
+
+    @override
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        if sync_grads:  # autograd belongs to the thread that calls
+            return super().all_gather(tensor, group, sync_grads)
+        return self._guard("all_gather", lambda: super(WatchedStrategy, self).all_gather(tensor, group))
+
+    def _guard(self, what: str, collective: Callable[[], T]) -> T:
+        """Run a collective of the default group; a lost or silent client ends it with a PeerError."""
+        watch = self._federation.watch if self._federation is not None else None
+        if watch is None:
+            return collective()
+        return watch.guard(what, lambda: self._on_own_device(collective))
+
+    def _on_own_device(self, collective: Callable[[], T]) -> T:
+        # The current CUDA device is a thread's own, and the guard runs the collective on a thread of its own.
+        if self.root_device.type != "cuda":
+            return collective()
+        with torch.cuda.device(self.root_device):
+            return collective()
+
+    def gather_objects(self, value: T) -> list[T]:
+        """The value of every rank, in rank order; collective."""
+        gathered: list[Any] = [None] * self.world_size
+        if self.world_size == 1:
+            return [value]
+        self._guard("gather", lambda: dist.all_gather_object(gathered, value))
+        return gathered
+
+    def _refuse_differences(self, facts: Mapping[str, str]) -> None:
+        """Raise the same ConfigurationError on every rank where these facts are not the same on all; collective."""
+        assert self._federation is not None
+        members = self._federation.membership
+        refuse_differences(self.gather_objects(dict(facts)), [members.describe(r) for r in range(members.n_ranks)])
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        # Never waits for peers: they may be what failed.
+        self._failed = True
+        watch = self._federation.watch if self._federation is not None else None
+        if watch is not None:
+            watch.abort(f"{type(exception).__name__}: {exception}")
+
+    @override
+    def teardown(self) -> None:
+        federation, self._federation = self._federation, None
+        if federation is not None and federation.watch is not None and not self._failed:
+            late = federation.watch.close(_CLOSE_LIMIT_S)
+            if late:
+                who = ", ".join(federation.membership.describe(rank) for rank in late)
+                log.warning("parablock: left without a good-bye from %s after %g s", who, _CLOSE_LIMIT_S)
+        if self.cluster_environment is not None:
+            super().teardown()

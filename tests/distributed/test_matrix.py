@@ -1,0 +1,80 @@
+"""The real run on one to four processes equals the oracle, bit for bit, in every configuration."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from tests.distributed.matrix import DELAYS_STEPS, LOCAL_STEPS, ORDERS, SERVERS, TOPOLOGIES, VALUES, Case, cases
+from tests.support.launch import run_ranks
+
+WORKER = ("-m", "tests.distributed.worker_matrix")
+WORLD_SIZES = [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("n_ranks", WORLD_SIZES)
+def test_every_case_equals_the_oracle_on_every_rank(n_ranks: int) -> None:
+    expected = f"CASES EQUAL {len(cases(n_ranks))}"
+    for output in run_ranks(n_ranks, WORKER, timeout_s=240):
+        assert expected in output.splitlines()
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_one_wrong_bit_in_what_is_expected_fails_the_run(n_ranks: int) -> None:
+    """The comparison above can fail."""
+    for output in run_ranks(n_ranks, [*WORKER, "--only", "2", "--spoil"], timeout_s=120, expect_code=1):
+        assert "bits differ in" in output
+        assert "1 of" in output
+        assert "CASES EQUAL" not in output
+
+
+def options_of(case: Case) -> dict[str, Any]:
+    s = case.settings
+    return {
+        "delay": s.delay_steps,
+        "order": s.block_order,
+        "server": s.server_optimizer,
+        "value": s.in_flight_value,
+        "topology": s.topology,
+        "tied": case.tied,
+    }
+
+
+@pytest.mark.parametrize("n_ranks", WORLD_SIZES)
+def test_every_pair_of_option_values_meets(n_ranks: int) -> None:
+    everything = {
+        "delay": DELAYS_STEPS,
+        "order": ORDERS,
+        "server": SERVERS,
+        "value": VALUES,
+        "topology": TOPOLOGIES,
+        "tied": (False, True),
+    }
+    for one, other in itertools.combinations(everything, 2):
+        met = {(options_of(case)[one], options_of(case)[other]) for case in cases(n_ranks)}
+        assert met == set(itertools.product(everything[one], everything[other])), (one, other)
+
+
+def test_the_delays_are_the_ones_of_the_method() -> None:
+    K = LOCAL_STEPS
+    assert DELAYS_STEPS == (0, 3, K, K + 2, 2 * K, 3 * K)
+    assert K > 3
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_some_ranks_host_several_clients_that_are_not_neighbours(n_ranks: int) -> None:
+    several = [case for case in cases(n_ranks) if case.clients_per_rank > 1]
+    assert {case.settings.delay_steps for case in several} == set(DELAYS_STEPS)
+    assert several[0].clients_of_ranks() == ([[0, 1]] if n_ranks == 1 else [[0, 2], [1, 3]])
+
+
+def test_random_orders_repeat_a_block_within_the_longest_delay() -> None:
+    """At once, after one round and after two: a block then has up to three deltas of a client in flight."""
+    (schedule, *others) = {tuple(case.schedule()[:8]) for case in cases(4) if case.settings.block_order == "random"}
+    assert not others
+    for gap in (1, 2, 3):
+        assert gap * LOCAL_STEPS <= DELAYS_STEPS[-1]
+        assert any(one == other for one, other in zip(schedule, schedule[gap:], strict=False)), gap
+    assert set(schedule) == set(range(len(cases(4)[0].task().block_names)))
