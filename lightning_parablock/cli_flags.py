@@ -1,7 +1,8 @@
 """Short spellings of the command line and of YAML files, written out in full before Lightning's parser reads them.
 
 ``--strategy parablock --strategy.local_steps 8`` becomes ``--trainer.strategy`` with a class path, the preset's
-settings and the options; a YAML file may say ``strategy:`` at its top and may give a preset's name in place of a class path.
+settings and the options; a YAML file may say ``strategy:`` at its top and may give a preset's name in place of a class
+path.
 """
 
 from __future__ import annotations
