@@ -6,7 +6,10 @@ lightning-parablock fit --config configs/quickstart.yaml --strategy parablock --
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Sequence
 
@@ -14,15 +17,22 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_parablock.cli_app import ParaBlockCLI
 from lightning_parablock.errors import ParaBlockError
-from lightning_parablock.report.run import INTERRUPTED, TERMINATED, Run
+from lightning_parablock.report.run import FAILED, INTERRUPTED, TERMINATED, Run
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 for a failed run, 2 for wrong usage, 130 for Ctrl-C."""
+    code = _main(sys.argv[1:] if args is None else args)
+    if code and _has_stuck_threads():
+        _leave(code)
+    return code
+
+
+def _main(args: Sequence[str]) -> int:
     _hush()
     run = Run()
     try:
-        ParaBlockCLI(run, sys.argv[1:] if args is None else args)
+        ParaBlockCLI(run, args)
     except ParaBlockError as error:
         return run.failed(error)
     except KeyboardInterrupt:
@@ -35,9 +45,27 @@ def main(args: Sequence[str] | None = None) -> int:
         raise
     except BaseException as error:
         run.crashed(error)
+        if _has_stuck_threads():
+            traceback.print_exc()
+            return FAILED
         raise
     run.finish()
     return 0
+
+
+def _has_stuck_threads() -> bool:
+    return any(thread.name.startswith("parablock-") for thread in threading.enumerate())
+
+
+def _leave(code: int) -> None:
+    """End the process here, because a thread is stuck in a receive from a client that is lost.
+
+    Nothing can free such a thread, and Python's own way out aborts when the thread wakes up in the middle of it.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _hush() -> None:

@@ -102,7 +102,7 @@ class ParaBlockStrategy(WatchedStrategy):
         *,
         local_steps: int = 16,
         delay_steps: int | None = None,
-        blocks: str | int | list[str] = "layers",
+        blocks: Literal["layers"] | int | list[str] = "layers",
         unmatched: Unmatched = "error",
         block_order: BlockOrder = "shuffle",
         in_flight_value: InFlightValue = "local",

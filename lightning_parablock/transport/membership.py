@@ -107,13 +107,12 @@ class Watch:
         self._last_word: Sign | None = None
         self._last_words = ""
         self._told = False
+        self._threads: list[threading.Thread] = []
         self._speakers: list[threading.Thread] = []
         for rank in self._membership.peers:
-            threading.Thread(target=self._listen, args=(rank,), daemon=True, name=f"parablock-hear-{rank}").start()
-            speaker = threading.Thread(target=self._speak, args=(rank,), daemon=True, name=f"parablock-speak-{rank}")
-            speaker.start()
-            self._speakers.append(speaker)
-        threading.Thread(target=self._keep_time, daemon=True, name="parablock-clock").start()
+            self._start(self._listen, rank, f"parablock-hear-{rank}")
+            self._speakers.append(self._start(self._speak, rank, f"parablock-speak-{rank}"))
+        self._start(self._keep_time, None, "parablock-clock")
 
     def check(self) -> None:
         """Raise what is known of peers that are lost or silent for too long; for the training thread.
@@ -161,9 +160,13 @@ class Watch:
                 failure.append(error)
             finished.set()
 
-        threading.Thread(target=run, daemon=True, name=f"parablock-{what}").start()
+        thread = threading.Thread(target=run, daemon=True, name=f"parablock-{what}")
+        thread.start()
         while not finished.wait(0.05):
-            self.check()
+            # Whoever failed may have done its part before; then everybody can come to the same conclusion.
+            if self._known() is not None and not finished.wait(_GRACE_S):
+                self.check()
+        thread.join(_GRACE_S)  # it has nothing left to do, and must not be alive when the process ends
         if failure:
             raise self.explain(failure[0], None) from failure[0]
         return result[0]
@@ -178,18 +181,22 @@ class Watch:
         deadline_s = time.monotonic() + limit_s
         with self._changed:
             self._changed.wait_for(lambda: not self._remaining(), timeout=limit_s)
-        for speaker in self._speakers:
-            speaker.join(max(0.0, deadline_s - time.monotonic()))
         remaining = self._remaining()
-        if not remaining and self._first_lost() is None and not any(s.is_alive() for s in self._speakers):
+        # All of them, not only the speakers: Python aborts a process that ends while a thread frees a process group.
+        for thread in self._threads if not remaining else []:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+        if not remaining and self._first_lost() is None and not any(t.is_alive() for t in self._threads):
             dist.destroy_process_group(self._group)
+            del self._group
         return remaining
 
     def abort(self, last_words: str) -> None:
-        """Tell the peers that this rank ends on an error, and on which; does not wait for them."""
+        """Tell the peers that this rank ends on an error, and on which; waits only a moment for them to do the same."""
         self._say_last(Sign.FAILED, last_words)
-        for speaker in self._speakers:
-            speaker.join(_GRACE_S / max(1, len(self._speakers)))
+        deadline_s = time.monotonic() + _GRACE_S
+        # Python aborts a process that ends while a thread comes back from gloo; clients often fail together.
+        for thread in self._threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
 
     def _known(self) -> PeerError | None:
         lost = self._first_lost()
@@ -220,6 +227,12 @@ class Watch:
             self._changed.notify_all()
 
     # --- threads ------------------------------------------------------------------------------------------------------
+
+    def _start(self, target: Callable[..., None], rank: int | None, name: str) -> threading.Thread:
+        thread = threading.Thread(target=target, args=() if rank is None else (rank,), daemon=True, name=name)
+        self._threads.append(thread)
+        thread.start()
+        return thread
 
     def _listen(self, rank: int) -> None:
         heard = torch.zeros(1, dtype=torch.int64)
@@ -283,7 +296,8 @@ class Watch:
         tick_s = min(self._heartbeat_s, 0.2)
         last_s, known_since_s = time.monotonic(), None
         while self._last_word is None:
-            time.sleep(tick_s)
+            with self._changed:
+                self._changed.wait_for(lambda: self._last_word is not None, timeout=tick_s)
             now_s = time.monotonic()
             pause_s = now_s - last_s - tick_s
             if pause_s > self._heartbeat_s:

@@ -1,7 +1,7 @@
 """One rank of the byte count: real exchanges of known sizes, counted by the records, at isend and by the kernel.
 
-Usage: worker_bytes.py FOLDER. In FOLDER the ranks wait for each other, without a byte on a socket. Prints one line of JSON a
-topology.
+Usage: worker_bytes.py FOLDER. In FOLDER the ranks wait for each other, without a byte on a socket. Prints one line of
+JSON a topology.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One rank of the oracle matrix: runs every case on a real process group and compares with the oracle, bit for bit.
 
-Usage: worker_matrix.py [--only N] [--spoil]. The ranks share the work of the oracle, which is one process each case: every
-rank computes the expected weights of every n-th case and they exchange them. ``--only`` takes the first N cases, ``--spoil``
-changes the last bit of one expected weight of the last case, so that the comparison must fail.
+Usage: worker_matrix.py [--only N] [--spoil]. The ranks share the work of the oracle, which is one process each case:
+every rank computes the expected weights of every n-th case and they exchange them. ``--only`` takes the first N cases,
+``--spoil`` changes the last bit of one expected weight of the last case, so that the comparison must fail.
 """
 
 from __future__ import annotations
