@@ -18,6 +18,13 @@ class DataError(ConfigurationError):
 class PeerError(ParaBlockError):
     """Something went wrong with another client; the message names client, round and block."""
 
+    def at(self, round_index: int, block: str) -> PeerError:
+        """The same error with the place where this client noticed it, and what to do."""
+        place = f"round {round_index}, block {block!r}"
+        if str(self).startswith(place):
+            return self
+        return type(self)(f"{place}: {self}; the run cannot go on without this client, start it again")
+
 
 class PeerLostError(PeerError):
     """A client's process ended, or its connection was closed, before the run was over."""

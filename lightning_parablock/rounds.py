@@ -114,7 +114,7 @@ class RoundEngine:
         """Advance the clock by one optimizer step; merge the commit that is due inside the round, if one is."""
         client = self._turn_of()
         client.steps += 1
-        self.transport.check()
+        self.transport.check(self.round, self.block)
         delay_rounds, delay_rest_steps = self.settings.delay_rounds_and_steps
         if client.steps == delay_rest_steps:
             self._merge(client, self.round - 1 - delay_rounds)

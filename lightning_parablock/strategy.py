@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -29,7 +29,7 @@ from lightning_parablock.agreement import versions_here
 from lightning_parablock.blocks import Block, partition
 from lightning_parablock.callbacks.freeze import BlockFreezer
 from lightning_parablock.callbacks.metrics import RoundMetrics
-from lightning_parablock.errors import ConfigurationError, DivergenceError
+from lightning_parablock.errors import ConfigurationError, DivergenceError, PeerError
 from lightning_parablock.flat import FlatBlocks, hash_tensors
 from lightning_parablock.loaders import Cutting, cut_or_keep
 from lightning_parablock.ranks import StartMethod, WatchedStrategy
@@ -53,6 +53,8 @@ from lightning_parablock.settings import (
 from lightning_parablock.takeover import isolate_validation, silence_batch_broadcasts, take_sampler_flag
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.opening import open_transport
+
+T = TypeVar("T")
 
 
 class ParaBlockStrategy(WatchedStrategy):
@@ -219,6 +221,16 @@ class ParaBlockStrategy(WatchedStrategy):
             _optimizers_to_device(self.optimizers, self.root_device)
 
     @override
+    def setup_optimizers(self, trainer: pl.Trainer) -> None:
+        try:
+            super().setup_optimizers(trainer)
+        except RuntimeError as error:
+            if "multiple optimizers" not in str(error):
+                raise
+            # Lightning's own message recommends manual optimization, which is refused as well.
+            raise ConfigurationError("configure_optimizers must return one optimizer, it returned several") from error
+
+    @override
     def process_dataloader(self, dataloader: object) -> object:
         trainer = self._trainer
         assert trainer is not None and trainer.state.stage is not None
@@ -336,6 +348,15 @@ class ParaBlockStrategy(WatchedStrategy):
             if not any(isinstance(c, RoundMetrics) for c in callbacks):
                 callbacks.insert(0, RoundMetrics())
             callbacks.insert(0, BlockFreezer(self))
+
+    @override
+    def _guard(self, what: str, collective: Callable[[], T]) -> T:
+        try:
+            return super()._guard(what, collective)
+        except PeerError as error:
+            if self._engine is None or not self._in_rounds():
+                raise
+            raise error.at(self._engine.round, self.blocks[self._engine.block].name) from error
 
     # --- inside: agreement --------------------------------------------------------------------------------------------
 

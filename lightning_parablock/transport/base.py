@@ -65,8 +65,8 @@ class Transport(ABC):
         """
 
     @abstractmethod
-    def check(self) -> None:
-        """Raise the PeerError that is already known, if any, without waiting."""
+    def check(self, round_index: int, block: int) -> None:
+        """Raise the PeerError that is already known, if any, without waiting; the place is for its message."""
 
     @abstractmethod
     def close(self) -> None:

@@ -43,7 +43,7 @@ class LoopbackTransport(Transport):
         return _Done(commit.clone(), start_s)
 
     @override
-    def check(self) -> None:
+    def check(self, round_index: int, block: int) -> None:
         """A single rank has no peer to lose."""
 
     @override

@@ -108,10 +108,9 @@ class Watch:
         self._last_words = ""
         self._told = False
         self._threads: list[threading.Thread] = []
-        self._speakers: list[threading.Thread] = []
         for rank in self._membership.peers:
             self._start(self._listen, rank, f"parablock-hear-{rank}")
-            self._speakers.append(self._start(self._speak, rank, f"parablock-speak-{rank}"))
+            self._start(self._speak, rank, f"parablock-speak-{rank}")
         self._start(self._keep_time, None, "parablock-clock")
 
     def check(self) -> None:
@@ -228,11 +227,10 @@ class Watch:
 
     # --- threads ------------------------------------------------------------------------------------------------------
 
-    def _start(self, target: Callable[..., None], rank: int | None, name: str) -> threading.Thread:
+    def _start(self, target: Callable[..., None], rank: int | None, name: str) -> None:
         thread = threading.Thread(target=target, args=() if rank is None else (rank,), daemon=True, name=name)
         self._threads.append(thread)
         thread.start()
-        return thread
 
     def _listen(self, rank: int) -> None:
         heard = torch.zeros(1, dtype=torch.int64)

@@ -24,7 +24,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.blocks import Block
-from lightning_parablock.errors import ProtocolError
+from lightning_parablock.errors import PeerError, ProtocolError
 from lightning_parablock.server import ServerShard
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport import chunks
@@ -76,15 +76,19 @@ class TorchDistributedTransport(Transport):
 
     @override
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload]) -> Exchange:
-        place = f"round {round_index}, block {self._blocks[block].name!r}"
-        pending = PendingExchange(place, self._watch.check, self._settings.straggler_timeout_s)
+        pending = PendingExchange(
+            lambda: self.check(round_index, block), round_index, self._blocks[block].name, self._settings
+        )
         start_s, taken = time.time(), self._wire.from_training_thread()
         self._thread.put(lambda: self._carry_out(pending, round_index, block, uploads, start_s, taken))
         return pending
 
     @override
-    def check(self) -> None:
-        self._watch.check()
+    def check(self, round_index: int, block: int) -> None:
+        try:
+            self._watch.check()
+        except PeerError as error:
+            raise error.at(round_index, self._blocks[block].name) from error
 
     @override
     def close(self) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.errors import PeerError, PeerTimeoutError
+from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Exchange, ExchangeFacts
 
 _POLL_S = 0.05
@@ -20,15 +21,16 @@ class PendingExchange(Exchange):
     """An exchange that the communication thread carries out.
 
     Args:
-        place: "round 3, block 'layers.2'", for messages.
-        check: Raises what is known of lost or silent peers.
-        straggler_timeout_s: Limit of :meth:`wait` while all peers are alive.
+        check: Raises what is known of lost or silent peers, with the place in its message.
+        round_index: Number of the round, for messages.
+        block: Name of the block, for messages.
+        settings: ``straggler_timeout_s`` is the limit of :meth:`wait` while all peers are alive.
     """
 
-    def __init__(self, place: str, check: Callable[[], None], straggler_timeout_s: float) -> None:
-        self.place = place
+    def __init__(self, check: Callable[[], None], round_index: int, block: str, settings: Settings) -> None:
         self._check = check
-        self._limit_s = straggler_timeout_s
+        self._round, self._block = round_index, block
+        self._limit_s = settings.straggler_timeout_s
         self._finished = threading.Event()
         self._commit: Tensor | None = None
         self._error: BaseException | None = None
@@ -49,14 +51,16 @@ class PendingExchange(Exchange):
         # In slices, so that a lost peer, Ctrl-C and SIGTERM are seen at once and not when gloo gives up.
         deadline_s = time.monotonic() + self._limit_s
         while not self._finished.wait(_POLL_S):
-            self._explain(self._check)
+            self._check()
             if time.monotonic() > deadline_s:
                 raise PeerTimeoutError(
-                    f"{self.place}: not finished after {self._limit_s:g} s although every client is alive; raise "
-                    "straggler_timeout_s if a client needs longer than that for its local steps"
-                )
+                    f"not finished after {self._limit_s:g} s although every client is alive (raise straggler_timeout_s "
+                    "if one needs longer than that for its local steps)"
+                ).at(self._round, self._block)
+        if isinstance(self._error, PeerError):
+            raise self._error.at(self._round, self._block) from self._error
         if self._error is not None:
-            raise self._placed(self._error)
+            raise self._error
         assert self._commit is not None
         return self._commit
 
@@ -65,17 +69,6 @@ class PendingExchange(Exchange):
     def facts(self) -> ExchangeFacts:
         assert self._facts is not None, "the facts are complete only after wait() has returned"
         return self._facts
-
-    def _explain(self, check: Callable[[], None]) -> None:
-        try:
-            check()
-        except PeerError as error:
-            raise self._placed(error) from error
-
-    def _placed(self, error: BaseException) -> BaseException:
-        if isinstance(error, PeerError):
-            return type(error)(f"{self.place}: {error}; the run cannot go on without this client, start it again")
-        return error
 
 
 class CommunicationThread:

@@ -1,0 +1,50 @@
+"""Bad input and a failing client: one clear error on every rank, and an exit code that is not 0."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.launch import run_ranks
+
+REFUSALS = {
+    "settings": r"local_steps differs between clients: client 0 .* has 4; client 1 .* has 5",
+    "versions": r"torch differs between clients: client 0 .* has 2\.0; client 1 .* has 2\.1",
+    "length": r"Trainer\(max_steps\) differs between clients: client 0 .* has 4; client 1 .* has 5",
+    "no match": r"the pattern 'nowhere' of blocks matches no parameter",
+    "overlap": r"the patterns 'model' and 'layers' of blocks both match 'model\.layers\.0",
+    "unmatched": r"match no pattern of blocks, the first is 'model\.embed\.weight'",
+    "too many blocks": r"blocks=1000, but the model has only \d+ trainable parameters",
+    "bf16": r"'model\.embed\.weight' is torch\.bfloat16",
+    "manual": r"manual optimization",
+    "two optimizers": r"one optimizer, it returned several",
+    "LBFGS": r"LBFGS",
+    "Adagrad": r"Adagrad allocates its state",
+    "left out": r"the optimizer does not have the trainable parameter 'model\.head\.weight'",
+    "finetuning": r"BackboneFinetuning",
+    "no checkpoint": r"no[01]\.ckpt cannot be read as a checkpoint",
+}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder: Path = tmp_path_factory.mktemp("errors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCRATCH", str(folder))
+        return run_ranks(2, ["-m", "tests.strategy.worker_errors"], timeout_s=240)
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_bad_input_is_refused_on_every_rank_before_training(outputs: list[str], name: str) -> None:
+    for output in outputs:
+        (line,) = [line for line in output.splitlines() if line.startswith(f"REFUSED {name}: ")]
+        assert re.search(REFUSALS[name], line), line
+
+
+def test_a_client_that_fails_ends_the_other_with_its_name_and_its_error() -> None:
+    survivor, failed = run_ranks(2, ["-m", "tests.strategy.worker_failing"], timeout_s=120, expect_code=None)
+    assert "ZeroDivisionError: the data of this client are broken" in failed
+    assert re.search(r"PeerLostError: round \d+, block .*: client 1 \(rank 1 on .*\) ended on an error", survivor)
+    assert "the data of this client are broken" in survivor

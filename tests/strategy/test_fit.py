@@ -1,0 +1,35 @@
+"""Trainer(strategy=...) on real processes: the scenarios of worker_fit.py, one launch for all of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.launch import run_ranks
+
+N_RANKS = 2
+SCENARIOS = [
+    "delay 0",
+    "delay K",
+    "delay K+2, star, Nesterov",
+    "delay 2K, anchor",
+    "presets",
+    "checkpoint",
+    "only the block moves",
+    "uneven loaders",
+    "identical loaders",
+    "sampler left alone",
+    "accumulation",
+    "metrics",
+    "two fits",
+]
+
+
+@pytest.fixture(scope="module")
+def outputs() -> list[str]:
+    return run_ranks(N_RANKS, ["-m", "tests.strategy.worker_fit"], timeout_s=280)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_it_holds_on_every_rank(outputs: list[str], scenario: str) -> None:
+    for output in outputs:
+        assert f"HOLDS {scenario}" in output.splitlines()

@@ -1,0 +1,101 @@
+"""One rank of the bad inputs that test_errors.py starts: each must raise before training; what it raised is printed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import BackboneFinetuning
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lightning_parablock.errors import ConfigurationError
+from tests.strategy.worker_fit import RANK, TASK, quiet_trainer, strategy
+from tests.support.lightning_run import Steps, TaskModule
+from tests.tasks import adamw_default
+
+
+class Never(TaskModule):
+    """Training has not started when the error comes."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        raise AssertionError("a training step was made")
+
+
+def attempt(
+    used: Any = None, module: LightningModule | None = None, ckpt_path: str | None = None, **options: Any
+) -> None:
+    """A fit that must not get far."""
+    trainer = quiet_trainer(used or strategy(), use_distributed_sampler=False, **options)
+    trainer.fit(module or Never(TASK, adamw_default), DataLoader(Steps(8, RANK), batch_size=1), ckpt_path=ckpt_path)
+
+
+def with_optimizer(make: Callable[[list[nn.Parameter]], Any]) -> None:
+    """The user's configure_optimizers."""
+    attempt(module=Never(TASK, make))
+
+
+def manual() -> None:
+    """Manual optimization."""
+    module = Never(TASK, adamw_default)
+    module.automatic_optimization = False
+    attempt(module=module)
+
+
+def half() -> None:
+    """A bf16 model."""
+    attempt(module=Never(TASK, adamw_default).to(torch.bfloat16))
+
+
+def other_versions() -> None:
+    """Rank 1 has another torch."""
+    versions = {"torch": f"2.{RANK}"}
+    with mock.patch("lightning_parablock.strategy.versions_here", return_value=versions):
+        attempt()
+
+
+def no_checkpoint() -> None:
+    """A text file is given as a checkpoint."""
+    path = Path(os.environ["SCRATCH"], f"no{RANK}.ckpt")
+    path.write_text("this is no checkpoint")
+    attempt(ckpt_path=str(path))
+
+
+CASES: dict[str, Callable[[], None]] = {
+    "settings": lambda: attempt(strategy(local_steps=4 + RANK)),
+    "versions": other_versions,
+    "length": lambda: attempt(max_steps=4 + RANK),
+    "no match": lambda: attempt(strategy(blocks=["nowhere"])),
+    "overlap": lambda: attempt(strategy(blocks=["model", "layers"])),
+    "unmatched": lambda: attempt(strategy(blocks=["layers"])),
+    "too many blocks": lambda: attempt(strategy(blocks=1000)),
+    "bf16": half,
+    "manual": manual,
+    "two optimizers": lambda: with_optimizer(lambda p: [torch.optim.SGD(p[:3], lr=1), torch.optim.SGD(p[3:], lr=1)]),
+    "LBFGS": lambda: with_optimizer(torch.optim.LBFGS),
+    "Adagrad": lambda: with_optimizer(torch.optim.Adagrad),
+    "left out": lambda: with_optimizer(lambda p: torch.optim.SGD(p[:-1], lr=1)),
+    "finetuning": lambda: attempt(callbacks=[BackboneFinetuning()]),
+    "no checkpoint": no_checkpoint,
+}
+
+
+def main() -> None:
+    """Try every case and print what it raised."""
+    torch.set_num_threads(1)
+    for name, case in CASES.items():
+        try:
+            case()
+        except ConfigurationError as error:
+            print(f"REFUSED {name}: {error}", flush=True)
+        except Exception as error:  # shown by the test that misses the line above
+            print(f"RAISED {name}: {type(error).__name__}: {error}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

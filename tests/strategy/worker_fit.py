@@ -1,0 +1,251 @@
+"""One rank of the fits that test_fit.py starts: each scenario is a real Trainer.fit, checked and named here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_parablock import ParaBlockStrategy, ServerNesterov
+from lightning_parablock.schedule import block_of_round
+from tests.oracle import run_oracle
+from tests.support.engine import oracle_config
+from tests.support.lightning_run import Steps, TaskModule, fit, patterns_of
+from tests.tasks import Task, adamw_default, assert_same_bits, transformer_task
+
+RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+TASK = transformer_task()
+K, STEPS, SEED = 4, 30, 3
+
+
+def strategy(**options: Any) -> ParaBlockStrategy:
+    """The strategy on the task's blocks."""
+    chosen = {"local_steps": K, "blocks": patterns_of(TASK), "seed": SEED, "exchange_timeout_s": 60}
+    return ParaBlockStrategy(**(chosen | options))  # type: ignore[arg-type]
+
+
+def oracle(used: ParaBlockStrategy, task: Task = TASK, total_steps: int = STEPS) -> dict[str, Tensor]:
+    """The weights that the same settings give in the oracle."""
+    settings, n_blocks = used.settings, len(task.block_names)
+    schedule = [block_of_round(settings.block_order, n_blocks, t, settings.seed) for t in range(STEPS)]
+    config = oracle_config(task, settings, schedule, n_clients=N_RANKS, total_steps=total_steps)
+    return run_oracle(config, task.make_model, task.loss_fn, adamw_default).weights
+
+
+def equals_the_oracle(**options: Any) -> Callable[[], None]:
+    """A scenario: fit with these options, with validation and logging going on, and compare every bit."""
+
+    def scenario() -> None:
+        used = strategy(**options)
+        module = fit(TASK, used, RANK, STEPS, devices=N_RANKS, val_check_interval=7)
+        assert_same_bits(module.weights(), oracle(used))
+        n_rounds = -(-STEPS // K)
+        assert [record.round for record in used.round_records] == list(range(n_rounds))
+        assert [record.steps for record in used.round_records] == [K] * (n_rounds - 1) + [STEPS % K]
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in module.parameters())
+
+    return scenario
+
+
+def presets_by_name() -> None:
+    """The registered names, with their own block rule, against the oracle with the same blocks."""
+    for name, delay_steps in (("parablock", 16), ("fedbcd", 0), ("fedavg", 0)):
+        steps = 35  # two rounds of the default 16 steps and a short one
+        module = TaskModule(TASK, adamw_default)
+        trainer = quiet_trainer(name)
+        trainer.fit(module, DataLoader(Steps(steps, RANK), batch_size=1))
+        used: Any = trainer.strategy
+        assert used.settings.delay_steps == delay_steps
+        assert (len(used.blocks) == 1) == (name == "fedavg")
+        names = tuple(tuple(n.removeprefix("model.") for n in block.parameter_names) for block in used.blocks)
+        task = Task(TASK.name, TASK.make_model, TASK.loss, TASK.draw_batch, names)
+        assert_same_bits(module.weights(), oracle(used, task, steps))
+
+
+def quiet_trainer(used: Any, **options: Any) -> Trainer:
+    """A Trainer that writes nothing."""
+    defaults = {
+        "accelerator": "cpu",
+        "devices": N_RANKS,
+        "max_epochs": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(strategy=used, **(defaults | options))  # type: ignore[arg-type]
+
+
+class AtStep(Callback):
+    """Calls a function after one training step."""
+
+    def __init__(self, step: int, action: Callable[[Trainer, LightningModule], None]) -> None:
+        self.step, self.action, self.calls = step, action, 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            self.action(trainer, pl_module)
+            self.calls += 1
+
+
+def a_checkpoint_holds_the_committed_model() -> None:
+    """In the middle of round 2 only round 0 is merged; saving must show that W and leave the parameters alone."""
+    used = strategy(delay_steps=K)
+    expected = oracle(strategy(delay_steps=K), total_steps=K)  # the drain after one round: W with round 0
+
+    def compare(trainer: Trainer, module: LightningModule) -> None:
+        live = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+        saved = trainer.strategy.lightning_module_state_dict()
+        committed = {name.removeprefix("model."): saved[name] for name in live}
+        assert_same_bits(committed, expected)
+        assert_same_bits(dict(module.named_parameters()), live)
+        assert any(not torch.equal(live[name], saved[name]) for name in live), "the client is ahead of W in mid-round"
+
+    look = AtStep(2 * K + 2, compare)
+    module = fit(TASK, used, RANK, STEPS, devices=N_RANKS, callbacks=[look])
+    assert look.calls == 1
+    assert_same_bits(module.weights(), oracle(used))
+
+
+class OnlyTheBlockMoves(Callback):
+    """Compares every parameter before and after each optimizer step."""
+
+    def __init__(self) -> None:
+        self.moved: set[str] = set()
+        self.compared = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        before: dict[str, Tensor] = {}
+        block: set[str] = set()
+
+        def look(*_: Any) -> None:
+            before.update({name: p.detach().clone() for name, p in pl_module.named_parameters()})
+            block.clear()
+            block.update(name for name, p in pl_module.named_parameters() if p.requires_grad)
+            assert block in [set(b.parameter_names) for b in trainer.strategy.blocks]  # type: ignore[attr-defined]
+
+        def compare(*_: Any) -> None:
+            moved = {n for n, value in before.items() if not torch.equal(pl_module.get_parameter(n).detach(), value)}
+            assert moved <= block, f"{moved - block} moved while another block trained"
+            self.moved |= moved
+            self.compared += 1
+
+        (optimizer,) = trainer.strategy.optimizers
+        optimizer.register_step_pre_hook(look)
+        optimizer.register_step_post_hook(compare)
+
+
+def parameters_outside_the_block_do_not_move() -> None:
+    """With weight decay and momentum, which move a parameter even where its gradient is zero."""
+    for make in (
+        lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.1),
+    ):
+        watcher = OnlyTheBlockMoves()
+        fit(TASK, strategy(), RANK, STEPS, devices=N_RANKS, callbacks=[watcher], make_optimizer=make)
+        assert watcher.compared == STEPS
+        assert watcher.moved == {name for name, _ in TaskModule(TASK, adamw_default).named_parameters()}
+
+
+def uneven_loaders_end_together() -> None:
+    """8 and 12 batches: every client makes 8 steps, and all hold the same weights."""
+    used = strategy()
+    module = fit(TASK, used, RANK, 8 + 4 * RANK, devices=N_RANKS)
+    assert sum(record.steps for record in used.round_records) == 8
+    assert_same_bits(module.weights(), oracle(used, total_steps=8))
+
+
+class Seen(Callback):
+    """Collects which samples a client trained on, epoch by epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: list[list[int]] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.epochs.append([])
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.epochs[-1].append(int(batch[1]))
+
+
+def identical_loaders_are_cut() -> None:
+    """Disjoint, complete, the same shard in every epoch, in another order."""
+    seen = Seen()
+    trainer = quiet_trainer(strategy(), max_epochs=2, callbacks=[seen])
+    trainer.fit(TaskModule(TASK, adamw_default), DataLoader(Steps(40, client=0), batch_size=1, shuffle=True))
+    first, second = seen.epochs
+    assert sorted(first) == sorted(second)
+    assert first != second
+    shards: list[Any] = [None] * N_RANKS
+    dist.all_gather_object(shards, sorted(first))
+    assert sorted(index for shard in shards for index in shard) == list(range(40))
+
+
+def use_distributed_sampler_false_leaves_loaders_alone() -> None:
+    """Every client trains on all of it, in its own order."""
+    seen = Seen()
+    trainer = quiet_trainer(strategy(), use_distributed_sampler=False, callbacks=[seen])
+    trainer.fit(TaskModule(TASK, adamw_default), DataLoader(Steps(12, client=0), batch_size=1))
+    assert seen.epochs == [list(range(12))]
+
+
+def accumulation_counts_optimizer_steps() -> None:
+    """Rounds go by optimizer steps: 24 batches, two a step, are three rounds of four."""
+    used = strategy()
+    module = fit(TASK, used, RANK, 24, devices=N_RANKS, accumulate_grad_batches=2)
+    assert [record.steps for record in used.round_records] == [4, 4, 4]
+    assert module.trainer.global_step == 12
+
+
+def metrics_are_logged() -> None:
+    """The names of the contract stand in callback_metrics."""
+    module = fit(TASK, strategy(), RANK, STEPS, devices=N_RANKS)
+    names = {"round", "block", "exposed_s", "wait_peer_s", "upload_bytes", "download_bytes"}
+    assert {f"parablock/{name}" for name in names} <= set(module.trainer.callback_metrics)
+
+
+def a_trainer_fits_twice() -> None:
+    """A second fit of the same trainer starts where the first ended, with rounds of its own."""
+    used = strategy()
+    module, trainer = TaskModule(TASK, adamw_default), quiet_trainer(used, use_distributed_sampler=False)
+    for _ in range(2):
+        trainer.fit(module, DataLoader(Steps(8, RANK), batch_size=1))
+        assert [record.round for record in used.round_records] == [0, 1]
+        trainer.fit_loop.max_epochs = 2
+
+
+SCENARIOS: dict[str, Callable[[], None]] = {
+    "delay 0": equals_the_oracle(delay_steps=0),
+    "delay K": equals_the_oracle(),
+    "delay K+2, star, Nesterov": equals_the_oracle(
+        delay_steps=K + 2, topology="star", server_optimizer=ServerNesterov(), block_order="random"
+    ),
+    "delay 2K, anchor": equals_the_oracle(delay_steps=2 * K, in_flight_value="anchor", block_order="sequential"),
+    "presets": presets_by_name,
+    "checkpoint": a_checkpoint_holds_the_committed_model,
+    "only the block moves": parameters_outside_the_block_do_not_move,
+    "uneven loaders": uneven_loaders_end_together,
+    "identical loaders": identical_loaders_are_cut,
+    "sampler left alone": use_distributed_sampler_false_leaves_loaders_alone,
+    "accumulation": accumulation_counts_optimizer_steps,
+    "metrics": metrics_are_logged,
+    "two fits": a_trainer_fits_twice,
+}
+
+
+def main() -> None:
+    """Run every scenario in turn."""
+    torch.set_num_threads(1)
+    for name, scenario in SCENARIOS.items():
+        scenario()
+        print("HOLDS", name, flush=True)
+
+
+if __name__ == "__main__":
+    main()
