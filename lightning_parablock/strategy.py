@@ -163,6 +163,8 @@ class ParaBlockStrategy(WatchedStrategy):
         self._engine: RoundEngine | None = None
         self._replaced: dict[int, Tensor] | None = None
         self._stepped = False
+        self._unmatched: list[nn.Parameter] = []
+        self._given_limit: int | float | None = None
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
@@ -252,6 +254,7 @@ class ParaBlockStrategy(WatchedStrategy):
         device, backend = self.root_device, self.process_group_backend
         self._transport = open_transport(self._federation, self._flat, self.settings, device=device, backend=backend)
         self._engine = RoundEngine(self._flat, self.settings, [self.client], self._transport)
+        self._stepped = False  # an earlier fit may have failed between a step and its batch's end
         self._seed_client()
         return self._begin_round(self._engine)
 
@@ -339,6 +342,15 @@ class ParaBlockStrategy(WatchedStrategy):
             )
         return checkpoint
 
+    @override
+    def teardown(self) -> None:
+        for parameter in self._unmatched:
+            parameter.requires_grad_(True)
+        self._unmatched = []
+        if self._given_limit is not None and self._trainer is not None:
+            self._trainer.limit_train_batches, self._given_limit = self._given_limit, None
+        super().teardown()
+
     # --- inside: taking over from Lightning ---------------------------------------------------------------------------
 
     def _insert_callbacks(self, trainer: pl.Trainer) -> None:
@@ -382,6 +394,8 @@ class ParaBlockStrategy(WatchedStrategy):
             f"parablock: the clients have {', '.join(map(str, everyone))} training batches an epoch; every client "
             f"makes {min(finite)}, so that all take part in every round"
         )
+        if self._given_limit is None:
+            self._given_limit = trainer.limit_train_batches
         trainer.limit_train_batches = min(finite)
 
     # --- inside: set-up of the rounds ---------------------------------------------------------------------------------
@@ -391,6 +405,7 @@ class ParaBlockStrategy(WatchedStrategy):
         return self.lightning_module
 
     def _setup_blocks(self) -> None:
+        self._engine, self._replaced = None, None  # of an earlier fit, which may have ended in the middle of a round
         module = self._module()
         blocks = partition(module, self.settings.blocks, self.settings.unmatched)
         refuse_parameters(module, blocks)
@@ -402,9 +417,9 @@ class ParaBlockStrategy(WatchedStrategy):
 
     def _freeze_unmatched(self, module: nn.Module, blocks: Iterable[Block]) -> None:
         matched = {name for block in blocks for name in block.parameter_names}
-        for name, parameter in module.named_parameters():
-            if name not in matched:
-                parameter.requires_grad_(False)
+        self._unmatched = [p for name, p in module.named_parameters() if p.requires_grad and name not in matched]
+        for parameter in self._unmatched:
+            parameter.requires_grad_(False)
 
     def _broadcast_model(self) -> None:
         """Every client starts from rank 0's weights and buffers."""

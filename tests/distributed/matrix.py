@@ -14,13 +14,13 @@ from tests.support.engine import oracle_config
 from tests.tasks import Task, transformer_task
 
 LOCAL_STEPS = 4
-TOTAL_STEPS = 30  # seven rounds and a short last one
+TOTAL_STEPS = 26  # six rounds and a short last one
 DELAYS_STEPS = (0, 3, LOCAL_STEPS, LOCAL_STEPS + 2, 2 * LOCAL_STEPS, 3 * LOCAL_STEPS)
 ORDERS = get_args(BlockOrder)
 SERVERS = (ServerSGD(), ServerNesterov())
 VALUES = get_args(InFlightValue)
 TOPOLOGIES = get_args(Topology)
-SEED = 44  # of its orders, "random" repeats a block after 1, 2 and 3 rounds: test_matrix.py checks it
+SEED = 87  # of its orders, "random" repeats a block after 1, 2 and 3 rounds: test_matrix.py checks it
 
 
 @dataclass(frozen=True)
@@ -68,44 +68,48 @@ class Case:
 
 
 def cases(n_ranks: int) -> list[Case]:
-    """Every delay x order x server optimizer x in-flight value; on two ranks times topology; some with more clients.
+    """Two ranks: the full product of all options but the model, which alternates. Else: a part of it.
 
-    The model alternates, and on other than two ranks the topology does, each by a sum of digits that mixes it with all
-    the other options: test_matrix.py checks that every pair of values meets.
+    On one, three and four ranks in-flight value and topology alternate, too, each by a sum of digits that mixes it with
+    the other options; three and four ranks together have every delay x order x server optimizer x in-flight value.
     """
     return [*_product(n_ranks), *_several_clients_on_a_rank(n_ranks)]
 
 
 def _product(n_ranks: int) -> Iterator[Case]:
-    digits = itertools.product(range(len(DELAYS_STEPS)), range(len(ORDERS)), range(len(SERVERS)), range(len(VALUES)))
-    for delay, order, server, value in digits:
-        either = (delay + order // 2 + server + value) % 2
-        for topology in TOPOLOGIES if n_ranks == 2 else TOPOLOGIES[either : either + 1]:
-            settings = settings_for(
-                delay_steps=DELAYS_STEPS[delay],
-                block_order=ORDERS[order],
-                server_optimizer=SERVERS[server],
-                in_flight_value=VALUES[value],
-                topology=topology,
-            )
-            yield Case(n_ranks, tied=(delay + order + value) % 2 == 1, settings=settings)
+    full = n_ranks == 2
+    for delay, order, server in itertools.product(range(len(DELAYS_STEPS)), range(len(ORDERS)), range(len(SERVERS))):
+        one_value = (n_ranks + delay + order + server) % 2
+        one_topology = (order // 2 + server) % 2
+        for value in (0, 1) if full else (one_value,):
+            for topology in (0, 1) if full else (one_topology,):
+                settings = settings_for(
+                    delay_steps=DELAYS_STEPS[delay],
+                    block_order=ORDERS[order],
+                    server_optimizer=SERVERS[server],
+                    in_flight_value=VALUES[value],
+                    topology=TOPOLOGIES[topology],
+                )
+                # Not by topology: then two cases share an oracle run.
+                yield Case(n_ranks, tied=(delay // 2 + order + value) % 2 == 1, settings=settings)
 
 
 def _several_clients_on_a_rank(n_ranks: int) -> Iterator[Case]:
     """A rank takes its clients in turn, and their deltas are summed with those of other ranks, by client."""
     if n_ranks > 2:
         return
-    for index, (delay_steps, value, topology) in enumerate(itertools.product(DELAYS_STEPS, VALUES, TOPOLOGIES)):
+    for index, (delay_steps, topology) in enumerate(itertools.product(DELAYS_STEPS, TOPOLOGIES)):
         if n_ranks == 1 and topology != TOPOLOGIES[0]:
             continue
+        turn = index // 2
         settings = settings_for(
             delay_steps=delay_steps,
             block_order="random",
-            server_optimizer=SERVERS[index // 4 % 2],
-            in_flight_value=value,
+            server_optimizer=SERVERS[turn % 2],
+            in_flight_value=VALUES[turn // 2 % 2],
             topology=topology,
         )
-        yield Case(n_ranks, tied=index % 3 == 0, settings=settings, clients_per_rank=2, total_steps=18)
+        yield Case(n_ranks, tied=turn % 3 == 0, settings=settings, clients_per_rank=2, total_steps=18)
 
 
 def settings_for(**changes: Any) -> Settings:

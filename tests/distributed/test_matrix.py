@@ -72,7 +72,7 @@ def test_some_ranks_host_several_clients_that_are_not_neighbours(n_ranks: int) -
 
 def test_random_orders_repeat_a_block_within_the_longest_delay() -> None:
     """At once, after one round and after two: a block then has up to three deltas of a client in flight."""
-    (schedule, *others) = {tuple(case.schedule()[:8]) for case in cases(4) if case.settings.block_order == "random"}
+    (schedule, *others) = {tuple(case.schedule()) for case in cases(4) if case.settings.block_order == "random"}
     assert not others
     for gap in (1, 2, 3):
         assert gap * LOCAL_STEPS <= DELAYS_STEPS[-1]

@@ -25,6 +25,8 @@ REFUSALS = {
     "left out": r"the optimizer does not have the trainable parameter 'model\.head\.weight'",
     "finetuning": r"BackboneFinetuning",
     "no checkpoint": r"no[01]\.ckpt cannot be read as a checkpoint",
+    "own sampler": r"clients 0, 1 have identical data sets.*WeightedRandomSampler",
+    "too few samples": r"data set has 1 samples for 2 clients",
 }
 
 
@@ -48,3 +50,9 @@ def test_a_client_that_fails_ends_the_other_with_its_name_and_its_error() -> Non
     assert "ZeroDivisionError: the data of this client are broken" in failed
     assert re.search(r"PeerLostError: round \d+, block .*: client 1 \(rank 1 on .*\) ended on an error", survivor)
     assert "the data of this client are broken" in survivor
+
+
+def test_a_client_whose_weights_differ_at_the_end_is_noticed_on_every_rank() -> None:
+    for output in run_ranks(2, ["-m", "tests.strategy.worker_diverging"], timeout_s=120, expect_code=1):
+        assert re.search(r"DivergenceError: after the last exchange .*client 0 .*: '\w{12}', 'client 1 ", output)
+        assert "fitted" not in output

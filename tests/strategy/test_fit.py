@@ -13,6 +13,7 @@ SCENARIOS = [
     "delay K+2, star, Nesterov",
     "delay 2K, anchor",
     "presets",
+    "validation",
     "checkpoint",
     "only the block moves",
     "uneven loaders",
@@ -25,8 +26,10 @@ SCENARIOS = [
 
 
 @pytest.fixture(scope="module")
-def outputs() -> list[str]:
-    return run_ranks(N_RANKS, ["-m", "tests.strategy.worker_fit"], timeout_s=280)
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("fit")))
+        return run_ranks(N_RANKS, ["-m", "tests.strategy.worker_fit"], timeout_s=280)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

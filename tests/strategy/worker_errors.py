@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from lightning_parablock.errors import ConfigurationError
 from tests.strategy.worker_fit import RANK, TASK, quiet_trainer, strategy
@@ -66,6 +66,17 @@ def no_checkpoint() -> None:
     attempt(ckpt_path=str(path))
 
 
+def with_loader(loader: DataLoader[Any]) -> None:
+    """The same loader on every rank, and Lightning's default about samplers."""
+    quiet_trainer(strategy()).fit(Never(TASK, adamw_default), loader)
+
+
+def own_sampler() -> None:
+    """A sampler that cannot be cut."""
+    data = Steps(8, client=0)
+    with_loader(DataLoader(data, sampler=WeightedRandomSampler([1.0] * 8, 8)))
+
+
 CASES: dict[str, Callable[[], None]] = {
     "settings": lambda: attempt(strategy(local_steps=4 + RANK)),
     "versions": other_versions,
@@ -82,6 +93,8 @@ CASES: dict[str, Callable[[], None]] = {
     "left out": lambda: with_optimizer(lambda p: torch.optim.SGD(p[:-1], lr=1)),
     "finetuning": lambda: attempt(callbacks=[BackboneFinetuning()]),
     "no checkpoint": no_checkpoint,
+    "own sampler": own_sampler,
+    "too few samples": lambda: with_loader(DataLoader(Steps(1, client=0))),
 }
 
 

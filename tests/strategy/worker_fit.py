@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_parablock import ParaBlockStrategy, ServerNesterov
 from lightning_parablock.schedule import block_of_round
 from tests.oracle import run_oracle
 from tests.support.engine import oracle_config
-from tests.support.lightning_run import Steps, TaskModule, fit, patterns_of
+from tests.support.lightning_run import Steps, TaskModule, expected_weights, fit, patterns_of
 from tests.tasks import Task, adamw_default, assert_same_bits, transformer_task
 
 RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -106,11 +108,17 @@ def a_checkpoint_holds_the_committed_model() -> None:
         assert_same_bits(committed, expected)
         assert_same_bits(dict(module.named_parameters()), live)
         assert any(not torch.equal(live[name], saved[name]) for name in live), "the client is ahead of W in mid-round"
+        trainer.save_checkpoint(path)
+        assert_same_bits(dict(module.named_parameters()), live)
 
+    path = Path(os.environ["SCRATCH"], "middle.ckpt")
     look = AtStep(2 * K + 2, compare)
     module = fit(TASK, used, RANK, STEPS, devices=N_RANKS, callbacks=[look])
     assert look.calls == 1
     assert_same_bits(module.weights(), oracle(used))
+    loaded = TaskModule(TASK, adamw_default)
+    loaded.load_state_dict(torch.load(path, weights_only=True)["state_dict"])
+    assert_same_bits(loaded.weights(), expected)
 
 
 class OnlyTheBlockMoves(Callback):
@@ -151,6 +159,32 @@ def parameters_outside_the_block_do_not_move() -> None:
         fit(TASK, strategy(), RANK, STEPS, devices=N_RANKS, callbacks=[watcher], make_optimizer=make)
         assert watcher.compared == STEPS
         assert watcher.moved == {name for name, _ in TaskModule(TASK, adamw_default).named_parameters()}
+
+
+class Looking(Callback):
+    """Notes the weights that validation sees, by the number of optimizer steps made."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, dict[str, Tensor]] = {}
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        assert isinstance(pl_module, TaskModule)
+        self.seen[trainer.global_step] = pl_module.weights()
+
+
+def validation_sees_the_committed_model() -> None:
+    """What is merged by then, and nothing else; a run without validation has the same bits in the end."""
+    delay_steps = K + 2
+    look = Looking()
+    used = strategy(delay_steps=delay_steps)
+    module = fit(TASK, used, RANK, STEPS, devices=N_RANKS, val_check_interval=7, callbacks=[look])
+    assert sorted(look.seen) == [0, 7, 14, 21, 28]
+    for step, weights in look.seen.items():
+        n_merged = sum((t + 1) * K + delay_steps <= step for t in range(STEPS))
+        # A run of that many rounds, drained, has committed just these.
+        assert_same_bits(weights, expected_weights(TASK, used.settings, n_clients=N_RANKS, total_steps=n_merged * K))
+    unseen = fit(TASK, strategy(delay_steps=delay_steps), RANK, STEPS, devices=N_RANKS, limit_val_batches=0)
+    assert_same_bits(unseen.weights(), module.weights())
 
 
 def uneven_loaders_end_together() -> None:
@@ -202,6 +236,12 @@ def accumulation_counts_optimizer_steps() -> None:
     assert [record.steps for record in used.round_records] == [4, 4, 4]
     assert module.trainer.global_step == 12
 
+    def both(model: nn.Module, client: int, step: int) -> Tensor:
+        return TASK.loss_fn(model, client, 2 * step) / 2 + TASK.loss_fn(model, client, 2 * step + 1) / 2
+
+    same = expected_weights(TASK, used.settings, n_clients=N_RANKS, total_steps=12, loss_fn=both)
+    assert_same_bits(module.weights(), same)
+
 
 def metrics_are_logged() -> None:
     """The names of the contract stand in callback_metrics."""
@@ -211,13 +251,24 @@ def metrics_are_logged() -> None:
 
 
 def a_trainer_fits_twice() -> None:
-    """A second fit of the same trainer starts where the first ended, with rounds of its own."""
+    """A second fit starts where the first ended, with rounds and a number of batches of its own."""
     used = strategy()
     module, trainer = TaskModule(TASK, adamw_default), quiet_trainer(used, use_distributed_sampler=False)
-    for _ in range(2):
-        trainer.fit(module, DataLoader(Steps(8, RANK), batch_size=1))
-        assert [record.round for record in used.round_records] == [0, 1]
-        trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, DataLoader(Steps(8 + 4 * RANK, RANK), batch_size=1))
+    assert [record.round for record in used.round_records] == [0, 1]
+    middle = module.weights()
+    assert_same_bits(middle, oracle(used, total_steps=8))
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, DataLoader(Steps(12, RANK), batch_size=1))
+    assert [record.round for record in used.round_records] == [0, 1, 2]
+
+    def continued() -> nn.Module:
+        model = TASK.make_model()
+        model.load_state_dict(middle)
+        return model
+
+    task = Task("continued", continued, TASK.loss, TASK.draw_batch, TASK.block_names)
+    assert_same_bits(module.weights(), oracle(used, task, total_steps=12))
 
 
 SCENARIOS: dict[str, Callable[[], None]] = {
@@ -228,6 +279,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     ),
     "delay 2K, anchor": equals_the_oracle(delay_steps=2 * K, in_flight_value="anchor", block_order="sequential"),
     "presets": presets_by_name,
+    "validation": validation_sees_the_committed_model,
     "checkpoint": a_checkpoint_holds_the_committed_model,
     "only the block moves": parameters_outside_the_block_do_not_move,
     "uneven loaders": uneven_loaders_end_together,
@@ -245,6 +297,8 @@ def main() -> None:
     for name, scenario in SCENARIOS.items():
         scenario()
         print("HOLDS", name, flush=True)
+    # A thread that is left may abort the process on its way out, exit code -6.
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("parablock")] == []
 
 
 if __name__ == "__main__":

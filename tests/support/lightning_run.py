@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_parablock.blocks import Block
+from lightning_parablock.schedule import block_of_round
+from lightning_parablock.settings import Settings
+from tests.oracle import LossFn, MakeOptimizer, run_oracle
+from tests.support.engine import oracle_config
 from tests.tasks import Task, adamw_default
 
 
@@ -60,22 +66,64 @@ def patterns_of(task: Task) -> list[str]:
     return ["|".join(f"^model\\.{re.escape(name)}$" for name in names) for names in task.block_names]
 
 
-def fit(task: Task, strategy: Any, client: int, total_steps: int, **trainer_options: Any) -> TaskModule:
+def fit(
+    task: Task,
+    strategy: Any,
+    client: int,
+    total_steps: int,
+    *,
+    module: TaskModule | None = None,
+    **trainer_options: Any,
+) -> TaskModule:
     """Fit the task on this rank, whose environment torchrun has set, and return the trained module."""
-    module = TaskModule(task, trainer_options.pop("make_optimizer", adamw_default))
+    module = module or TaskModule(task, trainer_options.pop("make_optimizer", adamw_default))
+    trainer = trainer_for(strategy, **trainer_options)
+    trainer.fit(module, loader_of(total_steps, client), loader_of(3, client))
+    return module
+
+
+def trainer_for(strategy: Any, **changes: Any) -> Trainer:
+    """A quiet Trainer on the CPU."""
     options: dict[str, Any] = {
         "accelerator": "cpu",
-        "devices": int(trainer_options.pop("devices", 1)),
+        "devices": 1,
         "max_epochs": 1,
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "use_distributed_sampler": False,
-        **trainer_options,
+        **changes,
     }
-    loader = DataLoader(Steps(total_steps, client), batch_size=1)
-    validation = DataLoader(Steps(3, client), batch_size=1)
-    trainer = Trainer(strategy=strategy, **options)
-    trainer.fit(module, loader, validation)
-    return module
+    return Trainer(strategy=strategy, **options)
+
+
+def loader_of(n_steps: int, client: int) -> DataLoader[tuple[int, int]]:
+    """One batch a step, in order."""
+    return DataLoader(Steps(n_steps, client), batch_size=1)
+
+
+def expected_weights(
+    task: Task,
+    settings: Settings,
+    *,
+    n_clients: int,
+    total_steps: int,
+    block_names: Sequence[Sequence[str]] | None = None,
+    loss_fn: LossFn | None = None,
+    make_optimizer: MakeOptimizer = adamw_default,
+) -> dict[str, Tensor]:
+    """The oracle's weights for a fit with these settings; its blocks are the task's unless others are given."""
+    if total_steps == 0:
+        return {name: parameter.detach().clone() for name, parameter in task.make_model().named_parameters()}
+    names = tuple(tuple(block) for block in block_names or task.block_names)
+    n_rounds = -(-total_steps // settings.local_steps)
+    schedule = [block_of_round(settings.block_order, len(names), t, settings.seed) for t in range(n_rounds)]
+    config = oracle_config(task, settings, schedule, n_clients=n_clients, total_steps=total_steps)
+    config = replace(config, block_names=names)
+    return run_oracle(config, task.make_model, loss_fn or task.loss_fn, make_optimizer).weights
+
+
+def inner_block_names(blocks: Sequence[Block]) -> list[list[str]]:
+    """Parameter names of the strategy's blocks, as the oracle names them."""
+    return [[name.removeprefix("model.") for name in block.parameter_names] for block in blocks]
