@@ -17,7 +17,7 @@ from lightning_parablock.schedule import block_of_round
 from lightning_parablock.server import ServerShard
 from lightning_parablock.settings import ServerNesterov, ServerSGD, Settings
 from lightning_parablock.transport.loopback import LoopbackTransport
-from tests.oracle import run_fedbcd
+from tests.oracle import run_fedbcd, run_oracle
 from tests.support.engine import blocks_of, oracle_config, run_rounds
 from tests.tasks import OPTIMIZERS, Task, assert_same_bits, mlp_task, relative_difference, transformer_task
 
@@ -162,6 +162,23 @@ def test_different_data_differs_at_every_delay_order_server_and_in_flight_value(
     for one in range(len(results)):
         for other in range(one):
             assert relative_difference(results[one], results[other]) > 1e-4, (changes[one], changes[other])
+
+
+# 4, as far as one rank goes: several clients on one model equal the oracle, where each has a model of its own.
+
+
+@EACH_TASK
+@pytest.mark.parametrize(
+    ("delay_steps", "in_flight_value", "server"),
+    [(3, "local", "sgd"), (K + 2, "local", "nesterov"), (K + 2, "anchor", "sgd"), (2 * K, "anchor", "nesterov")],
+)
+def test_several_clients_on_one_rank_equal_the_oracle(
+    task: Task, delay_steps: int, in_flight_value: Any, server: str
+) -> None:
+    settings = settings_for(delay_steps=delay_steps, in_flight_value=in_flight_value, server_optimizer=SERVERS[server])
+    config = oracle_config(task, settings, schedule(task, settings), n_clients=3, total_steps=TOTAL_STEPS)
+    expected = run_oracle(config, task.make_model, task.loss_fn, OPTIMIZERS["adamw_default"])
+    assert_same_bits(run(task, settings, 3).weights, expected.weights)
 
 
 # 5: with one block, two known algorithms.

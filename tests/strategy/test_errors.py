@@ -53,6 +53,6 @@ def test_a_client_that_fails_ends_the_other_with_its_name_and_its_error() -> Non
 
 
 def test_a_client_whose_weights_differ_at_the_end_is_noticed_on_every_rank() -> None:
-    for output in run_ranks(2, ["-m", "tests.strategy.worker_diverging"], timeout_s=120, expect_code=1):
+    for output in run_ranks(2, ["-m", "tests.strategy.worker_diverging"], timeout_s=120, expect_code=None):
         assert re.search(r"DivergenceError: after the last exchange .*client 0 .*: '\w{12}', 'client 1 ", output)
         assert "fitted" not in output

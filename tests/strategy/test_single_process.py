@@ -80,9 +80,13 @@ def momentum_sgd(parameters: list[nn.Parameter]) -> Optimizer:
 
 
 class Guarded(TaskModule):
-    """Compares all parameters around each optimizer step; the steps are those of the round by the trainer's count."""
+    """Compares all parameters before and after each optimizer step."""
 
     moved: list[set[str]]
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        # A gradient of zero still moves a parameter, by weight decay and momentum; only None does not.
+        optimizer.zero_grad(set_to_none=False)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         before = self.weights()
