@@ -33,8 +33,11 @@ def _main(args: Sequence[str]) -> int:
     run = Run()
     try:
         ParaBlockCLI(run, args)
-    except ParaBlockError as error:
-        return run.failed(error)
+    except (ParaBlockError, ValueError) as error:
+        known = _known_cause(error)
+        if known is None:
+            return _unexpected(run, error)
+        return run.failed(known)
     except KeyboardInterrupt:
         return run.interrupted("Ctrl-C", INTERRUPTED)
     except SIGTERMException:
@@ -44,13 +47,25 @@ def _main(args: Sequence[str]) -> int:
             return run.interrupted("Ctrl-C", INTERRUPTED)
         raise
     except BaseException as error:
-        run.crashed(error)
-        if _has_stuck_threads():
-            traceback.print_exc()
-            return FAILED
-        raise
+        return _unexpected(run, error)
     run.finish()
     return 0
+
+
+def _known_cause(error: BaseException) -> ParaBlockError | None:
+    """The package's own error; jsonargparse wraps one that a constructor raised into an error of its own."""
+    while error.__cause__ is not None and not isinstance(error, ParaBlockError):
+        error = error.__cause__
+    return error if isinstance(error, ParaBlockError) else None
+
+
+def _unexpected(run: Run, error: BaseException) -> int:
+    """Record an error that nobody expected, whose traceback Python shows, and raise it again if the process can end."""
+    run.crashed(error)
+    if not _has_stuck_threads():
+        raise error
+    traceback.print_exception(error)
+    return FAILED
 
 
 def _has_stuck_threads() -> bool:

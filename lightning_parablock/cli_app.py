@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pickle
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -95,6 +96,18 @@ class ParaBlockCLI(LightningCLI):
             self.config = parser.parse_args(expand_argv(args))
         except ConfigurationError as error:
             parser.error(str(error), error)
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Hyperparameters in a checkpoint become the model's options; one that is none is refused here."""
+        try:
+            super()._parse_ckpt_path()
+        except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, KeyError) as error:
+            path = self.config[self.config.subcommand].ckpt_path
+            raise ConfigurationError(
+                f"{path} cannot be read as a checkpoint: {type(error).__name__}; it must be a file that Lightning saved, "
+                "with tensors and plain values alone"
+            ) from error
 
     @override
     def before_instantiate_classes(self) -> None:

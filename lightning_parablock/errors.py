@@ -15,6 +15,10 @@ class DataError(ConfigurationError):
     """A data file, a column or a partition that cannot be used; the message names file and line where there is one."""
 
 
+class CheckpointError(ConfigurationError):
+    """A checkpoint, or the clients' state beside it, that cannot be written or gone on from."""
+
+
 class PeerError(ParaBlockError):
     """Something went wrong with another client; the message names client, round and block."""
 

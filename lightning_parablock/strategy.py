@@ -422,11 +422,13 @@ class ParaBlockStrategy(WatchedStrategy):
             parameter.requires_grad_(False)
 
     def _broadcast_model(self) -> None:
-        """Every client starts from rank 0's weights and buffers."""
+        """Every client starts from rank 0's weights and buffers; they travel only where a client's are others."""
         if self.world_size == 1:
             return
         module = self._module()
         tensors = [*(p.detach() for p in module.parameters()), *module.buffers()]
+        if len(set(self.gather_objects(hash_tensors(tensors)))) == 1:
+            return
 
         def broadcast() -> None:
             for tensor in tensors:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,23 +22,34 @@ from lightning_parablock.flat import hash_tensors
 
 WIDTH = 512  # a layer is a block of 1 MB
 STEP_S = 0.1
+LOCAL_STEPS = 4
+
+
+def loss_of(layers: Iterable[nn.Linear], client: int) -> Tensor:
+    """Each client has a target of its own."""
+    return sum(((layer.weight - float(client + 1)) ** 2).mean() for layer in layers)  # type: ignore[return-value]
+
+
+def optimizer_of(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """What the clients train with."""
+    return torch.optim.AdamW(parameters, lr=1e-2)
 
 
 class Wide(LightningModule):
-    """Two layers whose loss needs next to no computation; each client has a target of its own."""
+    """Two layers whose loss needs next to no computation."""
 
     def __init__(self, client: int) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(2))
-        self.target = float(client + 1)
+        self.client = client
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         time.sleep(STEP_S)
-        return sum(((layer.weight - self.target) ** 2).mean() for layer in self.layers)  # type: ignore[return-value]
+        return loss_of(self.layers, self.client)  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+        return optimizer_of(self.parameters())
 
 
 class Tell(Callback):
@@ -52,7 +64,7 @@ def main() -> None:
     topology, exchange_timeout_s, steps = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     strategy = ParaBlockStrategy(
-        local_steps=4,
+        local_steps=LOCAL_STEPS,
         block_order="sequential",
         topology=topology,  # type: ignore[arg-type]
         exchange_timeout_s=exchange_timeout_s,

@@ -21,6 +21,7 @@ SCENARIOS = [
     "sampler left alone",
     "accumulation",
     "metrics",
+    "starting weights",
     "two fits",
 ]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -271,6 +273,27 @@ def a_trainer_fits_twice() -> None:
     assert_same_bits(module.weights(), oracle(used, task, total_steps=12))
 
 
+def every_client_starts_from_the_first_ones_weights() -> None:
+    """They travel only where they differ: equal weights of two clients are left where they are."""
+    sent = Counter[bool]()
+
+    def broadcast(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        sent[tensor.is_floating_point()] += 1
+        return original(tensor, *args, **kwargs)
+
+    original = dist.broadcast
+    for differs in (False, True):
+        used, module = strategy(), TaskModule(TASK, adamw_default)
+        if differs and RANK == 1:
+            with torch.no_grad():
+                next(module.model.parameters()).add_(1.0)
+        sent.clear()
+        with mock.patch.object(dist, "broadcast", broadcast):
+            fit(TASK, used, RANK, STEPS, devices=N_RANKS, module=module)
+        assert_same_bits(module.weights(), oracle(used))
+        assert (sent[True] > 0) == differs
+
+
 SCENARIOS: dict[str, Callable[[], None]] = {
     "delay 0": equals_the_oracle(delay_steps=0),
     "delay K": equals_the_oracle(),
@@ -287,6 +310,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "sampler left alone": use_distributed_sampler_false_leaves_loaders_alone,
     "accumulation": accumulation_counts_optimizer_steps,
     "metrics": metrics_are_logged,
+    "starting weights": every_client_starts_from_the_first_ones_weights,
     "two fits": a_trainer_fits_twice,
 }
 

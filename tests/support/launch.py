@@ -1,15 +1,25 @@
-"""Start N ranks of a worker module on this machine and wait for them, with a limit."""
+"""Start N ranks of a worker module on this machine and wait for them, with a limit.
+
+Most launches fork from a server that has made the imports, which cost each process several seconds. A launch
+``from_scratch`` starts every rank as a user's launcher does: with a hash seed of its own, and with Python's own way out.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
+
+_FORKING = multiprocessing.get_context("forkserver")
+_FORKING.set_forkserver_preload(["lightning_parablock.cli", "lightning_parablock.models", "torch.distributed"])
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,27 +49,96 @@ def rank_environment(rank: int, n_ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def run_ranks(n_ranks: int, arguments: Sequence[str], *, timeout_s: float, expect_code: int | None = 0) -> list[str]:
-    """Run ``python *arguments`` once a rank and return each rank's output.
+class Rank(Protocol):
+    """One started rank."""
+
+    def code(self) -> int | None:
+        """Its exit code; None while it runs."""
+
+    def end(self) -> None:
+        """Kill it, if it still runs, and collect it."""
+
+
+class _Scratch:
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        with log.open("w") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, *arguments],
+                env=environment,
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def code(self) -> int | None:
+        return self._process.poll()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class _Fork:
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self._process = _FORKING.Process(target=_run_forked, args=(list(arguments), dict(environment), log))
+        self._process.start()
+
+    def code(self) -> int | None:
+        return self._process.exitcode
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _run_forked(arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    """Make a child of the fork server what ``python -m module ...`` with this environment would be."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    setattr(rank_zero_only, "rank", int(environment["RANK"]))  # noqa: B010  # Lightning reads it when it is imported
+    flag, module, *sys.argv[1:] = arguments
+    assert flag == "-m", arguments
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def run_ranks(
+    n_ranks: int,
+    arguments: Sequence[str],
+    *,
+    timeout_s: float,
+    expect_code: int | None = 0,
+    from_scratch: bool = False,
+    own_arguments: Callable[[int], Sequence[str]] = lambda _: (),
+) -> list[str]:
+    """Run ``python -m module ...`` once a rank and return each rank's output.
+
+    Args:
+        n_ranks: How many.
+        arguments: ``-m``, the module's name, and its arguments.
+        timeout_s: Seconds after which a rank is killed, which is a failure.
+        expect_code: Every rank's exit code; None stands for any but 0.
+        from_scratch: Start new interpreters rather than fork.
+        own_arguments: Further arguments of one rank.
 
     Raises:
         AssertionError: a rank ended with another code than expected, or had to be killed at the limit.
     """
     port = free_port()
+    start = _Scratch if from_scratch else _Fork
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / f"rank{rank}.log" for rank in range(n_ranks)]
-        processes = [
-            subprocess.Popen(
-                [sys.executable, *arguments],
-                env=rank_environment(rank, n_ranks, port),
-                cwd=ROOT,
-                stdout=logs[rank].open("w"),
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-            )
+        ranks = [
+            start([*arguments, *own_arguments(rank)], rank_environment(rank, n_ranks, port), logs[rank])
             for rank in range(n_ranks)
         ]
-        codes = _wait(processes, timeout_s)
+        codes = _wait(ranks, timeout_s)
         texts = [log.read_text(errors="replace") for log in logs]
     bad = [r for r, code in enumerate(codes) if code is None or (expect_code is not None and code != expect_code)]
     report = "\n".join(f"--- rank {rank}: exit code {codes[rank]}\n{texts[rank][-6000:]}" for rank in range(n_ranks))
@@ -69,15 +148,14 @@ def run_ranks(n_ranks: int, arguments: Sequence[str], *, timeout_s: float, expec
     return texts
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], timeout_s: float) -> list[int | None]:
+def _wait(ranks: Sequence[Rank], timeout_s: float) -> list[int | None]:
     """Exit codes; None for a rank that was killed at the limit. One failed rank leaves the others 30 s to notice."""
     deadline_s = time.monotonic() + timeout_s
-    while any(p.poll() is None for p in processes) and time.monotonic() < deadline_s:
+    while any(rank.code() is None for rank in ranks) and time.monotonic() < deadline_s:
         time.sleep(0.05)
-        if any(p.poll() for p in processes):
+        if any(rank.code() for rank in ranks):
             deadline_s = min(deadline_s, time.monotonic() + 30)
-    codes = [p.poll() for p in processes]
-    for process in processes:
-        process.kill()
-        process.wait()
+    codes = [rank.code() for rank in ranks]
+    for rank in ranks:
+        rank.end()
     return codes
