@@ -2,8 +2,8 @@
 
 ``X.ckpt`` holds the committed model and, under the key "parablock", an :class:`Entry`: the name of this save and the
 checksum of every sidecar. ``X.ckpt.parablock/<save>/rank00000.pt`` holds the rest. Every file is written beside its
-place and moved there when it is on the disk, and the sidecars are there before the checkpoint that names them; so at any
-moment a checkpoint and its sidecars fit together, whichever process is killed when.
+place and moved there when it is on the disk, and the sidecars are there before the checkpoint that names them; so a
+checkpoint and its sidecars fit together at any moment, whichever process is killed when.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Entry:
                 f"{path} was saved in format {found.get('format')} of the clients' state, this version reads {FORMAT}; "
                 "use the version of lightning-parablock that saved it"
             )
-        blocks = [(str(name), int(numel)) for name, numel in found["blocks"]]
-        return cls(**{field.name: found[field.name] for field in dataclasses.fields(cls)} | {"blocks": blocks})
+        fields = {name: value for name, value in found.items() if name != "format"}
+        return cls(**{**fields, "blocks": [(str(name), int(numel)) for name, numel in found["blocks"]]})
 
 
 def sidecar_folder(checkpoint: Path) -> Path:

@@ -105,8 +105,8 @@ class ParaBlockCLI(LightningCLI):
         except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, KeyError) as error:
             path = self.config[self.config.subcommand].ckpt_path
             raise ConfigurationError(
-                f"{path} cannot be read as a checkpoint: {type(error).__name__}; it must be a file that Lightning saved, "
-                "with tensors and plain values alone"
+                f"{path} cannot be read as a checkpoint: {type(error).__name__}; it must be a file that Lightning "
+                "saved, with tensors and plain values alone"
             ) from error
 
     @override

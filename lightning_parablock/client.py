@@ -16,11 +16,15 @@ Tag = tuple[int, tuple[tuple[int, int], ...]]
 
 @dataclass(frozen=True)
 class InFlight:
-    """A delta of the client that was submitted in ``round`` on ``block`` and is not merged yet; shape (numel,)."""
+    """A delta of the client that was submitted in ``round`` on ``block`` with ``weight`` n_i and is not merged yet.
+
+    The delta's shape is (numel of the block,).
+    """
 
     round: int
     block: int
     delta: Tensor
+    weight: int = 1
 
 
 @dataclass

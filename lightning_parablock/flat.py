@@ -24,6 +24,11 @@ class FlatBlocks:
         self.blocks = list(blocks)
         self._parameters = [[by_name[name] for name in block.parameter_names] for block in blocks]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._parameters[0][0].device
+
     def parameters(self, block: int) -> list[nn.Parameter]:
         """The parameters of a block, in the order of its flat vector."""
         return self._parameters[block]

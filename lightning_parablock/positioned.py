@@ -91,6 +91,10 @@ def position_of(loader: PositionedLoader, fetched_ahead: int) -> Position | None
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    holders = (loader, getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))
+    holders = (
+        loader,
+        getattr(loader, "sampler", None),
+        getattr(getattr(loader, "batch_sampler", None), "sampler", None),
+    )
     found = (getattr(holder, "generator", None) for holder in holders)
     return list({id(generator): generator for generator in found if isinstance(generator, torch.Generator)}.values())

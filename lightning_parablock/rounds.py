@@ -19,8 +19,9 @@ A round on one rank::
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.held import HeldModel
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.schedule import block_of_round
+from lightning_parablock.server import StatePiece
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Exchange, Transport, Upload
 
@@ -84,6 +86,7 @@ class RoundEngine:
         self._exchanges: dict[int, Exchange] = {}
         self._commits: dict[int, Tensor] = {}
         self._turns: dict[tuple[int, int], _Turn] = {}
+        self._first_round = 0
 
     @property
     def client_ids(self) -> list[int]:
@@ -168,6 +171,68 @@ class RoundEngine:
         """Put the trained values back, bit for bit."""
         self.model.undo(replaced)
 
+    # --- stop and go on -----------------------------------------------------------------------------------------------
+
+    def state(self, replaced: Mapping[int, Tensor] | None = None) -> dict[str, Any]:
+        """What this rank must know to go on from here, beside W and the random states: tensors and plain values.
+
+        Args:
+            replaced: What :meth:`show_committed` returned, if the model shows W at the moment.
+        """
+        versions = [client.versions for client in self.clients.values()]
+        assert all(v == versions[0] for v in versions), "in the middle of a round clients of one rank hold different W"
+        active = self._active
+        values = None if active is None else (replaced or {}).get(self.block, self.flat.pack(self.block))
+        now_s = time.time()
+        return {
+            "round": self.round,
+            "active": None if active is None else {"client": active.id, "steps": active.steps, "values": values},
+            "uploads": [[client, upload.delta, upload.weight] for client, upload in self._uploads.items()],
+            "in_flight": [
+                [d.round, d.block, client.id, d.delta, d.weight]
+                for client in self.clients.values()
+                for d in client.in_flight
+            ],
+            "turns": [
+                [round_index, client, {**asdict(turn), "start_s": turn.start_s - now_s, "end_s": turn.end_s - now_s}]
+                for (round_index, client), turn in self._turns.items()
+            ],
+            "server": [dict(vars(piece)) for piece in self.transport.server.state()],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state`, on a fresh engine whose model shows W; submits again what was in flight.
+
+        Afterwards the turn that was open is open again, if one was. All ranks must do so at the same point.
+        """
+        self.transport.server.load_state(StatePiece(**piece) for piece in state["server"])
+        now_s = time.time()
+        for round_index, client, turn in state["turns"]:
+            shifted = {**turn, "start_s": turn["start_s"] + now_s, "end_s": turn["end_s"] + now_s}
+            self._turns[round_index, client] = _Turn(**shifted)
+        by_round: dict[tuple[int, int], dict[int, Upload]] = {}
+        for round_index, block, client, delta, weight in state["in_flight"]:
+            by_round.setdefault((round_index, block), {})[client] = Upload(delta.to(self.flat.device), weight)
+        self._first_round = min((round_index for round_index, _ in by_round), default=state["round"])
+        for (self.round, self.block), self._uploads in sorted(by_round.items(), key=lambda item: item[0]):
+            self._submit()
+        self.round = state["round"]
+        self._uploads = {c: Upload(delta.to(self.flat.device), weight) for c, delta, weight in state["uploads"]}
+        if state["active"] is not None:
+            self._reopen_turn(**state["active"])
+
+    def begin_at(self, round_index: int) -> None:
+        """Begin a fresh engine with this round, nothing being in flight."""
+        self.round = self._first_round = round_index
+
+    def _reopen_turn(self, client: int, steps: int, values: Tensor) -> None:
+        turn = self._turns[self.round, client]
+        self.begin_round()
+        self.begin_turn(client)  # s is the held value, also where a commit has moved it since
+        self._turns[self.round, client] = turn
+        self.clients[client].steps = steps
+        self.flat.unpack(self.block, values)
+
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _block_of(self, round_index: int) -> int:
@@ -187,7 +252,8 @@ class RoundEngine:
         uploads, self._uploads = self._uploads, {}
         self._exchanges[self.round] = self.transport.submit(self.round, self.block, uploads)
         for client_id, upload in uploads.items():
-            self.clients[client_id].in_flight.append(InFlight(self.round, self.block, upload.delta))
+            flying = InFlight(self.round, self.block, upload.delta, upload.weight)
+            self.clients[client_id].in_flight.append(flying)
         self.model.show(self._loaded, self.block)
 
     def _merge_everywhere(self, round_index: int) -> None:
@@ -196,7 +262,7 @@ class RoundEngine:
 
     def _merge(self, client: Client, round_index: int) -> None:
         """Take the commit of a round into one client: W first, then every value that rests on it."""
-        if round_index < 0:  # the clock has not reached the first exchange yet
+        if round_index < self._first_round:  # the clock has not reached the first exchange yet
             return
         turn = self._turns[round_index, client.id]
         commit = self._wait(client, round_index)
@@ -260,3 +326,4 @@ class RoundEngine:
             del self.records[: MAX_RECORDS // 2]
         if not any((round_index, c) in self._turns for c in self.clients):
             del self._exchanges[round_index], self._commits[round_index]
+            self.transport.server.settle(round_index)

@@ -7,7 +7,9 @@ into shards and chunks gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -53,24 +55,80 @@ _UPDATES: dict[type[ServerOptimizer], Callable[[ServerOptimizer, Tensor, Tensor,
 _STATE_NAMES: dict[type[ServerOptimizer], tuple[str, ...]] = {ServerSGD: (), ServerNesterov: ("velocity",)}
 
 
+@dataclass(frozen=True)
+class StatePiece:
+    """A part of the server optimizer's state, named by its place in the model and not by who keeps it.
+
+    Attributes:
+        block: Index of the block.
+        name: Of the tensor, such as "velocity".
+        first: Index in the block of its first scalar.
+        values: Shape (scalars,), float32, on the CPU.
+    """
+
+    block: int
+    name: str
+    first: int
+    values: Tensor
+
+
 class ServerShard:
     """Owns the committed value W (fp32) of a slice of every block, and the server optimizer's state for it.
+
+    One thread commits; :meth:`state` may be called from another.
 
     Args:
         optimizer: What to do with the mean delta.
         initial: The starting value of this server's slice of each block, by block index; kept, not copied.
+        first: Index in its block of each slice's first scalar; None stands for whole blocks.
     """
 
-    def __init__(self, optimizer: ServerOptimizer, initial: Sequence[Tensor]) -> None:
+    def __init__(
+        self, optimizer: ServerOptimizer, initial: Sequence[Tensor], first: Sequence[int] | None = None
+    ) -> None:
         self.optimizer = optimizer
         self.values = list(initial)
         self.states: list[State] = [{} for _ in initial]
+        self._first = list(first) if first is not None else [0] * len(self.values)
+        self._before: dict[int, tuple[int, State]] = {}
+        self._lock = threading.Lock()
+
+    def begin(self, round_index: int, block: int) -> None:
+        """Prepare for the commits of a round: keep the block's state as it was before, until it is settled."""
+        with self._lock:
+            self._before[round_index] = (block, {name: t.clone() for name, t in self.states[block].items()})
+
+    def settle(self, round_index: int) -> None:
+        """Every client has merged the round: the state before it is of no more use."""
+        with self._lock:
+            self._before.pop(round_index, None)
+
+    def state(self) -> list[StatePiece]:
+        """The server optimizer's state after the settled rounds: what is in flight will be submitted again."""
+        with self._lock:
+            states = dict(enumerate(self.states))
+            for _, (block, before) in sorted(self._before.items(), reverse=True):
+                states[block] = before
+            return [
+                StatePiece(block, name, self._first[block], tensor.to("cpu", copy=True))
+                for block, state in states.items()
+                for name, tensor in state.items()
+            ]
+
+    def load_state(self, pieces: Iterable[StatePiece]) -> None:
+        """Take over what overlaps with this shard, from pieces of any cut; the rest starts at zero."""
+        for piece in pieces:
+            mine = slice(self._first[piece.block], self._first[piece.block] + self.values[piece.block].numel())
+            start, stop = max(mine.start, piece.first), min(mine.stop, piece.first + piece.values.numel())
+            if start < stop:
+                into = self._state(piece.block)[piece.name]
+                into[start - mine.start : stop - mine.start] = piece.values[start - piece.first : stop - piece.first]
 
     @torch.no_grad()
     def commit(self, block: int, part: slice, deltas: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
         """Take in the deltas of one part of the shard and return its new committed value.
 
-        Must be called once for each part of a block a round, the rounds in order.
+        Must be called once for each part of a block a round, the rounds in order, each after :meth:`begin`.
 
         Args:
             block: Index of the block.
@@ -81,11 +139,11 @@ class ServerShard:
         Returns:
             The committed value of the part: a view that the next commit of the block overwrites.
         """
-        state = self._state(block)
-        part_state = {name: tensor[part] for name, tensor in state.items()}
-        value = self.values[block][part]
-        update = _UPDATES[type(self.optimizer)]
-        value.copy_(update(self.optimizer, value, weighted_mean(deltas, weights), part_state))
+        mean = weighted_mean(deltas, weights)
+        with self._lock:
+            part_state = {name: tensor[part] for name, tensor in self._state(block).items()}
+            value = self.values[block][part]
+            value.copy_(_UPDATES[type(self.optimizer)](self.optimizer, value, mean, part_state))
         return value
 
     def _state(self, block: int) -> State:

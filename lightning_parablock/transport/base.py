@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_parablock.server import ServerShard
+
 
 @dataclass(frozen=True)
 class Upload:
@@ -52,7 +54,19 @@ class Exchange(ABC):
 
 
 class Transport(ABC):
-    """Carries exchanges between the ranks. All ranks submit the same rounds in the same order."""
+    """Carries exchanges between the ranks. All ranks submit the same rounds in the same order.
+
+    Args:
+        server: This rank's shard of the server.
+    """
+
+    def __init__(self, server: ServerShard) -> None:
+        self._server = server
+
+    @property
+    def server(self) -> ServerShard:
+        """This rank's shard of the server."""
+        return self._server
 
     @abstractmethod
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload]) -> Exchange:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_parablock.server import ServerShard
 from lightning_parablock.transport.base import Exchange, ExchangeFacts, Transport, Upload
 
 
@@ -31,12 +30,10 @@ class _Done(Exchange):
 class LoopbackTransport(Transport):
     """Aggregates on the spot; moves no byte."""
 
-    def __init__(self, server: ServerShard) -> None:
-        self._server = server
-
     @override
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload]) -> Exchange:
         start_s = time.time()
+        self._server.begin(round_index, block)
         ordered = [uploads[client] for client in sorted(uploads)]
         whole = slice(0, self._server.values[block].numel())
         commit = self._server.commit(block, whole, [u.delta for u in ordered], [u.weight for u in ordered])

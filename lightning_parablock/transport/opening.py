@@ -57,11 +57,9 @@ def open_transport(
     """
     members = federation.membership
     keep_on = device if backend == "nccl" else torch.device("cpu")
-    initial: list[torch.Tensor] = []
-    for block, facts in enumerate(flat.blocks):
-        bounds = shard_bounds(facts.numel, members.n_ranks, settings.topology)[members.rank]
-        initial.append(flat.pack(block)[bounds].to(keep_on, torch.float32, copy=True))
-    server = ServerShard(settings.server_optimizer, initial)
+    mine = [shard_bounds(block.numel, members.n_ranks, settings.topology)[members.rank] for block in flat.blocks]
+    initial = [flat.pack(b)[bounds].to(keep_on, torch.float32, copy=True) for b, bounds in enumerate(mine)]
+    server = ServerShard(settings.server_optimizer, initial, [bounds.start for bounds in mine])
     if federation.watch is None:
         return LoopbackTransport(server)
     return TorchDistributedTransport(

@@ -63,9 +63,9 @@ class TorchDistributedTransport(Transport):
         device: torch.device,
         backend: str,
     ) -> None:
+        super().__init__(server)
         self._membership = membership
         self._settings = settings
-        self._server = server
         self._blocks = blocks
         self._device = device
         limit_s = settings.exchange_timeout_s
@@ -133,11 +133,6 @@ class TorchDistributedTransport(Transport):
     def watch(self) -> Watch:
         """Who is alive."""
         return self._watch
-
-    @property
-    def server(self) -> ServerShard:
-        """This rank's shard of the server."""
-        return self._server
 
     def numel(self, block: int) -> int:
         """Scalars of a block."""
@@ -247,6 +242,7 @@ class _ExchangeRun:
     def _serve(self, expected: Sequence[_Expected]) -> Iterator[list[Transfer]]:
         """Steps 3: yields the sends of each committed chunk of my shard."""
         mine = self._bounds[self._members.rank]
+        self._t.server.begin(self._round, self._block)
         waiting = iter(expected)
         for index, part in enumerate(self._chunks(self._members.rank)):
             deltas = {client: (upload.delta[part], upload.weight) for client, upload in self._uploads.items()}

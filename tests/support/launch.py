@@ -1,7 +1,7 @@
 """Start N ranks of a worker module on this machine and wait for them, with a limit.
 
 Most launches fork from a server that has made the imports, which cost each process several seconds. A launch
-``from_scratch`` starts every rank as a user's launcher does: with a hash seed of its own, and with Python's own way out.
+``from_scratch`` starts every rank as a user's launcher does: with its own hash seed, and with Python's own way out.
 """
 
 from __future__ import annotations
