@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,13 +70,13 @@ class Entry:
                 "use the version of lightning-parablock that saved it"
             )
         fields = {name: value for name, value in found.items() if name != "format"}
-        return cls(**{**fields, "blocks": [(str(name), int(numel)) for name, numel in found["blocks"]]})
+        fields["blocks"] = [(str(name), int(numel)) for name, numel in found["blocks"]]
+        return cls(**fields)
 
 
 def sidecar_folder(checkpoint: Path) -> Path:
-    """The folder beside a checkpoint; a link such as last.ckpt leads to the one of its target."""
-    target = checkpoint.resolve()
-    return target.with_name(f"{target.name}.{KEY}")
+    """The folder beside a checkpoint."""
+    return checkpoint.with_name(f"{checkpoint.name}.{KEY}")
 
 
 def sidecar_path(checkpoint: Path, save: str, rank: int) -> Path:
@@ -134,11 +133,6 @@ def remove_sidecars(checkpoint: Path, rank: int, keep_save: str | None = None) -
                 (save / file).unlink(missing_ok=True)
             _remove_if_empty(save)
     _remove_if_empty(folder)
-
-
-def remove_all_sidecars(checkpoint: Path) -> None:
-    """Remove the whole folder beside a checkpoint."""
-    shutil.rmtree(sidecar_folder(checkpoint), ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

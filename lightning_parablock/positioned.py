@@ -8,6 +8,7 @@ over what was trained already, batch by batch, and goes on with the very next on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,20 +20,32 @@ Position = dict[str, int]
 """epoch; cycle: how often the loader began anew within it; batches: how many it has yielded since."""
 
 
+@dataclass(frozen=True)
+class Stand:
+    """Where an iteration begins.
+
+    Attributes:
+        seed: Of the streams of this loader and client.
+        epoch: Number of the epoch that runs.
+        passed: The position to go on from, where a run is resumed: these batches are passed over.
+    """
+
+    seed: int
+    epoch: int
+    passed: Position | None = None
+
+
 class PositionedLoader:
     """Stands before any iterable of batches and behaves like it in everything but the iteration.
 
     Args:
         loader: A DataLoader or another iterable of batches.
-        seed: Seed of the stream's seeds, the client's own.
-        epoch: Tells the number of the epoch that runs.
-        passed: The position to go on from, where a run is resumed: its first epoch passes over these batches.
+        stand: Tells where an iteration begins; asked when its first batch is wanted.
     """
 
-    def __init__(self, loader: Any, seed: int, epoch: Callable[[], int], passed: Position | None = None) -> None:
+    def __init__(self, loader: Any, stand: Callable[[PositionedLoader], Stand]) -> None:
         generators = [(generator, generator.initial_seed()) for generator in _generators(loader)]
-        own = {"loader": loader, "seed": seed, "epoch": epoch, "passed": passed, "generators": generators}
-        self.__dict__["_own"] = {**own, "position": None}
+        self.__dict__["_own"] = {"loader": loader, "stand": stand, "generators": generators, "position": None}
 
     @property
     def __class__(self) -> Any:  # type: ignore[override]
@@ -50,13 +63,17 @@ class PositionedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: it begins with the first batch that is wanted, when the epoch's number is known.
-        loader, position, to_pass = self._own["loader"], *self._begin()
-        stream = Stream(derive_seed(self._own["seed"], "epoch", position["epoch"], "cycle", position["cycle"]))
+        loader, stand = self._own["loader"], self._own["stand"](self)
+        position = self._own["position"] = self._begin(stand)
+        stream = Stream(derive_seed(stand.seed, "epoch", position["epoch"], "cycle", position["cycle"]))
         with stream.use():
             # A generator of the loader's own would go on from epoch to epoch: here it begins each one anew.
             for generator, seed in self._own["generators"]:
                 generator.manual_seed(derive_seed(seed, int(torch.randint(2**62, ()).item())))
             batches = iter(loader)
+        to_pass = (
+            stand.passed["batches"] if stand.passed is not None and position["epoch"] == stand.passed["epoch"] else 0
+        )
         while True:
             with stream.use():
                 try:
@@ -67,16 +84,12 @@ class PositionedLoader:
             if position["batches"] > to_pass:
                 yield batch
 
-    def _begin(self) -> tuple[Position, int]:
-        own, epoch = self._own, self._own["epoch"]()
-        passed, own["passed"] = own["passed"], None
-        if passed is not None and passed["epoch"] == epoch:
-            own["position"] = {**passed, "batches": 0}
-            return own["position"], passed["batches"]
-        before: Position | None = own["position"]
-        cycle = before["cycle"] + 1 if before is not None and before["epoch"] == epoch else 0
-        own["position"] = {"epoch": epoch, "cycle": cycle, "batches": 0}
-        return own["position"], 0
+    def _begin(self, stand: Stand) -> Position:
+        before: Position | None = self._own["position"]
+        if stand.passed is not None and stand.passed["epoch"] == stand.epoch:
+            return {**stand.passed, "batches": 0}
+        again = before is not None and before["epoch"] == stand.epoch
+        return {"epoch": stand.epoch, "cycle": before["cycle"] + 1 if again and before is not None else 0, "batches": 0}
 
 
 def position_of(loader: PositionedLoader, fetched_ahead: int) -> Position | None:
@@ -86,7 +99,7 @@ def position_of(loader: PositionedLoader, fetched_ahead: int) -> Position | None
         loader: The loader.
         fetched_ahead: Batches that it has yielded and nobody has trained on.
     """
-    position: Position | None = loader._own["position"] or loader._own["passed"]  # pyright: ignore[reportPrivateUsage]
+    position: Position | None = loader._own["position"]  # pyright: ignore[reportPrivateUsage]
     return None if position is None else {**position, "batches": position["batches"] - fetched_ahead}
 
 

@@ -101,6 +101,10 @@ class WatchedStrategy(ParallelStrategy):
         """ "gloo" or "nccl"."""
         return self._process_group_backend or _get_default_process_group_backend_for_device(self.root_device)
 
+    def describe(self, rank: int) -> str:
+        """A rank in words, for messages."""
+        return self._federation.membership.describe(rank) if self._federation is not None else f"rank {rank}"
+
     # --- the start ----------------------------------------------------------------------------------------------------
 
     @override

@@ -63,6 +63,7 @@ class RoundEngine:
         round: Number of the round that runs or comes next.
         block: Index of its block.
         records: The records of finished rounds, oldest first, bounded.
+        is_running: Whether rounds are under way: then the model may show something else than W.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class RoundEngine:
         self._commits: dict[int, Tensor] = {}
         self._turns: dict[tuple[int, int], _Turn] = {}
         self._first_round = 0
+        self.is_running = False
 
     @property
     def client_ids(self) -> list[int]:
@@ -94,8 +96,8 @@ class RoundEngine:
         return list(self.clients)
 
     @property
-    def is_running(self) -> bool:
-        """Whether a client's turn is open: then the model may show something else than W."""
+    def has_open_turn(self) -> bool:
+        """Whether a client is in the middle of its local steps."""
         return self._active is not None
 
     # --- the verbs of a round, in order -------------------------------------------------------------------------------
@@ -108,6 +110,7 @@ class RoundEngine:
     def begin_turn(self, client_id: int) -> None:
         """Load the client's values into the model and take s; afterwards the optimizer may change the block."""
         client = self._loaded = self._active = self.clients[client_id]
+        self.is_running = True
         self._turns[self.round, client_id] = _Turn(time.time(), self.block)
         self.model.show_all(client)
         client.start = self.model.begin_training(client, self.block)
@@ -160,6 +163,7 @@ class RoundEngine:
         for round_index in sorted(self._exchanges):
             self._merge_everywhere(round_index)
         self.model.show_all(self._loaded)
+        self.is_running = False
 
     # --- W beside the trajectory --------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ Unmatched = Literal["error", "freeze"]
 Weighting = Literal["uniform"]
 Compression = Literal["none"]
 BlockOptimizerState = Literal["reset"]
+MissingClientState = Literal["error", "fresh"]
 BlocksSpec = str | int | Sequence[str]
 
 
@@ -86,6 +87,7 @@ class Settings:
     straggler_timeout_s: float = 3600.0
     heartbeat_s: float = 1.0
     chunk_bytes: int = 1 << 20
+    missing_client_state: MissingClientState = "error"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -111,6 +113,7 @@ class Settings:
         _check_choice("weighting", self.weighting, get_args(Weighting))
         _check_choice("topology", self.topology, get_args(Topology))
         _check_choice("compression", self.compression, get_args(Compression))
+        _check_choice("missing_client_state", self.missing_client_state, get_args(MissingClientState))
         _check_choice("block_optimizer_state", self.block_optimizer_state, get_args(BlockOptimizerState))
         _check_blocks(self.blocks)
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import random
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
@@ -29,12 +27,23 @@ from lightning_parablock.agreement import versions_here
 from lightning_parablock.blocks import Block, partition
 from lightning_parablock.callbacks.freeze import BlockFreezer
 from lightning_parablock.callbacks.metrics import RoundMetrics
+from lightning_parablock.client_state import (
+    Resumed,
+    go_on,
+    restore_training,
+    save_last_committed,
+    save_plain,
+    training_state,
+)
 from lightning_parablock.errors import ConfigurationError, DivergenceError, PeerError
 from lightning_parablock.flat import FlatBlocks, hash_tensors
 from lightning_parablock.loaders import Cutting, cut_or_keep
+from lightning_parablock.positioned import Position, PositionedLoader, Stand, position_of
+from lightning_parablock.random_state import RandomState, seed_all
 from lightning_parablock.ranks import StartMethod, WatchedStrategy
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.refusals import refuse_parameters, refuse_trainer, refuse_uncovered, the_optimizer
+from lightning_parablock.resume import Checkpoints
 from lightning_parablock.rounds import RoundEngine
 from lightning_parablock.schedule import derive_seed
 from lightning_parablock.settings import (
@@ -42,6 +51,7 @@ from lightning_parablock.settings import (
     BlockOrder,
     Compression,
     InFlightValue,
+    MissingClientState,
     ServerOptimizer,
     Settings,
     Topology,
@@ -85,6 +95,8 @@ class ParaBlockStrategy(WatchedStrategy):
         straggler_timeout_s: Seconds to wait for a client that is alive but has not delivered its part of an exchange.
         heartbeat_s: Seconds between two signs of life of a client.
         chunk_bytes: Payload of one message, in bytes, a multiple of 4096; blocks travel in chunks of this size.
+        missing_client_state: What fit does with a checkpoint whose clients' state is torn, missing or another run's:
+            "error" stops before training, "fresh" goes on from the committed model, clients beginning the round anew.
         seed: Seed of the block order and of the clients' random states. None takes the one of seed_everything, else 0.
         process_group_backend: Backend of the process groups: None chooses "nccl" on CUDA and "gloo" elsewhere.
         timeout: Limit of Lightning's own collectives (metrics, barriers).
@@ -117,6 +129,7 @@ class ParaBlockStrategy(WatchedStrategy):
         straggler_timeout_s: float = 3600.0,
         heartbeat_s: float = 1.0,
         chunk_bytes: int = 1 << 20,
+        missing_client_state: MissingClientState = "error",
         seed: int | None = None,
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
@@ -153,6 +166,7 @@ class ParaBlockStrategy(WatchedStrategy):
             straggler_timeout_s=straggler_timeout_s,
             heartbeat_s=heartbeat_s,
             chunk_bytes=chunk_bytes,
+            missing_client_state=missing_client_state,
             seed=0 if seed is None else seed,
         )
         self._seed_is_given = seed is not None
@@ -165,6 +179,9 @@ class ParaBlockStrategy(WatchedStrategy):
         self._stepped = False
         self._unmatched: list[nn.Parameter] = []
         self._given_limit: int | float | None = None
+        self._resumed: Resumed | None = None
+        self._passed: dict[int, Position] = {}
+        self._random_outside: RandomState | None = None
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
@@ -190,7 +207,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._cuts_loaders = take_sampler_flag(trainer) or self._cuts_loaders
         self._insert_callbacks(trainer)
         silence_batch_broadcasts(trainer)
-        isolate_validation(trainer)
+        isolate_validation(trainer, self._note_random_state)
 
     @override
     def setup_environment(self) -> None:
@@ -244,7 +261,7 @@ class ParaBlockStrategy(WatchedStrategy):
                 rank_zero_info(f"parablock: {stage.value}: {what}")
         if stage == RunningStage.TRAINING and self.world_size > 1:
             self._agree_on_length(trainer, dataloader)
-        return dataloader
+        return PositionedLoader(dataloader, self._stand) if stage == RunningStage.TRAINING else dataloader
 
     # --- rounds, called by the freezing callback ----------------------------------------------------------------------
 
@@ -253,10 +270,22 @@ class ParaBlockStrategy(WatchedStrategy):
         assert self._flat is not None and self._federation is not None
         device, backend = self.root_device, self.process_group_backend
         self._transport = open_transport(self._federation, self._flat, self.settings, device=device, backend=backend)
-        self._engine = RoundEngine(self._flat, self.settings, [self.client], self._transport)
+        engine = self._engine = RoundEngine(self._flat, self.settings, [self.client], self._transport)
         self._stepped = False  # an earlier fit may have failed between a step and its batch's end
-        self._seed_client()
-        return self._begin_round(self._engine)
+        if self._resumed is not None:
+            go_on(engine, self._resumed)
+        return engine.flat.parameters(engine.block) if engine.has_open_turn else self._begin_round(engine)
+
+    @override
+    def on_train_start(self) -> None:
+        # The last of the hooks before the first step: what callbacks draw when they start must not count twice.
+        super().on_train_start()
+        resumed, self._resumed = self._resumed, None
+        if resumed is None or resumed.own is None:
+            seed_all(derive_seed(self.settings.seed, "client", self.client))
+        else:
+            assert self._engine is not None
+            restore_training(resumed.own, self._module(), self._engine.flat.parameters(self._engine.block))
 
     def after_batch(self) -> list[nn.Parameter] | None:
         """Advance the clock if the batch brought an optimizer step; at a round's end switch to the next block.
@@ -326,27 +355,47 @@ class ParaBlockStrategy(WatchedStrategy):
         return state
 
     @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        engine, trainer = self._engine, self._trainer
+        in_fit = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        if self._failed or engine is None or not in_fit or "optimizer_states" not in checkpoint:
+            save_plain(self, checkpoint, filepath, storage_options)  # never waits for peers
+            return
+        own = training_state(engine, self._replaced, self._random_outside, self._module(), self._positions())
+        self._checkpoints().save(checkpoint, filepath, own, self.blocks, storage_options)
+
+    @override
+    def remove_checkpoint(self, filepath: Any) -> None:
+        self._checkpoints().remove(filepath)
+
+    @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        try:
-            checkpoint = super().load_checkpoint(checkpoint_path, weights_only=weights_only)
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ConfigurationError(f"{checkpoint_path} cannot be read as a checkpoint: {reason}") from error
-        if "state_dict" not in checkpoint:
-            raise ConfigurationError(f"{checkpoint_path} is not a Lightning checkpoint: it has no 'state_dict'")
         assert self._trainer is not None
+        checkpoints = self._checkpoints()
+        checkpoint = checkpoints.load(checkpoint_path, weights_only)
         if self._trainer.state.fn == TrainerFn.FITTING:
-            raise ConfigurationError(
-                f"fit cannot resume from {checkpoint_path}: this version does not save the clients' state, so the run "
-                "would silently take another course; load its weights into the model instead and start a new run"
-            )
+            self._resumed = checkpoints.resume(checkpoint, checkpoint_path)
+            self._passed = self._resumed.positions()
         return checkpoint
+
+    def rescue(self, exception: BaseException) -> None:
+        """Take note that the run fails, and leave the last committed model on the disk; never waits for peers."""
+        self._failed = True
+        trainer, engine, federation = self._trainer, self._engine, self._federation
+        if trainer is None or engine is None or not engine.is_running or federation is None:
+            return
+        first_is_lost = federation.watch is not None and federation.watch.has_lost(0)
+        if self.global_rank == 0 or first_is_lost:
+            save_last_committed(trainer, self.global_rank, engine.round)
 
     @override
     def teardown(self) -> None:
         for parameter in self._unmatched:
             parameter.requires_grad_(True)
         self._unmatched = []
+        if self._engine is not None:
+            self._engine.is_running = False  # the fit may have ended early: its W is of no more use
+        self._resumed, self._passed = None, {}
         if self._given_limit is not None and self._trainer is not None:
             self._trainer.limit_train_batches, self._given_limit = self._given_limit, None
         super().teardown()
@@ -369,6 +418,29 @@ class ParaBlockStrategy(WatchedStrategy):
             if self._engine is None or not self._in_rounds():
                 raise
             raise error.at(self._engine.round, self.blocks[self._engine.block].name) from error
+
+    # --- inside: stop and go on ---------------------------------------------------------------------------------------
+
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self, self.settings)
+
+    def _note_random_state(self, state: RandomState | None) -> None:
+        self._random_outside = state
+
+    def _stand(self, loader: PositionedLoader) -> Stand:
+        assert self._trainer is not None
+        index = next(i for i, other in enumerate(_training_loaders(self._trainer)) if other is loader)
+        seed = derive_seed(self.settings.seed, "loader", self.client, index)
+        epoch: Any = self._trainer.fit_loop.epoch_progress.current
+        return Stand(seed, epoch.processed, self._passed.pop(index, None))
+
+    def _positions(self) -> list[Position | None]:
+        assert self._trainer is not None
+        ahead = len(getattr(self._trainer.fit_loop._data_fetcher, "batches", ()))  # pyright: ignore[reportPrivateUsage]
+        return [
+            self._passed.get(index) or position_of(loader, ahead)
+            for index, loader in enumerate(_training_loaders(self._trainer))
+        ]
 
     # --- inside: agreement --------------------------------------------------------------------------------------------
 
@@ -436,12 +508,6 @@ class ParaBlockStrategy(WatchedStrategy):
 
         self._guard("broadcast of the starting weights", broadcast)
 
-    def _seed_client(self) -> None:
-        seed = derive_seed(self.settings.seed, "client", self.client)
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-
     def _begin_round(self, engine: RoundEngine) -> list[nn.Parameter]:
         engine.begin_round()
         engine.begin_turn(self.client)
@@ -461,6 +527,11 @@ def _length_of_training(trainer: pl.Trainer) -> dict[str, str]:
     """Trainer options by which rounds are counted; unlike a learning rate they cannot differ between clients."""
     names = ("max_steps", "max_epochs", "min_steps", "min_epochs", "accumulate_grad_batches")
     return {f"Trainer({name})": str(getattr(trainer, name)) for name in names}
+
+
+def _training_loaders(trainer: pl.Trainer) -> list[Any]:
+    combined: Any = trainer.fit_loop._combined_loader  # pyright: ignore[reportPrivateUsage]
+    return combined.flattened if combined is not None else []
 
 
 def _batches_of(loader: object, limit: int | float | None) -> int | None:

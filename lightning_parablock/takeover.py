@@ -5,10 +5,12 @@ Each is guarded, so that a Lightning version without the private attribute goes 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_parablock.random_state import RandomState, capture, restore
 
 
 def silence_batch_broadcasts(trainer: Trainer) -> None:
@@ -31,16 +33,31 @@ def silence_batch_broadcasts(trainer: Trainer) -> None:
         connector._sigterm_notifier_fn = note_sigterm
 
 
-def isolate_validation(trainer: Trainer) -> None:
-    """Validation draws random numbers (a data loader's seed, for one); the training must not notice."""
+def isolate_validation(trainer: Trainer, note: Callable[[RandomState | None], None]) -> None:
+    """Validation draws random numbers (a data loader's seed, for one); the training must not notice.
+
+    Args:
+        trainer: Whose fit validates.
+        note: Told the training's random state while validation has its own, for a checkpoint that is saved meanwhile.
+    """
     val_loop: Any = trainer.fit_loop.epoch_loop.val_loop
-    run = type(val_loop).run
 
-    def run_isolated() -> Any:
-        with isolate_rng():
-            return run(val_loop)
+    def isolated(method: Callable[[Any], Any]) -> Callable[[], Any]:
+        def call() -> Any:
+            training = capture()
+            note(training)
+            try:
+                return method(val_loop)
+            finally:
+                restore(training)
+                note(None)
 
-    val_loop.run = run_isolated
+        return call
+
+    # The second opens the validation data again where a resumed fit goes on behind a validation.
+    for name in ("run", "increment_progress_to_evaluation_end"):
+        if hasattr(val_loop, name):
+            setattr(val_loop, name, isolated(getattr(type(val_loop), name)))
 
 
 def take_sampler_flag(trainer: Trainer) -> bool:

@@ -29,6 +29,10 @@ class Rounds(Protocol):
         """Drain."""
         ...
 
+    def rescue(self, exception: BaseException) -> None:
+        """The run fails: keep the committed model."""
+        ...
+
 
 class BlockFreezer(Callback):
     """Sets ``requires_grad`` so that only the current block trains; gives the user's flags back at the end.
@@ -65,6 +69,7 @@ class BlockFreezer(Callback):
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._rounds.rescue(exception)  # before other callbacks save: a checkpoint that waits for peers would hang
         self.thaw()
 
     def thaw(self) -> None:

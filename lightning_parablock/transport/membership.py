@@ -125,6 +125,13 @@ class Watch:
             self._told = True
             raise error
 
+    def has_lost(self, rank: int) -> bool:
+        """Whether a rank has failed, ended early or been silent for too long; False for this rank itself."""
+        peer = self._peers.get(rank)
+        if peer is None:
+            return False
+        return peer.lost_s is not None or time.monotonic() - peer.seen_s > self._silence_limit_s
+
     def explain(self, cause: Exception, rank: int) -> PeerError:
         """Turn a failed transfer with ``rank`` into the error to show, naming whoever was lost first."""
         known = self.cause_of(cause)

@@ -38,7 +38,7 @@ class Site:
     def advance(self) -> None:
         """The next event of the only client: a local step, or the end of its round."""
         engine = self.engine
-        if engine.is_running and engine.turn_is_over:
+        if engine.has_open_turn and engine.turn_is_over:
             engine.end_turn()
             engine.end_round()
             self.optimizer = None
@@ -60,7 +60,7 @@ class Site:
         self.clock = end
 
     def _open_turn(self, client: int) -> None:
-        if not self.engine.is_running:
+        if not self.engine.has_open_turn:
             self.engine.begin_round()
             self.engine.begin_turn(client)
         if self.optimizer is None:

@@ -152,7 +152,7 @@ def test_with_one_client_nothing_is_stored_but_for_active_and_in_flight_blocks(d
 
     def look(engine: RoundEngine) -> None:
         (client,) = engine.clients.values()
-        busy = {d.block for d in client.in_flight} | ({engine.block} if engine.is_running else set())
+        busy = {d.block for d in client.in_flight} | ({engine.block} if engine.has_open_turn else set())
         assert set(stored(engine.model)) <= busy
         assert all(n == 1 for n in stored(engine.model).values())
         most.append(len(busy))
@@ -169,7 +169,7 @@ def test_whenever_a_block_is_not_being_trained_it_is_the_held_value(
     seen: set[int] = set()
 
     def look(engine: RoundEngine) -> None:
-        if not engine.is_running:
+        if not engine.has_open_turn:
             return
         client = engine._turn_of()
         versions = copy.copy(client.versions)

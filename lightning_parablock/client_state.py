@@ -1,0 +1,118 @@
+"""What one client needs to go on from, beside W and what Lightning saves; and checkpoints that need no other rank."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from lightning_parablock.checkpoint import write_atomically
+from lightning_parablock.positioned import Position
+from lightning_parablock.random_state import RandomState, capture, restore
+from lightning_parablock.ranks import WatchedStrategy
+from lightning_parablock.rounds import RoundEngine
+from lightning_parablock.server import StatePiece
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a fit goes on from, beside W and what Lightning restores.
+
+    Attributes:
+        round: The round that was running.
+        own: This client's state; None where client state starts fresh.
+        server: Pieces of the server optimizer's state, where client state starts fresh.
+    """
+
+    round: int
+    own: dict[str, Any] | None
+    server: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def positions(self) -> dict[int, Position]:
+        """The position in each training loader, by its index, where one is known."""
+        found: list[Position | None] = self.own["positions"] if self.own is not None else []
+        return {index: position for index, position in enumerate(found) if position is not None}
+
+
+def training_state(
+    engine: RoundEngine,
+    replaced: Mapping[int, Tensor] | None,
+    random_outside: RandomState | None,
+    module: nn.Module,
+    positions: Sequence[Position | None],
+) -> dict[str, Any]:
+    """What belongs to this client's training and Lightning does not save.
+
+    Args:
+        engine: The rounds.
+        replaced: What stands aside while the model shows W.
+        random_outside: The training's random state, while validation has its own.
+        module: The model.
+        positions: In each training loader.
+    """
+    return {
+        "engine": engine.state(replaced),
+        "random": random_outside or capture(),
+        "positions": list(positions),
+        "gradients": [parameter.grad for parameter in engine.flat.parameters(engine.block)],
+        "buffers": dict(module.named_buffers()),
+    }
+
+
+def go_on(engine: RoundEngine, resumed: Resumed) -> None:
+    """Bring a fresh engine to where the checkpoint was saved; collective."""
+    if resumed.own is not None:
+        engine.restore(resumed.own["engine"])
+        return
+    engine.begin_at(resumed.round)
+    engine.transport.server.load_state(StatePiece(**piece) for piece in resumed.server)
+
+
+@torch.no_grad()
+def restore_training(own: Mapping[str, Any], module: nn.Module, active: Sequence[nn.Parameter]) -> None:
+    """Give back buffers, gradients and random states: the last thing before the first step."""
+    buffers = dict(module.named_buffers())
+    for name, value in own["buffers"].items():
+        buffers[name].copy_(value)
+    for parameter, gradient in zip(active, own["gradients"], strict=True):
+        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+    restore(own["random"])
+
+
+def save_plain(ranks: WatchedStrategy, checkpoint: dict[str, Any], filepath: Any, storage_options: Any) -> None:
+    """Write an ordinary checkpoint on the first rank, atomically where it is a file of Lightning's own kind."""
+    if ranks.global_rank != 0:
+        return
+    files = ranks.checkpoint_io
+    if type(files) is not TorchCheckpointIO or is_remote(filepath):
+        files.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+        return
+    write_atomically(
+        Path(filepath), lambda path: files.save_checkpoint(checkpoint, path, storage_options=storage_options)
+    )
+
+
+def save_last_committed(trainer: Trainer, rank: int, round_index: int) -> None:
+    """Leave the committed model of a failing run in the trainer's folder, as a checkpoint of the weights alone."""
+    path = Path(trainer.default_root_dir) / ("last-committed.ckpt" if rank == 0 else f"last-committed-rank{rank}.ckpt")
+    try:
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)  # pyright: ignore[reportPrivateUsage]
+        write_atomically(path, lambda temporary: TorchCheckpointIO().save_checkpoint(checkpoint, temporary))
+    except Exception as error:  # what failed the run must be shown, and not what came after it
+        log.error("parablock: the committed model could not be saved to %s: %s", path, error)
+    else:
+        log.warning("parablock: the run ends in round %d; the last committed model is in %s", round_index, path)
+
+
+def is_remote(path: Any) -> bool:
+    """Whether a path is a URL rather than a file of this machine."""
+    return "://" in str(path)

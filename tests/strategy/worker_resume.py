@@ -1,0 +1,183 @@
+"""One rank of the resumed fits that test_resume.py starts: stopped at a save, resumed by a new trainer, same bits."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_parablock import ParaBlockStrategy, ServerNesterov
+from tests.tasks import Layer, assert_same_bits
+
+RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+SCRATCH = Path(os.environ["SCRATCH"])
+K, BATCHES, EPOCHS = 4, 11, 3
+
+
+class Noisy(Dataset[Tensor]):
+    """Samples with noise of every generator, drawn anew at each visit."""
+
+    def __init__(self) -> None:
+        self.samples = torch.randn(2 * BATCHES, 8, 16, generator=torch.Generator().manual_seed(RANK))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Tensor:
+        noise = random.random() + float(np.random.rand()) + torch.rand(())
+        return self.samples[index] + 0.1 * noise
+
+
+class Net(LightningModule):
+    """Layers with dropout, a scheduler, a running buffer, and a stateful optimizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.layers = nn.ModuleList([Layer(), Layer(), Layer()])
+        self.norm = nn.BatchNorm1d(8)
+        self.dropout = nn.Dropout(0.2)
+        self.losses: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = self.dropout(layer(x))
+        return self.norm(x)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss = (self(batch) - batch.flip(1)).square().mean()
+        self.losses.append(loss.item())
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val_loss", (self(batch) - batch).square().mean() + 0 * torch.rand(()), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2, weight_decay=0.1)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 5, 0.7), "interval": "step"}]
+
+
+class SaveAt(Callback):
+    """Saves at one optimizer step, in one of the hooks where callbacks save."""
+
+    def __init__(self, hook: str, step: int, path: Path) -> None:
+        self.step, self.path, self.saved = step, path, 0
+        setattr(self, hook, self._save)
+
+    def _save(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.step and not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path)
+            self.saved += 1
+
+
+def loaders(workers: int = 0) -> dict[str, Any]:
+    train = DataLoader(Noisy(), batch_size=2, shuffle=True, num_workers=workers)
+    return {"train_dataloaders": train, "val_dataloaders": DataLoader(Noisy(), batch_size=4)}
+
+
+def trainer_for(strategy: dict[str, Any], callbacks: list[Callback], **options: Any) -> Trainer:
+    defaults: dict[str, Any] = {
+        "local_steps": K,
+        "server_optimizer": ServerNesterov(),
+        "block_order": "random",
+        "seed": 3,
+        "exchange_timeout_s": 60,
+    }
+    trainer_options: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": N_RANKS,
+        "max_epochs": EPOCHS,
+        "val_check_interval": 5,
+        "logger": False,
+        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "default_root_dir": str(SCRATCH),
+        "callbacks": callbacks,
+        **options,
+    }
+    return Trainer(strategy=ParaBlockStrategy(**{**defaults, **strategy}), **trainer_options)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def whole(strategy: dict[str, Any], workers: int = 0, **options: Any) -> Net:
+    module = Net()
+    trainer_for(strategy, [], **options).fit(module, **loaders(workers))
+    return module
+
+
+def stopped_and_resumed(
+    name: str, hook: str, step: int, *, workers: int = 0, strategy: dict[str, Any] | None = None, **options: Any
+) -> Callable[[], None]:
+    """A scenario: the run that saved, and the run that went on from it, end with the bits of the run never stopped."""
+
+    def scenario() -> None:
+        settings = strategy or {}
+        expected = whole(settings, workers, **options)
+        path = SCRATCH / f"{name}.ckpt"
+        saver = SaveAt(hook, step, path)
+        saving = Net()
+        trainer_for(settings, [saver], **options).fit(saving, **loaders(workers))
+        assert saver.saved == 1, saver.saved
+        assert_same_bits(weights(saving), weights(expected))
+        seed_something_else()
+        resumed = Net()
+        trainer_for(settings, [], **options).fit(resumed, **loaders(workers), ckpt_path=path)
+        assert 0 < len(resumed.losses) < len(expected.losses)
+        assert resumed.losses == expected.losses[-len(resumed.losses) :]
+        assert_same_bits(weights(resumed), weights(expected))
+
+    return scenario
+
+
+def seed_something_else() -> None:
+    torch.manual_seed(99)
+    random.seed(99)
+    np.random.seed(99)
+
+
+SCENARIOS: dict[str, Callable[[], None]] = {
+    "mid-round": stopped_and_resumed("mid-round", "on_train_batch_end", 14),
+    "round's end": stopped_and_resumed("rounds-end", "on_train_batch_end", 12),
+    "first step": stopped_and_resumed("first", "on_train_batch_end", 1),
+    "epoch's last batch": stopped_and_resumed("last-batch", "on_train_batch_end", BATCHES),
+    "validation": stopped_and_resumed("validation", "on_validation_end", 16),
+    "epoch's end": stopped_and_resumed("epochs-end", "on_train_epoch_end", 2 * BATCHES),
+    "delay 0": stopped_and_resumed("delay0", "on_train_batch_end", 14, strategy={"delay_steps": 0}),
+    "delay 2K, star": stopped_and_resumed(
+        "delay2k", "on_train_batch_end", 18, strategy={"delay_steps": 2 * K, "topology": "star"}
+    ),
+    "delay K+2, anchor": stopped_and_resumed(
+        "anchor", "on_train_batch_end", 19, strategy={"delay_steps": K + 2, "in_flight_value": "anchor"}
+    ),
+    "accumulation": stopped_and_resumed("accumulate", "on_validation_end", 8, accumulate_grad_batches=2),
+    "worker processes": stopped_and_resumed("workers", "on_train_batch_end", 14, workers=1),
+}
+
+
+def main() -> None:
+    """Run the scenarios of this launch in turn."""
+    torch.set_num_threads(1)
+    for name, scenario in SCENARIOS.items():
+        scenario()
+        print("HOLDS", name, flush=True)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("parablock")] == []
+
+
+if __name__ == "__main__":
+    main()
