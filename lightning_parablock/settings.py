@@ -18,6 +18,7 @@ Unmatched = Literal["error", "freeze"]
 Weighting = Literal["uniform"]
 Compression = Literal["none"]
 BlockOptimizerState = Literal["reset"]
+Buffers = Literal["local", "average"]
 BlocksSpec = str | int | Sequence[str]
 
 
@@ -82,6 +83,7 @@ class Settings:
     topology: Topology = "sharded"
     compression: Compression = "none"
     block_optimizer_state: BlockOptimizerState = "reset"
+    buffers: Buffers = "local"
     exchange_timeout_s: float = 300.0
     straggler_timeout_s: float = 3600.0
     heartbeat_s: float = 1.0
@@ -112,6 +114,7 @@ class Settings:
         _check_choice("topology", self.topology, get_args(Topology))
         _check_choice("compression", self.compression, get_args(Compression))
         _check_choice("block_optimizer_state", self.block_optimizer_state, get_args(BlockOptimizerState))
+        _check_choice("buffers", self.buffers, get_args(Buffers))
         _check_blocks(self.blocks)
 
     @property
