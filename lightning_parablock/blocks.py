@@ -65,8 +65,8 @@ def _layers_or_error(module: nn.Module, sizes: dict[str, int]) -> list[Block]:
     layers = _layers(module, sizes)
     if not layers:
         raise ConfigurationError(
-            "blocks='layers' found no repeated layers in this model; give blocks=<number> or a list of patterns over "
-            f"its parameter names, such as {list(sizes)[:3]}"
+            "blocks='layers' found no repeated layers among the trainable parameters; give blocks=<number> or a list "
+            f"of patterns over parameter names, such as {list(sizes)[:3]}"
         )
     return layers
 
@@ -108,16 +108,19 @@ def _recurrent_layers(module: nn.Module, sizes: dict[str, int]) -> dict[str, str
 
 
 def _layer_prefixes(module: nn.Module, sizes: dict[str, int]) -> list[str]:
-    """Names of the outermost repeated layers: children of one class, at least two, of a list or sequence."""
+    """Names of the outermost repeated layers: children of one class, at least two, of a list or sequence.
+
+    Layers that are frozen count as repetitions, but only those that train are returned.
+    """
     prefixes: list[str] = []
     for name, child in module.named_modules():
         inside = any(name == p or name.startswith(p + ".") for p in prefixes)
         if inside or not isinstance(child, (nn.ModuleList, nn.Sequential)):
             continue
-        candidates = {f"{name}.{key}" if name else key: layer for key, layer in child.named_children()}
-        held = [p for p in candidates if any(n.startswith(p + ".") for n in sizes)]
-        if len(held) >= 2 and len({type(candidates[p]) for p in held}) == 1:
-            prefixes += held
+        layers = {f"{name}.{key}" if name else key: layer for key, layer in child.named_children()}
+        layers = {prefix: layer for prefix, layer in layers.items() if any(True for _ in layer.parameters())}
+        if len(layers) >= 2 and len({type(layer) for layer in layers.values()}) == 1:
+            prefixes += [p for p in layers if any(n.startswith(p + ".") for n in sizes)]
     return prefixes
 
 
