@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, ResNetConfig, ResNetModel
 
 from lightning_parablock.blocks import TINY_SHARE, Block, partition
 from lightning_parablock.errors import ConfigurationError
@@ -95,6 +95,11 @@ def test_each_layer_of_an_lstm_holds_its_weights_of_both_directions() -> None:
     for layer in (0, 1):
         expected = {f"lstm.{kind}_l{layer}{way}" for kind in kinds for way in ("", "_reverse")}
         assert set(blocks[1 + layer].parameter_names) == expected
+
+
+def test_the_outermost_repetition_counts_stages_before_the_units_in_them() -> None:
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8], depths=[2, 2, 2], layer_type="basic")
+    assert names(partition(ResNetModel(config), "layers")) == ["embedding", "stages.0", "stages.1", "stages.2"]
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
