@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -40,8 +40,8 @@ def partition(module: nn.Module, blocks: str | int | Sequence[str], unmatched: U
         unmatched: For patterns: whether a trainable parameter that none matches is an error or stays frozen.
 
     Raises:
-        ConfigurationError: nothing is trainable, a pattern matches nothing, two patterns match one parameter, a
-            parameter is unmatched, or there are fewer parameters than blocks.
+        ConfigurationError: nothing is trainable, there are no repeated layers, a pattern matches nothing, two patterns
+            match one parameter, a parameter is unmatched, or there are fewer parameters than blocks.
     """
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters() if parameter.requires_grad}
     if not sizes:
@@ -49,7 +49,7 @@ def partition(module: nn.Module, blocks: str | int | Sequence[str], unmatched: U
     if isinstance(blocks, int):
         return _balanced(module, sizes, blocks)
     if isinstance(blocks, str):
-        return _join_tiny(_layers(module, sizes))
+        return _join_tiny(_layers_or_error(module, sizes))
     return _by_pattern(module, sizes, blocks, unmatched)
 
 
@@ -61,20 +61,26 @@ def _block(name: str, parameter_names: Iterable[str], sizes: dict[str, int]) -> 
 # --- "layers" ---------------------------------------------------------------------------------------------------------
 
 
+def _layers_or_error(module: nn.Module, sizes: dict[str, int]) -> list[Block]:
+    layers = _layers(module, sizes)
+    if not layers:
+        raise ConfigurationError(
+            "blocks='layers' found no repeated layers among the trainable parameters; give blocks=<number> or a list "
+            f"of patterns over parameter names, such as {list(sizes)[:3]}"
+        )
+    return layers
+
+
 def _layers(module: nn.Module, sizes: dict[str, int]) -> list[Block]:
     """One block a repeated layer; what stands before the first, between stacks and after the last is a block too."""
-    prefixes = _layer_prefixes(module, sizes)
-    if len(prefixes) < 2:
-        raise ConfigurationError(
-            "blocks='layers' found no repeated layers in this model; give blocks=<number> or a list of patterns over "
-            f"its parameter names, such as {list(sizes)[:3]}"
-        )
-    owner = {name: prefix for prefix in prefixes for name in sizes if name.startswith(prefix + ".")}
-    runs = [(prefix, list(names)) for prefix, names in itertools.groupby(sizes, key=lambda n: owner.get(n))]
-    shown = _without_common_prefix(prefixes)
+    owner = _layer_of(module, sizes)
+    if not owner:
+        return []
+    runs = [(layer, list(names)) for layer, names in itertools.groupby(sizes, key=owner.get)]
+    shown = _without_common_prefix(set(owner.values()))
     members: dict[str, list[str]] = {}
-    for position, (prefix, names) in enumerate(runs):
-        members.setdefault(shown[prefix] if prefix else _side(position, len(runs)), []).extend(names)
+    for position, (layer, names) in enumerate(runs):
+        members.setdefault(shown[layer] if layer else _side(position, len(runs)), []).extend(names)
     return [_block(name, names, sizes) for name, names in members.items()]
 
 
@@ -82,24 +88,49 @@ def _side(position: int, n_runs: int) -> str:
     return "embedding" if position == 0 else "head" if position == n_runs - 1 else f"between.{position}"
 
 
+def _layer_of(module: nn.Module, sizes: dict[str, int]) -> dict[str, str]:
+    """Parameter name -> full name of its layer, for the parameters that belong to one."""
+    prefixes = _layer_prefixes(module, sizes)
+    listed = {name: prefix for prefix in prefixes for name in sizes if name.startswith(prefix + ".")}
+    return _recurrent_layers(module, sizes) | listed
+
+
+def _recurrent_layers(module: nn.Module, sizes: dict[str, int]) -> dict[str, str]:
+    """The layers of an LSTM, GRU or RNN are no modules: only the names of its parameters tell them apart."""
+    layer_of: dict[str, str] = {}
+    for name, child in module.named_modules():
+        if isinstance(child, nn.RNNBase):
+            for own, _ in child.named_parameters(name, recurse=False):
+                layer = re.search(r"_(l\d+)(_reverse)?$", own)
+                if layer and own in sizes:
+                    layer_of[own] = f"{name}.{layer[1]}".removeprefix(".")
+    return layer_of
+
+
 def _layer_prefixes(module: nn.Module, sizes: dict[str, int]) -> list[str]:
-    """Names of the outermost repeated layers: children of one class, at least two, of a list or sequence."""
+    """Names of the outermost repeated layers: children of one class, at least two, of a list or sequence.
+
+    Layers that are frozen count as repetitions, but only those that train are returned.
+    """
     prefixes: list[str] = []
     for name, child in module.named_modules():
         inside = any(name == p or name.startswith(p + ".") for p in prefixes)
         if inside or not isinstance(child, (nn.ModuleList, nn.Sequential)):
             continue
-        candidates = {f"{name}.{key}" if name else key: layer for key, layer in child.named_children()}
-        held = [p for p in candidates if any(n.startswith(p + ".") for n in sizes)]
-        if len(held) >= 2 and len({type(candidates[p]) for p in held}) == 1:
-            prefixes += held
+        layers = {f"{name}.{key}" if name else key: layer for key, layer in child.named_children()}
+        layers = {prefix: layer for prefix, layer in layers.items() if any(True for _ in layer.parameters())}
+        if len(layers) >= 2 and len({type(layer) for layer in layers.values()}) == 1:
+            prefixes += [p for p in layers if any(n.startswith(p + ".") for n in sizes)]
     return prefixes
 
 
-def _without_common_prefix(prefixes: Sequence[str]) -> dict[str, str]:
-    """Shorten ``model.model.layers.3`` to ``layers.3`` where that stays unique."""
-    short = {prefix: ".".join(prefix.split(".")[-2:]) for prefix in prefixes}
-    return short if len(set(short.values())) == len(prefixes) else {prefix: prefix for prefix in prefixes}
+def _without_common_prefix(layers: Collection[str]) -> dict[str, str]:
+    """Shorten ``model.model.layers.3`` to ``layers.3``, or to as many more parts as keep every layer apart."""
+    for n_parts in itertools.count(2):
+        short = {layer: ".".join(layer.split(".")[-n_parts:]) for layer in layers}
+        if len(set(short.values())) == len(layers):
+            return short
+    raise AssertionError("the full names differ")
 
 
 def _join_tiny(blocks: list[Block]) -> list[Block]:
@@ -124,7 +155,7 @@ def _merge(first: Block, second: Block) -> Block:
 
 def _balanced(module: nn.Module, sizes: dict[str, int], n_blocks: int) -> list[Block]:
     """Byte-balanced runs of neighbouring layers, or of neighbouring parameters where there are too few layers."""
-    units = _layers(module, sizes) if len(_layer_prefixes(module, sizes)) >= 2 else []
+    units = _layers(module, sizes)
     if len(units) < n_blocks:
         units = [_block(name, [name], sizes) for name in sizes]
     if len(units) < n_blocks:

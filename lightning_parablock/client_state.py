@@ -13,6 +13,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from lightning_parablock.buffers import Replaced
 from lightning_parablock.checkpoint import write_atomically
 from lightning_parablock.positioned import Position
 from lightning_parablock.random_state import RandomState, capture, restore
@@ -43,28 +44,39 @@ class Resumed:
         return {index: position for index, position in enumerate(found) if position is not None}
 
 
+@dataclass(frozen=True)
+class Aside:
+    """What stands aside while validation looks at the committed model.
+
+    Attributes:
+        replaced: The engine's values that the model does not show.
+        buffers: The client's own buffers, where the model shows the mean.
+        random: The training's random state.
+    """
+
+    replaced: Mapping[int, Tensor] | None
+    buffers: Replaced
+    random: RandomState | None
+
+
 def training_state(
-    engine: RoundEngine,
-    replaced: Mapping[int, Tensor] | None,
-    random_outside: RandomState | None,
-    module: nn.Module,
-    positions: Sequence[Position | None],
+    engine: RoundEngine, module: nn.Module, positions: Sequence[Position | None], aside: Aside
 ) -> dict[str, Any]:
     """What belongs to this client's training and Lightning does not save.
 
     Args:
         engine: The rounds.
-        replaced: What stands aside while the model shows W.
-        random_outside: The training's random state, while validation has its own.
         module: The model.
         positions: In each training loader.
+        aside: What is not in its place at the moment.
     """
+    own_buffers = {id(buffer): own for buffer, own in aside.buffers}
     return {
-        "engine": engine.state(replaced),
-        "random": random_outside or capture(),
+        "engine": engine.state(aside.replaced),
+        "random": aside.random or capture(),
         "positions": list(positions),
         "gradients": [parameter.grad for parameter in engine.flat.parameters(engine.block)],
-        "buffers": dict(module.named_buffers()),
+        "buffers": {name: own_buffers.get(id(buffer), buffer) for name, buffer in module.named_buffers()},
     }
 
 

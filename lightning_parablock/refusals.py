@@ -33,6 +33,19 @@ def refuse_trainer(trainer: Trainer, module: LightningModule) -> None:
             )
 
 
+def refuse_validation_by_the_clock(trainer: Trainer) -> None:
+    """Refuse validation after a time rather than a number of steps, which comes at another step on each client.
+
+    Raises:
+        ConfigurationError: the Trainer's val_check_interval is a time.
+    """
+    if getattr(trainer, "_val_check_time_interval", None) is not None:
+        raise ConfigurationError(
+            "buffers='average' needs all clients to validate at the same step, but Trainer(val_check_interval) is a "
+            "time; give it in batches, or set buffers='local'"
+        )
+
+
 def refuse_parameters(module: torch.nn.Module, blocks: Iterable[Block]) -> None:
     """Refuse trainable parameters that are not float32.
 

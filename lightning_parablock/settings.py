@@ -19,6 +19,7 @@ Weighting = Literal["uniform"]
 Compression = Literal["none"]
 BlockOptimizerState = Literal["reset"]
 MissingClientState = Literal["error", "fresh"]
+Buffers = Literal["local", "average"]
 BlocksSpec = str | int | Sequence[str]
 
 
@@ -83,6 +84,7 @@ class Settings:
     topology: Topology = "sharded"
     compression: Compression = "none"
     block_optimizer_state: BlockOptimizerState = "reset"
+    buffers: Buffers = "local"
     exchange_timeout_s: float = 300.0
     straggler_timeout_s: float = 3600.0
     heartbeat_s: float = 1.0
@@ -115,6 +117,7 @@ class Settings:
         _check_choice("compression", self.compression, get_args(Compression))
         _check_choice("missing_client_state", self.missing_client_state, get_args(MissingClientState))
         _check_choice("block_optimizer_state", self.block_optimizer_state, get_args(BlockOptimizerState))
+        _check_choice("buffers", self.buffers, get_args(Buffers))
         _check_blocks(self.blocks)
 
     @property

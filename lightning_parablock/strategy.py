@@ -25,9 +25,11 @@ from typing_extensions import override
 
 from lightning_parablock.agreement import versions_here
 from lightning_parablock.blocks import Block, partition
+from lightning_parablock.buffers import Replaced, kinds, put_back, show_mean
 from lightning_parablock.callbacks.freeze import BlockFreezer
 from lightning_parablock.callbacks.metrics import RoundMetrics
 from lightning_parablock.client_state import (
+    Aside,
     Resumed,
     go_on,
     restore_training,
@@ -42,13 +44,20 @@ from lightning_parablock.positioned import Position, PositionedLoader, Stand, po
 from lightning_parablock.random_state import RandomState, seed_all
 from lightning_parablock.ranks import StartMethod, WatchedStrategy
 from lightning_parablock.records import RoundRecord
-from lightning_parablock.refusals import refuse_parameters, refuse_trainer, refuse_uncovered, the_optimizer
+from lightning_parablock.refusals import (
+    refuse_parameters,
+    refuse_trainer,
+    refuse_uncovered,
+    refuse_validation_by_the_clock,
+    the_optimizer,
+)
 from lightning_parablock.resume import Checkpoints
 from lightning_parablock.rounds import RoundEngine
 from lightning_parablock.schedule import derive_seed
 from lightning_parablock.settings import (
     BlockOptimizerState,
     BlockOrder,
+    Buffers,
     Compression,
     InFlightValue,
     MissingClientState,
@@ -75,9 +84,10 @@ class ParaBlockStrategy(WatchedStrategy):
         delay_steps: Optimizer steps between the end of a round and the merge of its exchange. None is local_steps
             (ParaBlock, one round of staleness); 0 waits for every exchange (plain federated block coordinate descent);
             twice local_steps keeps two exchanges in flight.
-        blocks: How the parameters are cut into blocks: "layers" (one a repeated layer, plus the embedding side and the
-            head side; a tiny block joins its neighbour), a whole number (that many byte-balanced runs of neighbouring
-            layers), or a list of regular expressions searched in the parameter names, one a block.
+        blocks: How the parameters are cut into blocks: "layers" (one a repeated layer, be it of a list of modules or of
+            an LSTM, plus the embedding side and the head side; a tiny block joins its neighbour), a whole number (that
+            many byte-balanced runs of neighbouring layers), or a list of regular expressions searched in the parameter
+            names, one a block.
         unmatched: What to do with trainable parameters that no pattern of `blocks` matches: "error" stops before
             training, "freeze" never trains them.
         block_order: Which block each round trains: "sequential", "reverse", "shuffle" (a fresh permutation each pass)
@@ -90,6 +100,9 @@ class ParaBlockStrategy(WatchedStrategy):
         topology: "sharded" (every client serves an equal part of each block) or "star" (the first client serves all).
         compression: Of deltas and commits on the wire: "none" (the parameter's own precision).
         block_optimizer_state: State of the client's optimizer when a block is left: "reset" drops it.
+        buffers: What is no parameter, such as the running statistics of BatchNorm: "local" keeps each client's own, a
+            checkpoint has the first client's; "average" shows the clients' mean wherever the committed model is shown
+            (validation, checkpoints, the end of fit) and gives each client its own back to go on training.
         exchange_timeout_s: Seconds without a sign of life after which a client (frozen, or its link cut) is given up
             and the run ends with an error. A client whose process died is noticed at once.
         straggler_timeout_s: Seconds to wait for a client that is alive but has not delivered its part of an exchange.
@@ -125,6 +138,7 @@ class ParaBlockStrategy(WatchedStrategy):
         topology: Topology = "sharded",
         compression: Compression = "none",
         block_optimizer_state: BlockOptimizerState = "reset",
+        buffers: Buffers = "local",
         exchange_timeout_s: float = 300.0,
         straggler_timeout_s: float = 3600.0,
         heartbeat_s: float = 1.0,
@@ -162,6 +176,7 @@ class ParaBlockStrategy(WatchedStrategy):
             topology=topology,
             compression=compression,
             block_optimizer_state=block_optimizer_state,
+            buffers=buffers,
             exchange_timeout_s=exchange_timeout_s,
             straggler_timeout_s=straggler_timeout_s,
             heartbeat_s=heartbeat_s,
@@ -176,6 +191,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._transport: Transport | None = None
         self._engine: RoundEngine | None = None
         self._replaced: dict[int, Tensor] | None = None
+        self._own_buffers: Replaced = []
         self._stepped = False
         self._unmatched: list[nn.Parameter] = []
         self._given_limit: int | float | None = None
@@ -203,6 +219,8 @@ class ParaBlockStrategy(WatchedStrategy):
         trainer = self._trainer = model.trainer
         if trainer.state.fn == TrainerFn.FITTING:
             refuse_trainer(trainer, model)
+            if self.settings.buffers == "average":
+                refuse_validation_by_the_clock(trainer)
         # Only once: a second fit of the same trainer would find the flag as we left it.
         self._cuts_loaders = take_sampler_flag(trainer) or self._cuts_loaders
         self._insert_callbacks(trainer)
@@ -229,6 +247,8 @@ class ParaBlockStrategy(WatchedStrategy):
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
             self._refuse_differences(_length_of_training(trainer))
+            if self.settings.buffers == "average":
+                self._refuse_differences(_times_of_validation(trainer))
             self._setup_blocks()
         self._broadcast_model()
         if trainer.state.fn == TrainerFn.FITTING:
@@ -314,6 +334,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._drop_optimizer_state(engine.flat.parameters(engine.block))
         engine.finish()
         self._refuse_divergence()
+        self._show_mean_buffers()
         transport.close()
 
     @override
@@ -329,6 +350,7 @@ class ParaBlockStrategy(WatchedStrategy):
     def on_validation_start(self) -> None:
         if self._in_rounds():
             assert self._engine is not None
+            self._own_buffers = self._show_mean_buffers()
             self._replaced = self._engine.show_committed()
 
     @override
@@ -336,6 +358,7 @@ class ParaBlockStrategy(WatchedStrategy):
         if self._replaced is not None:
             assert self._engine is not None
             self._engine.undo_show_committed(self._replaced)
+            put_back(self._own_buffers)
             self._replaced = None
 
     @override
@@ -345,13 +368,16 @@ class ParaBlockStrategy(WatchedStrategy):
             return super().lightning_module_state_dict()
         engine = self._engine
         assert engine is not None
+        own_buffers = self._show_mean_buffers()
         replaced = engine.show_committed()
         changed = {p.data_ptr() for block in replaced for p in engine.flat.parameters(block)}
+        changed |= {buffer.data_ptr() for buffer, _ in own_buffers}
         state = super().lightning_module_state_dict()
         for name, value in state.items():
             if isinstance(value, Tensor) and value.data_ptr() in changed:
                 state[name] = value.detach().clone()
         engine.undo_show_committed(replaced)
+        put_back(own_buffers)
         return state
 
     @override
@@ -361,7 +387,8 @@ class ParaBlockStrategy(WatchedStrategy):
         if self._failed or engine is None or not in_fit or "optimizer_states" not in checkpoint:
             save_plain(self, checkpoint, filepath, storage_options)  # never waits for peers
             return
-        own = training_state(engine, self._replaced, self._random_outside, self._module(), self._positions())
+        aside = Aside(self._replaced, self._own_buffers, self._random_outside)
+        own = training_state(engine, self._module(), self._positions(), aside)
         self._checkpoints().save(checkpoint, filepath, own, self.blocks, storage_options)
 
     @override
@@ -483,7 +510,7 @@ class ParaBlockStrategy(WatchedStrategy):
         refuse_parameters(module, blocks)
         shapes = {name: str(tuple(parameter.shape)) for name, parameter in module.named_parameters()}
         facts = {f"block {b.name}": str([(n, shapes[n]) for n in b.parameter_names]) for b in blocks}
-        self._refuse_differences({"number of blocks": str(len(blocks)), **facts})
+        self._refuse_differences({"number of blocks": str(len(blocks)), **facts, **kinds(module)})
         self._freeze_unmatched(module, blocks)
         self._flat = FlatBlocks(module, blocks)
 
@@ -513,6 +540,15 @@ class ParaBlockStrategy(WatchedStrategy):
         engine.begin_turn(self.client)
         return engine.flat.parameters(engine.block)
 
+    def _show_mean_buffers(self) -> Replaced:
+        """With buffers='average', collective; but after an error a client saves alone, and then saves its own."""
+        trainer = self._trainer
+        assert trainer is not None
+        if self.settings.buffers == "local" or self.world_size == 1 or self._failed:
+            return []
+        self._refuse_differences(kinds(self._module()))
+        return show_mean(self._module(), self.gather_objects, self.all_gather)
+
     def _drop_optimizer_state(self, parameters: Iterable[nn.Parameter]) -> None:
         # Unwrapped: Lightning's wrapper shows a copy of the state.
         optimizer = getattr(self.optimizers[0], "optimizer", self.optimizers[0])
@@ -532,6 +568,13 @@ def _length_of_training(trainer: pl.Trainer) -> dict[str, str]:
 def _training_loaders(trainer: pl.Trainer) -> list[Any]:
     combined: Any = trainer.fit_loop._combined_loader  # pyright: ignore[reportPrivateUsage]
     return combined.flattened if combined is not None else []
+
+
+def _times_of_validation(trainer: pl.Trainer) -> dict[str, str]:
+    """What decides after which steps a client validates."""
+    names = ("val_check_interval", "check_val_every_n_epoch")
+    facts = {f"Trainer({name})": str(getattr(trainer, name)) for name in names}
+    return {**facts, "validation during training": "yes" if trainer.enable_validation else "no"}
 
 
 def _batches_of(loader: object, limit: int | float | None) -> int | None:

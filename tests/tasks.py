@@ -98,7 +98,9 @@ def _pool(draw_batch: Callable[[torch.Generator, int], Batch], seed: int, client
     return tuple(draw_batch(generator, client) for _ in range(POOL_BATCHES))
 
 
-def _seeded(build: Callable[[], nn.Module], seed: int) -> Callable[[], nn.Module]:
+def seeded(build: Callable[[], nn.Module], seed: int) -> Callable[[], nn.Module]:
+    """Return a factory of that model which gives the same initial weights on every call."""
+
     def make_model() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -115,7 +117,7 @@ def _blocks(model: nn.Module, *groups: tuple[str, ...]) -> tuple[tuple[str, ...]
     return blocks
 
 
-def _draw_tokens(generator: torch.Generator, client: int) -> Batch:
+def draw_tokens(generator: torch.Generator, client: int) -> Batch:
     """Draw counting sequences whose stride depends on the client: learnable, and different from client to client."""
     start = torch.randint(VOCABULARY, (BATCH_SAMPLES, 1), generator=generator)
     stride = 1 + client + torch.randint(2, (BATCH_SAMPLES, 1), generator=generator)
@@ -123,18 +125,19 @@ def _draw_tokens(generator: torch.Generator, client: int) -> Batch:
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
-def _token_loss(model: nn.Module, batch: Batch) -> Tensor:
+def token_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy of the next token."""
     tokens, targets = batch
     return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
 
 
 def transformer_task(*, tied: bool = False, seed: int = 0) -> Task:
     """Return the small causal transformer; its blocks: embeddings, each layer, the head side (with its norm)."""
-    make_model = _seeded(functools.partial(TinyTransformer, tied=tied), seed)
+    make_model = seeded(functools.partial(TinyTransformer, tied=tied), seed)
     layers = [(f"layers.{index}.",) for index in range(LAYERS)]
     head = ("norm.",) if tied else ("norm.", "head.")
     blocks = _blocks(make_model(), ("embed.", "position."), *layers, head)
-    return Task("tied transformer" if tied else "transformer", make_model, _token_loss, _draw_tokens, blocks, seed)
+    return Task("tied transformer" if tied else "transformer", make_model, token_loss, draw_tokens, blocks, seed)
 
 
 def _draw_regression(generator: torch.Generator, client: int) -> Batch:
@@ -148,7 +151,7 @@ def _squared_error(model: nn.Module, batch: Batch) -> Tensor:
 
 def mlp_task(*, seed: int = 0) -> Task:
     """Return a smooth regression by three linear layers with tanh between them, one block each."""
-    make_model = _seeded(
+    make_model = seeded(
         lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1)), seed
     )
     blocks = _blocks(make_model(), ("0.",), ("2.",), ("4.",))

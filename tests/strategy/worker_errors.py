@@ -77,6 +77,25 @@ def own_sampler() -> None:
     with_loader(DataLoader(data, sampler=WeightedRandomSampler([1.0] * 8, 8)))
 
 
+def other_buffers() -> None:
+    """A buffer is longer on rank 1."""
+    module = Never(TASK, adamw_default)
+    module.register_buffer("memory", torch.zeros(1 + RANK))
+    attempt(module=module)
+
+
+def one_validates() -> None:
+    """Averaging buffers for a validation that rank 1 does not make."""
+    trainer = quiet_trainer(strategy(buffers="average"), use_distributed_sampler=False)
+    loader = DataLoader(Steps(8, RANK), batch_size=1)
+    trainer.fit(Never(TASK, adamw_default), loader, loader if RANK == 0 else None)
+
+
+def timed_validation() -> None:
+    """Averaging buffers for validations that come by each client's own clock."""
+    attempt(strategy(buffers="average"), check_val_every_n_epoch=None, val_check_interval="00:00:01:00")
+
+
 CASES: dict[str, Callable[[], None]] = {
     "settings": lambda: attempt(strategy(local_steps=4 + RANK)),
     "versions": other_versions,
@@ -94,6 +113,10 @@ CASES: dict[str, Callable[[], None]] = {
     "finetuning": lambda: attempt(callbacks=[BackboneFinetuning()]),
     "no checkpoint": no_checkpoint,
     "own sampler": own_sampler,
+    "other buffers": other_buffers,
+    "one validates": one_validates,
+    "other validations": lambda: attempt(strategy(buffers="average"), val_check_interval=2 + RANK),
+    "timed validation": timed_validation,
     "too few samples": lambda: with_loader(DataLoader(Steps(1, client=0))),
 }
 

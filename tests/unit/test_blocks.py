@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, ResNetConfig, ResNetModel
 
 from lightning_parablock.blocks import TINY_SHARE, Block, partition
 from lightning_parablock.errors import ConfigurationError
+from tests.architectures import ARCHITECTURES, Architecture
 
 EXAMPLES = settings(max_examples=80, derandomize=True, deadline=None, database=None)
 
@@ -54,6 +55,63 @@ def assert_exact_cover(model: nn.Module, blocks: list[Block]) -> None:
         assert block.numel == sum(trainable[name] for name in block.parameter_names) > 0
         order = [name for name in trainable if name in set(block.parameter_names)]
         assert list(block.parameter_names) == order, "not in the model's order"
+
+
+# every architecture
+
+
+EACH_ARCHITECTURE = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+
+
+@EACH_ARCHITECTURE
+def test_the_blocks_of_an_architecture(architecture: Architecture) -> None:
+    model = architecture.task.make_model()
+    for option, expected in (("layers", architecture.layers), (2, architecture.two)):
+        blocks = partition(model, option)
+        assert_exact_cover(model, blocks)
+        assert tuple(names(blocks)) == expected
+
+
+@EACH_ARCHITECTURE
+def test_any_number_of_blocks_covers_an_architecture(architecture: Architecture) -> None:
+    model = architecture.task.make_model()
+    n_parameters = sum(parameter.requires_grad for parameter in model.parameters())
+    for n_blocks in (1, 7, n_parameters):
+        blocks = partition(model, n_blocks)
+        assert_exact_cover(model, blocks)
+        assert len(blocks) == n_blocks
+
+
+def test_adapters_are_blocks_by_layer_and_what_they_adapt_is_in_none() -> None:
+    blocks = partition(ARCHITECTURES["LoRA"].task.make_model(), "layers")
+    for index, block in enumerate(blocks):
+        assert len(block.parameter_names) == 4
+        assert all(f"layers.{index}." in name and ".lora_" in name for name in block.parameter_names)
+
+
+def test_each_layer_of_an_lstm_holds_its_weights_of_both_directions() -> None:
+    blocks = partition(ARCHITECTURES["LSTM"].task.make_model(), "layers")
+    kinds = [f"{kind}_{side}" for kind in ("weight", "bias") for side in ("ih", "hh")]
+    for layer in (0, 1):
+        expected = {f"lstm.{kind}_l{layer}{way}" for kind in kinds for way in ("", "_reverse")}
+        assert set(blocks[1 + layer].parameter_names) == expected
+
+
+def test_the_outermost_repetition_counts_stages_before_the_units_in_them() -> None:
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 8], depths=[2, 2, 2], layer_type="basic")
+    assert names(partition(ResNetModel(config), "layers")) == ["embedding", "stages.0", "stages.1", "stages.2"]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_network_alone_is_cut_by_its_layers(kind: type[nn.RNNBase]) -> None:
+    model = kind(4, 4, num_layers=3)
+    assert names(partition(model, "layers")) == ["l0", "l1", "l2"]
+    assert names(partition(nn.ModuleDict({"a": model, "b": kind(4, 4)}), "layers")) == ["a.l0", "a.l1", "a.l2", "b.l0"]
+
+
+def test_recurrent_networks_in_a_list_are_its_layers() -> None:
+    model = nn.ModuleList(nn.LSTM(4, 4, num_layers=2) for _ in range(2))
+    assert names(partition(model, "layers")) == ["0", "1"]
 
 
 # "layers"
@@ -132,6 +190,20 @@ def test_a_frozen_layer_is_in_no_block(layer: int) -> None:
     blocks = partition(model, "layers")
     assert_exact_cover(model, blocks)
     assert f"layers.{layer}" not in names(blocks)
+
+
+def test_where_one_layer_alone_trains_it_is_a_block() -> None:
+    model = llama()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.2." in name or "head" in name)
+    assert names(partition(model, "layers")) == ["layers.2", "head"]
+
+
+def test_a_head_on_frozen_layers_is_told_what_else_there_is() -> None:
+    model = llama().requires_grad_(False)
+    model.get_submodule("lm_head").requires_grad_(True)
+    with pytest.raises(ConfigurationError, match=r"no repeated layers among the trainable.*lm_head.weight"):
+        partition(model, "layers")
 
 
 def test_partly_frozen_layers_stay_blocks() -> None:

@@ -38,6 +38,7 @@ CHOICES = [
     ("topology", "stars", "star"),
     ("compression", "non", "none"),
     ("block_optimizer_state", "rest", "reset"),
+    ("buffers", "averag", "average"),
 ]
 NOT_BUILT = [
     ("block_order", "importance"),
