@@ -16,8 +16,9 @@ import torch
 from lightning_parablock.random_state import Stream
 from lightning_parablock.schedule import derive_seed
 
-Position = dict[str, int]
-"""epoch; cycle: how often the loader began anew within it; batches: how many it has yielded since."""
+Position = dict[str, Any]
+"""epoch; cycle: how often the loader began anew within it; batches: how many it has yielded since; stream: the random
+stream's state, where the loader can go on without passing over what it has yielded."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class PositionedLoader:
 
     def __init__(self, loader: Any, stand: Callable[[PositionedLoader], Stand]) -> None:
         generators = [(generator, generator.initial_seed()) for generator in _generators(loader)]
-        self.__dict__["_own"] = {"loader": loader, "stand": stand, "generators": generators, "position": None}
+        self.__dict__["_own"] = {"loader": loader, "stand": stand, "generators": generators}
+        self._own.update(position=None, stream=None)
 
     @property
     def __class__(self) -> Any:  # type: ignore[override]
@@ -63,17 +65,14 @@ class PositionedLoader:
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: it begins with the first batch that is wanted, when the epoch's number is known.
-        loader, stand = self._own["loader"], self._own["stand"](self)
-        position = self._own["position"] = self._begin(stand)
-        stream = Stream(derive_seed(stand.seed, "epoch", position["epoch"], "cycle", position["cycle"]))
-        with stream.use():
-            # A generator of the loader's own would go on from epoch to epoch: here it begins each one anew.
-            for generator, seed in self._own["generators"]:
-                generator.manual_seed(derive_seed(seed, int(torch.randint(2**62, ()).item())))
-            batches = iter(loader)
-        to_pass = (
-            stand.passed["batches"] if stand.passed is not None and position["epoch"] == stand.passed["epoch"] else 0
-        )
+        stand: Stand = self._own["stand"](self)
+        passed = stand.passed if stand.passed is not None and stand.passed["epoch"] == stand.epoch else None
+        position = self._own["position"] = self._begin(stand.epoch, passed)
+        stream = self._own["stream"] = Stream(derive_seed(stand.seed, position["epoch"], position["cycle"]))
+        batches = self._begin_stream(stream)
+        if passed is not None and self._is_stateful:
+            position["batches"], stream.state = passed["batches"], passed["stream"]
+        to_pass = 0 if passed is None or self._is_stateful else passed["batches"]
         while True:
             with stream.use():
                 try:
@@ -84,12 +83,24 @@ class PositionedLoader:
             if position["batches"] > to_pass:
                 yield batch
 
-    def _begin(self, stand: Stand) -> Position:
+    @property
+    def _is_stateful(self) -> bool:
+        """Whether the loader goes on by itself where its own state, which Lightning restores, says."""
+        return hasattr(self._own["loader"], "load_state_dict")
+
+    def _begin(self, epoch: int, passed: Position | None) -> Position:
+        if passed is not None:
+            return {"epoch": epoch, "cycle": passed["cycle"], "batches": 0}
         before: Position | None = self._own["position"]
-        if stand.passed is not None and stand.passed["epoch"] == stand.epoch:
-            return {**stand.passed, "batches": 0}
-        again = before is not None and before["epoch"] == stand.epoch
-        return {"epoch": stand.epoch, "cycle": before["cycle"] + 1 if again and before is not None else 0, "batches": 0}
+        begun_before = before is not None and before["epoch"] == epoch
+        return {"epoch": epoch, "cycle": before["cycle"] + 1 if begun_before and before else 0, "batches": 0}
+
+    def _begin_stream(self, stream: Stream) -> Iterator[Any]:
+        with stream.use():
+            # A generator of the loader's own would go on from epoch to epoch: here it begins each one anew.
+            for generator, seed in self._own["generators"]:
+                generator.manual_seed(derive_seed(seed, int(torch.randint(2**62, ()).item())))
+            return iter(self._own["loader"])
 
 
 def position_of(loader: PositionedLoader, fetched_ahead: int) -> Position | None:
@@ -99,8 +110,11 @@ def position_of(loader: PositionedLoader, fetched_ahead: int) -> Position | None
         loader: The loader.
         fetched_ahead: Batches that it has yielded and nobody has trained on.
     """
-    position: Position | None = loader._own["position"]  # pyright: ignore[reportPrivateUsage]
-    return None if position is None else {**position, "batches": position["batches"] - fetched_ahead}
+    own = loader._own  # pyright: ignore[reportPrivateUsage]
+    if own["position"] is None:
+        return None
+    own["position"]["stream"] = own["stream"].state if loader._is_stateful else None  # pyright: ignore[reportPrivateUsage]
+    return {**own["position"], "batches": own["position"]["batches"] - fetched_ahead}
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

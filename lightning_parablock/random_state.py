@@ -49,22 +49,25 @@ class Stream:
 
     Args:
         seed: Where the stream begins.
+
+    Attributes:
+        state: Where it stands; None at the beginning.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._state: RandomState | None = None
+        self.state: RandomState | None = None
 
     @contextmanager
     def use(self) -> Generator[None]:
         """Let the enclosed code draw from this stream."""
         outside = capture()
         try:
-            if self._state is None:
+            if self.state is None:
                 seed_all(self._seed)
             else:
-                restore(self._state)
+                restore(self.state)
             yield
-            self._state = capture()
+            self.state = capture()
         finally:
             restore(outside)

@@ -19,6 +19,10 @@ SCENARIOS = [
     "delay K+2, anchor",
     "accumulation",
     "worker processes",
+    "own generator",
+    "iterable",
+    "two loaders",
+    "stateful",
 ]
 
 

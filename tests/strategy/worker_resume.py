@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_parablock import ParaBlockStrategy, ServerNesterov
 from tests.tasks import Layer, assert_same_bits
@@ -54,7 +54,9 @@ class Net(LightningModule):
             x = self.dropout(layer(x))
         return self.norm(x)
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if isinstance(batch, dict):  # of two loaders
+            batch = batch["x"] + batch["y"].mean()
         loss = (self(batch) - batch.flip(1)).square().mean()
         self.losses.append(loss.item())
         self.log("train_loss", loss)
@@ -81,9 +83,56 @@ class SaveAt(Callback):
             self.saved += 1
 
 
-def loaders(workers: int = 0) -> dict[str, Any]:
-    train = DataLoader(Noisy(), batch_size=2, shuffle=True, num_workers=workers)
-    return {"train_dataloaders": train, "val_dataloaders": DataLoader(Noisy(), batch_size=4)}
+class Endless(IterableDataset[Tensor]):
+    """The same samples as a stream that does not know its length."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        data = Noisy()
+        order = torch.randperm(len(data)).tolist()
+        return (data[index] for index in order)
+
+
+class Stateful:
+    """A loader that knows where it stands, as those of torchdata do."""
+
+    def __init__(self) -> None:
+        self.samples, self.next, self.first = Noisy().samples, 0, 0
+
+    def __len__(self) -> int:
+        return BATCHES
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.next, self.first = self.first, 0
+        while self.next < BATCHES:
+            self.next += 1
+            yield self.samples[2 * self.next - 2 : 2 * self.next]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": self.next, "client": RANK}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state["client"] == RANK
+        self.first = state["next"] % BATCHES
+
+
+def shuffled(workers: int = 0) -> DataLoader[Tensor]:
+    return DataLoader(Noisy(), batch_size=2, shuffle=True, num_workers=workers)
+
+
+TRAIN: dict[str, Callable[[], Any]] = {
+    "shuffled": shuffled,
+    "worker processes": lambda: shuffled(workers=1),
+    "own generator": lambda: DataLoader(
+        Noisy(), batch_size=2, shuffle=True, generator=torch.Generator().manual_seed(RANK)
+    ),
+    "iterable": lambda: DataLoader(Endless(), batch_size=2),
+    "two loaders": lambda: {"x": shuffled(), "y": DataLoader(Noisy(), batch_size=7, shuffle=True)},
+    "stateful": Stateful,
+}
+
+
+def loaders(kind: str) -> dict[str, Any]:
+    return {"train_dataloaders": TRAIN[kind](), "val_dataloaders": DataLoader(Noisy(), batch_size=4)}
 
 
 def trainer_for(strategy: dict[str, Any], callbacks: list[Callback], **options: Any) -> Trainer:
@@ -115,29 +164,29 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def whole(strategy: dict[str, Any], workers: int = 0, **options: Any) -> Net:
+def whole(strategy: dict[str, Any], data: str = "shuffled", **options: Any) -> Net:
     module = Net()
-    trainer_for(strategy, [], **options).fit(module, **loaders(workers))
+    trainer_for(strategy, [], **options).fit(module, **loaders(data))
     return module
 
 
 def stopped_and_resumed(
-    name: str, hook: str, step: int, *, workers: int = 0, strategy: dict[str, Any] | None = None, **options: Any
+    name: str, hook: str, step: int, *, data: str = "shuffled", strategy: dict[str, Any] | None = None, **options: Any
 ) -> Callable[[], None]:
     """A scenario: the run that saved, and the run that went on from it, end with the bits of the run never stopped."""
 
     def scenario() -> None:
         settings = strategy or {}
-        expected = whole(settings, workers, **options)
+        expected = whole(settings, data, **options)
         path = SCRATCH / f"{name}.ckpt"
         saver = SaveAt(hook, step, path)
         saving = Net()
-        trainer_for(settings, [saver], **options).fit(saving, **loaders(workers))
+        trainer_for(settings, [saver], **options).fit(saving, **loaders(data))
         assert saver.saved == 1, saver.saved
         assert_same_bits(weights(saving), weights(expected))
         seed_something_else()
         resumed = Net()
-        trainer_for(settings, [], **options).fit(resumed, **loaders(workers), ckpt_path=path)
+        trainer_for(settings, [], **options).fit(resumed, **loaders(data), ckpt_path=path)
         assert 0 < len(resumed.losses) < len(expected.losses)
         assert resumed.losses == expected.losses[-len(resumed.losses) :]
         assert_same_bits(weights(resumed), weights(expected))
@@ -151,6 +200,7 @@ def seed_something_else() -> None:
     np.random.seed(99)
 
 
+ONLY = os.environ.get("ONLY", "")
 SCENARIOS: dict[str, Callable[[], None]] = {
     "mid-round": stopped_and_resumed("mid-round", "on_train_batch_end", 14),
     "round's end": stopped_and_resumed("rounds-end", "on_train_batch_end", 12),
@@ -166,7 +216,11 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         "anchor", "on_train_batch_end", 19, strategy={"delay_steps": K + 2, "in_flight_value": "anchor"}
     ),
     "accumulation": stopped_and_resumed("accumulate", "on_validation_end", 8, accumulate_grad_batches=2),
-    "worker processes": stopped_and_resumed("workers", "on_train_batch_end", 14, workers=1),
+    **{
+        data: stopped_and_resumed(data, "on_train_batch_end", 14, data=data, max_epochs=2)
+        for data in TRAIN
+        if data != "shuffled"
+    },
 }
 
 
@@ -174,6 +228,8 @@ def main() -> None:
     """Run the scenarios of this launch in turn."""
     torch.set_num_threads(1)
     for name, scenario in SCENARIOS.items():
+        if ONLY not in name:
+            continue
         scenario()
         print("HOLDS", name, flush=True)
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("parablock")] == []
