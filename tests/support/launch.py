@@ -130,15 +130,9 @@ def run_ranks(
     Raises:
         AssertionError: a rank ended with another code than expected, or had to be killed at the limit.
     """
-    port = free_port()
-    start = _Scratch if from_scratch else _Fork
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / f"rank{rank}.log" for rank in range(n_ranks)]
-        ranks = [
-            start([*arguments, *own_arguments(rank)], rank_environment(rank, n_ranks, port), logs[rank])
-            for rank in range(n_ranks)
-        ]
-        codes = _wait(ranks, timeout_s)
+        codes = _wait(start_ranks(arguments, logs, from_scratch=from_scratch, own_arguments=own_arguments), timeout_s)
         texts = [log.read_text(errors="replace") for log in logs]
     bad = [r for r, code in enumerate(codes) if code is None or (expect_code is not None and code != expect_code)]
     report = "\n".join(f"--- rank {rank}: exit code {codes[rank]}\n{texts[rank][-6000:]}" for rank in range(n_ranks))
@@ -146,6 +140,21 @@ def run_ranks(
     if expect_code is None:
         assert all(codes), f"every rank must end with an error:\n{report}"
     return texts
+
+
+def start_ranks(
+    arguments: Sequence[str],
+    logs: Sequence[Path],
+    *,
+    from_scratch: bool = False,
+    own_arguments: Callable[[int], Sequence[str]] = lambda _: (),
+) -> list[Rank]:
+    """Start one rank a log; the caller ends them. The arguments are those of :func:`run_ranks`."""
+    port, start = free_port(), _Scratch if from_scratch else _Fork
+    return [
+        start([*arguments, *own_arguments(rank)], rank_environment(rank, len(logs), port), log)
+        for rank, log in enumerate(logs)
+    ]
 
 
 def _wait(ranks: Sequence[Rank], timeout_s: float) -> list[int | None]:

@@ -1,0 +1,49 @@
+"""What checkpoints are, and what becomes of damaged, moved and foreign ones: the scenarios of worker_checkpoints.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.launch import run_ranks
+
+SCENARIOS = [
+    "ordinary",
+    "torn",
+    "missing",
+    "foreign",
+    "damaged",
+    "settings",
+    "strategy",
+    "nowhere",
+    "disks",
+    "twice",
+    "link",
+    "full",
+    "whole",
+    "last committed",
+]
+WORKER = ["-m", "tests.strategy.worker_checkpoints"]
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("checkpoints")))
+        return run_ranks(2, [*WORKER, "FILES"], timeout_s=240)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_it_holds_on_every_rank(outputs: list[str], scenario: str) -> None:
+    for output in outputs:
+        assert f"HOLDS {scenario}" in output.splitlines()
+
+
+def test_other_numbers_of_ranks_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    run_ranks(2, [*WORKER, "SAVE"], timeout_s=120)
+    for n_ranks in (1, 3):
+        for output in run_ranks(n_ranks, [*WORKER, "GO_ON"], timeout_s=120):
+            assert "HOLDS went on" in output.splitlines()
+            assert f"was saved by 2 clients, and {n_ranks} go on" in output

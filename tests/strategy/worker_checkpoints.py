@@ -1,0 +1,306 @@
+"""One rank of the checkpoints that test_checkpoints.py looks at: whole, damaged, moved, or gone on from by others.
+
+Usage: worker_checkpoints.py FILES | SAVE | GO_ON. SAVE leaves a checkpoint that GO_ON resumes with other ranks.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_parablock.checkpoint import KEY
+from lightning_parablock.errors import CheckpointError, ConfigurationError
+from lightning_parablock.flat import hash_tensors
+from tests.strategy.worker_resume import (
+    N_RANKS,
+    RANK,
+    SCRATCH,
+    K,
+    Net,
+    SaveAt,
+    loaders,
+    trainer_for,
+    weights,
+    whole,
+)
+from tests.tasks import assert_same_bits
+
+ONE = SCRATCH / "one.ckpt"
+STEP = 14  # two steps into round 3: round 2 is in flight
+
+
+def save(path: Path, step: int = STEP) -> Net:
+    module = Net()
+    trainer_for({}, [SaveAt("on_train_batch_end", step, path)]).fit(module, **loaders("shuffled"))
+    dist.barrier()
+    return module
+
+
+def resume(path: Any, callbacks: list[Callback] | None = None, **strategy: Any) -> Net:
+    module = Net()
+    trainer_for(strategy, callbacks or []).fit(module, **loaders("shuffled"), ckpt_path=path)
+    return module
+
+
+def copy_of_one(name: str) -> Path:
+    """The checkpoint and its sidecars under another name; on this machine the ranks share the disk."""
+    path = SCRATCH / f"{name}.ckpt"
+    if RANK == 0:
+        shutil.copy(ONE, path)
+        shutil.copytree(f"{ONE}.parablock", f"{path}.parablock")
+    dist.barrier()
+    return path
+
+
+def sidecar(path: Path, rank: int) -> Path:
+    (found,) = Path(f"{path}.parablock").glob(f"*/rank{rank:05d}.pt")
+    return found
+
+
+def only_on_rank_0(work: Callable[[], object]) -> None:
+    if RANK == 0:
+        work()
+    dist.barrier()
+
+
+def an_ordinary_checkpoint() -> None:
+    """Tensors and plain values alone; Lightning loads it without a strategy."""
+    save(ONE)
+    content = torch.load(ONE, weights_only=True)
+    loaded = Net.load_from_checkpoint(ONE)
+    assert_same_bits(weights(loaded), content["state_dict"])
+    assert content["global_step"] == STEP
+    assert content[KEY]["round"] == STEP // K
+    module = Net()
+    Trainer(
+        accelerator="cpu", devices=1, strategy="auto", max_epochs=1, limit_train_batches=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    ).validate(module, loaders("shuffled")["val_dataloaders"], ckpt_path=ONE, verbose=False)  # fmt: skip
+    assert_same_bits(weights(module), content["state_dict"])
+
+
+def refused(path: Path, said: str, **strategy: Any) -> None:
+    """Refused on every rank before a training step, and taken where fresh state is allowed."""
+    with pytest.raises(CheckpointError, match=said):
+        resume(path, **strategy)
+
+
+class FirstRound(Callback):
+    """Notes where the rounds begin, and from which weights."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if not hasattr(self, "round"):
+            engine: Any = trainer.strategy._engine  # type: ignore[attr-defined]
+            self.round, self.steps = engine.round, engine.clients[RANK].steps
+            self.weights = weights(pl_module)
+            self.server = engine.transport.server.state()
+            assert not trainer.optimizers[0].state
+
+
+def fresh(path: Path) -> None:
+    first = FirstRound()
+    module = resume(path, [first], missing_client_state="fresh")
+    assert (first.round, first.steps) == (STEP // K, 0)
+    assert_same_bits(first.weights, torch.load(path, weights_only=True)["state_dict"])
+    shared: list[Any] = [None] * N_RANKS
+    dist.all_gather_object(shared, hash_tensors(module.parameters()))
+    assert len(set(shared)) == 1
+
+
+def a_torn_sidecar() -> None:
+    path = copy_of_one("torn")
+    victim = sidecar(path, 1)
+    only_on_rank_0(lambda: victim.write_bytes(victim.read_bytes()[:-100]))
+    refused(path, r"client 1 \(rank 1 on .*\): .* is damaged or belongs to another checkpoint .*missing_client_state")
+    fresh(path)
+
+
+def a_missing_sidecar() -> None:
+    path = copy_of_one("missing")
+    only_on_rank_0(sidecar(path, 0).unlink)
+    refused(path, r"client 0 \(rank 0 on .*\): .* is not there")
+    fresh(path)
+
+
+def a_foreign_sidecar() -> None:
+    other, path = SCRATCH / "other.ckpt", copy_of_one("foreign")
+    save(other, STEP - 1)
+    only_on_rank_0(lambda: shutil.copy(sidecar(other, 1), sidecar(path, 1)))
+    refused(path, r"client 1 .* damaged or belongs to another checkpoint")
+
+
+def damaged_weights() -> None:
+    path = copy_of_one("damaged")
+
+    def damage() -> None:
+        content = torch.load(path, weights_only=True)
+        content["state_dict"]["norm.bias"][0] += 1
+        torch.save(content, path)
+
+    only_on_rank_0(damage)
+    refused(path, r"the weights in .*damaged\.ckpt are damaged \(checksum\)")
+
+
+def other_settings() -> None:
+    refused(ONE, r"was saved with local_steps=4, this run has 3", local_steps=3)
+    resume(ONE, exchange_timeout_s=30, chunk_bytes=8192, topology="star")  # these change no bit
+
+
+def of_another_strategy() -> None:
+    path = SCRATCH / f"plain{RANK}.ckpt"
+    trainer = Trainer(
+        accelerator="cpu", devices=1, strategy="auto", max_epochs=1, limit_train_batches=2, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        limit_val_batches=0, barebones=False,
+    )  # fmt: skip
+    trainer.fit(Net(), **loaders("shuffled"))
+    torch.save(trainer._checkpoint_connector.dump_checkpoint(), path)
+    refused(path, r"plain\d\.ckpt has no clients' state beside it")
+
+
+def nobody_has_it() -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere\.ckpt does not exist"):
+        resume(SCRATCH / "nowhere.ckpt")
+
+
+def on_disks_of_their_own() -> None:
+    """Only the first rank writes the checkpoint; the others get it from there, and their own state from their disk."""
+    path = SCRATCH / f"disk{RANK}" / "apart.ckpt"
+    expected = save(path)
+    assert path.is_file() == (RANK == 0)
+    assert [file.name for file in path.parent.glob("*.parablock/*/*")] == [f"rank{RANK:05d}.pt"]
+    resumed = resume(path)
+    assert_same_bits(weights(resumed), weights(expected))
+
+
+def the_older_save_goes() -> None:
+    path = SCRATCH / "twice.ckpt"
+    save(path, 9)
+    save(path, 18)
+    assert [folder.name.split("-")[0] for folder in Path(f"{path}.parablock").iterdir()] == ["step00000018"]
+    assert not list(SCRATCH.glob(".*.tmp"))
+
+
+def a_link_to_the_last() -> None:
+    """ModelCheckpoint keeps one, links to it, and removes the others with their sidecars."""
+    folder = SCRATCH / "kept"
+    keep = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=5, save_top_k=1, save_last="link")
+    expected = Net()
+    trainer_for({}, [keep]).fit(expected, **loaders("shuffled"))
+    dist.barrier()
+    assert (folder / "last.ckpt").is_symlink()
+    assert sorted(file.name for file in folder.iterdir()) == ["last.ckpt", "step=30.ckpt", "step=30.ckpt.parablock"]
+    again = ModelCheckpoint(SCRATCH / "again", filename="{step}", every_n_train_steps=5, save_top_k=1)
+    resumed = resume(folder / "last.ckpt", [again])
+    assert_same_bits(weights(resumed), weights(expected))
+
+
+def a_full_disk() -> None:
+    """One client cannot write: every rank says so, and what was saved before is still whole."""
+    path = copy_of_one("full")
+
+    def fails(*_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    with (
+        mock.patch("lightning_parablock.resume.write_sidecar", fails) if RANK == 1 else mock.patch("os.getpid", int),
+        pytest.raises(CheckpointError, match=r"client 1 .*No space left on device"),
+    ):
+        resume(path, [SaveAt("on_train_batch_end", STEP + 2, path)])
+
+
+def whole_after_a_full_disk() -> None:
+    assert_same_bits(weights(resume(SCRATCH / "full.ckpt")), weights(whole({})))
+
+
+class Breaks(Callback):
+    """Raises on every rank in the middle of a round, and notes W."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step == STEP:
+            self.committed = trainer.strategy.lightning_module_state_dict()
+            self.local = weights(pl_module)
+            dist.barrier()  # else the first one's error would be the other's
+            raise ZeroDivisionError
+
+
+def the_last_committed_model_is_kept() -> None:
+    breaks = Breaks()
+    with pytest.raises(ZeroDivisionError):
+        trainer_for({}, [breaks]).fit(Net(), **loaders("shuffled"))
+    if RANK == 0:
+        content = torch.load(SCRATCH / "last-committed.ckpt", weights_only=True)
+        assert_same_bits(content["state_dict"], breaks.committed)
+        assert any(not torch.equal(breaks.local[name], value) for name, value in breaks.committed.items())
+
+
+FILES: dict[str, Callable[[], None]] = {
+    "ordinary": an_ordinary_checkpoint,
+    "torn": a_torn_sidecar,
+    "missing": a_missing_sidecar,
+    "foreign": a_foreign_sidecar,
+    "damaged": damaged_weights,
+    "settings": other_settings,
+    "strategy": of_another_strategy,
+    "nowhere": nobody_has_it,
+    "disks": on_disks_of_their_own,
+    "twice": the_older_save_goes,
+    "link": a_link_to_the_last,
+    "full": a_full_disk,
+    "whole": whole_after_a_full_disk,
+    "last committed": the_last_committed_model_is_kept,
+}
+
+
+def go_on_with_other_ranks() -> None:
+    """The committed model, the server's state and the round go on, whatever the number of ranks."""
+    first = FirstRound()
+    resume(ONE, [first])
+    content = torch.load(ONE, weights_only=True)
+    assert (first.round, first.steps) == (content[KEY]["round"], 0)
+    assert_same_bits(first.weights, content["state_dict"])
+    old = [torch.load(sidecar(ONE, rank), weights_only=True)["own"]["engine"]["server"] for rank in (0, 1)]
+    expected = velocity([piece for pieces in old for piece in pieces])
+    everyone: list[Any] = [None] * N_RANKS
+    if N_RANKS > 1:
+        dist.all_gather_object(everyone, [vars(piece) for piece in first.server])
+    else:
+        everyone = [[vars(piece) for piece in first.server]]
+    actual = velocity([piece for pieces in everyone for piece in pieces])
+    assert actual.keys() == expected.keys()
+    assert any(value.abs().sum() > 0 for value in expected.values())
+    assert all(torch.equal(actual[block], value) for block, value in expected.items())
+
+
+def velocity(pieces: list[dict[str, Any]]) -> dict[int, torch.Tensor]:
+    """The whole velocity of each block."""
+    ordered = sorted(pieces, key=lambda piece: (piece["block"], piece["first"]))
+    blocks = {piece["block"] for piece in ordered}
+    return {b: torch.cat([piece["values"] for piece in ordered if piece["block"] == b]) for b in blocks}
+
+
+def main() -> None:
+    """Run the part that the first argument names."""
+    torch.set_num_threads(1)
+    parts: dict[str, dict[str, Callable[[], object]]] = {
+        "FILES": dict(FILES),
+        "SAVE": {"saved": lambda: save(ONE)},
+        "GO_ON": {"went on": go_on_with_other_ranks},
+    }
+    for name, scenario in parts[sys.argv[1]].items():
+        scenario()
+        print("HOLDS", name, flush=True)
+
+
+if __name__ == "__main__":
+    main()
