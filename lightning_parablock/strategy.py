@@ -69,7 +69,12 @@ from lightning_parablock.settings import (
     resolve_blocks,
     resolve_server_optimizer,
 )
-from lightning_parablock.takeover import isolate_validation, silence_batch_broadcasts, take_sampler_flag
+from lightning_parablock.takeover import (
+    isolate_validation,
+    silence_batch_broadcasts,
+    silence_loader_warning,
+    take_sampler_flag,
+)
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.opening import open_transport
 
@@ -403,6 +408,7 @@ class ParaBlockStrategy(WatchedStrategy):
         if self._trainer.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoints.resume(checkpoint, checkpoint_path)
             self._passed = self._resumed.positions()
+            silence_loader_warning()
         return checkpoint
 
     def rescue(self, exception: BaseException) -> None:

@@ -5,6 +5,7 @@ Each is guarded, so that a Lightning version without the private attribute goes 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,11 @@ def isolate_validation(trainer: Trainer, note: Callable[[RandomState | None], No
     for name in ("run", "increment_progress_to_evaluation_end"):
         if hasattr(val_loop, name):
             setattr(val_loop, name, isolated(getattr(type(val_loop), name)))
+
+
+def silence_loader_warning() -> None:
+    """Lightning warns of a loader that cannot be resumed; this strategy brings every loader to where it stood."""
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
 
 
 def take_sampler_flag(trainer: Trainer) -> bool:

@@ -65,7 +65,7 @@ def main() -> None:
     checkpoint.write_atomically = slow(checkpoint.write_atomically)  # of the sidecars
     client_state.write_atomically = checkpoint.write_atomically  # of the checkpoint itself
     module = Net()
-    trainer = trainer_for({}, [Telling()])
+    trainer = trainer_for({}, [Telling()], max_epochs=6)
     trainer.fit(module, **loaders("shuffled"), ckpt_path=PATH if PATH.exists() else None)
     print("hash", hash_tensors(module.state_dict().values()), "steps", len(module.losses), flush=True)
 
