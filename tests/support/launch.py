@@ -94,7 +94,7 @@ class _Fork:
 
 def _run_forked(arguments: list[str], environment: dict[str, str], log: Path) -> None:
     """Make a child of the fork server what ``python -m module ...`` with this environment would be."""
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
+    from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -102,7 +102,7 @@ def _run_forked(arguments: list[str], environment: dict[str, str], log: Path) ->
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
-    setattr(rank_zero_only, "rank", int(environment["RANK"]))  # noqa: B010  # Lightning reads it when it is imported
+    setattr(rank_zero_only, "rank", _get_rank() or 0)  # noqa: B010  # Lightning reads it when it is imported
     flag, module, *sys.argv[1:] = arguments
     assert flag == "-m", arguments
     runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -116,6 +116,7 @@ def run_ranks(
     expect_code: int | None = 0,
     from_scratch: bool = False,
     own_arguments: Callable[[int], Sequence[str]] = lambda _: (),
+    environment_of: Callable[[int, int, int], Mapping[str, str]] = rank_environment,
 ) -> list[str]:
     """Run ``python -m module ...`` once a rank and return each rank's output.
 
@@ -126,6 +127,7 @@ def run_ranks(
         expect_code: Every rank's exit code; None stands for any but 0.
         from_scratch: Start new interpreters rather than fork.
         own_arguments: Further arguments of one rank.
+        environment_of: The environment of a rank, given its number, the number of ranks and a free port.
 
     Raises:
         AssertionError: a rank ended with another code than expected, or had to be killed at the limit.
@@ -135,7 +137,7 @@ def run_ranks(
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / f"rank{rank}.log" for rank in range(n_ranks)]
         ranks = [
-            start([*arguments, *own_arguments(rank)], rank_environment(rank, n_ranks, port), logs[rank])
+            start([*arguments, *own_arguments(rank)], environment_of(rank, n_ranks, port), logs[rank])
             for rank in range(n_ranks)
         ]
         codes = _wait(ranks, timeout_s)
