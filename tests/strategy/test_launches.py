@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,8 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
     """
     root = tmp_path_factory.mktemp("launched")
     two = [*SHORT, "--trainer.devices", "2"]
-    script = [SCRIPT, *SCRIPT_FIT, *two, "--model.go_on", "true"]
+    go_on = ["--model.go_on", "true", "--trainer.default_root_dir", str(root / "script")]
+    script = [SCRIPT, *SCRIPT_FIT, *two, *go_on]
     fails = ["--model.fail_at_step", "6", "--model.fail_on_rank", "1", "--validate_before_and_after", "false"]
     failing = [*FIT, *two, *fails, "--trainer.default_root_dir", str(root / "failing")]
     with HostCluster(2) as cluster:
@@ -255,18 +257,33 @@ def other() -> Iterator[subprocess.Popen[bytes]]:
     process.communicate()
 
 
-def test_a_process_that_ends_before_the_clients_have_met_is_named(other: subprocess.Popen[bytes]) -> None:
+@pytest.fixture
+def meeting() -> Iterator[Callable[[], None]]:
+    """A wait for clients that never come."""
+    over = threading.Event()
+    yield lambda: print(over.wait(LIMIT_S))
+    over.set()
+    for thread in threading.enumerate():
+        if thread.name == "parablock-meeting":
+            thread.join()
+
+
+def test_a_process_that_ends_before_the_clients_have_met_is_named(
+    other: subprocess.Popen[bytes], meeting: Callable[[], None]
+) -> None:
     assert other.stdin is not None
     other.stdin.write(b"7\n")
     other.stdin.flush()
     with pytest.raises(PeerLostError, match=r"local rank 1 ended with exit code 7 before the clients had met"):
-        launcher.while_others_live(lambda: time.sleep(LIMIT_S))
+        launcher.while_others_live(meeting)
 
 
-def test_a_process_whose_starter_is_gone_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_whose_starter_is_gone_does_not_wait(
+    monkeypatch: pytest.MonkeyPatch, meeting: Callable[[], None]
+) -> None:
     monkeypatch.setattr(launcher, "_starter", "1")
     with pytest.raises(PeerLostError, match="the process that started this one ended"):
-        launcher.while_others_live(lambda: time.sleep(LIMIT_S))
+        launcher.while_others_live(meeting)
 
 
 def test_an_error_of_the_meeting_is_its_own(other: subprocess.Popen[bytes]) -> None:

@@ -61,5 +61,6 @@ if __name__ == "__main__":
         "settings", settings.delay_steps, settings.local_steps, "hash", hashlib.sha256(weights).hexdigest(), flush=True
     )
     if cli.model.go_on:
+        quiet |= {"default_root_dir": cli.trainer.default_root_dir}
         again = {"strategy": "parablock", "accelerator": "cpu", "devices": 2, "max_epochs": -1, **quiet}
         Trainer(callbacks=[Tell()], **again).fit(cli.model, cli.datamodule)
