@@ -1,6 +1,8 @@
 """``lightning-parablock``: LightningCLI's fit, validate, test and predict, with this package's defaults.
 
 lightning-parablock fit --config configs/quickstart.yaml --strategy parablock --strategy.local_steps 8
+lightning-parablock train.py fit --strategy parablock    (a script that knows nothing of this package)
+lightning-parablock export --ckpt_path last.ckpt --output model
 """
 
 from __future__ import annotations
@@ -12,23 +14,48 @@ import threading
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_parablock.cli_app import ParaBlockCLI
-from lightning_parablock.errors import ParaBlockError
-from lightning_parablock.report.run import FAILED, INTERRUPTED, TERMINATED, Run
+from lightning_parablock.cli_export import EXPORT, run_export
+from lightning_parablock.errors import ConfigurationError, ParaBlockError
+from lightning_parablock.launched import adopt_mpi
+from lightning_parablock.launcher import end_others
+from lightning_parablock.report.run import FAILED, INTERRUPTED, TERMINATED, USAGE, Run
+from lightning_parablock.scripts import is_script, run_script
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code: 0, 1 for a failed run, 2 for wrong usage, 130 for Ctrl-C."""
-    code = _main(sys.argv[1:] if args is None else args)
+    """Run the command line and return the exit code: 0, 1 for a failed run, 2 for wrong usage, 130 for Ctrl-C.
+
+    A script has the exit code of its own.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    code = _main(words)
+    if code:
+        end_others()
     if code and _has_stuck_threads():
         _leave(code)
     return code
 
 
-def _main(args: Sequence[str]) -> int:
+def _main(args: list[str]) -> int:
+    try:
+        adopt_mpi()
+        if args and is_script(args[0]):
+            return run_script(Path(args[0]), args[1:])
+        if args and args[0] == EXPORT:
+            run_export(args[1:])
+            return 0
+    except ConfigurationError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return USAGE
+    return _run_command(args)
+
+
+def _run_command(args: list[str]) -> int:
     _hush()
     run = Run()
     try:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pickle
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -18,6 +17,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.strategies.launchers import (
+    _MultiProcessingLauncher,  # pyright: ignore[reportPrivateUsage]
+)
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from typing_extensions import override
@@ -25,6 +27,7 @@ from typing_extensions import override
 import lightning_parablock
 from lightning_parablock.callbacks import RoundMetrics, RoundProgressBar, Timeline
 from lightning_parablock.cli_errors import one_line
+from lightning_parablock.cli_export import EXPORT, EXPORT_HELP, export_parser
 from lightning_parablock.cli_flags import (
     DATA_CLASS_PATH,
     MODEL_CLASS_PATH,
@@ -34,6 +37,7 @@ from lightning_parablock.cli_flags import (
 )
 from lightning_parablock.cli_parser import ParaBlockArgumentParser
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.launched import launched_devices
 from lightning_parablock.report.dry_run import print_plan
 from lightning_parablock.report.run import Run, RunFacts
 from lightning_parablock.report.summary import held_out_metrics, summarise, summary_table
@@ -90,6 +94,12 @@ class ParaBlockCLI(LightningCLI):
         parser.set_defaults(self._defaults)
 
     @override
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        # Only shown here: it needs no trainer, and cli.py runs it without one.
+        cast(Any, parser)._subcommands_action.add_subcommand(EXPORT, export_parser(), help=EXPORT_HELP)
+
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
         try:
@@ -128,12 +138,13 @@ class ParaBlockCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given: Namespace = self._get(self.config_init, "trainer")
-        kwargs |= _torchrun_devices(given)
+        if given.devices == "auto":  # Lightning would take one on a machine without a GPU
+            kwargs |= launched_devices()
         if not self._dry_run and not given.fast_dev_run:
             kwargs |= self._run_folder_arguments(given)
         kwargs["callbacks"] = self._callbacks(given)
         try:
-            return super().instantiate_trainer(**kwargs)
+            return _refuse_forks(super().instantiate_trainer(**kwargs))
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise ConfigurationError(f"the trainer cannot be built: {one_line(error)}") from error
 
@@ -263,9 +274,11 @@ def _add_fit_arguments(parser: LightningArgumentParser) -> None:
     )
 
 
-def _torchrun_devices(given: Namespace) -> dict[str, Any]:
-    """Under torchrun, "auto" means the processes that it started; Lightning takes one on a machine without a GPU."""
-    local, total = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
-    if given.devices != "auto" or local is None or total is None:
-        return {}
-    return {"devices": int(local), "num_nodes": int(total) // int(local)}
+def _refuse_forks(trainer: Trainer) -> Trainer:
+    """Measuring and training are two launches, and what a forked process logs and records stays in it."""
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise ConfigurationError(
+            "the command line starts its processes as whole programs: leave start_method at 'popen'; the others are "
+            "for notebooks and scripts"
+        )
+    return trainer

@@ -37,11 +37,8 @@ _CLASS_NAMES: dict[str, Section] = {
 }
 
 
-_HELP = {
-    "--trainer.strategy.help": STRATEGY_CLASS_PATH,
-    "--model.help": MODEL_CLASS_PATH,
-    "--data.help": DATA_CLASS_PATH,
-}
+_STRATEGY_HELP = {"--trainer.strategy.help": STRATEGY_CLASS_PATH}
+_HELP = {**_STRATEGY_HELP, "--model.help": MODEL_CLASS_PATH, "--data.help": DATA_CLASS_PATH}
 """Whose help is meant where no class is named: the default, not the base class of all."""
 
 
@@ -59,8 +56,12 @@ def presets() -> dict[str, dict[str, Any]]:
     return found
 
 
-def expand_argv(args: Sequence[str]) -> list[str]:
+def expand_argv(args: Sequence[str], *, own_help: bool = True) -> list[str]:
     """Write out ``--strategy``, its options and the presets' names in a list of command line arguments.
+
+    Args:
+        args: The command line without the program's name.
+        own_help: ``--model.help`` and ``--data.help`` mean this package's classes; other programs have their own.
 
     Raises:
         ConfigurationError: the name of the strategy is not known; the message names the nearest one.
@@ -68,7 +69,7 @@ def expand_argv(args: Sequence[str]) -> list[str]:
     expanded: list[str] = []
     words = list(args)
     while words:
-        expanded += _expand_word(words.pop(0), words)
+        expanded += _expand_word(words.pop(0), words, _HELP if own_help else _STRATEGY_HELP)
     return expanded
 
 
@@ -105,14 +106,14 @@ def check_strategy_name(name: str) -> None:
     )
 
 
-def _expand_word(word: str, following: list[str]) -> list[str]:
+def _expand_word(word: str, following: list[str], help_of: Mapping[str, str]) -> list[str]:
     """One argument written out; takes the value of an option from ``following`` where it needs it."""
     option, equals, value = word.partition("=")
     if option == "--strategy" or option.startswith("--strategy."):
         option = "--trainer." + option.removeprefix("--")
-    if option in _HELP and not equals:
+    if option in help_of and not equals:
         named = following.pop(0) if following and not following[0].startswith("-") else ""
-        return [f"{option}={_HELP[option] if named.lower() in ('', *presets()) else named}"]
+        return [f"{option}={help_of[option] if named.lower() in ('', *presets()) else named}"]
     if option != "--trainer.strategy" or not (equals or following):
         return [option + equals + value]
     return _expand_name(value if equals else following.pop(0))

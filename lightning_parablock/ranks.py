@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.distributed as dist
@@ -18,19 +19,22 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.strategies.launchers import (
     _MultiProcessingLauncher,  # pyright: ignore[reportPrivateUsage]
-    _SubprocessScriptLauncher,  # pyright: ignore[reportPrivateUsage]
 )
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.agreement import refuse_differences
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.launched import adopt_mpi
+from lightning_parablock.launcher import ProcessLauncher, end_others, while_others_live
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.opening import Federation, open_federation
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-StartMethod = Literal["popen", "spawn", "fork", "forkserver"]
+StartMethod = Literal["popen", "spawn", "fork"]
+"""Not forkserver: Lightning's launcher would hand the same memory to all ranks, which train each other's weights."""
 
 _CLOSE_LIMIT_S = 30.0
 
@@ -56,6 +60,10 @@ class WatchedStrategy(ParallelStrategy):
         start_method: StartMethod,
         **lightning: Any,
     ) -> None:
+        if start_method not in get_args(StartMethod):
+            known = ", ".join(map(repr, get_args(StartMethod)))
+            raise ConfigurationError(f"start_method must be one of {known}, got {start_method!r}")
+        adopt_mpi()
         super().__init__(**lightning)
         self._num_nodes = 1
         self._process_group_backend = process_group_backend
@@ -112,7 +120,7 @@ class WatchedStrategy(ParallelStrategy):
         assert self.cluster_environment is not None
         start_method = self._start_method
         if start_method == "popen":
-            self._launcher = _SubprocessScriptLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+            self._launcher = ProcessLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
         else:
             self._launcher = _MultiProcessingLauncher(self, start_method=start_method)
 
@@ -139,9 +147,14 @@ class WatchedStrategy(ParallelStrategy):
     def _open_default_group(self) -> None:
         assert self.cluster_environment is not None
         device_id = self.root_device if self.root_device.type == "cuda" else None
-        _init_dist_connection(
-            self.cluster_environment, self.process_group_backend, timeout=self._timeout, device_id=device_id
+        connect = partial(
+            _init_dist_connection,
+            self.cluster_environment,
+            self.process_group_backend,
+            timeout=self._timeout,
+            device_id=device_id,
         )
+        while_others_live(lambda: self._on_own_device(connect))
 
     # --- collectives of Lightning, none of which outlives a lost peer -------------------------------------------------
 
@@ -208,6 +221,7 @@ class WatchedStrategy(ParallelStrategy):
         watch = self._federation.watch if self._federation is not None else None
         if watch is not None:
             watch.abort(f"{type(exception).__name__}: {exception}")
+        end_others()
 
     @override
     def teardown(self) -> None:

@@ -118,7 +118,8 @@ class ParaBlockStrategy(WatchedStrategy):
         seed: Seed of the block order and of the clients' random states. None takes the one of seed_everything, else 0.
         process_group_backend: Backend of the process groups: None chooses "nccl" on CUDA and "gloo" elsewhere.
         timeout: Limit of Lightning's own collectives (metrics, barriers).
-        start_method: How processes are started where no launcher such as torchrun did it.
+        start_method: How processes are started where no launcher such as torchrun did it: "popen" (whole programs),
+            "fork" (in notebooks) or "spawn".
         accelerator: Set by the Trainer.
         parallel_devices: Set by the Trainer.
         cluster_environment: A Lightning cluster environment, found by the Trainer where it is None.

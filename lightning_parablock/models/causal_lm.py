@@ -77,7 +77,6 @@ class CausalLM(pl.LightningModule):
         self._tokenizer: Any = None
         self._location: str | None = None
         self.network = self._build(layers, random_weights, architecture)
-        self.network.config.use_cache = False  # keys and values are of no use to a training step
         # from_pretrained leaves a model in eval mode and Lightning keeps what it finds: dropout would stay off
         self.network.train()
         if activation_checkpointing:
@@ -137,7 +136,7 @@ class CausalLM(pl.LightningModule):
 
     def _build(self, layers: int | None, random_weights: bool, architecture: str | None) -> PreTrainedModel:
         if architecture is not None:
-            return random_model(_config_from(architecture, layers))
+            return network_of_architecture(architecture, layers)
         location = self._resolve()
         config = load_config(location, layers)
         return random_model(config) if random_weights else load_model(location, config)
@@ -174,6 +173,15 @@ class CausalLM(pl.LightningModule):
         )[0]
         decode = self.tokenizer.decode
         return {"prompt": decode(prompt), "completion": decode(ids[len(prompt) :], skip_special_tokens=True)}
+
+
+def network_of_architecture(architecture: str, layers: int | None) -> PreTrainedModel:
+    """A model of the option ``architecture`` with random float32 weights, cut to its first ``layers`` layers.
+
+    Raises:
+        ConfigurationError: it is no transformers configuration, or has fewer layers.
+    """
+    return random_model(_config_from(architecture, layers))
 
 
 def _prompt_length(mask: Tensor, labels: Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
 import traceback
@@ -33,7 +34,8 @@ class Run:
     """
 
     def __init__(self) -> None:
-        self.rank: int = getattr(rank_zero_only, "rank", None) or 0
+        # A guess until the trainer is set up. Lightning's own launcher on a further node tells nothing but the node.
+        self.rank: int = getattr(rank_zero_only, "rank", None) or int(os.environ.get("NODE_RANK", 0))
         self.folder: Path | None = None
         self.manifest: Manifest | None = None
 
@@ -107,7 +109,7 @@ class RunFacts(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = trainer.strategy.broadcast(str(self._run.folder))
-        self._run.folder = Path(folder)
+        self._run.folder, self._run.rank = Path(folder), trainer.global_rank
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -22,6 +22,7 @@ class Toy(LightningModule):
         sleep_s: Seconds that every training step takes longer.
         fail_at_step: Training step that raises, as ``fail_with`` says; None never.
         fail_with: "known" raises an error of the package, "unknown" another one.
+        fail_on_rank: The one rank that fails; None all.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Toy(LightningModule):
         sleep_s: float = 0.0,
         fail_at_step: int | None = None,
         fail_with: str = "known",
+        fail_on_rank: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -38,7 +40,7 @@ class Toy(LightningModule):
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         time.sleep(self.hparams["sleep_s"])
-        if batch_idx == self.hparams["fail_at_step"]:
+        if batch_idx == self.hparams["fail_at_step"] and self.hparams["fail_on_rank"] in (None, self.global_rank):
             raise ParaBlockError("the toy broke") if self.hparams["fail_with"] == "known" else ZeroDivisionError("oh")
         loss = self._loss(batch)
         self.log("train_loss", loss)

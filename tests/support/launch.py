@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(["lightning_parablock.cli", "lightning_parablock.models", "torch.distributed"])
@@ -94,7 +94,7 @@ class _Fork:
 
 def _run_forked(arguments: list[str], environment: dict[str, str], log: Path) -> None:
     """Make a child of the fork server what ``python -m module ...`` with this environment would be."""
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
+    from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -102,7 +102,7 @@ def _run_forked(arguments: list[str], environment: dict[str, str], log: Path) ->
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(environment)
-    setattr(rank_zero_only, "rank", int(environment["RANK"]))  # noqa: B010  # Lightning reads it when it is imported
+    setattr(rank_zero_only, "rank", _get_rank() or 0)  # noqa: B010  # Lightning reads it when it is imported
     flag, module, *sys.argv[1:] = arguments
     assert flag == "-m", arguments
     runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -116,6 +116,7 @@ def run_ranks(
     expect_code: int | None = 0,
     from_scratch: bool = False,
     own_arguments: Callable[[int], Sequence[str]] = lambda _: (),
+    environment_of: Callable[[int, int, int], Mapping[str, str]] = rank_environment,
 ) -> list[str]:
     """Run ``python -m module ...`` once a rank and return each rank's output.
 
@@ -126,13 +127,19 @@ def run_ranks(
         expect_code: Every rank's exit code; None stands for any but 0.
         from_scratch: Start new interpreters rather than fork.
         own_arguments: Further arguments of one rank.
+        environment_of: The environment of a rank, given its number, the number of ranks and a free port.
 
     Raises:
         AssertionError: a rank ended with another code than expected, or had to be killed at the limit.
     """
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / f"rank{rank}.log" for rank in range(n_ranks)]
-        codes = _wait(start_ranks(arguments, logs, from_scratch=from_scratch, own_arguments=own_arguments), timeout_s)
+        starting: dict[str, Any] = {
+            "from_scratch": from_scratch,
+            "own_arguments": own_arguments,
+            "environment_of": environment_of,
+        }
+        codes = _wait(start_ranks(arguments, logs, **starting), timeout_s)
         texts = [log.read_text(errors="replace") for log in logs]
     bad = [r for r, code in enumerate(codes) if code is None or (expect_code is not None and code != expect_code)]
     report = "\n".join(f"--- rank {rank}: exit code {codes[rank]}\n{texts[rank][-6000:]}" for rank in range(n_ranks))
@@ -148,11 +155,12 @@ def start_ranks(
     *,
     from_scratch: bool = False,
     own_arguments: Callable[[int], Sequence[str]] = lambda _: (),
+    environment_of: Callable[[int, int, int], Mapping[str, str]] = rank_environment,
 ) -> list[Rank]:
     """Start one rank a log; the caller ends them. The arguments are those of :func:`run_ranks`."""
     port, start = free_port(), _Scratch if from_scratch else _Fork
     return [
-        start([*arguments, *own_arguments(rank)], rank_environment(rank, len(logs), port), log)
+        start([*arguments, *own_arguments(rank)], environment_of(rank, len(logs), port), log)
         for rank, log in enumerate(logs)
     ]
 

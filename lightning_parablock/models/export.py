@@ -1,0 +1,141 @@
+"""A model as a folder that transformers loads: configuration, safetensors, tokenizer; all of it or nothing."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.models.causal_lm import CausalLM, network_of_architecture
+from lightning_parablock.models.loading import load_tokenizer, resolve_model
+
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, KeyError, ValueError)
+_OWN = "network."
+"""Where a CausalLM keeps its model."""
+
+
+def export_checkpoint(ckpt_path: Path, output: Path, *, overwrite: bool = False, tokenizer: bool = True) -> None:
+    """Make the folder of the model in a Lightning checkpoint of :class:`CausalLM`.
+
+    Args:
+        ckpt_path: The checkpoint.
+        output: The folder to make.
+        overwrite: Replace what is at ``output``.
+        tokenizer: Add the tokenizer of the model that the checkpoint names.
+
+    Raises:
+        ConfigurationError: ``output`` holds something already, the checkpoint cannot be read or is none of a CausalLM,
+            or its model's tokenizer cannot be found.
+    """
+    refuse_contents(output, overwrite)
+    checkpoint = _read(ckpt_path)
+    hyperparameters = cast(dict[str, Any], checkpoint.get("hyper_parameters") or {})
+    if not {"architecture", "model"} <= hyperparameters.keys():
+        raise ConfigurationError(
+            f"{ckpt_path} was not saved by CausalLM: it does not tell its model's architecture. For other modules put "
+            "the callback HuggingFaceExport into the training"
+        )
+    found = _tokenizer_of(hyperparameters) if tokenizer else None
+    network = network_of_architecture(hyperparameters["architecture"], None)
+    state = {n.removeprefix(_OWN): t for n, t in checkpoint["state_dict"].items() if n.startswith(_OWN)}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConfigurationError(f"the weights in {ckpt_path} do not fit its architecture: {error}") from error
+    write_model_folder(output, network, found, overwrite=overwrite)
+
+
+def write_model_folder(output: Path, network: PreTrainedModel, tokenizer: Any, *, overwrite: bool = False) -> None:
+    """Write the folder beside its place and move it there when it is complete.
+
+    Args:
+        output: The folder to make.
+        network: The model; tied weights are written once.
+        tokenizer: A transformers tokenizer, or None for none.
+        overwrite: Replace what is at ``output``.
+
+    Raises:
+        ConfigurationError: ``output`` holds something already.
+        OSError: it could not be written; what stood at ``output`` is untouched.
+    """
+    output = output.resolve()
+    refuse_contents(output, overwrite)
+    temporary, old = (output.with_name(f".{output.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    try:
+        temporary.mkdir(parents=True)
+        network.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        if output.exists():
+            output.rename(old)
+        temporary.rename(output)
+    except BaseException:
+        if old.exists():
+            old.rename(output)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_contents(output: Path, overwrite: bool) -> None:
+    """Refuse a place that is a file, or a folder that is not empty and must not be replaced.
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    if output.exists() and not output.is_dir():
+        raise ConfigurationError(f"{output} is a file; name a folder for the model")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise ConfigurationError(f"folder {output} is not empty; name another one, or say overwrite to replace it")
+
+
+def the_network(module: torch.nn.Module) -> PreTrainedModel:
+    """The one transformers model that is an attribute of the module.
+
+    Raises:
+        ConfigurationError: there is none, or there are several.
+    """
+    found = {name: child for name, child in module.named_children() if isinstance(child, PreTrainedModel)}
+    if len(found) != 1:
+        listed = f"several: {', '.join(found)}" if found else "none"
+        raise ConfigurationError(
+            f"HuggingFaceExport needs a LightningModule with exactly one transformers model as an attribute; "
+            f"{type(module).__name__} has {listed}"
+        )
+    return next(iter(found.values()))
+
+
+def the_tokenizer(module: torch.nn.Module, data: object) -> Any:
+    """The tokenizer of a CausalLM, or what the module or its data module call ``tokenizer``; None where neither does.
+
+    Raises:
+        ConfigurationError: the one of a CausalLM cannot be found.
+    """
+    owners: list[Any] = [module] if isinstance(module, CausalLM) else [module, data]
+    return next((owner.tokenizer for owner in owners if hasattr(owner, "tokenizer")), None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigurationError(f"checkpoint {path} does not exist")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise ConfigurationError(f"{path} cannot be read as a checkpoint: {type(error).__name__}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ConfigurationError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'")
+    return cast(dict[str, Any], checkpoint)
+
+
+def _tokenizer_of(hyperparameters: dict[str, Any]) -> Any:
+    try:
+        return load_tokenizer(resolve_model(hyperparameters["model"], hyperparameters.get("gguf_file")))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"no tokenizer: {error}; --no-tokenizer makes the folder without one") from error
