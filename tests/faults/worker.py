@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -83,6 +84,7 @@ def main() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        default_root_dir=tempfile.gettempdir(),  # where a failing fit leaves the committed model
         callbacks=[Tell()],
     )
     module = Wide(int(os.environ["RANK"]))

@@ -127,7 +127,7 @@ def a_torn_sidecar() -> None:
 
 def a_missing_sidecar() -> None:
     path = copy_of_one("missing")
-    only_on_rank_0(sidecar(path, 0).unlink)
+    only_on_rank_0(lambda: sidecar(path, 0).unlink())
     refused(path, r"client 0 \(rank 0 on .*\): .* is not there")
     fresh(path)
 

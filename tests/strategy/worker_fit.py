@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -82,6 +83,7 @@ def quiet_trainer(used: Any, **options: Any) -> Trainer:
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
+        "default_root_dir": os.environ.get("SCRATCH", tempfile.gettempdir()),  # where a failing fit leaves its model
     }
     return Trainer(strategy=used, **(defaults | options))  # type: ignore[arg-type]
 

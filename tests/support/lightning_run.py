@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -93,6 +95,7 @@ def trainer_for(strategy: Any, **changes: Any) -> Trainer:
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "use_distributed_sampler": False,
+        "default_root_dir": os.environ.get("SCRATCH", tempfile.gettempdir()),  # where a failing fit leaves its model
         **changes,
     }
     return Trainer(strategy=strategy, **options)
