@@ -32,11 +32,13 @@ class Resumed:
         round: The round that was running.
         own: This client's state; None where client state starts fresh.
         server: Pieces of the server optimizer's state, where client state starts fresh.
+        optimizer_states: Of this client's optimizer, as they were saved.
     """
 
     round: int
     own: dict[str, Any] | None
     server: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    optimizer_states: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def positions(self) -> dict[int, Position]:
         """The position in each training loader, by its index, where one is known."""
@@ -87,6 +89,16 @@ def go_on(engine: RoundEngine, resumed: Resumed) -> None:
         return
     engine.begin_at(resumed.round)
     engine.transport.server.load_state(StatePiece(**piece) for piece in resumed.server)
+
+
+def restore_exact_optimizer(engine: RoundEngine, optimizers: Sequence[Any], resumed: Resumed) -> None:
+    """Load the optimizer's state beside the float32 master copy: Lightning's own load rounds it to the model's type."""
+    if engine.flat.is_exact:
+        return
+    engine.flat.put_master_in_place()
+    for optimizer, state in zip(optimizers, resumed.optimizer_states, strict=True):
+        optimizer.load_state_dict(state)
+    engine.flat.take_master_back()
 
 
 @torch.no_grad()

@@ -12,7 +12,10 @@ from lightning_parablock.blocks import Block
 
 
 class FlatBlocks:
-    """Reads and writes the blocks of one module as flat vectors.
+    """Reads and writes the blocks of one module as flat vectors in float32.
+
+    Where parameters are less exact (bfloat16), the block that trains has a float32 master copy, so that a small step is
+    not lost to rounding: it is what the optimizer changes, and what is packed.
 
     Args:
         module: Its parameters are the only storage; nothing of the model's size is copied.
@@ -23,6 +26,8 @@ class FlatBlocks:
         by_name = dict(module.named_parameters())
         self.blocks = list(blocks)
         self._parameters = [[by_name[name] for name in block.parameter_names] for block in blocks]
+        self._masters: dict[int, list[Tensor]] = {}
+        self._aside: list[tuple[Tensor, Tensor | None]] = []
 
     @property
     def device(self) -> torch.device:
@@ -35,19 +40,67 @@ class FlatBlocks:
 
     @torch.no_grad()
     def pack(self, block: int) -> Tensor:
-        """A fresh flat vector of shape (numel,) with the block's values now."""
-        return torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters[block]])
+        """A fresh flat vector of shape (numel,), float32, with the block's values now."""
+        values = self._masters.get(block, self._parameters[block])
+        return torch.cat([value.detach().reshape(-1).to(torch.float32) for value in values])
 
     @torch.no_grad()
     def unpack(self, block: int, flat: Tensor) -> None:
-        """Write a flat vector of shape (numel,) into the block's parameters."""
-        offset = 0
-        for parameter in self._parameters[block]:
-            part = flat[offset : offset + parameter.numel()]
-            parameter.copy_(part.view_as(parameter))
-            offset += parameter.numel()
-        if offset != flat.numel():
-            raise ValueError(f"block {self.blocks[block].name!r} has {offset} scalars, the vector has {flat.numel()}")
+        """Write a flat vector of shape (numel,) into the block's parameters, and into its master copy if it has one."""
+        for values in (self._parameters[block], self._masters.get(block, [])):
+            for value, part in zip(values, self._parts(block, flat), strict=False):
+                value.copy_(part)
+
+    def as_held(self, block: int, flat: Tensor) -> Tensor:
+        """A flat vector of shape (numel,) as the block's parameters can hold it: rounded to their type, and back."""
+        if self.is_exact:
+            return flat
+        parts = zip(self._parameters[block], self._parts(block, flat), strict=True)
+        return torch.cat([part.to(parameter.dtype).reshape(-1).to(torch.float32) for parameter, part in parts])
+
+    def _parts(self, block: int, flat: Tensor) -> list[Tensor]:
+        """Views of a flat vector in the shapes of the block's parameters."""
+        parameters = self._parameters[block]
+        sizes = [parameter.numel() for parameter in parameters]
+        if sum(sizes) != flat.numel():
+            name = self.blocks[block].name
+            raise ValueError(f"block {name!r} has {sum(sizes)} scalars, the vector has {flat.numel()}")
+        return [part.view(parameter.shape) for parameter, part in zip(parameters, flat.split(sizes), strict=True)]
+
+    # --- the master copy ----------------------------------------------------------------------------------------------
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every parameter of every block is float32."""
+        return all(parameter.dtype == torch.float32 for block in self._parameters for parameter in block)
+
+    def open_master(self, block: int) -> None:
+        """Begin to keep the block's values in float32, where its parameters are not."""
+        if not self.is_exact:
+            copies = [p.detach().to(torch.float32, copy=True) for p in self._parameters[block]]
+            self._masters = {block: copies}
+
+    def close_master(self) -> None:
+        """Drop the master copy; the parameters keep its rounded values."""
+        self._masters = {}
+
+    def put_master_in_place(self) -> None:
+        """Let the optimizer see the master copy and float32 gradients in the block's parameters."""
+        for block, masters in self._masters.items():
+            for parameter, master in zip(self._parameters[block], masters, strict=True):
+                gradient = parameter.grad
+                self._aside.append((parameter.data, gradient))
+                parameter.grad, parameter.data = None, master
+                parameter.grad = None if gradient is None else gradient.to(torch.float32)
+
+    def take_master_back(self) -> None:
+        """After the optimizer's step: the parameters show the master copy's rounded values again."""
+        aside, self._aside = self._aside, []
+        for block, masters in self._masters.items():
+            for parameter, master, (low, gradient) in zip(self._parameters[block], masters, aside, strict=False):
+                low.copy_(master)
+                parameter.grad, parameter.data = None, low
+                parameter.grad = gradient
 
 
 def hash_tensors(tensors: Iterable[Tensor]) -> str:

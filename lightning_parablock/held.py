@@ -48,7 +48,7 @@ class HeldModel:
     def add_version(self, block: int, version: int, value: Tensor) -> None:
         """Store a commit, shape (numel,); the tensor becomes this object's own."""
         self._keep(block)
-        self._stored[block][version] = value
+        self._stored[block][version] = self.flat.as_held(block, value)
 
     def show(self, client: Client, block: int) -> None:
         """Make the block's parameters held_i(b)."""

@@ -47,7 +47,7 @@ def refuse_validation_by_the_clock(trainer: Trainer) -> None:
 
 
 def refuse_parameters(module: torch.nn.Module, blocks: Iterable[Block]) -> None:
-    """Refuse trainable parameters that are not float32.
+    """Refuse trainable parameters that are neither float32 nor bfloat16.
 
     Raises:
         ConfigurationError: names the first such parameter.
@@ -55,10 +55,10 @@ def refuse_parameters(module: torch.nn.Module, blocks: Iterable[Block]) -> None:
     parameters = dict(module.named_parameters())
     for name in (name for block in blocks for name in block.parameter_names):
         dtype = parameters[name].dtype
-        if dtype != torch.float32:
+        if dtype not in (torch.float32, torch.bfloat16):
             raise ConfigurationError(
-                f"the trainable parameter {name!r} is {dtype}; trainable parameters must be float32. Use "
-                "precision='32-true' or 'bf16-mixed', and load the model in float32"
+                f"the trainable parameter {name!r} is {dtype}; trainable parameters must be float32 or bfloat16. Use "
+                "precision='32-true', 'bf16-true' or 'bf16-mixed'"
             )
 
 

@@ -160,7 +160,7 @@ class Checkpoints:
             return self._fresh(checkpoint, entry, self._sidecars(entry, path, range(entry.n_ranks)), problem)
         sidecar = sidecars[self._ranks.global_rank]
         checkpoint.update(sidecar[LIGHTNING])
-        return Resumed(entry.round, sidecar[OWN])
+        return Resumed(entry.round, sidecar[OWN], optimizer_states=checkpoint["optimizer_states"])
 
     def _check_weights(self, checkpoint: Mapping[str, Any], entry: Entry, path: Path) -> None:
         weights = [value for value in checkpoint["state_dict"].values() if isinstance(value, Tensor)]

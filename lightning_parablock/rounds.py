@@ -114,6 +114,7 @@ class RoundEngine:
         self._turns[self.round, client_id] = _Turn(time.time(), self.block)
         self.model.show_all(client)
         client.start = self.model.begin_training(client, self.block)
+        self.flat.open_master(self.block)
         client.steps = 0
 
     def after_step(self) -> None:
@@ -135,6 +136,7 @@ class RoundEngine:
         client = self._turn_of()
         assert client.start is not None
         self._uploads[client.id] = Upload(self.flat.pack(self.block) - client.start)
+        self.flat.close_master()
         turn = self._turns[self.round, client.id]
         turn.end_s, turn.steps = time.time(), client.steps
         client.start, self._active = None, None
@@ -250,6 +252,7 @@ class RoundEngine:
     def _abandon_turn(self) -> None:
         client, self._active = self._turn_of(), None
         client.start = None
+        self.flat.close_master()
         del self._turns[self.round, client.id]
 
     def _submit(self) -> None:
@@ -284,7 +287,7 @@ class RoundEngine:
         """A commit of the active block inside the round: s' = held; X += s' - s; s = s'. Optimizer state stays."""
         assert client.start is not None
         # A fresh tensor: held may return the stored W itself, and s must not alias what a later merge releases.
-        new_start = self.model.held(client, self.block).clone()
+        new_start = self.flat.as_held(self.block, self.model.held(client, self.block)).clone()
         self.model.shift(self.block, new_start - client.start)
         client.start = new_start
 

@@ -19,6 +19,8 @@ from lightning_parablock.settings import ServerNesterov, ServerOptimizer, Server
 State = dict[str, Tensor]
 """State of the server optimizer for one block: name -> tensor of the shard's shape."""
 
+_VALUE = "value"
+
 
 def weighted_mean(deltas: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
     """G = (sum of n_i Delta_i) / (sum of n_i), added in the order given, which must be ascending client id.
@@ -81,22 +83,29 @@ class ServerShard:
         optimizer: What to do with the mean delta.
         initial: The starting value of this server's slice of each block, by block index; kept, not copied.
         first: Index in its block of each slice's first scalar; None stands for whole blocks.
+        saves_values: Whether the state holds W, too: needed where clients hold it less exactly.
     """
 
     def __init__(
-        self, optimizer: ServerOptimizer, initial: Sequence[Tensor], first: Sequence[int] | None = None
+        self,
+        optimizer: ServerOptimizer,
+        initial: Sequence[Tensor],
+        first: Sequence[int] | None = None,
+        *,
+        saves_values: bool = False,
     ) -> None:
         self.optimizer = optimizer
         self.values = list(initial)
         self.states: list[State] = [{} for _ in initial]
         self._first = list(first) if first is not None else [0] * len(self.values)
+        self._saves_values = saves_values
         self._before: dict[int, tuple[int, State]] = {}
         self._lock = threading.Lock()
 
     def begin(self, round_index: int, block: int) -> None:
         """Prepare for the commits of a round: keep the block's state as it was before, until it is settled."""
         with self._lock:
-            self._before[round_index] = (block, {name: t.clone() for name, t in self.states[block].items()})
+            self._before[round_index] = (block, {name: t.clone() for name, t in self._to_save(block).items()})
 
     def settle(self, round_index: int) -> None:
         """Every client has merged the round: the state before it is of no more use."""
@@ -106,7 +115,7 @@ class ServerShard:
     def state(self) -> list[StatePiece]:
         """The server optimizer's state after the settled rounds: what is in flight will be submitted again."""
         with self._lock:
-            states = dict(enumerate(self.states))
+            states = {block: self._to_save(block) for block in range(len(self.values))}
             for _, (block, before) in sorted(self._before.items(), reverse=True):
                 states[block] = before
             return [
@@ -121,7 +130,7 @@ class ServerShard:
             mine = slice(self._first[piece.block], self._first[piece.block] + self.values[piece.block].numel())
             start, stop = max(mine.start, piece.first), min(mine.stop, piece.first + piece.values.numel())
             if start < stop:
-                into = self._state(piece.block)[piece.name]
+                into = self.values[piece.block] if piece.name == _VALUE else self._state(piece.block)[piece.name]
                 into[start - mine.start : stop - mine.start] = piece.values[start - piece.first : stop - piece.first]
 
     @torch.no_grad()
@@ -145,6 +154,9 @@ class ServerShard:
             value = self.values[block][part]
             value.copy_(_UPDATES[type(self.optimizer)](self.optimizer, value, mean, part_state))
         return value
+
+    def _to_save(self, block: int) -> State:
+        return {**self.states[block], **({_VALUE: self.values[block]} if self._saves_values else {})}
 
     def _state(self, block: int) -> State:
         state = self.states[block]

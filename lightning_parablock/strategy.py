@@ -32,6 +32,7 @@ from lightning_parablock.client_state import (
     Aside,
     Resumed,
     go_on,
+    restore_exact_optimizer,
     restore_training,
     save_last_committed,
     save_plain,
@@ -103,7 +104,7 @@ class ParaBlockStrategy(WatchedStrategy):
             object ServerSGD / ServerNesterov with its settings.
         weighting: Weights of the clients in the mean delta: "uniform".
         topology: "sharded" (every client serves an equal part of each block) or "star" (the first client serves all).
-        compression: Of deltas and commits on the wire: "none" (the parameter's own precision).
+        compression: Of deltas and commits on the wire: "none" (float32).
         block_optimizer_state: State of the client's optimizer when a block is left: "reset" drops it.
         buffers: What is no parameter, such as the running statistics of BatchNorm: "local" keeps each client's own, a
             checkpoint has the first client's; "average" shows the clients' mean wherever the committed model is shown
@@ -311,6 +312,7 @@ class ParaBlockStrategy(WatchedStrategy):
             seed_all(derive_seed(self.settings.seed, "client", self.client))
         else:
             assert self._engine is not None
+            restore_exact_optimizer(self._engine, self.optimizers, resumed)
             restore_training(resumed.own, self._module(), self._engine.flat.parameters(self._engine.block))
 
     def after_batch(self) -> list[nn.Parameter] | None:
@@ -346,7 +348,18 @@ class ParaBlockStrategy(WatchedStrategy):
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         # Once an optimizer step, also with gradient accumulation; the block is switched later, at the batch's end.
-        output = super().optimizer_step(optimizer, closure, model, **kwargs)
+        flat = self._flat
+        assert flat is not None
+
+        def closure_then_master() -> Any:
+            loss = closure()
+            flat.put_master_in_place()
+            return loss
+
+        try:
+            output = super().optimizer_step(optimizer, closure_then_master, model, **kwargs)
+        finally:
+            flat.take_master_back()
         self._stepped = True
         return output
 

@@ -59,7 +59,9 @@ def open_transport(
     keep_on = device if backend == "nccl" else torch.device("cpu")
     mine = [shard_bounds(block.numel, members.n_ranks, settings.topology)[members.rank] for block in flat.blocks]
     initial = [flat.pack(b)[bounds].to(keep_on, torch.float32, copy=True) for b, bounds in enumerate(mine)]
-    server = ServerShard(settings.server_optimizer, initial, [bounds.start for bounds in mine])
+    server = ServerShard(
+        settings.server_optimizer, initial, [bounds.start for bounds in mine], saves_values=not flat.is_exact
+    )
     if federation.watch is None:
         return LoopbackTransport(server)
     return TorchDistributedTransport(

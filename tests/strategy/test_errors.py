@@ -17,7 +17,7 @@ REFUSALS = {
     "overlap": r"the patterns 'model' and 'layers' of blocks both match 'model\.layers\.0",
     "unmatched": r"match no pattern of blocks, the first is 'model\.embed\.weight'",
     "too many blocks": r"blocks=1000, but the model has only \d+ trainable parameters",
-    "bf16": r"'model\.embed\.weight' is torch\.bfloat16",
+    "float16": r"'model\.embed\.weight' is torch\.float16",
     "manual": r"manual optimization",
     "two optimizers": r"one optimizer, it returned several",
     "LBFGS": r"LBFGS",

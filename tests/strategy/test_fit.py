@@ -22,6 +22,8 @@ SCENARIOS = [
     "accumulation",
     "metrics",
     "starting weights",
+    "bf16-true",
+    "small steps",
     "two fits",
 ]
 

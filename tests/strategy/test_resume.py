@@ -17,6 +17,7 @@ SCENARIOS = [
     "delay 0",
     "delay 2K, star",
     "delay K+2, anchor",
+    "bf16-true",
     "accumulation",
     "worker processes",
     "own generator",

@@ -48,8 +48,8 @@ def manual() -> None:
 
 
 def half() -> None:
-    """A bf16 model."""
-    attempt(module=Never(TASK, adamw_default).to(torch.bfloat16))
+    """A float16 model."""
+    attempt(module=Never(TASK, adamw_default).to(torch.float16))
 
 
 def other_versions() -> None:
@@ -104,7 +104,7 @@ CASES: dict[str, Callable[[], None]] = {
     "overlap": lambda: attempt(strategy(blocks=["model", "layers"])),
     "unmatched": lambda: attempt(strategy(blocks=["layers"])),
     "too many blocks": lambda: attempt(strategy(blocks=1000)),
-    "bf16": half,
+    "float16": half,
     "manual": manual,
     "two optimizers": lambda: with_optimizer(lambda p: [torch.optim.SGD(p[:3], lr=1), torch.optim.SGD(p[3:], lr=1)]),
     "LBFGS": lambda: with_optimizer(torch.optim.LBFGS),

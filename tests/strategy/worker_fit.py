@@ -296,6 +296,55 @@ def every_client_starts_from_the_first_ones_weights() -> None:
         assert (sent[True] > 0) == differs
 
 
+def bfloat16_with_a_master_copy() -> None:
+    """Against a plain loop: bfloat16 models, a float32 copy of the block in training, a float32 W on the server."""
+    used = strategy(delay_steps=0)
+    module = fit(TASK, used, RANK, STEPS, devices=N_RANKS, precision="bf16-true")
+    models = [TASK.make_model().to(torch.bfloat16) for _ in range(N_RANKS)]
+    committed = {name: parameter.detach().float() for name, parameter in models[0].named_parameters()}
+    for first in range(0, STEPS, K):
+        names = TASK.block_names[block_of_round("shuffle", len(TASK.block_names), first // K, SEED)]
+        deltas: list[dict[str, Tensor]] = []
+        for client, model in enumerate(models):
+            model.load_state_dict({name: value.bfloat16() for name, value in committed.items()}, strict=False)
+            block = {name: model.get_parameter(name) for name in names}
+            masters = {name: nn.Parameter(parameter.detach().float()) for name, parameter in block.items()}
+            start = {name: master.detach().clone() for name, master in masters.items()}
+            optimizer = adamw_default(list(masters.values()))
+            for step in range(first, min(first + K, STEPS)):
+                model.zero_grad()
+                TASK.loss_fn(model, client, step).backward()
+                for name, master in masters.items():
+                    gradient = block[name].grad
+                    assert gradient is not None
+                    master.grad = gradient.float()
+                optimizer.step()
+                for name, master in masters.items():
+                    block[name].data.copy_(master.detach())
+            deltas.append({name: master.detach() - start[name] for name, master in masters.items()})
+        for name in names:
+            committed[name] = committed[name] + (deltas[0][name] + deltas[1][name]) / 2
+    expected = {name: value.bfloat16() for name, value in committed.items()}
+    assert_same_bits(module.weights(), expected)
+
+
+def small_steps_are_not_lost_in_bfloat16() -> None:
+    """A round's steps together are less than the last bit of a weight; the server's sum of rounds moves it."""
+
+    def loss(model: nn.Module, _: Any) -> Tensor:
+        return sum(parameter.sum() for parameter in model.parameters())  # type: ignore[return-value]
+
+    task = Task("sum", TASK.make_model, loss, TASK.draw_batch, TASK.block_names)
+    module = TaskModule(task, lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(0.5)
+    fit(task, strategy(blocks=1, local_steps=5), RANK, 60, devices=N_RANKS, module=module, precision="bf16-true")
+    last_bit = 2**-10  # of a bfloat16 a little below 0.5
+    assert last_bit / 2 < 60 * 1e-5 < last_bit
+    assert all((parameter == 0.5 - last_bit).all() for parameter in module.parameters())
+
+
 SCENARIOS: dict[str, Callable[[], None]] = {
     "delay 0": equals_the_oracle(delay_steps=0),
     "delay K": equals_the_oracle(),
@@ -313,6 +362,8 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "accumulation": accumulation_counts_optimizer_steps,
     "metrics": metrics_are_logged,
     "starting weights": every_client_starts_from_the_first_ones_weights,
+    "bf16-true": bfloat16_with_a_master_copy,
+    "small steps": small_steps_are_not_lost_in_bfloat16,
     "two fits": a_trainer_fits_twice,
 }
 

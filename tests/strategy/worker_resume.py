@@ -215,6 +215,9 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "delay K+2, anchor": stopped_and_resumed(
         "anchor", "on_train_batch_end", 19, strategy={"delay_steps": K + 2, "in_flight_value": "anchor"}
     ),
+    "bf16-true": stopped_and_resumed(
+        "bf16", "on_train_batch_end", 14, strategy={"delay_steps": K + 2}, precision="bf16-true", max_epochs=2
+    ),
     "accumulation": stopped_and_resumed("accumulate", "on_validation_end", 8, accumulate_grad_batches=2),
     **{
         data: stopped_and_resumed(data, "on_train_batch_end", 14, data=data, max_epochs=2)
