@@ -41,7 +41,12 @@ def meeting_facts(trainer: Trainer) -> dict[str, str]:
     facts = {f"Trainer({name})": str(getattr(trainer, name)) for name in _OPTIONS}
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     meeting = [_described(callback) for callback in callbacks if isinstance(callback, _MEETING)]
-    return {**facts, "validation": str(trainer.enable_validation), "callbacks": "; ".join(sorted(meeting))}
+    described = "; ".join(sorted(meeting)) or "none"
+    return {
+        **facts,
+        "validation during training": "yes" if trainer.enable_validation else "no",
+        "the list of callbacks": described,
+    }
 
 
 def keep_time_by_rounds(trainer: Trainer, a_round_begins: Callable[[], bool]) -> None:

@@ -178,7 +178,7 @@ class WatchedStrategy(ParallelStrategy):
             return tensor
         if not tensor.is_floating_point() and reduce_op in ("mean", "avg"):
             # Lightning divides summed metrics by the mean of the clients' sample counts, which is no whole number.
-            tensor = tensor.double()
+            tensor = tensor.float()
         return self._guard("reduce", lambda: _sync_ddp_if_available(tensor, group, reduce_op=reduce_op))
 
     @override

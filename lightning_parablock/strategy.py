@@ -231,6 +231,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._insert_callbacks(trainer)
         silence_batch_broadcasts(trainer)
         isolate_validation(trainer, self._note_random_state)
+        self._uneven_evaluation = False
         keep_time_by_rounds(trainer, lambda: self._engine is not None and self._engine.at_round_start)
 
     @override
