@@ -37,7 +37,8 @@ def run(
 ) -> TaskModule:
     """Two epochs of seven batches on this rank, or what the Trainer options say, and the trained module."""
     module = module or TaskModule(TASK, adamw_default)
-    trainer = trainer_for(used or strategy(), **{"devices": N_RANKS, "max_epochs": EPOCHS, **options})
+    chosen = {"devices": N_RANKS, "max_epochs": EPOCHS, "default_root_dir": os.environ.get("SCRATCH"), **options}
+    trainer = trainer_for(used or strategy(), **chosen)
     train, val = (loader_of(n, RANK) if given is None else given for given, n in ((train, BATCHES), (val, 3)))
     trainer.fit(module, train, val)
     return module
