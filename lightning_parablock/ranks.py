@@ -166,7 +166,7 @@ class WatchedStrategy(ParallelStrategy):
 
     @override
     def broadcast(self, obj: T, src: int = 0) -> T:
-        if self.world_size == 1 or not dist.is_initialized():
+        if self.world_size == 1 or not dist.is_initialized() or self._failed:
             return obj
         objects = [obj]
         self._guard("broadcast", lambda: dist.broadcast_object_list(objects, src))
@@ -174,8 +174,11 @@ class WatchedStrategy(ParallelStrategy):
 
     @override
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        if not isinstance(tensor, Tensor) or self.world_size == 1:
+        if not isinstance(tensor, Tensor) or self.world_size == 1 or self._failed:
             return tensor
+        if not tensor.is_floating_point() and reduce_op in ("mean", "avg"):
+            # Lightning divides summed metrics by the mean of the clients' sample counts, which is no whole number.
+            tensor = tensor.float()
         return self._guard("reduce", lambda: _sync_ddp_if_available(tensor, group, reduce_op=reduce_op))
 
     @override
@@ -217,6 +220,8 @@ class WatchedStrategy(ParallelStrategy):
     @override
     def on_exception(self, exception: BaseException) -> None:
         # Never waits for peers: they may be what failed.
+        if self._failed:
+            return
         self._failed = True
         watch = self._federation.watch if self._federation is not None else None
         if watch is not None:

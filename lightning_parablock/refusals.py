@@ -6,19 +6,43 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim import Optimizer
 
 from lightning_parablock.blocks import Block
 from lightning_parablock.errors import ConfigurationError
 
+_CANNOT_WORK: dict[type[Callback], str] = {
+    BaseFinetuning: "freezes and unfreezes layers itself, which would let clients drift apart; remove it, the strategy "
+    "decides what trains",
+    StochasticWeightAveraging: "averages this client's own weights, not the committed model; remove it: "
+    "server_optimizer='nesterov' smooths the committed model on the server",
+    WeightAveraging: "averages this client's own weights, not the committed model; remove it: "
+    "server_optimizer='nesterov' smooths the committed model on the server",
+    ModelPruning: "changes weights behind the strategy's back, so clients would hold different models; prune before "
+    "training or after it",
+    LearningRateFinder: "trains and then takes the model back, which rounds cannot; find the rate on one client with "
+    "another strategy, or set it by hand",
+    BatchSizeFinder: "trains and then takes the model back, which rounds cannot, and each client would find a size of "
+    "its own; find it on one client with another strategy, or set it by hand",
+}
+
 
 def refuse_trainer(trainer: Trainer, module: LightningModule) -> None:
     """Refuse what is known before the model is built.
 
     Raises:
-        ConfigurationError: manual optimization, or a callback that freezes and unfreezes layers itself.
+        ConfigurationError: manual optimization, a callback that reads or changes weights behind the strategy's back, or
+            validation by each client's own clock.
     """
     if not module.automatic_optimization:
         raise ConfigurationError(
@@ -26,23 +50,13 @@ def refuse_trainer(trainer: Trainer, module: LightningModule) -> None:
             "does not support: rounds are counted by automatic optimizer steps"
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, BaseFinetuning):
-            raise ConfigurationError(
-                f"the callback {type(callback).__name__} freezes and unfreezes layers itself, which would let clients "
-                "drift apart; remove it, the strategy decides what trains"
-            )
-
-
-def refuse_validation_by_the_clock(trainer: Trainer) -> None:
-    """Refuse validation after a time rather than a number of steps, which comes at another step on each client.
-
-    Raises:
-        ConfigurationError: the Trainer's val_check_interval is a time.
-    """
+        for kind, why in _CANNOT_WORK.items():
+            if isinstance(callback, kind):
+                raise ConfigurationError(f"the callback {type(callback).__name__} {why}")
     if getattr(trainer, "_val_check_time_interval", None) is not None:
         raise ConfigurationError(
-            "buffers='average' needs all clients to validate at the same step, but Trainer(val_check_interval) is a "
-            "time; give it in batches, or set buffers='local'"
+            "Trainer(val_check_interval=...) with a time goes by each client's own clock, so clients would validate at "
+            "different batches and wait for each other; give a number of batches"
         )
 
 

@@ -127,6 +127,11 @@ class RoundEngine:
             self._merge(client, self.round - 1 - delay_rounds)
 
     @property
+    def at_round_start(self) -> bool:
+        """Whether the active client has made no local step of the round yet."""
+        return self._turn_of().steps == 0
+
+    @property
     def turn_is_over(self) -> bool:
         """Whether the active client has made all local steps of the round."""
         return self._turn_of().steps >= self.settings.local_steps
@@ -156,6 +161,8 @@ class RoundEngine:
 
         Afterwards the model shows W, the same on every client. Needs a single client on this rank if a turn is open.
         """
+        begun = self._active is not None and self._active.steps > 0
+        self.transport.announce_end(self.round + begun)
         if self._active is not None:
             if self._active.steps:
                 self.end_turn()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
@@ -40,7 +40,9 @@ from lightning_parablock.client_state import (
 )
 from lightning_parablock.errors import ConfigurationError, DivergenceError, PeerError
 from lightning_parablock.flat import FlatBlocks, hash_tensors
+from lightning_parablock.lengths import Epoch, agree_on_length
 from lightning_parablock.loaders import Cutting, cut_or_keep
+from lightning_parablock.meetings import keep_time_by_rounds, meeting_facts
 from lightning_parablock.positioned import Position, PositionedLoader, Stand, position_of
 from lightning_parablock.random_state import RandomState, seed_all
 from lightning_parablock.ranks import StartMethod, WatchedStrategy
@@ -49,7 +51,6 @@ from lightning_parablock.refusals import (
     refuse_parameters,
     refuse_trainer,
     refuse_uncovered,
-    refuse_validation_by_the_clock,
     the_optimizer,
 )
 from lightning_parablock.resume import Checkpoints
@@ -201,7 +202,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._own_buffers: Replaced = []
         self._stepped = False
         self._unmatched: list[nn.Parameter] = []
-        self._given_limit: int | float | None = None
+        self._uneven_evaluation = self._in_evaluation_step = False
         self._resumed: Resumed | None = None
         self._passed: dict[int, Position] = {}
         self._random_outside: RandomState | None = None
@@ -226,13 +227,13 @@ class ParaBlockStrategy(WatchedStrategy):
         trainer = self._trainer = model.trainer
         if trainer.state.fn == TrainerFn.FITTING:
             refuse_trainer(trainer, model)
-            if self.settings.buffers == "average":
-                refuse_validation_by_the_clock(trainer)
         # Only once: a second fit of the same trainer would find the flag as we left it.
         self._cuts_loaders = take_sampler_flag(trainer) or self._cuts_loaders
         self._insert_callbacks(trainer)
         silence_batch_broadcasts(trainer)
         isolate_validation(trainer, self._note_random_state)
+        self._uneven_evaluation = False
+        keep_time_by_rounds(trainer, lambda: self._engine is not None and self._engine.at_round_start)
 
     @override
     def setup_environment(self) -> None:
@@ -244,6 +245,9 @@ class ParaBlockStrategy(WatchedStrategy):
         # First of all agreements: what follows is collective and relies on equal settings.
         self._refuse_differences(versions_here())
         self._refuse_differences(self.settings.fingerprint())
+        assert self._trainer is not None
+        if self._trainer.state.fn == TrainerFn.FITTING:
+            self._refuse_differences(meeting_facts(self._trainer))
 
     @override
     def setup(self, trainer: pl.Trainer) -> None:
@@ -253,9 +257,6 @@ class ParaBlockStrategy(WatchedStrategy):
         self.model = self.precision_plugin.convert_module(self.model)
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
-            self._refuse_differences(_length_of_training(trainer))
-            if self.settings.buffers == "average":
-                self._refuse_differences(_times_of_validation(trainer))
             self._setup_blocks()
         self._broadcast_model()
         if trainer.state.fn == TrainerFn.FITTING:
@@ -286,8 +287,8 @@ class ParaBlockStrategy(WatchedStrategy):
             dataloader, what = cut_or_keep(dataloader, stage, cutting)
             if stage != RunningStage.SANITY_CHECKING:
                 rank_zero_info(f"parablock: {stage.value}: {what}")
-        if stage == RunningStage.TRAINING and self.world_size > 1:
-            self._agree_on_length(trainer, dataloader)
+        if self.world_size > 1:
+            dataloader = self._agree_on_length(stage, dataloader)
         return PositionedLoader(dataloader, self._stand) if stage == RunningStage.TRAINING else dataloader
 
     # --- rounds, called by the freezing callback ----------------------------------------------------------------------
@@ -363,6 +364,24 @@ class ParaBlockStrategy(WatchedStrategy):
         self._stepped = True
         return output
 
+    @override
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self._evaluation_step():
+            return super().validation_step(*args, **kwargs)
+
+    @override
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self._evaluation_step():
+            return super().test_step(*args, **kwargs)
+
+    @contextmanager
+    def _evaluation_step(self) -> Generator[None]:
+        self._in_evaluation_step = True
+        try:
+            yield
+        finally:
+            self._in_evaluation_step = False
+
     # --- W for validation and checkpoints -----------------------------------------------------------------------------
 
     @override
@@ -427,11 +446,11 @@ class ParaBlockStrategy(WatchedStrategy):
 
     def rescue(self, exception: BaseException) -> None:
         """Take note that the run fails, and leave the last committed model on the disk; never waits for peers."""
-        self._failed = True
         trainer, engine, federation = self._trainer, self._engine, self._federation
+        first_is_lost = federation is not None and federation.watch is not None and federation.watch.has_lost(0)
+        self.on_exception(exception)  # before anything is saved: the others wait for this rank until they know
         if trainer is None or engine is None or not engine.is_running or federation is None:
             return
-        first_is_lost = federation.watch is not None and federation.watch.has_lost(0)
         if self.global_rank == 0 or first_is_lost:
             save_last_committed(trainer, self.global_rank, engine.round)
 
@@ -443,8 +462,6 @@ class ParaBlockStrategy(WatchedStrategy):
         if self._engine is not None:
             self._engine.is_running = False  # the fit may have ended early: its W is of no more use
         self._resumed, self._passed = None, {}
-        if self._given_limit is not None and self._trainer is not None:
-            self._trainer.limit_train_batches, self._given_limit = self._given_limit, None
         super().teardown()
 
     # --- inside: taking over from Lightning ---------------------------------------------------------------------------
@@ -459,6 +476,12 @@ class ParaBlockStrategy(WatchedStrategy):
 
     @override
     def _guard(self, what: str, collective: Callable[[], T]) -> T:
+        if self._in_evaluation_step and self._uneven_evaluation:
+            raise ConfigurationError(
+                f"a {what} of all clients in a step of validation or test, where they have different or unknown "
+                "numbers of batches: some would wait for others that have none left; log with on_step=False and "
+                "on_epoch=True"
+            )
         try:
             return super()._guard(what, collective)
         except PeerError as error:
@@ -502,20 +525,20 @@ class ParaBlockStrategy(WatchedStrategy):
                 f"after the last exchange the clients hold different weights: {who}; please report this"
             )
 
-    def _agree_on_length(self, trainer: pl.Trainer, loader: object) -> None:
-        """Clients with different numbers of batches go by the shortest, so that all make the same rounds."""
-        n_batches = _batches_of(loader, trainer.limit_train_batches)
-        everyone = self.gather_objects(n_batches)
-        if len(set(everyone)) == 1:
-            return
-        finite = [n for n in everyone if n is not None]
-        rank_zero_info(
-            f"parablock: the clients have {', '.join(map(str, everyone))} training batches an epoch; every client "
-            f"makes {min(finite)}, so that all take part in every round"
-        )
-        if self._given_limit is None:
-            self._given_limit = trainer.limit_train_batches
-        trainer.limit_train_batches = min(finite)
+    def _agree_on_length(self, stage: RunningStage, loader: object) -> object:
+        """Clients with different numbers of batches train by the shortest, so that all make the same rounds."""
+        epoch = Epoch(stage.value, self.settings.local_steps, self.gather_objects)
+        loader, lengths = agree_on_length(loader, epoch)
+        uneven = None in lengths or len(set(lengths)) > 1
+        if uneven and stage == RunningStage.TRAINING:
+            said = ", ".join("unknown" if n is None else str(n) for n in lengths)
+            rank_zero_info(
+                f"parablock: the clients have {said} batches an epoch; every client trains on as many as the "
+                "shortest one has, so that all take part in every round"
+            )
+        elif stage != RunningStage.TRAINING:
+            self._uneven_evaluation = self._uneven_evaluation or uneven
+        return loader
 
     # --- inside: set-up of the rounds ---------------------------------------------------------------------------------
 
@@ -579,29 +602,6 @@ class ParaBlockStrategy(WatchedStrategy):
         return self._engine is not None and self._engine.is_running
 
 
-def _length_of_training(trainer: pl.Trainer) -> dict[str, str]:
-    """Trainer options by which rounds are counted; unlike a learning rate they cannot differ between clients."""
-    names = ("max_steps", "max_epochs", "min_steps", "min_epochs", "accumulate_grad_batches")
-    return {f"Trainer({name})": str(getattr(trainer, name)) for name in names}
-
-
 def _training_loaders(trainer: pl.Trainer) -> list[Any]:
     combined: Any = trainer.fit_loop._combined_loader  # pyright: ignore[reportPrivateUsage]
     return combined.flattened if combined is not None else []
-
-
-def _times_of_validation(trainer: pl.Trainer) -> dict[str, str]:
-    """What decides after which steps a client validates."""
-    names = ("val_check_interval", "check_val_every_n_epoch")
-    facts = {f"Trainer({name})": str(getattr(trainer, name)) for name in names}
-    return {**facts, "validation during training": "yes" if trainer.enable_validation else "no"}
-
-
-def _batches_of(loader: object, limit: int | float | None) -> int | None:
-    try:
-        length = len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-    if limit is None:
-        return length
-    return min(length, limit) if isinstance(limit, int) else math.floor(length * limit)

@@ -83,5 +83,9 @@ class Transport(ABC):
         """Raise the PeerError that is already known, if any, without waiting; the place is for its message."""
 
     @abstractmethod
+    def announce_end(self, rounds: int) -> None:
+        """Let the other ranks know that this one takes part in ``rounds`` rounds and no more, without waiting."""
+
+    @abstractmethod
     def close(self) -> None:
         """End the threads and release the groups, where nothing is pending; never waits for another rank."""

@@ -44,5 +44,9 @@ class LoopbackTransport(Transport):
         """A single rank has no peer to lose."""
 
     @override
+    def announce_end(self, rounds: int) -> None:
+        """There is nobody to tell."""
+
+    @override
     def close(self) -> None:
         """Nothing is open."""

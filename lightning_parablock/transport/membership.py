@@ -31,6 +31,7 @@ _FOREVER = timedelta(days=3650)  # gloo closes every pair once a wait runs out, 
 _GRACE_S = 0.5
 _LAST_WORDS_BYTES = 2048
 _LAST_RESORT_S = 60.0
+_STRAY_S = 30.0  # a peer that took its part in a collective may end its training before this rank has the result
 
 
 class Sign(IntEnum):
@@ -82,6 +83,7 @@ class _Peer:
     ended: Sign | None = None
     lost_s: float | None = None
     lost_why: str = ""
+    rounds: int | None = None  # in all, once it has trained its last one
 
 
 class Watch:
@@ -104,6 +106,7 @@ class Watch:
         self._last_resort_s = max(_LAST_RESORT_S, silence_limit_s)
         self._peers = {rank: _Peer(time.monotonic()) for rank in membership.peers}
         self._changed = threading.Condition()
+        self._rounds: int | None = None
         self._last_word: Sign | None = None
         self._last_words = ""
         self._told = False
@@ -131,6 +134,20 @@ class Watch:
         if peer is None:
             return False
         return peer.lost_s is not None or time.monotonic() - peer.seen_s > self._silence_limit_s
+
+    def announce_end(self, rounds: int) -> None:
+        """Tell the peers, with the next sign of life, that this rank takes part in ``rounds`` rounds and no more."""
+        self._rounds = rounds
+
+    def check_takes_part(self, round_index: int) -> None:
+        """Raise if a peer is known to have ended its training before this round.
+
+        Raises:
+            PeerError: names the peer.
+        """
+        for rank, peer in self._peers.items():
+            if peer.rounds is not None and round_index >= peer.rounds:
+                raise self._ended_alone(rank, peer.rounds)
 
     def explain(self, cause: Exception, rank: int) -> PeerError:
         """Turn a failed transfer with ``rank`` into the error to show, naming whoever was lost first."""
@@ -163,6 +180,8 @@ class Watch:
         thread = threading.Thread(target=run, daemon=True, name=f"parablock-{what}")
         thread.start()
         while not finished.wait(0.05):
+            if self._left_alone() is not None and not finished.wait(_STRAY_S):
+                self._refuse_stray()
             # Whoever failed may have done its part before; then everybody can come to the same conclusion.
             if self._known() is not None and not finished.wait(_GRACE_S):
                 self.check()
@@ -209,6 +228,24 @@ class Watch:
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
 
+    def _left_alone(self) -> int | None:
+        """A peer that has ended its training while this rank has not: it comes to no more collective of training."""
+        if self._rounds is not None:
+            return None
+        return next((rank for rank, peer in self._peers.items() if peer.rounds is not None), None)
+
+    def _refuse_stray(self) -> None:
+        rank = self._left_alone()
+        if rank is not None:
+            raise self._ended_alone(rank, self._peers[rank].rounds)
+
+    def _ended_alone(self, rank: int, rounds: int | None) -> PeerError:
+        return PeerError(
+            f"{self._membership.describe(rank)} ended its training after {rounds} rounds, by itself, which the other "
+            "clients cannot see: where trainer.should_stop is set or batches are skipped, all clients must decide "
+            "alike (EarlyStopping does; else ask trainer.strategy.reduce_boolean_decision at the same batch)"
+        )
+
     def _known(self) -> PeerError | None:
         lost = self._first_lost()
         if lost is not None:
@@ -245,12 +282,14 @@ class Watch:
         thread.start()
 
     def _listen(self, rank: int) -> None:
-        heard = torch.zeros(1, dtype=torch.int64)
+        heard = torch.zeros(2, dtype=torch.int64)
         peer = self._peers[rank]
         while peer.ended is None and peer.lost_s is None:
             try:
                 self._receive(heard, rank)
-                self._hear(rank, peer, Sign(int(heard.item())))
+                sign, rounds = heard.tolist()
+                peer.rounds = rounds if rounds >= 0 else None
+                self._hear(rank, peer, Sign(sign))
             except Exception as error:  # gloo raises RuntimeError and others; whatever it is, nothing more can come
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
                 self._lose(peer, f"was lost: its process ended or its connection closed ({reason})")
@@ -289,7 +328,9 @@ class Watch:
                 self._changed.wait_for(lambda: self._last_word is not None, timeout=self._heartbeat_s)
                 word = self._last_word
             try:
-                self._send(torch.tensor([Sign.ALIVE if word is None else word], dtype=torch.int64), rank)
+                sign = Sign.ALIVE if word is None else word
+                rounds = -1 if self._rounds is None else self._rounds
+                self._send(torch.tensor([sign, rounds], dtype=torch.int64), rank)
                 if word == Sign.FAILED:
                     text = self._last_words.encode()[:_LAST_WORDS_BYTES].ljust(_LAST_WORDS_BYTES, b"\0")
                     self._send(torch.frombuffer(bytearray(text), dtype=torch.uint8), rank)

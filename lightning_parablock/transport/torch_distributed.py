@@ -87,8 +87,13 @@ class TorchDistributedTransport(Transport):
     def check(self, round_index: int, block: int) -> None:
         try:
             self._watch.check()
+            self._watch.check_takes_part(round_index)
         except PeerError as error:
             raise error.at(round_index, self._blocks[block].name) from error
+
+    @override
+    def announce_end(self, rounds: int) -> None:
+        self._watch.announce_end(rounds)
 
     @override
     def close(self) -> None:

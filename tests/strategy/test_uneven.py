@@ -1,0 +1,55 @@
+"""Clients whose data differ in size and kind, and clients that do something alone: nobody hangs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.launch import run_ranks
+
+SCENARIOS = [
+    "streams of unknown lengths",
+    "streams and limits",
+    "a length on one client only",
+    "short last batches",
+    "several loaders",
+    "workers that stay",
+    "loaders are shortened anew",
+    "means over all samples",
+    "meeting in uneven validation",
+    "no data",
+]
+ENDED = r"PeerError: round \d+, block .*: client 1 \(rank 1 on .*\) ended its training after 2 rounds, by itself"
+
+
+@pytest.fixture(scope="module")
+def outputs() -> list[str]:
+    return run_ranks(2, ["-m", "tests.strategy.worker_uneven"], timeout_s=120)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_it_holds_on_every_rank(outputs: list[str], scenario: str) -> None:
+    for output in outputs:
+        assert f"HOLDS {scenario}" in output.splitlines()
+
+
+@pytest.mark.parametrize("how", ["stops", "stops before validation"])
+def test_a_client_that_stops_alone_is_named_by_the_others(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    outputs = run_ranks(2, ["-m", "tests.strategy.worker_alone", how], timeout_s=60, expect_code=None)
+    for output in outputs:
+        assert re.search(ENDED, output)
+        assert "fitted" not in output
+
+
+def test_saving_on_an_exception_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    arguments = ["-m", "tests.strategy.worker_alone", "fails"]
+    survivor, failed = run_ranks(2, arguments, timeout_s=60, expect_code=None)
+    assert "ZeroDivisionError: client 1 is broken" in failed
+    assert re.search(r"PeerLostError: round \d+, block .* ended on an error of its own: ZeroDivisionError", survivor)
+    assert (tmp_path / "saved" / "exception.ckpt").is_file()

@@ -1,0 +1,57 @@
+"""One rank of the runs that test_uneven.py lets fail: client 1 does something by itself, and client 0 must not hang."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_parablock.transport import membership
+from tests.strategy.trainer_toys import RANK, TASK, Do, K, batches, run
+from tests.support.lightning_run import TaskModule
+from tests.tasks import adamw_default
+
+SCRATCH = Path(os.environ["SCRATCH"])
+
+
+def stops() -> None:
+    """Its own callback ends the training after five of seven batches."""
+    run(callbacks=[Do(on_train_batch_end=stop_after(5))], limit_val_batches=0, max_epochs=3)
+
+
+def stops_before_validation() -> None:
+    """The same, where the other one's next act is to meet all clients in validation, in the same round."""
+    membership._STRAY_S = 1.0  # pyright: ignore[reportPrivateUsage]
+    run(callbacks=[Do(on_train_batch_end=stop_after(K + 1))], train=batches(K + 2), val=batches(2))
+
+
+def stop_after(step: int) -> Any:
+    def action(trainer: Trainer, _: Any) -> None:
+        trainer.should_stop = trainer.should_stop or (RANK == 1 and trainer.global_step >= step)
+        trainer.limit_val_batches = 0 if trainer.should_stop else trainer.limit_val_batches
+
+    return action
+
+
+def fails() -> None:
+    """It raises, and both clients save on an exception."""
+
+    class Failing(TaskModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if RANK == 1 and self.global_step == K + 1:
+                raise ZeroDivisionError("client 1 is broken")
+            return super().training_step(batch, batch_idx)
+
+    save = ModelCheckpoint(SCRATCH / "saved", save_on_exception=True, filename="exception", every_n_epochs=99)
+    run(Failing(TASK, adamw_default), enable_checkpointing=True, callbacks=[save])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"stops": stops, "stops before validation": stops_before_validation, "fails": fails}[sys.argv[1]]()
+    print("fitted", flush=True)
