@@ -60,7 +60,7 @@ AS_THE_ORACLE = [
 OTHER = ["what was written", "ReduceLROnPlateau", "validate, test, predict"]
 DIFFERS = r"differs between clients: client 0 .* has .*; client 1 .* has .*; make it the same everywhere"
 REFUSED = {
-    "bf16-true": r"'model\.0\.weight' is torch\.bfloat16; trainable parameters must be float32",
+    "16-true": r"'model\.0\.weight' is torch\.float16; trainable parameters must be float32",
     "64-true": r"'model\.0\.weight' is torch\.float64; trainable parameters must be float32",
     "StochasticWeightAveraging": r"the callback StochasticWeightAveraging averages this client's own weights",
     "EMAWeightAveraging": r"the callback EMAWeightAveraging averages this client's own weights",

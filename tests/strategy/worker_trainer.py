@@ -500,7 +500,7 @@ def compiled_whole() -> None:
 
 
 REFUSED: dict[str, Callable[[], None]] = {
-    "bf16-true": never(precision="bf16-true"),
+    "16-true": never(precision="16-true"),
     "64-true": never(precision="64-true"),
     "StochasticWeightAveraging": never(callbacks=[cb.StochasticWeightAveraging(0.1)]),
     "EMAWeightAveraging": never(callbacks=[cb.EMAWeightAveraging()]),

@@ -49,7 +49,7 @@ def test_other_callbacks_are_welcome() -> None:
     refuse_trainer(trainer_with(ModelCheckpoint()), LightningModule())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_trainable_parameters_of_another_type(dtype: torch.dtype) -> None:
     module = model()
     module[1].to(dtype)
