@@ -36,7 +36,8 @@ class Client:
         versions: For each block the number of commits merged into it; W of the client is this version.
         in_flight: Own deltas submitted and not merged, oldest first.
         start: The value s from which the delta of the running round is measured, shape (numel,); None between rounds.
-        steps: Local steps made in the running round.
+        steps: Local steps of the running round that have passed.
+        trained_steps: Those of them in which the client trained.
     """
 
     id: int
@@ -44,11 +45,14 @@ class Client:
     in_flight: list[InFlight] = field(default_factory=list[InFlight])
     start: Tensor | None = None
     steps: int = 0
+    trained_steps: int = 0
 
     def tag(self, block: int, in_flight_value: InFlightValue) -> Tag:
         """What :meth:`held` returns for the block, named instead of computed."""
         own = (
-            tuple((self.id, d.round) for d in self.in_flight if d.block == block) if in_flight_value == "local" else ()
+            tuple((self.id, d.round) for d in self.in_flight if d.block == block and d.weight)
+            if in_flight_value == "local"
+            else ()
         )
         return self.versions[block], own
 
@@ -73,4 +77,4 @@ class Client:
         self.in_flight = [d for d in self.in_flight if (d.round, d.block) != (round_index, block)]
 
     def _own(self, block: int) -> Iterable[Tensor]:
-        return (d.delta for d in self.in_flight if d.block == block)
+        return (d.delta for d in self.in_flight if d.block == block and d.weight)

@@ -60,6 +60,19 @@ def refuse_trainer(trainer: Trainer, module: LightningModule) -> None:
         )
 
 
+def refuse_uneven_loaders(n_loaders: int, *, uneven: bool) -> None:
+    """Refuse several training loaders where clients go on beyond the end of their data.
+
+    Raises:
+        ConfigurationError: which batches of a combination are this client's own cannot be told.
+    """
+    if uneven and n_loaders > 1:
+        raise ConfigurationError(
+            f"there are {n_loaders} training loaders, and clients have different numbers of batches of them; set "
+            "uneven_clients='shorten', or give all clients loaders of the same lengths"
+        )
+
+
 def refuse_parameters(module: torch.nn.Module, blocks: Iterable[Block]) -> None:
     """Refuse trainable parameters that are neither float32 nor bfloat16.
 

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_parablock.client import Client, InFlight
@@ -115,12 +116,17 @@ class RoundEngine:
         self.model.show_all(client)
         client.start = self.model.begin_training(client, self.block)
         self.flat.open_master(self.block)
-        client.steps = 0
+        client.steps = client.trained_steps = 0
 
-    def after_step(self) -> None:
-        """Advance the clock by one optimizer step; merge the commit that is due inside the round, if one is."""
+    def after_step(self, *, trained: bool = True) -> None:
+        """Advance the clock by one optimizer step; merge the commit that is due inside the round, if one is.
+
+        Args:
+            trained: False for a client that has nothing left to train on and lets the step pass by.
+        """
         client = self._turn_of()
         client.steps += 1
+        client.trained_steps += trained
         self.transport.check(self.round, self.block)
         delay_rounds, delay_rest_steps = self.settings.delay_rounds_and_steps
         if client.steps == delay_rest_steps:
@@ -140,7 +146,10 @@ class RoundEngine:
         """Measure the active client's delta from s; afterwards the optimizer must not touch the block."""
         client = self._turn_of()
         assert client.start is not None
-        self._uploads[client.id] = Upload(self.flat.pack(self.block) - client.start)
+        if client.trained_steps:
+            self._uploads[client.id] = Upload(self.flat.pack(self.block) - client.start)
+        else:  # who did not train has no part in the mean: it is that of the others
+            self._uploads[client.id] = Upload(torch.zeros_like(client.start), weight=0)
         self.flat.close_master()
         turn = self._turns[self.round, client.id]
         turn.end_s, turn.steps = time.time(), client.steps
@@ -199,7 +208,14 @@ class RoundEngine:
         now_s = time.time()
         return {
             "round": self.round,
-            "active": None if active is None else {"client": active.id, "steps": active.steps, "values": values},
+            "active": None
+            if active is None
+            else {
+                "client": active.id,
+                "steps": active.steps,
+                "trained_steps": active.trained_steps,
+                "values": values,
+            },
             "uploads": [[client, upload.delta, upload.weight] for client, upload in self._uploads.items()],
             "in_flight": [
                 [d.round, d.block, client.id, d.delta, d.weight]
@@ -238,12 +254,12 @@ class RoundEngine:
         """Begin a fresh engine with this round, nothing being in flight."""
         self.round = self._first_round = round_index
 
-    def _reopen_turn(self, client: int, steps: int, values: Tensor) -> None:
+    def _reopen_turn(self, client: int, steps: int, trained_steps: int, values: Tensor) -> None:
         turn = self._turns[self.round, client]
         self.begin_round()
         self.begin_turn(client)  # s is the held value, also where a commit has moved it since
         self._turns[self.round, client] = turn
-        self.clients[client].steps = steps
+        self.clients[client].steps, self.clients[client].trained_steps = steps, trained_steps
         self.flat.unpack(self.block, values)
 
     # --- inside -------------------------------------------------------------------------------------------------------

@@ -27,14 +27,18 @@ def weighted_mean(deltas: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
 
     Args:
         deltas: One vector a client, all of one shape.
-        weights: n_i, one a client; 1 each for uniform weighting, else the samples trained in the round.
+        weights: n_i, one a client; 1 each for uniform weighting, else the samples trained in the round. 0 leaves a
+            client out; where all are 0 nobody trained, and the mean is zero.
 
     Returns:
         A fresh tensor.
     """
-    total = deltas[0] * weights[0]
-    for delta, weight in zip(deltas[1:], weights[1:], strict=True):
-        total = total + delta * weight
+    parts = [delta * weight for delta, weight in zip(deltas, weights, strict=True) if weight]
+    if not parts:
+        return torch.zeros_like(deltas[0])
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
     return total / sum(weights)
 
 

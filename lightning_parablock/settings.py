@@ -19,6 +19,7 @@ Weighting = Literal["uniform"]
 Compression = Literal["none"]
 BlockOptimizerState = Literal["reset"]
 MissingClientState = Literal["error", "fresh"]
+UnevenClients = Literal["go_on", "shorten"]
 Buffers = Literal["local", "average"]
 BlocksSpec = str | int | Sequence[str]
 
@@ -89,6 +90,7 @@ class Settings:
     straggler_timeout_s: float = 3600.0
     heartbeat_s: float = 1.0
     chunk_bytes: int = 1 << 20
+    uneven_clients: UnevenClients = "go_on"
     missing_client_state: MissingClientState = "error"
     seed: int = 0
 
@@ -115,6 +117,7 @@ class Settings:
         _check_choice("weighting", self.weighting, get_args(Weighting))
         _check_choice("topology", self.topology, get_args(Topology))
         _check_choice("compression", self.compression, get_args(Compression))
+        _check_choice("uneven_clients", self.uneven_clients, get_args(UnevenClients))
         _check_choice("missing_client_state", self.missing_client_state, get_args(MissingClientState))
         _check_choice("block_optimizer_state", self.block_optimizer_state, get_args(BlockOptimizerState))
         _check_choice("buffers", self.buffers, get_args(Buffers))

@@ -51,6 +51,7 @@ from lightning_parablock.refusals import (
     refuse_parameters,
     refuse_trainer,
     refuse_uncovered,
+    refuse_uneven_loaders,
     the_optimizer,
 )
 from lightning_parablock.resume import Checkpoints
@@ -66,6 +67,7 @@ from lightning_parablock.settings import (
     ServerOptimizer,
     Settings,
     Topology,
+    UnevenClients,
     Unmatched,
     Weighting,
     resolve_blocks,
@@ -115,6 +117,9 @@ class ParaBlockStrategy(WatchedStrategy):
         straggler_timeout_s: Seconds to wait for a client that is alive but has not delivered its part of an exchange.
         heartbeat_s: Seconds between two signs of life of a client.
         chunk_bytes: Payload of one message, in bytes, a multiple of 4096; blocks travel in chunks of this size.
+        uneven_clients: Where clients have different numbers of training batches: "go_on" makes an epoch as long as the
+            longest, and a client that has used up its data has no weight in the rounds that are left of it; "shorten"
+            makes it as long as the shortest.
         missing_client_state: What fit does with a checkpoint whose clients' state is torn, missing or another run's:
             "error" stops before training, "fresh" goes on from the committed model, clients beginning the round anew.
         seed: Seed of the block order and of the clients' random states. None takes the one of seed_everything, else 0.
@@ -151,6 +156,7 @@ class ParaBlockStrategy(WatchedStrategy):
         straggler_timeout_s: float = 3600.0,
         heartbeat_s: float = 1.0,
         chunk_bytes: int = 1 << 20,
+        uneven_clients: UnevenClients = "go_on",
         missing_client_state: MissingClientState = "error",
         seed: int | None = None,
         process_group_backend: str | None = None,
@@ -189,6 +195,7 @@ class ParaBlockStrategy(WatchedStrategy):
             straggler_timeout_s=straggler_timeout_s,
             heartbeat_s=heartbeat_s,
             chunk_bytes=chunk_bytes,
+            uneven_clients=uneven_clients,
             missing_client_state=missing_client_state,
             seed=0 if seed is None else seed,
         )
@@ -233,6 +240,8 @@ class ParaBlockStrategy(WatchedStrategy):
         silence_batch_broadcasts(trainer)
         isolate_validation(trainer, self._note_random_state)
         self._uneven_evaluation = False
+        self._uneven_training = False
+        self._trained = False
         keep_time_by_rounds(trainer, lambda: self._engine is not None and self._engine.at_round_start)
 
     @override
@@ -295,11 +304,12 @@ class ParaBlockStrategy(WatchedStrategy):
 
     def start_rounds(self) -> list[nn.Parameter]:
         """Open the transport, begin the first round and return its block's parameters. Collective."""
-        assert self._flat is not None and self._federation is not None
+        assert self._flat is not None and self._federation is not None and self._trainer is not None
+        refuse_uneven_loaders(len(_training_loaders(self._trainer)), uneven=self._uneven_training)
         device, backend = self.root_device, self.process_group_backend
         self._transport = open_transport(self._federation, self._flat, self.settings, device=device, backend=backend)
         engine = self._engine = RoundEngine(self._flat, self.settings, [self.client], self._transport)
-        self._stepped = False  # an earlier fit may have failed between a step and its batch's end
+        self._stepped = self._trained = False  # an earlier fit may have failed between a step and its batch's end
         if self._resumed is not None:
             go_on(engine, self._resumed)
         return engine.flat.parameters(engine.block) if engine.has_open_turn else self._begin_round(engine)
@@ -327,7 +337,8 @@ class ParaBlockStrategy(WatchedStrategy):
         if not self._stepped:
             return None
         self._stepped = False
-        engine.after_step()
+        trained, self._trained = self._trained, False
+        engine.after_step(trained=trained)
         if not engine.turn_is_over:
             return None
         old_block = engine.block
@@ -345,6 +356,17 @@ class ParaBlockStrategy(WatchedStrategy):
         self._refuse_divergence()
         self._show_mean_buffers()
         transport.close()
+
+    @override
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        assert self._trainer is not None
+        loaders = _training_loaders(self._trainer)
+        idles = [loader.idles() for loader in loaders if hasattr(loader, "idles")]
+        if any(idles):
+            # A loss that nothing depends on: the optimizer finds no gradient and moves nothing.
+            return torch.zeros((), device=self.root_device, requires_grad=True)
+        self._trained = True
+        return super().training_step(*args, **kwargs)
 
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
@@ -526,16 +548,22 @@ class ParaBlockStrategy(WatchedStrategy):
             )
 
     def _agree_on_length(self, stage: RunningStage, loader: object) -> object:
-        """Clients with different numbers of batches train by the shortest, so that all make the same rounds."""
-        epoch = Epoch(stage.value, self.settings.local_steps, self.gather_objects)
+        """Clients with different numbers of batches make epochs of one length, so that all make the same rounds."""
+        goes_on = self.settings.uneven_clients == "go_on"
+        epoch = Epoch(stage.value, self.settings.local_steps, self.gather_objects, goes_on)
         loader, lengths = agree_on_length(loader, epoch)
         uneven = None in lengths or len(set(lengths)) > 1
         if uneven and stage == RunningStage.TRAINING:
             said = ", ".join("unknown" if n is None else str(n) for n in lengths)
             rank_zero_info(
-                f"parablock: the clients have {said} batches an epoch; every client trains on as many as the "
-                "shortest one has, so that all take part in every round"
+                f"parablock: the clients have {said} batches an epoch; "
+                + (
+                    "a client that has used up its data idles while the others go on"
+                    if goes_on
+                    else "every client trains on as many as the shortest one has"
+                )
             )
+            self._uneven_training = goes_on
         elif stage != RunningStage.TRAINING:
             self._uneven_evaluation = self._uneven_evaluation or uneven
         return loader

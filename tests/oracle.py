@@ -34,6 +34,7 @@ class OracleConfig:
     server: str = "sgd"  # "sgd" | "nesterov"
     server_lr: float = 1.0
     server_momentum: float = 0.9
+    trains: Callable[[int, int], bool] = lambda client, step: True  # whether a client has data left for a step
 
     def __post_init__(self) -> None:
         """Refuse what would otherwise be taken for something else in silence."""
@@ -76,17 +77,18 @@ def run_oracle(
     def held(i: int, b: int) -> Weights:
         value = {name: W[name] for name in names_of[b]}
         for t in in_flight:
-            if config.in_flight_value == "local" and block_of_round[t] == b:
+            if config.in_flight_value == "local" and block_of_round[t] == b and (t, i) in Delta:
                 value = {name: value[name] + Delta[t, i][name] for name in value}
         return value
 
     def commit(t: int) -> None:
         before = {name: W[name] for name in names_of[block_of_round[t]]}
         for name in before:
-            total = Delta[t, 0][name]
-            for i in clients[1:]:
+            trained = [i for i in clients if (t, i) in Delta]
+            total = Delta[t, trained[0]][name]
+            for i in trained[1:]:
                 total = total + Delta[t, i][name]
-            direction = G = total / config.n_clients
+            direction = G = total / len(trained)
             if config.server == "nesterov":
                 v[name] = config.server_momentum * v[name] + G
                 direction = G + config.server_momentum * v[name]
@@ -120,6 +122,8 @@ def run_oracle(
 
         for step in range(1, min(K, config.total_steps - t * K) + 1):
             for i in clients:
+                if not config.trains(i, t * K + step - 1):
+                    continue
                 optimizers[i].zero_grad()
                 loss_fn(models[i], i, t * K + step - 1).backward()
                 optimizers[i].step()
@@ -128,7 +132,8 @@ def run_oracle(
 
         with torch.no_grad():
             for i in clients:
-                Delta[t, i] = {name: X[i][name] - s[i][name] for name in names_of[b]}
+                if any(config.trains(i, step) for step in range(t * K, min((t + 1) * K, config.total_steps))):
+                    Delta[t, i] = {name: X[i][name] - s[i][name] for name in names_of[b]}
             if r == 0 and q > 0 and t - q >= 0:
                 merge(t - q)
             in_flight.append(t)

@@ -18,6 +18,7 @@ SCENARIOS = [
     "delay 2K, star",
     "delay K+2, anchor",
     "bf16-true",
+    "uneven",
     "accumulation",
     "worker processes",
     "own generator",

@@ -23,7 +23,13 @@ STEPS = EPOCHS * BATCHES
 
 def strategy(**options: Any) -> ParaBlockStrategy:
     """ParaBlock with one round's delay on the task's blocks."""
-    chosen = {"local_steps": K, "blocks": patterns_of(TASK), "seed": 3, "exchange_timeout_s": 60}
+    chosen = {
+        "local_steps": K,
+        "blocks": patterns_of(TASK),
+        "seed": 3,
+        "exchange_timeout_s": 60,
+        "uneven_clients": "shorten",
+    }
     return ParaBlockStrategy(**(chosen | options))  # type: ignore[arg-type]
 
 
@@ -50,11 +56,11 @@ def epoch_loss(model: nn.Module, client: int, step: int) -> Tensor:
 
 
 def oracle(
-    total_steps: int = STEPS, loss_fn: Any = epoch_loss, make_optimizer: Any = adamw_default
+    total_steps: int = STEPS, loss_fn: Any = epoch_loss, make_optimizer: Any = adamw_default, **more: Any
 ) -> dict[str, Tensor]:
     """The weights after so many steps of each client, two clients, in the plain loop."""
     options = {"n_clients": N_RANKS, "total_steps": total_steps, "loss_fn": loss_fn, "make_optimizer": make_optimizer}
-    return expected_weights(TASK, strategy().settings, **options)
+    return expected_weights(TASK, strategy().settings, **options, **more)
 
 
 def steps_made(module: LightningModule) -> int:

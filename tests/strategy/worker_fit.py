@@ -193,7 +193,7 @@ def validation_sees_the_committed_model() -> None:
 
 def uneven_loaders_end_together() -> None:
     """8 and 12 batches: every client makes 8 steps, and all hold the same weights."""
-    used = strategy()
+    used = strategy(uneven_clients="shorten")
     module = fit(TASK, used, RANK, 8 + 4 * RANK, devices=N_RANKS)
     assert sum(record.steps for record in used.round_records) == 8
     assert_same_bits(module.weights(), oracle(used, total_steps=8))
@@ -256,7 +256,7 @@ def metrics_are_logged() -> None:
 
 def a_trainer_fits_twice() -> None:
     """A second fit starts where the first ended, with rounds and a number of batches of its own."""
-    used = strategy()
+    used = strategy(uneven_clients="shorten")
     module, trainer = TaskModule(TASK, adamw_default), quiet_trainer(used, use_distributed_sampler=False)
     trainer.fit(module, DataLoader(Steps(8 + 4 * RANK, RANK), batch_size=1))
     assert [record.round for record in used.round_records] == [0, 1]

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_parablock import ParaBlockStrategy, ServerNesterov
 from tests.tasks import Layer, assert_same_bits
@@ -128,6 +128,7 @@ TRAIN: dict[str, Callable[[], Any]] = {
     "iterable": lambda: DataLoader(Endless(), batch_size=2),
     "two loaders": lambda: {"x": shuffled(), "y": DataLoader(Noisy(), batch_size=7, shuffle=True)},
     "stateful": Stateful,
+    "uneven": lambda: DataLoader(Subset(Noisy(), range(2 * BATCHES - 10 * RANK)), batch_size=2, shuffle=True),
 }
 
 
@@ -218,11 +219,12 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "bf16-true": stopped_and_resumed(
         "bf16", "on_train_batch_end", 14, strategy={"delay_steps": K + 2}, precision="bf16-true", max_epochs=2
     ),
+    "uneven": stopped_and_resumed("uneven", "on_train_batch_end", 9, data="uneven", max_epochs=2),  # client 1 idles
     "accumulation": stopped_and_resumed("accumulate", "on_validation_end", 8, accumulate_grad_batches=2),
     **{
         data: stopped_and_resumed(data, "on_train_batch_end", 14, data=data, max_epochs=2)
         for data in TRAIN
-        if data != "shuffled"
+        if data not in ("shuffled", "uneven")
     },
 }
 

@@ -206,12 +206,65 @@ def raises(kind: type[Exception], attempt: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__}")
 
 
+def clients_that_go_on() -> None:
+    """A client without data left idles to the epoch's end: it moves nothing, has no weight, and holds the same model.
+
+    The shorter client ends in the middle of a round (5 batches), at a round's end (4), or rounds before the other (3).
+    Weight decay and momentum would move it if an idle step were a step of its optimizer.
+    """
+    decaying = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)  # noqa: E731
+    for one, other, kind in ((5, 11, batches), (12, 4, batches), (3, 14, batches), (9, 4, stream), (3, 10, stream)):
+        lengths, longest = (one, other), max(one, other)
+        module = run(
+            TaskModule(TASK, decaying),
+            train=kind(mine(one, other)),
+            val=batches(mine(2, 3)),
+            used=strategy(uneven_clients="go_on"),
+            val_check_interval=2,
+        )
+        assert steps_made(module) == module.trainer.global_step == 2 * longest
+        expected = oracle(
+            2 * longest,
+            lambda model, client, step, n=longest: TASK.loss_fn(model, client, step % n),
+            decaying,
+            trains=lambda client, step, n=longest, own=lengths: step % n < own[client],
+        )
+        assert_same_bits(module.weights(), expected)
+
+
+def going_on_with_accumulation() -> None:
+    """5 and 12 batches, two a step: the third step of the shorter one has half of its batches, and is a step."""
+    used = strategy(uneven_clients="go_on")
+    module = run(train=batches(mine(5, 12)), used=used, accumulate_grad_batches=2, max_epochs=1)
+    assert steps_made(module) == 6
+
+    def loss(model: nn.Module, client: int, step: int) -> Tensor:
+        own = [b for b in (2 * step, 2 * step + 1) if b < (5, 12)[client]]
+        return sum(TASK.loss_fn(model, client, b) / 2 for b in own)  # type: ignore[return-value]
+
+    trains = lambda client, step: 2 * step < (5, 12)[client]  # noqa: E731
+    assert_same_bits(module.weights(), oracle(6, loss, trains=trains))
+
+
+def several_loaders_cannot_go_on() -> None:
+    """Refused before training, on every rank; equal lengths are welcome."""
+    loaders = {"a": batches(mine(8, 12)), "b": batches(6)}
+    used = lambda: strategy(uneven_clients="go_on")  # noqa: E731
+    says = raises(ConfigurationError, lambda: run(Pairs(TASK, adamw_default), train=loaders, used=used()))
+    assert "there are 2 training loaders" in says and "uneven_clients='shorten'" in says
+    module = run(Pairs(TASK, adamw_default), train={"a": batches(8), "b": batches(16)}, used=used(), max_epochs=1)
+    assert_same_bits(module.weights(), expected(16, 16))
+
+
 SCENARIOS: dict[str, Callable[[], None]] = {
     "streams of unknown lengths": streams_of_unknown_lengths,
     "streams and limits": streams_and_limits,
     "a length on one client only": a_length_on_one_client_only,
     "short last batches": short_last_batches,
     "several loaders": several_loaders,
+    "clients that go on": clients_that_go_on,
+    "going on with accumulation": going_on_with_accumulation,
+    "several loaders cannot go on": several_loaders_cannot_go_on,
     "workers that stay": workers_that_stay,
     "loaders are shortened anew": loaders_are_shortened_anew,
     "means over all samples": means_over_all_samples,
