@@ -82,8 +82,8 @@ class PositionedLoader:
             position["batches"] += 1
             if position["batches"] > to_pass:
                 yield batch
-            elif hasattr(loader, "idles"):
-                loader.idles()  # what was noted of a batch that nobody asks about
+            elif hasattr(self._own["loader"], "idles"):
+                self._own["loader"].idles()  # what was noted of a batch that nobody asks about
 
     @property
     def _is_stateful(self) -> bool:
