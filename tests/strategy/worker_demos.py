@@ -1,4 +1,4 @@
-"""One rank of the fits that test_demos.py starts: Lightning's own demo modules as they are, trained by a real Trainer."""
+"""One rank of the fits that test_demos.py starts: Lightning's demo modules, unedited, in a real Trainer."""
 
 from __future__ import annotations
 
@@ -180,8 +180,8 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "BoringDataModule": demo(BoringModel, BoringDataModule, blocks=["bias", "weight"], falls=False),
     "BoringDataModuleNoLen": demo(BoringModel, BoringDataModuleNoLen, blocks=2, falls=False),
     "DemoModel": demo(DemoModel, eights, blocks=2),
-    "LightningTransformer": demo(lambda: LightningTransformer(vocab_size=64)),
-    "LightningLSTM": demo(lambda: LightningLSTM(vocab_size=64), short_chunks, steps=10, clip=0.25),
+    "LightningTransformer": demo(lambda: LightningTransformer(vocab_size=64), steps=18),
+    "LightningLSTM": demo(lambda: LightningLSTM(vocab_size=64), short_chunks, steps=9, clip=0.25),
     "ManualOptimBoringModel": manual_optimization_is_refused,
 }
 
