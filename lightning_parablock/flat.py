@@ -107,6 +107,12 @@ def hash_tensors(tensors: Iterable[Tensor]) -> str:
     """SHA-256 over the bytes of the tensors, in order: equal bits give equal hashes."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        data = tensor.detach().contiguous().cpu()
-        digest.update(data.view(-1).view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The tensor's scalars as bytes, in order of its indices, on the host."""
+    data = tensor.detach().contiguous().cpu()
+    # Not view(-1): a single scalar counts as contiguous whatever its stride is, and view keeps the stride.
+    return data.as_strided((data.numel(),), (1,)).view(torch.uint8).numpy().data

@@ -20,6 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from typing_extensions import override
 
 from lightning_parablock.errors import DataError
+from lightning_parablock.flat import bytes_of
 from lightning_parablock.schedule import derive_seed
 
 _PROBES = 16
@@ -128,8 +129,7 @@ def dataset_fingerprint(loader: object) -> str:
 def _sample_bytes(sample: object) -> bytes:
     """Bytes that depend on the values of a sample alone."""
     if isinstance(sample, torch.Tensor):
-        data = sample.detach().cpu().contiguous()
-        return f"{data.dtype}{tuple(data.shape)}".encode() + data.view(-1).view(torch.uint8).numpy().tobytes()
+        return f"{sample.dtype}{tuple(sample.shape)}".encode() + bytes_of(sample)
     if isinstance(sample, dict):
         return b"".join(repr(key).encode() + _sample_bytes(value) for key, value in sample.items())
     if isinstance(sample, (list, tuple)):

@@ -86,3 +86,10 @@ def test_the_hash_notices_one_bit_and_the_sign_of_zero() -> None:
     value[500] = torch.nextafter(value[500], torch.tensor(2.0))
     assert hash_tensors([value]) != before
     assert hash_tensors([torch.tensor([0.0])]) != hash_tensors([torch.tensor([-0.0])])
+
+
+def test_a_single_scalar_of_a_wide_row_is_hashed_as_itself() -> None:
+    column = torch.arange(6).view(2, 3)[:1, :1]  # contiguous, says torch, with a stride of 3
+    assert column.is_contiguous() and column.stride() == (3, 1) and column.T.stride()[-1] == 3
+    assert hash_tensors([column.T]) == hash_tensors([torch.tensor([0])])
+    assert hash_tensors([torch.empty(0, 3), torch.tensor(2.5)]) == hash_tensors([torch.tensor([2.5])])

@@ -250,6 +250,7 @@ def test_the_fingerprint_sees_first_last_and_some_between(position: int) -> None
         [None],
         [torch.tensor([1], dtype=torch.int32)],
         [torch.tensor([[1.0]])],
+        [torch.ones(1, 3)[:, :1].T],  # its last stride is 3
         [],
     ],
     ids=repr,
