@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_parablock.buffers import Replaced
 from lightning_parablock.checkpoint import write_atomically
+from lightning_parablock.errors import CheckpointError
 from lightning_parablock.positioned import Position
 from lightning_parablock.random_state import RandomState, capture, restore
 from lightning_parablock.ranks import WatchedStrategy
@@ -33,12 +34,14 @@ class Resumed:
         own: This client's state; None where client state starts fresh.
         server: Pieces of the server optimizer's state, where client state starts fresh.
         optimizer_states: Of this client's optimizer, as they were saved.
+        blocks: Name and number of scalars of each block then; empty where another strategy saved the checkpoint.
     """
 
     round: int
     own: dict[str, Any] | None
     server: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     optimizer_states: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    blocks: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
 
     def positions(self) -> dict[int, Position]:
         """The position in each training loader, by its index, where one is known."""
@@ -83,7 +86,17 @@ def training_state(
 
 
 def go_on(engine: RoundEngine, resumed: Resumed) -> None:
-    """Bring a fresh engine to where the checkpoint was saved; collective."""
+    """Bring a fresh engine to where the checkpoint was saved; collective.
+
+    Raises:
+        CheckpointError: the model is now cut into other blocks, on which what is in flight does not fit.
+    """
+    blocks = [(block.name, block.numel) for block in engine.flat.blocks]
+    if resumed.blocks and resumed.blocks != blocks:
+        raise CheckpointError(
+            f"the checkpoint was saved with the blocks {_listed(resumed.blocks)}, this run has {_listed(blocks)}; make "
+            "the same parameters trainable, or start from its weights with a new fit"
+        )
     if resumed.own is not None:
         engine.restore(resumed.own["engine"])
         return
@@ -135,6 +148,10 @@ def save_last_committed(trainer: Trainer, rank: int, round_index: int) -> None:
         log.error("parablock: the committed model could not be saved to %s: %s", path, error)
     else:
         log.warning("parablock: the run ends in round %d; the last committed model is in %s", round_index, path)
+
+
+def _listed(blocks: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} ({numel})" for name, numel in blocks)
 
 
 def is_remote(path: Any) -> bool:

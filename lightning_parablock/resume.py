@@ -160,7 +160,8 @@ class Checkpoints:
             return self._fresh(checkpoint, entry, self._sidecars(entry, path, range(entry.n_ranks)), problem)
         sidecar = sidecars[self._ranks.global_rank]
         checkpoint.update(sidecar[LIGHTNING])
-        return Resumed(entry.round, sidecar[OWN], optimizer_states=checkpoint["optimizer_states"])
+        states = checkpoint["optimizer_states"]
+        return Resumed(entry.round, sidecar[OWN], optimizer_states=states, blocks=entry.blocks)
 
     def _check_weights(self, checkpoint: Mapping[str, Any], entry: Entry, path: Path) -> None:
         weights = [value for value in checkpoint["state_dict"].values() if isinstance(value, Tensor)]
@@ -207,7 +208,7 @@ class Checkpoints:
             state["state"] = {}
         if entry is None:
             return Resumed(0, None)
-        return Resumed(entry.round, None, self._server_pieces(entry, sidecars))
+        return Resumed(entry.round, None, self._server_pieces(entry, sidecars), blocks=entry.blocks)
 
     def _server_pieces(self, entry: Entry, sidecars: Mapping[int, Any]) -> list[dict[str, Any]]:
         """The server's state from all old ranks, wherever their sidecars are."""

@@ -325,6 +325,7 @@ class ParaBlockStrategy(WatchedStrategy):
             assert self._engine is not None
             restore_exact_optimizer(self._engine, self.optimizers, resumed)
             restore_training(resumed.own, self._module(), self._engine.flat.parameters(self._engine.block))
+            self._trained = resumed.own["trained"]
 
     def after_batch(self) -> list[nn.Parameter] | None:
         """Advance the clock if the batch brought an optimizer step; at a round's end switch to the next block.
@@ -448,7 +449,7 @@ class ParaBlockStrategy(WatchedStrategy):
             save_plain(self, checkpoint, filepath, storage_options)  # never waits for peers
             return
         aside = Aside(self._replaced, self._own_buffers, self._random_outside)
-        own = training_state(engine, self._module(), self._positions(), aside)
+        own = training_state(engine, self._module(), self._positions(), aside) | {"trained": self._trained}
         self._checkpoints().save(checkpoint, filepath, own, self.blocks, storage_options)
 
     @override

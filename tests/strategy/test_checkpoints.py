@@ -15,6 +15,7 @@ SCENARIOS = [
     "foreign",
     "damaged",
     "settings",
+    "blocks",
     "strategy",
     "nowhere",
     "disks",

@@ -156,6 +156,14 @@ def other_settings() -> None:
     resume(ONE, exchange_timeout_s=30, chunk_bytes=8192, topology="star")  # these change no bit
 
 
+def other_blocks() -> None:
+    """The same settings, but a layer is frozen now."""
+    module = Net()
+    module.layers[2].requires_grad_(False)
+    with pytest.raises(CheckpointError, match=r"was saved with the blocks layers\.0 \(.*, this run has layers\.0 \("):
+        trainer_for({}, []).fit(module, **loaders("shuffled"), ckpt_path=ONE)
+
+
 def of_another_strategy() -> None:
     path = SCRATCH / f"plain{RANK}.ckpt"
     trainer = Trainer(
@@ -251,6 +259,7 @@ FILES: dict[str, Callable[[], None]] = {
     "foreign": a_foreign_sidecar,
     "damaged": damaged_weights,
     "settings": other_settings,
+    "blocks": other_blocks,
     "strategy": of_another_strategy,
     "nowhere": nobody_has_it,
     "disks": on_disks_of_their_own,
