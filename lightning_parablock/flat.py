@@ -20,12 +20,16 @@ class FlatBlocks:
     Args:
         module: Its parameters are the only storage; nothing of the model's size is copied.
         blocks: A partition of (some of) its parameters.
+
+    Attributes:
+        is_exact: Whether every parameter of every block is float32.
     """
 
     def __init__(self, module: nn.Module, blocks: Sequence[Block]) -> None:
         by_name = dict(module.named_parameters())
         self.blocks = list(blocks)
         self._parameters = [[by_name[name] for name in block.parameter_names] for block in blocks]
+        self.is_exact = all(parameter.dtype == torch.float32 for block in self._parameters for parameter in block)
         self._masters: dict[int, list[Tensor]] = {}
         self._aside: list[tuple[Tensor, Tensor | None]] = []
 
@@ -68,11 +72,6 @@ class FlatBlocks:
         return [part.view(parameter.shape) for parameter, part in zip(parameters, flat.split(sizes), strict=True)]
 
     # --- the master copy ----------------------------------------------------------------------------------------------
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether every parameter of every block is float32."""
-        return all(parameter.dtype == torch.float32 for block in self._parameters for parameter in block)
 
     def open_master(self, block: int) -> None:
         """Begin to keep the block's values in float32, where its parameters are not."""

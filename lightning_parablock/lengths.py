@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any
 
 from lightning_parablock.errors import DataError
+from lightning_parablock.stand_in import StandIn
 
 Gather = Callable[[Any], Sequence[Any]]
 
@@ -37,28 +38,7 @@ class Epoch:
     goes_on: bool = False
 
 
-class LoaderOfOthers:
-    """Stands before an iterable of batches and passes for it, but for its length and its end."""
-
-    def __init__(self, loader: Any, epoch: Epoch) -> None:
-        self.__dict__.update(_loader=loader, _epoch=epoch)
-
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
-        """The loader's class."""
-        return self._loader.__class__
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._loader, name, value)
-
-    def __iter__(self) -> Iterator[Any]:
-        yield from self._loader
-
-
-class Agreed(LoaderOfOthers):
+class Agreed(StandIn):
     """A training loader whose epoch has the number of batches that the clients agree on.
 
     Where that is more than this client has, the last batch comes again and again, for nothing: each time
@@ -66,8 +46,7 @@ class Agreed(LoaderOfOthers):
     """
 
     def __init__(self, loader: Any, epoch: Epoch) -> None:
-        super().__init__(loader, epoch)
-        self.__dict__.update(_idle=deque[bool](), _last=None)
+        super().__init__(loader, _epoch=epoch, _idle=deque[bool](), _last=None)
 
     def idles(self) -> bool:
         """Whether the next batch to train on, in the order in which they came, is to be passed by."""
@@ -150,19 +129,19 @@ def agree_on_length(loader: Any, epoch: Epoch) -> tuple[Any, list[int | None]]:
     Raises:
         DataError: a client has no batches at all while others have; the same on every client.
     """
-    lengths: list[int | None] = list(epoch.gather(_length(loader)))
+    own = _length(loader)
+    lengths: list[int | None] = list(epoch.gather(own))
     known = [n for n in lengths if n is not None]
     if 0 in known and any(lengths):
         _refuse_nothing(epoch.stage, lengths)
     if len(known) == len(lengths):
-        own = _length(loader)
         if epoch.stage != "train" or own is None:
             return loader, lengths
         return Sized(loader, epoch, own, max(known) if epoch.goes_on else min(known)), lengths
     if epoch.stage == "train":
         return Streamed(loader, epoch), lengths
     # Lightning adds up lengths over the clients, which waits forever for those who have none.
-    return LoaderOfOthers(loader, epoch), lengths
+    return StandIn(loader), lengths
 
 
 def _length(loader: Any) -> int | None:

@@ -15,6 +15,7 @@ import torch
 
 from lightning_parablock.random_state import Stream
 from lightning_parablock.schedule import derive_seed
+from lightning_parablock.stand_in import StandIn
 
 Position = dict[str, Any]
 """epoch; cycle: how often the loader began anew within it; batches: how many it has yielded since; stream: the random
@@ -36,8 +37,8 @@ class Stand:
     passed: Position | None = None
 
 
-class PositionedLoader:
-    """Stands before any iterable of batches and behaves like it in everything but the iteration.
+class PositionedLoader(StandIn):
+    """A loader that knows where it stands, and can begin there again.
 
     Args:
         loader: A DataLoader or another iterable of batches.
@@ -46,22 +47,10 @@ class PositionedLoader:
 
     def __init__(self, loader: Any, stand: Callable[[PositionedLoader], Stand]) -> None:
         generators = [(generator, generator.initial_seed()) for generator in _generators(loader)]
-        self.__dict__["_own"] = {"loader": loader, "stand": stand, "generators": generators}
-        self._own.update(position=None, stream=None)
-
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
-        """The loader's class, so that it passes for one."""
-        return self._own["loader"].__class__
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._own["loader"], name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._own["loader"], name, value)
+        super().__init__(loader, _own={"stand": stand, "generators": generators, "position": None, "stream": None})
 
     def __len__(self) -> int:
-        return len(self._own["loader"])
+        return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: it begins with the first batch that is wanted, when the epoch's number is known.
@@ -82,13 +71,13 @@ class PositionedLoader:
             position["batches"] += 1
             if position["batches"] > to_pass:
                 yield batch
-            elif hasattr(self._own["loader"], "idles"):
-                self._own["loader"].idles()  # what was noted of a batch that nobody asks about
+            elif hasattr(self._loader, "idles"):
+                self._loader.idles()  # what was noted of a batch that nobody asks about
 
     @property
     def _is_stateful(self) -> bool:
         """Whether the loader goes on by itself where its own state, which Lightning restores, says."""
-        return hasattr(self._own["loader"], "load_state_dict")
+        return hasattr(self._loader, "load_state_dict")
 
     def _begin(self, epoch: int, passed: Position | None) -> Position:
         if passed is not None:
@@ -102,7 +91,7 @@ class PositionedLoader:
             # A generator of the loader's own would go on from epoch to epoch: here it begins each one anew.
             for generator, seed in self._own["generators"]:
                 generator.manual_seed(derive_seed(seed, int(torch.randint(2**62, ()).item())))
-            return iter(self._own["loader"])
+            return iter(self._loader)
 
 
 def position_of(loader: PositionedLoader, fetched_ahead: int) -> Position | None:

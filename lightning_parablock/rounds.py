@@ -204,7 +204,9 @@ class RoundEngine:
         versions = [client.versions for client in self.clients.values()]
         assert all(v == versions[0] for v in versions), "in the middle of a round clients of one rank hold different W"
         active = self._active
-        values = None if active is None else (replaced or {}).get(self.block, self.flat.pack(self.block))
+        values = None
+        if active is not None:  # while it trains, the block always shows something else than W
+            values = replaced[self.block] if replaced is not None else self.flat.pack(self.block)
         now_s = time.time()
         return {
             "round": self.round,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -108,14 +107,6 @@ class Site:
         """Drain and return the weights."""
         self.engine.finish()
         return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("server", [ServerSGD(), ServerNesterov()], ids=["sgd", "nesterov"])

@@ -17,6 +17,7 @@ from lightning_parablock.flat import hash_tensors
 from lightning_parablock.transport.chunks import HEADER_BYTES
 from tests.architectures import ARCHITECTURES
 from tests.support.lightning_run import TaskModule, expected_weights, fit, inner_block_names
+from tests.support.scenarios import run_scenarios
 from tests.tasks import POOL_BATCHES, Task, adamw_default, assert_same_bits
 
 RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -90,11 +91,8 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 
 def main() -> None:
     """Run every scenario in turn."""
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for name, scenario in SCENARIOS.items():
-        scenario()
-        print("HOLDS", name, flush=True)
+    run_scenarios(SCENARIOS)
 
 
 if __name__ == "__main__":

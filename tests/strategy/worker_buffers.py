@@ -18,6 +18,7 @@ from lightning_parablock.blocks import partition
 from tests.architectures import ARCHITECTURES
 from tests.strategy.worker_architectures import N_RANKS, RANK, SEED, STEPS, K
 from tests.support.lightning_run import TaskModule, expected_weights, fit
+from tests.support.scenarios import run_scenarios
 from tests.tasks import adamw_default, assert_same_bits
 
 TASK = ARCHITECTURES["ResNet"].task
@@ -177,11 +178,8 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 
 def main() -> None:
     """Run every scenario in turn."""
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    for name, scenario in SCENARIOS.items():
-        scenario()
-        print("HOLDS", name, flush=True)
+    run_scenarios(SCENARIOS)
 
 
 if __name__ == "__main__":

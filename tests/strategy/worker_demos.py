@@ -33,6 +33,7 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.schedule import block_of_round
 from tests.oracle import OracleConfig, run_oracle
 from tests.support.lightning_run import trainer_for
+from tests.support.scenarios import run_scenarios
 from tests.tasks import assert_same_bits
 
 RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -188,15 +189,12 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 
 def main() -> None:
     """Run every scenario in turn."""
-    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     folder = Path(os.environ["SCRATCH"], f"client{RANK}")
     folder.mkdir()
     os.chdir(folder)
     with mock.patch.object(WikiText2, "download", text_of_this_client):
-        for name, scenario in SCENARIOS.items():
-            scenario()
-            print("HOLDS", name, flush=True)
+        run_scenarios(SCENARIOS)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from lightning_parablock.schedule import block_of_round
 from tests.oracle import run_oracle
 from tests.support.engine import oracle_config
 from tests.support.lightning_run import Steps, TaskModule, expected_weights, fit, patterns_of
+from tests.support.scenarios import run_scenarios
 from tests.tasks import Task, adamw_default, assert_same_bits, transformer_task
 
 RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -368,15 +368,5 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 }
 
 
-def main() -> None:
-    """Run every scenario in turn."""
-    torch.set_num_threads(1)
-    for name, scenario in SCENARIOS.items():
-        scenario()
-        print("HOLDS", name, flush=True)
-    # A thread that is left may abort the process on its way out, exit code -6.
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("parablock")] == []
-
-
 if __name__ == "__main__":
-    main()
+    run_scenarios(SCENARIOS)

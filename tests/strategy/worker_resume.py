@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_parablock import ParaBlockStrategy, ServerNesterov
+from tests.support.scenarios import run_scenarios
 from tests.tasks import Layer, assert_same_bits
 
 RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -201,7 +201,6 @@ def seed_something_else() -> None:
     np.random.seed(99)
 
 
-ONLY = os.environ.get("ONLY", "")
 SCENARIOS: dict[str, Callable[[], None]] = {
     "mid-round": stopped_and_resumed("mid-round", "on_train_batch_end", 14),
     "round's end": stopped_and_resumed("rounds-end", "on_train_batch_end", 12),
@@ -229,16 +228,5 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 }
 
 
-def main() -> None:
-    """Run the scenarios of this launch in turn."""
-    torch.set_num_threads(1)
-    for name, scenario in SCENARIOS.items():
-        if ONLY not in name:
-            continue
-        scenario()
-        print("HOLDS", name, flush=True)
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("parablock")] == []
-
-
 if __name__ == "__main__":
-    main()
+    run_scenarios(SCENARIOS)

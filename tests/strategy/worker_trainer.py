@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +39,7 @@ from tests.strategy.trainer_toys import (
     strategy,
 )
 from tests.support.lightning_run import TaskModule, trainer_for
+from tests.support.scenarios import run_scenarios
 from tests.tasks import Layer, TinyTransformer, adamw_default, assert_same_bits, transformer_task
 
 SCRATCH = Path(os.environ["SCRATCH"])
@@ -542,14 +542,5 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 }
 
 
-def main() -> None:
-    """Run every scenario in turn."""
-    torch.set_num_threads(1)
-    for name, scenario in SCENARIOS.items():
-        scenario()
-        print("HOLDS", name, flush=True)
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("parablock")] == []
-
-
 if __name__ == "__main__":
-    main()
+    run_scenarios(SCENARIOS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +26,7 @@ from tests.strategy.trainer_toys import (
     strategy,
 )
 from tests.support.lightning_run import Steps, TaskModule, trainer_for
+from tests.support.scenarios import run_scenarios
 from tests.tasks import adamw_default, assert_same_bits
 
 
@@ -273,14 +273,5 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 }
 
 
-def main() -> None:
-    """Run every scenario in turn."""
-    torch.set_num_threads(1)
-    for name, scenario in SCENARIOS.items():
-        scenario()
-        print("HOLDS", name, flush=True)
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("parablock")] == []
-
-
 if __name__ == "__main__":
-    main()
+    run_scenarios(SCENARIOS)
