@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -48,8 +50,8 @@ def arriving(codec: Codec, values: Tensor) -> Tensor:
     return decoded(codec, encoded(codec, values), values.numel())
 
 
-def oracle_words(compression: Compression) -> dict[str, object]:
-    """The keyword arguments of the oracle's codecs for a compression."""
+def oracle_words(compression: Compression) -> dict[str, Any]:
+    """The oracle's words for a compression."""
     match compression:
         case Int8(group):
             return {"compression": "int8", "group": group}
