@@ -2,8 +2,8 @@
 
 Blocks are cut into shards and chunks at multiples of 1024 scalars from the block's start. A payload is a row of
 records, one each 1024 scalars, and a record depends on its own scalars alone: no cut changes a bit. The last record may
-be short; its last group is padded with zeros. Every operation is elementwise, the largest of a group, or exact, so that
-the bits are the same on every device.
+be short; its last group is padded with zeros. Every operation is elementwise, the largest of a group, or exact: none
+depends on an order of adding up.
 
 Error feedback (arXiv 1901.09847) is the caller's: u = value + e; send Q(u); e = u - what Q(u) decodes to.
 """
@@ -71,7 +71,7 @@ def codec_of(compression: Compression) -> Codec:
 
 
 class _Cast(Codec):
-    """Every value in another type, rounded half to even. bfloat16 has float32's range but for its last 0.2 %."""
+    """Every value in another type, rounded half to even. bfloat16 makes infinite what is within 0.2 % of float32's largest."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
