@@ -15,6 +15,7 @@ from lightning_parablock.settings import ServerNesterov, ServerOptimizer, Server
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.loopback import LoopbackTransport
 from tests.oracle import OracleConfig
+from tests.support.payloads import oracle_words
 from tests.tasks import Task
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -43,6 +44,7 @@ def oracle_config(
         server="nesterov" if isinstance(optimizer, ServerNesterov) else "sgd",
         server_lr=optimizer.lr,
         server_momentum=optimizer.momentum if isinstance(optimizer, ServerNesterov) else 0.0,
+        **oracle_words(settings.compression),
     )
 
 

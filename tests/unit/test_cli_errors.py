@@ -37,6 +37,17 @@ def complaint(capsys: pytest.CaptureFixture[str], args: list[str]) -> str:
         ("--strategy.server_optimizer nesterof", "did you mean 'nesterov'?"),
         ("--strategy.local_steps x", "--strategy.local_steps must be 'auto' or a whole number, got 'x'"),
         ("--strategy.local_steps auot", "or a whole number, got 'auot'; did you mean 'auto'?"),
+        ("--strategy.compression int9", "did you mean 'int8'?"),
+        ("--strategy.compression lightning_parablock.Int4 --strategy.compression.group 100", "try 64"),
+        ("--strategy.compression lightning_parablock.TopK --strategy.compression.keep 2", "keep must be in (0, 1]"),
+        (
+            "--strategy.compression lightning_parablock.Int4 --strategy.compression.groups 64",
+            "did you mean --strategy.compression.group?",
+        ),
+        (
+            "--strategy.server_optimizer lightning_parablock.ServerNesterov --strategy.server_optimizer.momentum 3",
+            "momentum must be in [0, 1), got 3",
+        ),
         ("--strategy.local_steps 0", "local_steps must be a whole number >= 1"),
         ("--strategy.delay_steps -1", "delay_steps must be a whole number >= 0"),
         ("--strategy ddp --strategy.local_steps 8", "--strategy is 'ddp', which has no options"),
