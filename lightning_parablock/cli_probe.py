@@ -23,6 +23,8 @@ from lightning_parablock.planning.timing import Links, links_of
 from lightning_parablock.settings import Topology
 from lightning_parablock.transport.link_probe import probe_links
 
+BUDGET_S = 20.0
+"""For local steps."""
 MEET_LIMIT_S = 300.0
 """For a rank to start, to measure its steps, and to take part in an exchange."""
 
@@ -68,7 +70,7 @@ def probe(config: Any, step: Step, chunk_bytes: int) -> Probed:
         PeerError: a rank did not come, was lost, or took too long.
     """
     if launched_ranks() == 1:
-        return Probed([measure_speed(config, step)], None)
+        return Probed([measure_speed(config, step, BUDGET_S)], None)
     with _group() as n_ranks:
         speeds = _speeds(config, step, n_ranks)
         rates = {topology: _timed(topology, n_ranks, chunk_bytes) for topology in get_args(Topology)}
@@ -79,7 +81,7 @@ def _speeds(config: Any, step: Step, n_ranks: int) -> list[Speed]:
     """Every rank's speed; where one cannot measure, the same error on all."""
     found: list[Any] = [None] * n_ranks
     try:
-        own: Speed | str = measure_speed(config, step)
+        own: Speed | str = measure_speed(config, step, BUDGET_S)
     except ConfigurationError as error:
         own = f"rank {dist.get_rank()} on {socket.gethostname()}: {error}"
     dist.all_gather_object(found, own)

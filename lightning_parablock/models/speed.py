@@ -22,7 +22,6 @@ from lightning_parablock.models.flops import step_flops
 from lightning_parablock.models.loading import keep_first_layers
 from lightning_parablock.models.shapes import module_without_weights
 
-BUDGET_S = 20.0
 TIMED_BLOCKS = 3
 _BLOCK_BYTES = 24
 """A parameter of the active block: gradient, optimizer state, and what the optimizer takes for a moment."""
@@ -65,7 +64,7 @@ class Step:
     processes: int = 1
 
 
-def measure_speed(config: PretrainedConfig, step: Step, budget_s: float = BUDGET_S) -> Speed:
+def measure_speed(config: PretrainedConfig, step: Step, budget_s: float) -> Speed:
     """Time local steps on the first, a middle and the last block of a model with random weights.
 
     Two layers are timed first; from that speed follows how many of the model's first layers leave time for steps, and
@@ -76,21 +75,23 @@ def measure_speed(config: PretrainedConfig, step: Step, budget_s: float = BUDGET
         ConfigurationError: not even two layers fit into memory.
     """
     ends_s = time.monotonic() + budget_s
-    there: int = _text(config).num_hidden_layers
-    few = min(2, there)
+    few = min(2, _layers(config))
     if not _fits(_cut(config, few), step):
         raise ConfigurationError(f"the probe of {few} layers needs more memory than is free; give step_s instead")
-    speed = _measure(_cut(config, few), step, 0.0)
-    remaining_s = max(0.0, ends_s - time.monotonic())
-    layers = there
-    while layers > few and not _suits(_cut(config, layers), step, speed, remaining_s / 2):
-        layers //= 2
-    return _measure(_cut(config, max(layers, few)), step, remaining_s / 2)
+    first = _measure(_cut(config, few), step, 0.0)
+    limit_s = max(0.0, ends_s - time.monotonic()) / 2
+    return _measure(_cut(config, layers_to_time(config, step, first.flop_per_s, limit_s)), step, limit_s)
 
 
-def _suits(config: PretrainedConfig, step: Step, speed: Speed, limit_s: float) -> bool:
-    """Whether the model fits into memory and one pass over its timed blocks into the time."""
-    return _fits(config, step) and 2 * TIMED_BLOCKS * _mean_flops(config, step) / speed.flop_per_s < limit_s
+def layers_to_time(config: PretrainedConfig, step: Step, flop_per_s: float, limit_s: float) -> int:
+    """How many first layers, of all, half of them, a quarter..., fit into memory and are timed once in ``limit_s``."""
+    layers = _layers(config)
+    while layers > 2:
+        cut = _cut(config, layers)
+        if _fits(cut, step) and 2 * TIMED_BLOCKS * _mean_flops(cut, step) / flop_per_s < limit_s:
+            return layers
+        layers = max(2, layers // 2)
+    return layers
 
 
 def _measure(config: PretrainedConfig, step: Step, budget_s: float) -> Speed:
@@ -106,7 +107,7 @@ def _measure(config: PretrainedConfig, step: Step, budget_s: float) -> Speed:
                 _timed_step(module, ids, optimizer, step.device)
                 spent_s += _timed_step(module, ids, optimizer, step.device)
             counted, steps = counted + flops[index], steps + 1
-    return Speed(counted / spent_s, _text(config).num_hidden_layers, steps)
+    return Speed(counted / spent_s, _layers(config), steps)
 
 
 def _timed_step(module: CausalLM, ids: Tensor, optimizer: torch.optim.Optimizer, device: torch.device) -> float:
@@ -157,8 +158,7 @@ def _cut(config: PretrainedConfig, layers: int) -> PretrainedConfig:
 
 
 def _blocks(shape: CausalLM) -> list[Block]:
-    one_layer = _text(shape.network.config).num_hidden_layers == 1
-    return partition(shape, 1 if one_layer else "layers")
+    return partition(shape, 1 if _layers(shape.network.config) == 1 else "layers")
 
 
 def _mean_flops(config: PretrainedConfig, step: Step) -> float:
@@ -178,6 +178,10 @@ def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
+
+
+def _layers(config: PretrainedConfig) -> int:
+    return _text(config).num_hidden_layers
 
 
 def _text(config: PretrainedConfig) -> Any:
