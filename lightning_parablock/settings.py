@@ -170,6 +170,7 @@ class Settings:
     straggler_timeout_s: float = 3600.0
     heartbeat_s: float = 1.0
     chunk_bytes: int = 1 << 20
+    upload_bps: float | None = None
     uneven_clients: UnevenClients = "go_on"
     missing_client_state: MissingClientState = "error"
     seed: int = 0
@@ -186,6 +187,11 @@ class Settings:
                 isinstance(value, (int, float)) and 0 < value < float("inf"),
                 f"{name} must be a finite number of seconds > 0, got {value!r}",
             )
+        cap = cast(Any, self.upload_bps)
+        _require(
+            cap is None or (isinstance(cap, (int, float)) and 0 < cap < float("inf")),
+            f"upload_bps must be a finite number of bits per second > 0, or None for no cap, got {cap!r}",
+        )
         _require(
             self.exchange_timeout_s >= 2 * self.heartbeat_s,
             f"exchange_timeout_s ({self.exchange_timeout_s}) must be at least twice heartbeat_s ({self.heartbeat_s}), "
@@ -208,8 +214,9 @@ class Settings:
         return divmod(self.delay_steps, self.local_steps)
 
     def fingerprint(self) -> dict[str, str]:
-        """One printable value a setting that every rank must share; all of them do."""
-        return {field.name: repr(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        """One printable value a setting that every rank must share: all of them but a client's cap on its own link."""
+        shared = (field.name for field in dataclasses.fields(self) if field.name != "upload_bps")
+        return {name: repr(getattr(self, name)) for name in shared}
 
 
 def resolve_server_optimizer(value: str | ServerOptimizer) -> ServerOptimizer:
