@@ -16,6 +16,7 @@ From then on the run is the run that was given this K: same settings, same check
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,12 +75,14 @@ class Measured:
         step_s: Seconds of one local step on it, of the slowest client.
         steps: Local steps made so far.
         sample: A timed exchange; None where there is one client.
+        caps_bps: ``upload_bps`` of each client.
     """
 
     block: int
     step_s: float
     steps: int
     sample: LinkSample | None
+    caps_bps: Sequence[float | None] = (None,)
 
 
 def agree_on_local_steps(
@@ -98,6 +101,7 @@ def agree_on_local_steps(
     step_s = [measured.step_s * cost / costs[measured.block] for cost in costs]
     sample = measured.sample
     links = links_of(sample.pair_bytes, sample.elapsed_s, n_clients, settings.topology) if sample else None
+    links = links and links.capped(measured.caps_bps, settings.topology)
     exchanges_s = [exchange_s(b.numel, n_clients, settings, links) if links else 0.0 for b in blocks]
     choice = choose_local_steps(step_s, exchanges_s, settings.block_order, at_least=measured.steps)
     longest = max(range(len(blocks)), key=exchanges_s.__getitem__)

@@ -8,25 +8,27 @@ Bytes a parameter of a block, W being the bytes of a weight (4, or 2 with bfloat
                      and, where the compression is lossy, the error-feedback residual from before it 4    (host)
     every block      error feedback of a lossy compression 4                                              (host)
     served shard     committed value 4, its server optimizer's state 4 a moment, error feedback 4         (host)
+                     and of blocks in flight the last two as they were before the exchange               (host)
 
-Messages are under way in a window of at most ``WINDOW`` a peer, direction and kind, whatever the block's size. With
-delay 0 the active block is itself the one in flight, and its start value is its committed value.
+Messages are under way in windows: of each peer and kind at most ``WINDOW`` are received at once, of the deltas at most
+``SEND_WINDOW`` a peer are sent and of the commits as many in all, whatever the block's size. With delay 0 the active
+block is itself the one in flight, and its start value is its committed value.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 
 from lightning_parablock.planning.traffic import message_bytes
 from lightning_parablock.settings import ServerNesterov, Settings
-from lightning_parablock.transport.chunks import WINDOW, chunks_of, shard_bounds
+from lightning_parablock.transport.chunks import SEND_WINDOW, WINDOW, chunks_of, shard_bounds
 
 FLOAT_BYTES = 4
 ADAM_MOMENTS = 2
-KINDS = 2
-"""Deltas and commits."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def memory_parts(model: ModelSize, n_clients: int, settings: Settings) -> list[M
         *(MemoryPart(purpose, "device", active * each) for purpose, each in _of_active(model.weight_bytes)),
         *(MemoryPart(purpose, "device", size) for purpose, size in _of_flying(sum(flying), settings)),
         MemoryPart("messages under way", "host", window_bytes(max(model.numels), n_clients, settings)),
-        *_of_server(sum(model.numels), n_clients, settings),
+        *_of_server(sum(model.numels), sum(flying), n_clients, settings),
     ]
     if lossy:
         parts += [
@@ -90,15 +92,34 @@ def total_bytes(parts: Sequence[MemoryPart], *, on_device: bool) -> int:
 def window_bytes(numel: int, n_clients: int, settings: Settings) -> int:
     """Message buffers of the busiest client while a block of ``numel`` scalars travels, both directions and kinds."""
     shards = shard_bounds(numel, n_clients, settings.topology)
-    windows = [_window_of(shard, settings) for shard in shards]
-    total = sum(windows)
-    # To and from each peer: deltas on the peer's shard out and its commits in; deltas on mine in and commits of it out.
-    return max(KINDS * (total - own + (n_clients - 1) * own) for own in windows)
+    sizes = [_message_sizes(shard.stop - shard.start, settings) for shard in shards]
+    received = [sum(of_shard[:WINDOW]) for of_shard in sizes]
+    n_peers = n_clients - 1
+    return max(
+        n_peers * received[own]  # deltas on my shard
+        + sum(received)
+        - received[own]  # commits of the others
+        + _largest(SEND_WINDOW * n_peers, (sizes[peer] for peer in range(n_clients) if peer != own))
+        + (sum(sizes[own][:SEND_WINDOW]) if n_peers else 0)
+        for own in _unlike(sizes)
+    )
 
 
-def _window_of(shard: slice, settings: Settings) -> int:
-    sizes = [part.stop - part.start for part in chunks_of(shard, settings.chunk_bytes)]
-    return sum(message_bytes(scalars, settings.compression) for scalars in sorted(sizes)[-WINDOW:])
+def _unlike(sizes: Sequence[Sequence[int]]) -> list[int]:
+    """One client of each kind: those whose shards have the same messages need the same memory."""
+    return list({tuple(of_shard): client for client, of_shard in enumerate(sizes)}.values())
+
+
+def _largest(n_slots: int, sizes: Iterable[Sequence[int]]) -> int:
+    """Bytes of the largest messages, as many as there are buffers, which all messages pass through in turn."""
+    return sum(sorted(chain.from_iterable(of_shard[:n_slots] for of_shard in sizes), reverse=True)[:n_slots])
+
+
+@cache
+def _message_sizes(scalars: int, settings: Settings) -> list[int]:
+    """Bytes of each message of a shard, the largest first."""
+    parts = chunks_of(slice(0, scalars), settings.chunk_bytes)
+    return sorted((message_bytes(part.stop - part.start, settings.compression) for part in parts), reverse=True)
 
 
 def _largest_round(model: ModelSize, settings: Settings) -> tuple[int, list[int]]:
@@ -141,11 +162,16 @@ def _of_flying(scalars: int, settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
-def _of_server(scalars: int, n_clients: int, settings: Settings) -> list[MemoryPart]:
-    shard = math.ceil(scalars / n_clients) if settings.topology == "sharded" else scalars
+def _of_server(scalars: int, flying: int, n_clients: int, settings: Settings) -> list[MemoryPart]:
+    """What a server keeps of its shard of all blocks, and of those in flight as it was before."""
+    share = n_clients if settings.topology == "sharded" else 1
     where = "host, client 0" if settings.topology == "star" and n_clients > 1 else "host"
     moments = 1 if isinstance(settings.server_optimizer, ServerNesterov) else 0
-    parts = [("server: committed values", 1), ("server: optimizer state", moments)]
-    if settings.compression.is_lossy:
-        parts.append(("server: error feedback of the commits", 1))
-    return [MemoryPart(purpose, where, each * FLOAT_BYTES * shard) for purpose, each in parts if each]
+    residuals = 1 if settings.compression.is_lossy else 0
+    parts = (
+        ("server: committed values", scalars),
+        ("server: optimizer state", moments * scalars),
+        ("server: error feedback of the commits", residuals * scalars),
+        ("server: both from before the exchanges in flight", (moments + residuals) * flying),
+    )
+    return [MemoryPart(purpose, where, FLOAT_BYTES * math.ceil(n / share)) for purpose, n in parts if n]

@@ -40,6 +40,12 @@ class Links:
     client_bps: float
     server_bps: float
 
+    def capped(self, caps_bps: Sequence[float | None], topology: Topology) -> Links:
+        """These links where clients cap what they send, by client id; client 0 serves a star."""
+        caps = [float("inf") if cap is None else cap for cap in caps_bps]
+        clients = caps[1:] if topology == "star" and len(caps) > 1 else caps
+        return Links(min(self.client_bps, *clients), min(self.server_bps, caps[0]))
+
 
 def exchange_s(numel: int, n_clients: int, settings: Settings, links: Links) -> float:
     """M: seconds of the exchange of a block of ``numel`` scalars, by the module's formulas."""

@@ -48,7 +48,7 @@ from lightning_parablock.settings import (
     TopK,
     Topology,
 )
-from lightning_parablock.transport.chunks import HEADER_BYTES, WINDOW, Kind, chunks_of, shard_bounds
+from lightning_parablock.transport.chunks import HEADER_BYTES, SEND_WINDOW, WINDOW, Kind, chunks_of, shard_bounds
 
 CODECS = [*(kind() for kind in COMPRESSIONS.values()), Int8(group=64), TopK(keep=0.3)]
 TOPOLOGIES: list[Topology] = ["sharded", "star"]
@@ -173,11 +173,14 @@ def test_what_the_server_and_error_feedback_need_is_host_memory() -> None:
         return found
 
     assert host() == {"server: committed values": 20 * 4}
-    assert host(server_optimizer=ServerNesterov())["server: optimizer state"] == 20 * 4
+    nesterov = host(server_optimizer=ServerNesterov())
+    assert nesterov["server: optimizer state"] == 20 * 4
+    assert nesterov["server: both from before the exchanges in flight"] == 5 * 4
     assert host(topology="star") == {"server: committed values": 40 * 4}
     assert host(compression=Int4()) == {
         "server: committed values": 20 * 4,
         "server: error feedback of the commits": 20 * 4,
+        "server: both from before the exchanges in flight": 5 * 4,
         "error feedback of the deltas": 40 * 4,
         "error feedback from before the exchanges in flight": 10 * 4,
     }
@@ -187,17 +190,27 @@ def test_what_the_server_and_error_feedback_need_is_host_memory() -> None:
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("compression", [NoCompression(), Int8()], ids=repr)
 @pytest.mark.parametrize("numel", [1000, 20_000, 200_000])
-def test_the_window_holds_the_largest_messages_of_each_stream(
+def test_the_windows_hold_the_largest_messages(
     numel: int, n_clients: int, topology: Topology, compression: Any
 ) -> None:
     settings = Settings(topology=topology, compression=compression, chunk_bytes=4096)
-    streams: dict[tuple[int, int, Kind], list[int]] = {}
-    for source, target, kind, size in messages(numel, n_clients, settings):
-        streams.setdefault((source, target, kind), []).append(size)
-    held = [0] * n_clients
-    for (source, target, _), sizes in streams.items():
-        for end in (source, target):
-            held[end] += sum(sorted(sizes)[-WINDOW:])
+    held: list[int] = []
+    for client in range(n_clients):
+        streams: dict[tuple[int, Kind], list[int]] = {}
+        deltas: list[int] = []
+        commits: dict[int, list[int]] = {}
+        for source, target, kind, size in messages(numel, n_clients, settings):
+            if target == client:
+                streams.setdefault((source, kind), []).append(size)
+            elif source == client and kind == Kind.DELTA:
+                deltas.append(size)
+            elif source == client:
+                commits.setdefault(target, []).append(size)
+        received = sum(sum(sorted(sizes)[-WINDOW:]) for sizes in streams.values())
+        one_peers = next(iter(commits.values()), [])  # every peer is sent the same buffers
+        slots = SEND_WINDOW * (n_clients - 1)
+        sent = sum(sorted(deltas, reverse=True)[:slots]) + sum(sorted(one_peers, reverse=True)[:SEND_WINDOW])
+        held.append(received + sent)
     assert window_bytes(numel, n_clients, settings) == max(held)
 
 
@@ -238,6 +251,15 @@ def test_a_measured_exchange_gives_its_own_time_back(topology: Topology, n_clien
     client_bits = 8e6 * (pairs if topology == "sharded" else 1)
     assert client_bits / links.client_bps == pytest.approx(2.0)
     assert 8e6 * pairs / links.server_bps == pytest.approx(2.0)
+
+
+def test_caps_are_part_of_the_link() -> None:
+    links = Links(client_bps=10.0, server_bps=20.0)
+    assert links.capped([None, None], "sharded") == links
+    assert links.capped([None, 5.0], "sharded") == Links(5.0, 20.0)
+    assert links.capped([None, 5.0], "star") == Links(5.0, 20.0)
+    assert links.capped([5.0, None], "star") == Links(10.0, 5.0)
+    assert links.capped([5.0], "star") == Links(5.0, 5.0)
 
 
 def test_round_times_are_those_of_the_method() -> None:
