@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lightning_parablock.blocks import Block, partition
 from lightning_parablock.cli_parser import ParaBlockArgumentParser
-from lightning_parablock.cli_plan_options import DTYPES, PlanOptions
+from lightning_parablock.cli_plan_options import PlanOptions
 from lightning_parablock.cli_probe import Probed, is_first_rank, probe
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.causal_lm import CausalLM
@@ -54,7 +54,7 @@ def run_plan(args: Sequence[str]) -> None:
     """
     options = PlanOptions(**plan_parser().parse_args(_with_values(args)).as_dict())
     config = config_of(options.model, options.gguf_file, options.layers)
-    module = module_without_weights(config, DTYPES[options.dtype])
+    module = module_without_weights(config, options.dtype)
     blocks = partition(module, options.settings.blocks, options.settings.unmatched)
     probed = probe(config, options.step, options.chunk_bytes) if options.probe else None
     if is_first_rank():
@@ -82,9 +82,9 @@ def _print(options: PlanOptions, module: CausalLM, blocks: Sequence[Block], prob
     console = console if console.is_terminal else Console(width=180)
     premises = _premises(options, links, pace)
     print_plan(console, premises, blocks, workload, found, chosen)
-    if options.output is not None:
-        _write(Path(options.output).expanduser(), settings_yaml(chosen, premises.step))
     console.print(large_models_table(_large_rows(options, pace, links), options.local_steps))
+    if options.output is not None:
+        _write(Path(options.output).expanduser(), settings_yaml(chosen, premises))
 
 
 def _pace(options: PlanOptions, mean_flops: float, probed: Probed | None) -> _Pace:
@@ -108,13 +108,14 @@ def _premises(options: PlanOptions, links: Links, pace: _Pace) -> Premises:
         links_from=f"{NOMINAL_GOODPUT:.0%} of the rate given" if options.rate is not None else "the slowest, measured",
         speed_from=pace.known_from,
         step=f"{options.batch_size} x {options.sequence_length} tokens, {options.dtype} weights",
+        half=options.dtype == "bfloat16",
     )
 
 
 def _large_rows(options: PlanOptions, pace: _Pace, links: Links) -> list[list[str]]:
     rows: list[list[str]] = []
     for shape in SHAPES:
-        module = module_without_weights(config_of(shape), DTYPES["bfloat16"])
+        module = module_without_weights(config_of(shape), "bfloat16")
         blocks = partition(module, "layers")
         flops = step_flops(module, blocks, options.batch_size, options.sequence_length)
         workload = Workload(model_size(module, blocks), tuple(each / pace.flop_per_s for each in flops))

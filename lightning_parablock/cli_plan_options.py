@@ -10,6 +10,7 @@ import torch
 
 from lightning_parablock.cli_probe import launched_ranks
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.models.loading import Dtype
 from lightning_parablock.models.speed import Step
 from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links
 from lightning_parablock.planning.units import parse_bps, parse_flop_per_s
@@ -20,8 +21,6 @@ from lightning_parablock.settings import (
     resolve_blocks,
     resolve_server_optimizer,
 )
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,7 @@ class PlanOptions:
     flop_rate: str = "100tflops"
     batch_size: int = 1
     sequence_length: int = 128
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     local_steps: int = 16
     blocks: Literal["layers"] | int | list[str] = "layers"
     unmatched: Unmatched = "error"
@@ -115,7 +114,7 @@ class PlanOptions:
         """What one local step trains on, on this machine."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return Step(self.batch_size, self.sequence_length, DTYPES[self.dtype], device, processes)
+        return Step(self.batch_size, self.sequence_length, self.dtype, device, processes)
 
     @property
     def nominal_links(self) -> Links | None:

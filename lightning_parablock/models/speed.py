@@ -19,7 +19,7 @@ from lightning_parablock.blocks import Block, partition
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.causal_lm import CausalLM
 from lightning_parablock.models.flops import step_flops
-from lightning_parablock.models.loading import keep_first_layers
+from lightning_parablock.models.loading import Dtype, keep_first_layers
 from lightning_parablock.models.shapes import module_without_weights
 
 TIMED_BLOCKS = 3
@@ -59,7 +59,7 @@ class Step:
 
     batch_size: int
     sequence_length: int
-    dtype: torch.dtype
+    dtype: Dtype
     device: torch.device
     processes: int = 1
 
@@ -135,9 +135,9 @@ def _training(module: CausalLM, block: Block) -> Generator[torch.optim.Optimizer
 def _module(config: PretrainedConfig, step: Step) -> CausalLM:
     """With random weights: one pattern repeated, since drawing billions of numbers takes longer than the probe."""
     with torch.device(step.device), no_init_weights():
-        module = CausalLM("a shape", architecture=config.to_json_string(use_diff=False)).to(step.dtype)
+        module = CausalLM("a shape", architecture=config.to_json_string(use_diff=False), dtype=step.dtype)
     pattern = 0.02 * torch.randn(_PATTERN_SCALARS, generator=torch.Generator().manual_seed(0))
-    pattern = pattern.to(step.device, step.dtype)
+    pattern = pattern.to(step.device, getattr(torch, step.dtype))
     with torch.no_grad():
         for parameter in module.parameters():
             for part in parameter.view(-1).split(_PATTERN_SCALARS):

@@ -34,6 +34,7 @@ class Premises:
         links_from: Where the rates come from.
         speed_from: Where the step times come from.
         step: Batch, sequence length and type of the weights.
+        half: Whether the weights are bfloat16.
     """
 
     model: str
@@ -42,6 +43,7 @@ class Premises:
     links_from: str
     speed_from: str
     step: str
+    half: bool
 
 
 def print_plan(
@@ -58,10 +60,10 @@ def print_plan(
     console.print(_variants_table(found, chosen))
     console.print(memory_table(chosen.memory))
     console.print(f"recommended: {reason(chosen)}\n")
-    console.print(settings_yaml(chosen, premises.step), highlight=False)
+    console.print(settings_yaml(chosen, premises), highlight=False)
 
 
-def settings_yaml(chosen: Variant, step: str = "") -> str:
+def settings_yaml(chosen: Variant, premises: Premises) -> str:
     """The recommended settings as a configuration file for ``fit``."""
     settings = chosen.settings
     blocks = list(settings.blocks) if isinstance(settings.blocks, tuple) else settings.blocks
@@ -74,8 +76,9 @@ def settings_yaml(chosen: Variant, step: str = "") -> str:
         "topology": settings.topology,
         "compression": compression_name(settings.compression),
     }
-    head = f"# lightning-parablock plan: {reason(chosen)}.\n" + (f"# For {step}.\n" if step else "")
-    return head + yaml.safe_dump({"strategy": strategy}, sort_keys=False)
+    head = f"# lightning-parablock plan: {reason(chosen)}.\n# For a step of {premises.step}.\n"
+    precision = {"trainer": {"precision": "bf16-true"}} if premises.half else {}
+    return head + yaml.safe_dump({"strategy": strategy, **precision}, sort_keys=False)
 
 
 def compression_name(compression: Compression) -> str:

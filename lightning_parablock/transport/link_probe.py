@@ -63,9 +63,8 @@ def probe_links(
     while elapsed_s < LONG_ENOUGH_S and 2 * pair_bytes * (n_ranks - 1) <= LAST_BYTES:
         pair_bytes *= 2
         elapsed_s = _slowest(_timed(peers, pair_bytes, device, chunk_bytes, group), device, group)
-    dist.all_reduce(
-        torch.zeros(1, dtype=torch.float32, device=device)
-    )  # of the default group: nobody is in the other one any more
+    # Of the default group: afterwards nobody is in the other one any more.
+    dist.all_reduce(torch.zeros(1, dtype=torch.float32, device=device))
     dist.destroy_process_group(group)
     return LinkSample(pair_bytes, elapsed_s)
 

@@ -85,18 +85,19 @@ def measured(data: str = "shuffled", steps: int = 7, **strategy: Any) -> Callabl
     return scenario
 
 
-def really_measured(topology: str) -> Callable[[], None]:
+def really_measured(**strategy: Any) -> Callable[[], None]:
     """Nothing is replaced: whatever K comes out, it is one K, in its limits, and what travels is what was planned."""
 
     def scenario() -> None:
-        module, trainer = fitted({"local_steps": "auto", "topology": topology}, max_epochs=1)
-        strategy: Any = trainer.strategy
+        module, trainer = fitted({**strategy, "local_steps": "auto"}, max_epochs=1)
+        found: Any = trainer.strategy
         settings = settings_of(trainer)
         assert not settings.pending
         assert MIN_AUTO_STEPS <= settings.local_steps == settings.delay_steps <= MAX_AUTO_STEPS
-        same_as_given(module, trainer, {"topology": topology}, max_epochs=1)
-        numels = {block.name: block.numel for block in strategy.blocks}
-        for record in strategy.round_records:
+        same_as_given(module, trainer, strategy, max_epochs=1)
+        numels = {block.name: block.numel for block in found.blocks}
+        assert found.round_records
+        for record in found.round_records:
             planned = traffic_of_clients(numels[record.block], 2, settings)[RANK]
             assert (record.upload_bytes, record.download_bytes) == (planned.upload_bytes, planned.download_bytes)
 
@@ -161,6 +162,14 @@ def one_fit_after_another() -> None:
     assert settings_of(trainer) == first
 
 
+def capped() -> None:
+    """One client caps what it sends, on an otherwise fast link: all take the K that this asks for."""
+    cap_bps = [None, 8 * SLOW_LINK.pair_bytes / SLOW_LINK.elapsed_s][RANK]
+    with Measurements(LinkSample(1000, 1e-6)):
+        _, trainer = fitted({"local_steps": "auto", "upload_bps": cap_bps}, max_epochs=1, max_steps=MIN_AUTO_STEPS)
+    assert settings_of(trainer).local_steps == 7
+
+
 def not_on_every_client() -> None:
     with pytest.raises(ConfigurationError, match="local_steps"):
         fitted({"local_steps": "auto" if RANK else MAX_AUTO_STEPS}, max_steps=1)
@@ -190,8 +199,10 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "delay given": measured(delay_steps=3),
     "uneven": measured(data="uneven"),
     "iterable": measured(data="iterable"),
-    "real, sharded": really_measured("sharded"),
-    "real, star": really_measured("star"),
+    "capped": capped,
+    "real, sharded": really_measured(topology="sharded"),
+    "real, star": really_measured(topology="star"),
+    "real, int4": really_measured(compression="int4"),
     "resumed in round 0": resumed(6),
     "resumed later": resumed(22),
     "resumed early": resumed_before_they_agreed,

@@ -62,6 +62,7 @@ def test_a_plan_and_the_file_that_fit_takes(
         assert expected in text, expected
     strategy = yaml.safe_load(output.read_text())["strategy"]
     assert strategy["blocks"] == 2
+    assert yaml.safe_load(output.read_text())["trainer"] == {"precision": "bf16-true"}
     assert f"compression: {strategy['compression']}" in text
 
     source = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {i} of many"} for i in range(30)])
@@ -142,13 +143,14 @@ def workload(numels: tuple[int, ...], step_s: float) -> Workload:
 
 
 LINKS = Links(1e6, 1e6)
+PREMISES = Premises("m", 2, LINKS, "given", "given", "1 x 8 tokens", half=False)
 
 
 @pytest.mark.parametrize(("step_s", "compression", "more"), [(9, "none", 0), (0.2, "int8", 0), (1e-3, "topk", 240)])
 def test_the_least_lossy_compression_that_hides_is_recommended(step_s: float, compression: str, more: int) -> None:
     found = variants(workload((250_000, 250_000), step_s), 2, Settings(local_steps=16, delay_steps=16), LINKS)
     chosen = recommended(found)
-    strategy: dict[str, Any] = yaml.safe_load(settings_yaml(chosen))["strategy"]
+    strategy: dict[str, Any] = yaml.safe_load(settings_yaml(chosen, PREMISES))["strategy"]
     assert strategy["compression"] == compression
     assert strategy["local_steps"] == 16 + more
     assert strategy["topology"] == "sharded"
@@ -189,8 +191,7 @@ def test_of_many_blocks_the_first_and_the_last_are_listed() -> None:
     work = workload(tuple(b.numel for b in blocks), 0.5)
     found = variants(work, 2, Settings(), LINKS)
     console = Console(width=180, file=io.StringIO(), record=True)
-    premises = Premises("m", 2, LINKS, "given", "given", "a step")
-    print_plan(console, premises, blocks, work, found, recommended(found))
+    print_plan(console, PREMISES, blocks, work, found, recommended(found))
     text = console.export_text()
     listed = [block.name for block in blocks if f" {block.name} " in text]
     assert listed == [f"b{i}" for i in range(n) if i < ROWS // 2 or i >= n - ROWS // 2]

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("shape", "parameters", "n_blocks"), [("llama3-8b", 8_030_261_248, 34), ("llama3-70b", 70_553_706_496, 82)]
 )
 def test_llama_3_as_published(shape: str, parameters: int, n_blocks: int) -> None:
-    module = module_without_weights(config_of(shape), torch.bfloat16)
+    module = module_without_weights(config_of(shape), "bfloat16")
     assert sum(p.numel() for p in module.parameters()) == parameters
     assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.bfloat16)}
     assert len(partition(module, "layers")) == n_blocks
@@ -89,7 +89,7 @@ def test_of_many_alike_layers_the_ones_between_lie_on_a_line() -> None:
 
 
 def step() -> Step:
-    return Step(batch_size=1, sequence_length=8, dtype=torch.float32, device=torch.device("cpu"))
+    return Step(batch_size=1, sequence_length=8, dtype="float32", device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("there", "timed"), [(1, 1), (40, 2)])
