@@ -9,10 +9,21 @@ from __future__ import annotations
 from lightning_parablock.blocks import Block
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.registration import register
-from lightning_parablock.settings import ServerNesterov, ServerSGD
+from lightning_parablock.settings import BF16, Int4, Int8, NoCompression, ServerNesterov, ServerSGD, TopK
 from lightning_parablock.strategy import ParaBlockStrategy
 
 __version__ = "0.1.0"
-__all__ = ["Block", "ParaBlockStrategy", "RoundRecord", "ServerNesterov", "ServerSGD"]
+__all__ = [
+    "BF16",
+    "Block",
+    "Int4",
+    "Int8",
+    "NoCompression",
+    "ParaBlockStrategy",
+    "RoundRecord",
+    "ServerNesterov",
+    "ServerSGD",
+    "TopK",
+]
 
 register()

@@ -36,7 +36,6 @@ CHOICES = [
     ("weighting", "unifrom", "uniform"),
     ("topology", "shard", "sharded"),
     ("topology", "stars", "star"),
-    ("compression", "non", "none"),
     ("block_optimizer_state", "rest", "reset"),
     ("buffers", "averag", "average"),
 ]
@@ -44,8 +43,6 @@ NOT_BUILT = [
     ("block_order", "importance"),
     ("block_order", "cyclic"),
     ("weighting", "samples"),
-    ("compression", "int8"),
-    ("compression", "bf16"),
     ("block_optimizer_state", "offload"),
     ("block_optimizer_state", "keep"),
 ]

@@ -1,0 +1,272 @@
+"""Codecs: a part of a delta or commit to bytes and back.
+
+Blocks are cut into shards and chunks at multiples of 1024 scalars from the block's start. A payload is a row of
+records, one each 1024 scalars, and a record depends on its own scalars alone: no cut changes a bit. The last record may
+be short; its last group is padded with zeros. Every operation is elementwise, the largest of a group, or exact, so that
+the bits are the same on every device.
+
+Error feedback (arXiv 1901.09847) is the caller's: u = value + e; send Q(u); e = u - what Q(u) decodes to.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_parablock.settings import BF16, RECORD_SCALARS, Compression, Int4, Int8, NoCompression, TopK
+
+PIECE_SCALARS = 256 * RECORD_SCALARS
+"""Scalars encoded at a time, 1 MiB of them: smaller pieces cost calls, larger ones the cache and more scratch."""
+_SMALLEST_STEP = torch.finfo(torch.float32).tiny
+
+
+class Codec(ABC):
+    """Turns float32 values to bytes and back. One instance a thread: it owns its scratch, which grows to one piece."""
+
+    @abstractmethod
+    def payload_bytes(self, scalars: int) -> int:
+        """Length in bytes of the payload of so many scalars."""
+
+    @abstractmethod
+    def encode(self, values: Tensor, payload: Tensor) -> None:
+        """Write the values' payload.
+
+        Args:
+            values: Shape (n,), float32, contiguous, n >= 1; not changed.
+            payload: Shape (payload_bytes(n),), uint8, contiguous, on the same device, overwritten; its first byte lies
+                at a multiple of 4 of its storage.
+        """
+
+    @abstractmethod
+    def decode(self, payload: Tensor, into: Tensor) -> None:
+        """Read a payload.
+
+        Args:
+            payload: As :meth:`encode` wrote it.
+            into: Shape (n,), float32, contiguous, overwritten.
+        """
+
+
+def codec_of(compression: Compression) -> Codec:
+    """Make a codec for the calling thread."""
+    match compression:
+        case NoCompression():
+            return _Cast(torch.float32)
+        case BF16():
+            return _Cast(torch.bfloat16)
+        case Int8(group):
+            return _Int8(group, largest=127)
+        case Int4(group):
+            return _Int4(group, largest=7)
+        case TopK(keep):
+            return _TopK(max(1, round(keep * RECORD_SCALARS)))
+        case _:
+            raise TypeError(f"no codec of {compression!r}")
+
+
+class _Cast(Codec):
+    """Every value in another type, rounded half to even. bfloat16 has float32's range but for its last 0.2 %."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    @override
+    def payload_bytes(self, scalars: int) -> int:
+        return scalars * self._dtype.itemsize
+
+    @override
+    def encode(self, values: Tensor, payload: Tensor) -> None:
+        payload.view(self._dtype).copy_(values)
+
+    @override
+    def decode(self, payload: Tensor, into: Tensor) -> None:
+        into.copy_(payload.view(self._dtype))
+
+
+class _Records(Codec):
+    """Cuts a part into pieces of whole records, and what is left into one short record of whole groups."""
+
+    def __init__(self, group: int) -> None:
+        self._group = group
+        self._kept_scratch: dict[str, Tensor] = {}
+
+    @override
+    def payload_bytes(self, scalars: int) -> int:
+        records, rest = divmod(scalars, RECORD_SCALARS)
+        whole = records * self._record_bytes(RECORD_SCALARS // self._group)
+        return whole + self._record_bytes(-(-rest // self._group))
+
+    @override
+    def encode(self, values: Tensor, payload: Tensor) -> None:
+        for piece, records in self._pieces(values, payload):
+            whole = self._whole_groups(piece)
+            if whole is not piece:
+                whole.zero_()[: piece.numel()] = piece
+            self._encode(whole.view(len(records), -1), records)
+
+    @override
+    def decode(self, payload: Tensor, into: Tensor) -> None:
+        for piece, records in self._pieces(into, payload):
+            whole = self._whole_groups(piece)
+            self._decode(records, whole.view(len(records), -1))
+            if whole is not piece:
+                piece.copy_(whole[: piece.numel()])
+
+    def _pieces(self, values: Tensor, payload: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Values, shape (scalars,), with their records, shape (records, bytes of each)."""
+        scalars = values.numel()
+        whole = scalars - scalars % RECORD_SCALARS
+        for start, stop in pairwise([*range(0, whole, PIECE_SCALARS), whole, scalars]):
+            if start < stop:
+                piece = payload[self.payload_bytes(start) : self.payload_bytes(stop)]
+                yield values[start:stop], piece.view(-(-(stop - start) // RECORD_SCALARS), -1)
+
+    def _whole_groups(self, piece: Tensor) -> Tensor:
+        """The piece itself, or scratch for it with its last group whole."""
+        short = -piece.numel() % self._group
+        return self._scratch("tail", (piece.numel() + short,), piece.device) if short else piece
+
+    def _scratch(
+        self, name: str, shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Memory without values; what was taken under the name before is overwritten."""
+        numel = math.prod(shape)
+        kept = self._kept_scratch.get(name)
+        if kept is None or kept.numel() < numel or kept.device != device:
+            kept = self._kept_scratch[name] = torch.empty(numel, dtype=dtype, device=device)
+        return kept[:numel].view(shape)
+
+    @abstractmethod
+    def _record_bytes(self, groups: int) -> int:
+        """Length of a record of so many groups."""
+
+    @abstractmethod
+    def _encode(self, values: Tensor, records: Tensor) -> None:
+        """Values, shape (records, scalars of each), into records, shape (records, bytes of each)."""
+
+    @abstractmethod
+    def _decode(self, records: Tensor, into: Tensor) -> None:
+        """The other way round."""
+
+
+class _Integers(_Records):
+    """A record: the steps of its groups in bfloat16, then the values in whole numbers of steps.
+
+    In this order, each operation rounding to float32: step = bfloat16(max(absmax / largest, 2**-126)); number =
+    clamp(round half to even(value / step), -largest, largest); decoded = number * step, which is exact. A step is never
+    below the smallest normal number: no group divides by zero, and groups of denormals, too, decode to within half a
+    step. A group in which a value is not finite has NaN for its step and decodes to NaN as a whole.
+    """
+
+    def __init__(self, group: int, *, largest: int) -> None:
+        super().__init__(group)
+        self._largest = largest
+
+    @override
+    def _encode(self, values: Tensor, records: Tensor) -> None:
+        groups = values.unflatten(1, (-1, self._group))
+        numbers = torch.abs(groups, out=self._scratch("numbers", groups.shape, groups.device))
+        absmax = numbers.amax(2, keepdim=True)
+        absmax += absmax - absmax  # infinity becomes NaN
+        # Not by a Python number: some devices multiply by its reciprocal, which is not the same.
+        steps = (absmax / absmax.new_full((), self._largest)).clamp_(min=_SMALLEST_STEP).bfloat16()
+        self._steps(records, groups.shape[1]).copy_(steps.squeeze(2))
+        torch.div(groups, steps.float(), out=numbers)
+        numbers.round_().clamp_(-self._largest, self._largest)
+        self._put(numbers.view(values.shape), self._numbers(records, groups.shape[1]))
+
+    @override
+    def _decode(self, records: Tensor, into: Tensor) -> None:
+        groups = into.unflatten(1, (-1, self._group))
+        self._get(self._numbers(records, groups.shape[1]), into)
+        groups.mul_(self._steps(records, groups.shape[1]).float().unsqueeze(2))
+
+    def _steps(self, records: Tensor, groups: int) -> Tensor:
+        return records[:, : 2 * groups].view(torch.bfloat16)
+
+    def _numbers(self, records: Tensor, groups: int) -> Tensor:
+        return records[:, 2 * groups :].view(torch.int8)
+
+    @abstractmethod
+    def _put(self, numbers: Tensor, packed: Tensor) -> None:
+        """Numbers, shape (records, scalars of each), float32, overwritten, into the bytes of the records."""
+
+    @abstractmethod
+    def _get(self, packed: Tensor, into: Tensor) -> None:
+        """The other way round."""
+
+
+class _Int8(_Integers):
+    @override
+    def _record_bytes(self, groups: int) -> int:
+        return groups * (2 + self._group)
+
+    @override
+    def _put(self, numbers: Tensor, packed: Tensor) -> None:
+        packed.copy_(numbers)
+
+    @override
+    def _get(self, packed: Tensor, into: Tensor) -> None:
+        into.copy_(packed)
+
+
+class _Int4(_Integers):
+    """A byte holds low + 16 high of a number of the record's first half and one of its second, each from -7 to 7."""
+
+    @override
+    def _record_bytes(self, groups: int) -> int:
+        return groups * (2 + self._group // 2)
+
+    @override
+    def _put(self, numbers: Tensor, packed: Tensor) -> None:
+        low, high = numbers.chunk(2, dim=1)
+        packed.copy_(low.add_(high, alpha=16))
+
+    @override
+    def _get(self, packed: Tensor, into: Tensor) -> None:
+        low, high = into.chunk(2, dim=1)
+        torch.mul(packed, 1 / 16, out=high).round_()  # low / 16 is below a half
+        low.copy_(packed).sub_(high, alpha=16)
+
+
+class _TopK(_Records):
+    """A record: the kept values in bfloat16, largest magnitude first, then their places in the record in int16.
+
+    Magnitudes are compared as sent, in bfloat16; of equal ones the first is kept. What is not finite counts as larger
+    than all that is, so it is kept.
+    """
+
+    def __init__(self, kept: int) -> None:
+        super().__init__(RECORD_SCALARS)
+        self._kept = kept
+
+    @override
+    def _record_bytes(self, groups: int) -> int:
+        return groups * 4 * self._kept
+
+    @override
+    def _encode(self, values: Tensor, records: Tensor) -> None:
+        shape, device = values.shape, values.device
+        bits = self._scratch("bits", shape, device, torch.bfloat16).copy_(values).view(torch.int16)
+        # Without its sign a floating-point number orders as the whole number of the same bits.
+        rank = self._scratch("rank", shape, device, torch.int32).copy_(bits).bitwise_and_(0x7FFF).mul_(RECORD_SCALARS)
+        rank -= torch.arange(RECORD_SCALARS, dtype=torch.int32, device=device)
+        places = rank.topk(self._kept, dim=1).indices
+        kept, where = self._views(records)
+        kept.copy_(bits.gather(1, places))
+        where.copy_(places)
+
+    @override
+    def _decode(self, records: Tensor, into: Tensor) -> None:
+        kept, where = self._views(records)
+        into.zero_().scatter_(1, where.long(), kept.view(torch.bfloat16).float())
+
+    def _views(self, records: Tensor) -> tuple[Tensor, Tensor]:
+        kept_bytes = 2 * self._kept
+        return records[:, :kept_bytes].view(torch.int16), records[:, kept_bytes:].view(torch.int16)
