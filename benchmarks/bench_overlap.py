@@ -66,12 +66,12 @@ def _measure(options: argparse.Namespace, clients: int, topology: str) -> list[d
     """All ratios of one number of clients and one topology, on one set of workers."""
     facts = {"clients": clients, "topology": topology, "compute": "real" if clients == 2 else "timed sleep"}
     with Workers(clients) as workers:
-        probed = attempt(lambda: _probe(options, workers, topology))
+        probed = attempt(_probe, options, workers, topology)
         print(facts, probed, flush=True)
         if probed["failed"]:
             return [facts | probed]
         return [
-            facts | {"ratio": ratio} | attempt(lambda ratio=ratio: _pairs(options, workers, topology, ratio, probed))
+            facts | {"ratio": ratio} | attempt(_pairs, options, workers, topology, ratio, probed)
             for ratio in map(float, options.ratios.split(","))
         ]
 

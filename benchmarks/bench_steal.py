@@ -48,10 +48,10 @@ def main() -> None:
     options = made.parse_args()
     if options.quick:
         options.launches, options.alone_rounds, options.pairs, options.rounds, options.rates = 1, 3, 1, 3, "100"
-    values = {"alone": attempt(lambda: _alone(options)), "in_flight": {}}
+    values = {"alone": attempt(_alone, options), "in_flight": {}}
     with Workers(2) as workers:
         for rate_mbit in map(int, options.rates.split(",")):
-            in_flight = attempt(lambda rate=rate_mbit: _in_flight(options, workers, rate))
+            in_flight = attempt(_in_flight, options, workers, rate_mbit)
             values["in_flight"][str(rate_mbit)] = in_flight
             print(f"in flight at {rate_mbit} Mbit/s:", in_flight.get("slowdown"), flush=True)
     publish(

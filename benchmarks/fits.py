@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from benchmarks.sockets import count_tcp_bytes
 from benchmarks.workloads import loader, module_and_blocks
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.records import RoundRecord
@@ -24,21 +25,22 @@ def fit(plan: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         plan: ``model`` (see :mod:`benchmarks.workloads`), ``rounds``, ``strategy`` (options of ParaBlockStrategy), and
-            ``steps`` where the start and end of each step are wanted, too.
+            ``steps`` or ``sockets`` where these are wanted.
 
     Returns:
-        ``rounds``: the round records by column; ``steps``: [start, end] of each step.
+        ``rounds``: the round records by column; ``steps``: [start, end] of each step; ``sockets``: bytes sent and
+        received on this process's connections before each step (at delay 0, when nothing is in flight).
     """
     torch.set_num_threads(1)
     rank, options = int(os.environ["RANK"]), {"unmatched": "freeze", "seed": 0, **plan["strategy"]}
     module, blocks = module_and_blocks(plan["model"])
     strategy = ParaBlockStrategy(blocks=blocks, **options)  # type: ignore[arg-type]
     steps = plan["rounds"] * options["local_steps"]
-    clock = StepClock()
-    callbacks = [clock] if plan.get("steps") else []
+    clock, sockets = StepClock(), SocketCount()
+    callbacks = [watch for name, watch in (("steps", clock), ("sockets", sockets)) if plan.get(name)]
     trainer = bare_trainer(strategy, steps, callbacks, num_nodes=int(os.environ["WORLD_SIZE"]))
     trainer.fit(module, loader(plan["model"], steps, rank))
-    return {"rounds": columns(strategy.round_records), "steps": clock.spans}
+    return {"rounds": columns(strategy.round_records), "steps": clock.spans, "sockets": sockets.counts}
 
 
 def bare_trainer(
@@ -92,3 +94,19 @@ class StepClock(pl.Callback):
 
     def _note(self, *_: Any) -> None:
         self.spans.append([round(self._start_s, 6), round(time.time(), 6)])
+
+
+class SocketCount(pl.Callback):
+    """What the kernel has counted on this process's connections before each step, once all that was sent has arrived.
+
+    Attributes:
+        counts: ``sent_bytes`` and ``received_bytes``, without TCP's own headers.
+    """
+
+    def __init__(self) -> None:
+        self.counts: list[dict[str, int]] = []
+
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
+        """Called by Lightning."""
+        counted = count_tcp_bytes()
+        self.counts.append({"sent_bytes": counted.acknowledged, "received_bytes": counted.received})

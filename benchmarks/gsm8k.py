@@ -83,7 +83,7 @@ def runs_of(
 
 
 def _run(workers: Workers, plan: dict[str, Any], path: Path) -> dict[str, Any]:
-    made = attempt(lambda: workers.run("benchmarks.gsm8k_job:train", plan, rate_mbit=None, limit_s=LIMIT_S)[0])
+    made = attempt(workers.first_answer, "benchmarks.gsm8k_job:train", plan, limit_s=LIMIT_S)
     if not made["failed"]:
         path.write_text(json.dumps(made, indent=1))
         losses = [round(loss, 4) for _, loss in made["held_out_loss"]]

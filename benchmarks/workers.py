@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from benchmarks.hosts import HostCluster, HostsError
 from benchmarks.results import REPOSITORY
@@ -30,7 +30,7 @@ AFTER_A_FAILURE_S = 30.0
 POLL_S = 0.02
 LAST_WORDS = 1500
 
-Plan = dict[str, Any]
+P = ParamSpec("P")
 
 
 class RunFailedError(RuntimeError):
@@ -86,6 +86,10 @@ class Workers:
             self.close()
             raise
 
+    def first_answer(self, job: str, plan: Mapping[str, Any], *, limit_s: float = LIMIT_S) -> Any:
+        """As :meth:`run` on links as they are; only the first host's answer."""
+        return self.run(job, plan, rate_mbit=None, limit_s=limit_s)[0]
+
     def bytes_sent(self) -> list[int]:
         """What each host has put on its link since its worker was started, all headers included."""
         assert self._cluster is not None, "no job has been run"
@@ -116,10 +120,10 @@ class Workers:
         return [json.loads(path.read_text())["ok"] for path in paths]
 
 
-def attempt(action: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def attempt(action: Callable[P, dict[str, Any]], *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
     """The action's values with ``"failed": None``, or else only ``"failed"``, its message: the others go on."""
     try:
-        return {"failed": None, **action()}
+        return {"failed": None, **action(*args, **kwargs)}
     except RunFailedError as error:
         print(f"failed: {error}", flush=True)
         return {"failed": str(error).replace(f"{REPOSITORY}{os.sep}", "").replace(sys.prefix, "python")}

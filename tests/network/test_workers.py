@@ -47,7 +47,7 @@ def test_jobs_share_processes_until_one_fails(monkeypatch: pytest.MonkeyPatch) -
 def test_a_process_that_ends_and_one_that_never_does_are_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.workers.AFTER_A_FAILURE_S", 0.1)
     with Workers(2) as workers:
-        found = attempt(lambda: {"answers": workers.run(f"{HERE}:end", {}, rate_mbit=None, limit_s=LIMIT_S)})
+        found = attempt(workers.first_answer, f"{HERE}:end", {}, limit_s=LIMIT_S)
         assert found.keys() == {"failed"}
         assert found["failed"].startswith(("host 0 ended with 0", "host 1 ended with 3"))
         with pytest.raises(RunFailedError, match=r"not finished after 0\.5 s"):
