@@ -19,6 +19,8 @@ from lightning_parablock.errors import DataError
 from lightning_parablock.stand_in import StandIn
 
 Gather = Callable[[Any], Sequence[Any]]
+FIRST_WINDOW_BATCHES = 16
+"""Batches to fetch ahead while the number of local steps is not known; an epoch's length does not depend on it."""
 
 
 @dataclass(frozen=True)

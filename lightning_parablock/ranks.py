@@ -29,6 +29,7 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launched import adopt_mpi
 from lightning_parablock.launcher import ProcessLauncher, end_others, while_others_live
 from lightning_parablock.settings import Settings
+from lightning_parablock.transport.link_probe import LinkSample, probe_links
 from lightning_parablock.transport.opening import Federation, open_federation
 
 log = logging.getLogger(__name__)
@@ -208,6 +209,21 @@ class WatchedStrategy(ParallelStrategy):
             return [value]
         self._guard("gather", lambda: dist.all_gather_object(gathered, value))
         return gathered
+
+    def time_links(self, settings: Settings) -> LinkSample | None:
+        """A timed exchange in the pattern of the run's topology, None where there is one rank; collective."""
+        if self.world_size == 1:
+            return None
+        backend = self.process_group_backend
+        probe = partial(
+            probe_links,
+            settings.topology,
+            backend=backend,
+            device=self.root_device if backend == "nccl" else torch.device("cpu"),
+            chunk_bytes=settings.chunk_bytes,
+            timeout_s=settings.exchange_timeout_s,
+        )
+        return self._guard("probe of the links", probe)
 
     def _refuse_differences(self, facts: Mapping[str, str]) -> None:
         """Raise the same ConfigurationError on every rank where these facts are not the same on all; collective."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_parablock.blocks import Block
@@ -27,7 +28,7 @@ from lightning_parablock.client_state import Resumed, is_remote, save_plain
 from lightning_parablock.errors import CheckpointError, ConfigurationError
 from lightning_parablock.flat import hash_tensors
 from lightning_parablock.ranks import WatchedStrategy
-from lightning_parablock.settings import Settings
+from lightning_parablock.settings import AUTO, Settings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -240,6 +241,19 @@ class Checkpoints:
         if problems:
             raise CheckpointError(f"a client cannot {verb} its part of a checkpoint: {'; '.join(problems)}")
         return self._ranks.gather_objects(result) if gather else result
+
+
+def settled_by(checkpoint: Mapping[str, Any], filepath: Any, settings: Settings) -> Settings:
+    """The settings with the number of local steps of a checkpoint, where the clients have yet to agree on it.
+
+    A checkpoint from before they agreed says "auto", too, and the resumed run agrees then.
+    """
+    entry = Entry.of(checkpoint, str(filepath))
+    if not settings.pending or entry is None or entry.settings["local_steps"] == repr(AUTO):
+        return settings
+    local_steps = int(entry.settings["local_steps"])
+    rank_zero_info(f"parablock: local_steps: {local_steps}, on which the clients of {filepath} had agreed")
+    return settings.agreed(local_steps)
 
 
 def _exists(path: Any) -> bool:

@@ -24,6 +24,10 @@ UnevenClients = Literal["go_on", "shorten"]
 Buffers = Literal["local", "average"]
 BlocksSpec = str | int | Sequence[str]
 
+AUTO: Literal["auto"] = "auto"
+MAX_AUTO_STEPS = 256
+"""The most local steps that ``local_steps="auto"`` takes."""
+
 
 @dataclass(frozen=True)
 class ServerOptimizer:
@@ -173,10 +177,17 @@ class Settings:
     uneven_clients: UnevenClients = "go_on"
     missing_client_state: MissingClientState = "error"
     seed: int = 0
+    pending: tuple[str, ...] = ()
+    """Names of the settings on which the clients agree in round 0; until then they have an upper limit's value."""
 
     def __post_init__(self) -> None:
-        _check_int("local_steps", self.local_steps, at_least=1, unit="optimizer steps a round")
+        _check_int("local_steps", self.local_steps, at_least=1, unit="optimizer steps a round, or 'auto'")
         _check_int("delay_steps", self.delay_steps, at_least=0, unit="optimizer steps; 0 is blocking")
+        _require(
+            not self.pending or self.delay_steps > 0,
+            "local_steps='auto' finds how many local steps hide an exchange, and with delay_steps=0 nothing is hidden; "
+            "give local_steps a number",
+        )
         _check_int("seed", self.seed, at_least=0, unit="any non-negative whole number")
         _check_int("chunk_bytes", self.chunk_bytes, at_least=4096, unit="bytes a message")
         _require(self.chunk_bytes % 4096 == 0, f"chunk_bytes must be a multiple of 4096, got {self.chunk_bytes}")
@@ -207,9 +218,25 @@ class Settings:
         """``delay_steps`` as (q, r) with delay_steps = q local_steps + r and 0 <= r < local_steps."""
         return divmod(self.delay_steps, self.local_steps)
 
+    def agreed(self, local_steps: int) -> Settings:
+        """These settings once the clients have agreed on K."""
+        return dataclasses.replace(self, pending=(), **dict.fromkeys(self.pending, local_steps))
+
     def fingerprint(self) -> dict[str, str]:
         """One printable value a setting that every rank must share; all of them do."""
-        return {field.name: repr(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        names = [field.name for field in dataclasses.fields(self) if field.name != "pending"]
+        return {name: repr(AUTO if name in self.pending else getattr(self, name)) for name in names}
+
+
+def resolve_steps(local_steps: int | Literal["auto"], delay_steps: int | None) -> dict[str, Any]:
+    """The two step counts as fields of :class:`Settings`: None is local_steps, and "auto" is agreed on later."""
+    steps = MAX_AUTO_STEPS if local_steps == AUTO else local_steps
+    pending = ("local_steps", "delay_steps") if delay_steps is None else ("local_steps",)
+    return {
+        "local_steps": steps,
+        "delay_steps": steps if delay_steps is None else delay_steps,
+        "pending": pending if local_steps == AUTO else (),
+    }
 
 
 def resolve_server_optimizer(value: str | ServerOptimizer) -> ServerOptimizer:

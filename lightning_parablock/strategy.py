@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_parablock.agreement import versions_here
+from lightning_parablock.auto_steps import Measured, StepClock, agree_on_local_steps
 from lightning_parablock.blocks import Block, partition
 from lightning_parablock.buffers import Replaced, kinds, put_back, show_mean
 from lightning_parablock.callbacks.freeze import BlockFreezer
@@ -40,7 +41,7 @@ from lightning_parablock.client_state import (
 )
 from lightning_parablock.errors import ConfigurationError, DivergenceError, PeerError
 from lightning_parablock.flat import FlatBlocks, hash_tensors
-from lightning_parablock.lengths import Epoch, agree_on_length
+from lightning_parablock.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length
 from lightning_parablock.loaders import Cutting, cut_or_keep
 from lightning_parablock.meetings import keep_time_by_rounds, meeting_facts
 from lightning_parablock.positioned import Position, PositionedLoader, Stand, position_of
@@ -54,7 +55,7 @@ from lightning_parablock.refusals import (
     refuse_uneven_loaders,
     the_optimizer,
 )
-from lightning_parablock.resume import Checkpoints
+from lightning_parablock.resume import Checkpoints, settled_by
 from lightning_parablock.rounds import RoundEngine
 from lightning_parablock.schedule import derive_seed
 from lightning_parablock.settings import (
@@ -73,6 +74,7 @@ from lightning_parablock.settings import (
     resolve_blocks,
     resolve_compression,
     resolve_server_optimizer,
+    resolve_steps,
 )
 from lightning_parablock.takeover import (
     isolate_validation,
@@ -90,7 +92,9 @@ class ParaBlockStrategy(WatchedStrategy):
     """Federated block coordinate descent whose exchange hides behind the next round's local steps (arXiv 2511.19959).
 
     Args:
-        local_steps: Local steps a round (K), in optimizer steps.
+        local_steps: Local steps a round (K), in optimizer steps. "auto": after four steps the clients agree on the
+            smallest number from 4 to 256 that hides every exchange behind the slowest client's computation; a resumed
+            run keeps it.
         delay_steps: Optimizer steps between the end of a round and the merge of its exchange. None is local_steps
             (ParaBlock, one round of staleness); 0 waits for every exchange (plain federated block coordinate descent);
             twice local_steps keeps two exchanges in flight.
@@ -145,7 +149,7 @@ class ParaBlockStrategy(WatchedStrategy):
     def __init__(
         self,
         *,
-        local_steps: int = 16,
+        local_steps: Literal["auto"] | int = 16,
         delay_steps: int | None = None,
         blocks: Literal["layers"] | int | list[str] = "layers",
         unmatched: Unmatched = "error",
@@ -184,8 +188,7 @@ class ParaBlockStrategy(WatchedStrategy):
             precision_plugin=precision_plugin,
         )
         self.settings = Settings(
-            local_steps=local_steps,
-            delay_steps=local_steps if delay_steps is None else delay_steps,
+            **resolve_steps(local_steps, delay_steps),
             blocks=resolve_blocks(blocks),
             unmatched=unmatched,
             block_order=block_order,
@@ -218,6 +221,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._resumed: Resumed | None = None
         self._passed: dict[int, Position] = {}
         self._random_outside: RandomState | None = None
+        self._step_clock: StepClock | None = None
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
@@ -314,6 +318,7 @@ class ParaBlockStrategy(WatchedStrategy):
         device, backend = self.root_device, self.process_group_backend
         self._transport = open_transport(self._federation, self._flat, self.settings, device=device, backend=backend)
         engine = self._engine = RoundEngine(self._flat, self.settings, [self.client], self._transport)
+        self._step_clock = StepClock(device)
         self._stepped = self._trained = False  # an earlier fit may have failed between a step and its batch's end
         if self._resumed is not None:
             go_on(engine, self._resumed)
@@ -345,6 +350,8 @@ class ParaBlockStrategy(WatchedStrategy):
         self._stepped = False
         trained, self._trained = self._trained, False
         engine.after_step(trained=trained)
+        if self.settings.pending:
+            self._settle_local_steps(engine)
         if not engine.turn_is_over:
             return None
         old_block = engine.block
@@ -467,7 +474,8 @@ class ParaBlockStrategy(WatchedStrategy):
         checkpoints = self._checkpoints()
         checkpoint = checkpoints.load(checkpoint_path, weights_only)
         if self._trainer.state.fn == TrainerFn.FITTING:
-            self._resumed = checkpoints.resume(checkpoint, checkpoint_path)
+            self.settings = settled_by(checkpoint, checkpoint_path, self.settings)
+            self._resumed = self._checkpoints().resume(checkpoint, checkpoint_path)
             self._passed = self._resumed.positions()
             silence_loader_warning()
         return checkpoint
@@ -556,7 +564,8 @@ class ParaBlockStrategy(WatchedStrategy):
     def _agree_on_length(self, stage: RunningStage, loader: object) -> object:
         """Clients with different numbers of batches make epochs of one length, so that all make the same rounds."""
         goes_on = self.settings.uneven_clients == "go_on"
-        epoch = Epoch(stage.value, self.settings.local_steps, self.gather_objects, goes_on)
+        window = FIRST_WINDOW_BATCHES if self.settings.pending else self.settings.local_steps
+        epoch = Epoch(stage.value, window, self.gather_objects, goes_on)
         loader, lengths = agree_on_length(loader, epoch)
         uneven = None in lengths or len(set(lengths)) > 1
         if uneven and stage == RunningStage.TRAINING:
@@ -616,6 +625,20 @@ class ParaBlockStrategy(WatchedStrategy):
         engine.begin_round()
         engine.begin_turn(self.client)
         return engine.flat.parameters(engine.block)
+
+    def _settle_local_steps(self, engine: RoundEngine) -> None:
+        """Take note of a step; once there are enough, K is agreed on, and the clock of round 0 has K steps."""
+        clock = self._step_clock
+        assert clock is not None
+        clock.tick()
+        if not (clock.is_complete or engine.turn_is_over):
+            return
+        slowest_s = max(self.gather_objects(clock.shortest_s))
+        sample = self.time_links(self.settings)
+        measured = Measured(engine.block, slowest_s, engine.clients[self.client].steps, sample)
+        sizes = {name: parameter.numel() for name, parameter in self._module().named_parameters()}
+        settings = agree_on_local_steps(sizes, self.blocks, self.world_size, self.settings, measured)
+        self.settings = engine.settings = settings
 
     def _show_mean_buffers(self) -> Replaced:
         """With buffers='average', collective; but after an error a client saves alone, and then saves its own."""

@@ -1,0 +1,25 @@
+"""How long a local step takes on one block against another, where nothing but the parameters' sizes is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lightning_parablock.blocks import Block
+
+
+def relative_step_costs(sizes: Mapping[str, int], blocks: Sequence[Block]) -> list[float]:
+    """Cost of a local step on each block, in units of one forward pass (METHOD: "How fast it can be").
+
+    A step is a forward pass over all parameters, input gradients from the loss down to the block's first parameter, and
+    weight gradients of the block; each costs as much as the forward pass of the parameters concerned.
+
+    Args:
+        sizes: Scalars of every parameter of the model, frozen ones too, in the order of the forward pass.
+        blocks: Their ``parameter_names`` are keys of ``sizes``.
+    """
+    below: dict[str, int] = {}
+    total = 0
+    for name, numel in sizes.items():
+        below[name] = total
+        total += numel
+    return [1 + (total - min(below[name] for name in b.parameter_names) + b.numel) / total for b in blocks]

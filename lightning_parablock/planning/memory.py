@@ -1,0 +1,151 @@
+"""Memory of a client by purpose, in the steady state of a run, without activations.
+
+Bytes a parameter of a block, W being the bytes of a weight (4, or 2 with bfloat16)::
+
+    active block     gradient W, AdamW's moments 8, start value 4; with bfloat16 a master copy 4 and, in the
+                     optimizer's step, the float32 gradient 4                                           (device)
+    block in flight  committed value 4, delta 4, the commit that arrives 4                              (device)
+                     and, where the compression is lossy, the error-feedback residual from before it 4    (host)
+    every block      error feedback of a lossy compression 4                                              (host)
+    served shard     committed value 4, its server optimizer's state 4 a moment, error feedback 4         (host)
+
+Messages are under way in a window of at most ``WINDOW`` a peer, direction and kind, whatever the block's size. With
+delay 0 the active block is itself the one in flight, and its start value is its committed value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_parablock.planning.traffic import message_bytes
+from lightning_parablock.settings import ServerNesterov, Settings
+from lightning_parablock.transport.chunks import WINDOW, chunks_of, shard_bounds
+
+FLOAT_BYTES = 4
+ADAM_MOMENTS = 2
+KINDS = 2
+"""Deltas and commits."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The sizes on which memory depends.
+
+    Attributes:
+        numels: Scalars of each block.
+        weights_bytes: All parameters, frozen ones too.
+        weight_bytes: One parameter of a block.
+    """
+
+    numels: tuple[int, ...]
+    weights_bytes: int
+    weight_bytes: int = FLOAT_BYTES
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """One purpose: what for, where ("device" or "host..."), and how many bytes."""
+
+    purpose: str
+    where: str
+    size_bytes: int
+
+    @property
+    def on_device(self) -> bool:
+        """Whether it lies on the device; else in host memory."""
+        return self.where == "device"
+
+
+def exchanges_in_flight(settings: Settings) -> int:
+    """How many rounds' exchanges a client has under way at most while it computes."""
+    return math.ceil(settings.delay_steps / settings.local_steps)
+
+
+def memory_parts(model: ModelSize, n_clients: int, settings: Settings) -> list[MemoryPart]:
+    """Memory of the client that needs most, in its largest round."""
+    active, flying = _largest_round(model, settings)
+    lossy = settings.compression.is_lossy
+    parts = [
+        MemoryPart("weights", "device", model.weights_bytes),
+        *(MemoryPart(purpose, "device", active * each) for purpose, each in _of_active(model.weight_bytes)),
+        *(MemoryPart(purpose, "device", size) for purpose, size in _of_flying(sum(flying), settings)),
+        MemoryPart("messages under way", "host", window_bytes(max(model.numels), n_clients, settings)),
+        *_of_server(sum(model.numels), n_clients, settings),
+    ]
+    if lossy:
+        parts += [
+            MemoryPart("error feedback of the deltas", "host", FLOAT_BYTES * sum(model.numels)),
+            MemoryPart("error feedback from before the exchanges in flight", "host", FLOAT_BYTES * sum(flying)),
+        ]
+    return parts
+
+
+def total_bytes(parts: Sequence[MemoryPart], *, on_device: bool) -> int:
+    """The sum of the parts on the device, or in host memory."""
+    return sum(part.size_bytes for part in parts if part.on_device == on_device)
+
+
+def window_bytes(numel: int, n_clients: int, settings: Settings) -> int:
+    """Message buffers of the busiest client while a block of ``numel`` scalars travels, both directions and kinds."""
+    shards = shard_bounds(numel, n_clients, settings.topology)
+    windows = [_window_of(shard, settings) for shard in shards]
+    total = sum(windows)
+    # To and from each peer: deltas on the peer's shard out and its commits in; deltas on mine in and commits of it out.
+    return max(KINDS * (total - own + (n_clients - 1) * own) for own in windows)
+
+
+def _window_of(shard: slice, settings: Settings) -> int:
+    sizes = [part.stop - part.start for part in chunks_of(shard, settings.chunk_bytes)]
+    return sum(message_bytes(scalars, settings.compression) for scalars in sorted(sizes)[-WINDOW:])
+
+
+def _largest_round(model: ModelSize, settings: Settings) -> tuple[int, list[int]]:
+    """Scalars of the active block and of each block in flight, of the round that needs most memory."""
+    n_flying = exchanges_in_flight(settings)
+    if n_flying == 0:
+        return max(model.numels), [max(model.numels)]
+    each_active = sum(each for _, each in _of_active(model.weight_bytes))
+    each_flying = sum(size for _, size in _of_flying(1, settings))
+    rounds = [(numel, _others(model.numels, index, n_flying)) for index, numel in enumerate(model.numels)]
+    return max(rounds, key=lambda r: each_active * r[0] + each_flying * sum(r[1]))
+
+
+def _others(numels: Sequence[int], active: int, n_flying: int) -> list[int]:
+    """The largest blocks that may be in flight beside the active one; where there are too few, they repeat."""
+    others = sorted((*numels[:active], *numels[active + 1 :]), reverse=True) or [numels[active]]
+    return (others * n_flying)[:n_flying] if n_flying > len(others) else others[:n_flying]
+
+
+def _of_active(weight_bytes: int) -> list[tuple[str, int]]:
+    """Bytes a parameter of the active block, by purpose."""
+    parts = [
+        ("gradient of the active block", weight_bytes),
+        ("optimizer state of the active block (AdamW)", ADAM_MOMENTS * FLOAT_BYTES),
+        ("start value of the active block", FLOAT_BYTES),
+    ]
+    if weight_bytes < FLOAT_BYTES:
+        parts.append(("float32 master copy of the active block", FLOAT_BYTES))
+        parts.append(("float32 gradient in the optimizer's step", FLOAT_BYTES))
+    return parts
+
+
+def _of_flying(scalars: int, settings: Settings) -> list[tuple[str, int]]:
+    """Bytes of the blocks in flight on the device, by purpose."""
+    committed = 0 if settings.delay_steps == 0 else FLOAT_BYTES * scalars
+    return [
+        ("committed values of the blocks in flight", committed),
+        ("deltas in flight", FLOAT_BYTES * scalars),
+        ("commits that arrive", FLOAT_BYTES * scalars),
+    ]
+
+
+def _of_server(scalars: int, n_clients: int, settings: Settings) -> list[MemoryPart]:
+    shard = math.ceil(scalars / n_clients) if settings.topology == "sharded" else scalars
+    where = "host, client 0" if settings.topology == "star" and n_clients > 1 else "host"
+    moments = 1 if isinstance(settings.server_optimizer, ServerNesterov) else 0
+    parts = [("server: committed values", 1), ("server: optimizer state", moments)]
+    if settings.compression.is_lossy:
+        parts.append(("server: error feedback of the commits", 1))
+    return [MemoryPart(purpose, where, each * FLOAT_BYTES * shard) for purpose, each in parts if each]

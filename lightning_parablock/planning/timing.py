@@ -1,0 +1,174 @@
+"""Seconds of a round, and how many local steps hide an exchange.
+
+C_t is the computation of round t, M_t its exchange. Chunks stream: a server sums a chunk as soon as every client's is
+there and sends its commit while later chunks still arrive, so on links that carry both directions at once an exchange
+takes as long as the busiest direction of the busiest link. With S scalars of q bytes, N clients on links of B bytes a
+second and a star's server on one of B_s::
+
+    sharded   M = 2 (N - 1)/N S q / B
+    star      M = max((N - 1) S q / B_s, S q / B), and one chunk more: the last commit waits for the last deltas
+
+Bytes are those of ``traffic.py``, headers included. Latency, encoding and summing are not counted: they are small
+against the transfer wherever hiding it matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from lightning_parablock.planning.traffic import busiest, largest_message_bytes, traffic_of_clients
+from lightning_parablock.schedule import block_of_round
+from lightning_parablock.settings import BlockOrder, Settings, Topology
+
+NOMINAL_GOODPUT = 0.95
+"""Share of a link's nominal rate that payload gets: the rest is Ethernet's, IP's and TCP's headers."""
+PASSES = 8
+"""Visits of each block over which seconds a round are averaged."""
+
+
+@dataclass(frozen=True)
+class Links:
+    """What a link carries in one direction while the other is busy, too, in bits a second of payload (goodput).
+
+    Attributes:
+        client_bps: Every client's link.
+        server_bps: The link of a star's server.
+    """
+
+    client_bps: float
+    server_bps: float
+
+
+def exchange_s(numel: int, n_clients: int, settings: Settings, links: Links) -> float:
+    """M: seconds of the exchange of a block of ``numel`` scalars, by the module's formulas."""
+    if n_clients == 1:
+        return 0.0
+    clients = traffic_of_clients(numel, n_clients, settings)
+    if settings.topology == "sharded":
+        return 8 * busiest(clients).upload_bytes / links.client_bps
+    last_bytes = largest_message_bytes(numel, settings)
+    return sum(
+        8 * max((n_clients - 1) * one_bytes / links.server_bps, one_bytes / links.client_bps)
+        for one_bytes in (clients[1].upload_bytes, last_bytes)
+    )
+
+
+def links_of(pair_bytes: int, elapsed_s: float, n_clients: int, topology: Topology) -> Links:
+    """The rates of links on which a timed exchange of ``pair_bytes`` to and from each peer took ``elapsed_s``.
+
+    In a star either the server's link or a client's was the limit, and one measurement cannot tell which: both rates
+    are bounds from below, which give back the time that was measured.
+    """
+    pair_bps = 8 * pair_bytes / elapsed_s
+    all_bps = (n_clients - 1) * pair_bps
+    return Links(all_bps if topology == "sharded" else pair_bps, all_bps)
+
+
+# --- seconds a round --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RoundTimes:
+    """Averages over the rounds of a long run.
+
+    Attributes:
+        compute_s: Mean C.
+        exchange_s: Mean M.
+        blocking_s: Seconds a round at delay 0: mean of C_t + M_t.
+        parablock_s: Seconds a round at delay K: mean of max(C_t, M_{t-1}).
+        hidden_share: Share of the exchange that runs behind computation at delay K, 0 to 1; 1 where there is none.
+    """
+
+    compute_s: float
+    exchange_s: float
+    blocking_s: float
+    parablock_s: float
+    hidden_share: float
+
+
+def round_times(compute_s: Sequence[float], exchanges_s: Sequence[float]) -> RoundTimes:
+    """What a run of these rounds takes on average, its beginning and its drain left out.
+
+    Args:
+        compute_s: C_t of each round, in order; at least two rounds.
+        exchanges_s: M_t of each round.
+    """
+    behind = list(zip(compute_s[1:], exchanges_s[:-1], strict=True))
+    mean_c, mean_m = _mean(compute_s), _mean(exchanges_s)
+    exchanged_s = math.fsum(m for _, m in behind)
+    return RoundTimes(
+        compute_s=mean_c,
+        exchange_s=mean_m,
+        blocking_s=mean_c + mean_m,
+        parablock_s=_mean([max(c, m) for c, m in behind]),
+        hidden_share=math.fsum(min(c, m) for c, m in behind) / exchanged_s if exchanged_s else 1.0,
+    )
+
+
+def run_s(compute_s: Sequence[float], exchanges_s: Sequence[float], delay_rounds: int) -> float:
+    """Seconds of a whole run with delay_steps = ``delay_rounds`` K, from the first step to the end of the drain.
+
+    A round ends when its local steps are over and the exchange of ``delay_rounds`` rounds ago has arrived; then its own
+    exchange is submitted. Exchanges travel one after the other.
+    """
+    now_s, wire_free_s = 0.0, 0.0
+    arrived_s: list[float] = []
+    for t, (compute, exchange) in enumerate(zip(compute_s, exchanges_s, strict=True)):
+        now_s += compute
+        if 0 < delay_rounds <= t:
+            now_s = max(now_s, arrived_s[t - delay_rounds])
+        wire_free_s = max(now_s, wire_free_s) + exchange
+        arrived_s.append(wire_free_s)
+        if delay_rounds == 0:
+            now_s = wire_free_s
+    return max(now_s, wire_free_s)
+
+
+def schedule(settings: Settings, n_blocks: int, passes: int = PASSES) -> list[int]:
+    """The blocks of the first rounds: so many visits of each."""
+    return [block_of_round(settings.block_order, n_blocks, t, settings.seed) for t in range(passes * n_blocks)]
+
+
+# --- local steps that hide the exchange -------------------------------------------------------------------------------
+
+
+def hiding_steps(step_s: Sequence[float], exchanges_s: Sequence[float], order: BlockOrder) -> int:
+    """The smallest K with C_t >= M_{t-1} in every round that the order can bring.
+
+    Args:
+        step_s: Seconds of one local step on each block.
+        exchanges_s: M of each block.
+        order: Which block can follow which.
+    """
+    pairs = following_blocks(order, len(step_s))
+    return max(_steps_for(exchanges_s[before], step_s[after]) for before, after in pairs)
+
+
+def mean_hiding_steps(step_s: Sequence[float], exchanges_s: Sequence[float]) -> int:
+    """The smallest K whose computation is as long as the exchange on average over the blocks."""
+    return _steps_for(_mean(exchanges_s), _mean(step_s))
+
+
+def following_blocks(order: BlockOrder, n_blocks: int) -> Iterable[tuple[int, int]]:
+    """Which blocks can stand in two rounds that follow each other, as (first, second)."""
+    if order in ("sequential", "reverse"):
+        pairs = [(i, (i + 1) % n_blocks) for i in range(n_blocks)]
+        return pairs if order == "sequential" else [(after, before) for before, after in pairs]
+    repeats = order == "random" or n_blocks == 1
+    return [(i, j) for i in range(n_blocks) for j in range(n_blocks) if repeats or i != j]
+
+
+def _steps_for(exchange: float, step: float) -> int:
+    steps = max(1, math.ceil(exchange / step))
+    # Division rounds: the smallest whole number that holds, not one beside it.
+    while steps * step < exchange:
+        steps += 1
+    while steps > 1 and (steps - 1) * step >= exchange:
+        steps -= 1
+    return steps
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

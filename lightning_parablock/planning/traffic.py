@@ -1,0 +1,65 @@
+"""Bytes of one exchange, exactly: payloads as the codec makes them and the header of every message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from lightning_parablock.codec import codec_of
+from lightning_parablock.settings import Compression, Settings
+from lightning_parablock.transport.chunks import HEADER_BYTES, chunks_of, shard_bounds
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one client sends and receives in one exchange, in bytes, message headers included."""
+
+    upload_bytes: int
+    download_bytes: int
+
+
+def message_bytes(scalars: int, compression: Compression) -> int:
+    """Bytes of a message that carries so many scalars: header and payload."""
+    return HEADER_BYTES + codec_of(compression).payload_bytes(scalars)
+
+
+def largest_message_bytes(scalars: int, settings: Settings) -> int:
+    """Bytes of the largest message of a shard of so many scalars."""
+    parts = chunks_of(slice(0, scalars), settings.chunk_bytes)
+    return message_bytes(max(part.stop - part.start for part in parts), settings.compression)
+
+
+@cache
+def shard_bytes(scalars: int, compression: Compression, chunk_bytes: int) -> int:
+    """Bytes of all messages that carry a shard of so many scalars once."""
+    parts = chunks_of(slice(0, scalars), chunk_bytes)
+    return sum(message_bytes(part.stop - part.start, compression) for part in parts)
+
+
+def traffic_of_clients(numel: int, n_clients: int, settings: Settings) -> list[Traffic]:
+    """One exchange of a block of ``numel`` scalars: each client's traffic, by client id (METHOD: invariant 9).
+
+    A client sends its delta on every other client's shard and its own shard's commit to every other client, and
+    receives as much: the other clients' deltas on its shard and the commits of the others' shards. Without headers that
+    is 2 (N - 1) S q bytes over all clients, in either topology.
+    """
+    shards = [bounds.stop - bounds.start for bounds in shard_bounds(numel, n_clients, settings.topology)]
+    sizes = [shard_bytes(scalars, settings.compression, settings.chunk_bytes) for scalars in shards]
+    total_bytes = sum(sizes)
+    each = [total_bytes - own_bytes + (n_clients - 1) * own_bytes for own_bytes in sizes]
+    return [Traffic(client_bytes, client_bytes) for client_bytes in each]
+
+
+def traffic_by_role(numel: int, n_clients: int, settings: Settings) -> dict[str, Traffic]:
+    """One exchange by role, in words; shards differ by at most 1024 scalars, and "every client" is the busiest."""
+    clients = traffic_of_clients(numel, n_clients, settings)
+    if n_clients == 1:
+        return {"the only client": clients[0]}
+    if settings.topology == "star":
+        return {"client 0, which serves": clients[0], "every other client": clients[1]}
+    return {"every client": busiest(clients)}
+
+
+def busiest(clients: list[Traffic]) -> Traffic:
+    """The largest of them."""
+    return max(clients, key=lambda traffic: traffic.upload_bytes)

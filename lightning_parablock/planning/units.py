@@ -1,0 +1,62 @@
+"""Rates as people write them, and numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.settings import nearest
+
+_BITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
+_FLOPS = {"flops": 1.0, "gflops": 1e9, "tflops": 1e12, "pflops": 1e15}
+
+
+def parse_bps(name: str, value: Any) -> float:
+    """A link's rate in bits a second: a number, or such as "100mbit" or "1.5 Gbit/s".
+
+    Raises:
+        ConfigurationError: it is neither; the message names the nearest unit.
+    """
+    return _parse(name, value, _BITS, "bits a second, such as 100mbit or 1gbit")
+
+
+def parse_flop_per_s(name: str, value: Any) -> float:
+    """Floating-point operations a second: a number, or such as "40tflops".
+
+    Raises:
+        ConfigurationError: it is neither; the message names the nearest unit.
+    """
+    return _parse(name, value, _FLOPS, "floating-point operations a second, such as 50gflops or 100tflops")
+
+
+def readable_bps(rate_bps: float) -> str:
+    """The rate in the unit that leaves up to three digits before the point."""
+    unit = max((u for u in _BITS if _BITS[u] <= rate_bps), key=_BITS.__getitem__, default="bit")
+    prefix = {"bit": "", "kbit": "k"}.get(unit, unit[0].upper())
+    return f"{rate_bps / _BITS[unit]:.4g} {prefix}bit/s"
+
+
+def readable_s(seconds: float) -> str:
+    """Seconds with three digits; from two minutes on in minutes, from two hours on in hours, then in days."""
+    for unit, unit_s in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.1f} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def _parse(name: str, value: Any, units: dict[str, float], kind: str) -> float:
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([a-z]*?)(?:/s|ps)?\s*", str(value).lower())
+    if found is None:
+        raise ConfigurationError(f"{name} must be {kind}, got {value!r}")
+    number, unit = found[1], found[2]
+    if unit and unit not in units:
+        raise ConfigurationError(f"{name} must be {kind}, got {value!r}; unit {unit!r}: {nearest(unit, [*units])}")
+    try:
+        rate = float(number) * units.get(unit, 1.0)
+    except ValueError as error:
+        raise ConfigurationError(f"{name} must be {kind}, got {value!r}") from error
+    if not 0 < rate < math.inf:
+        raise ConfigurationError(f"{name} must be more than 0, got {value!r}")
+    return rate

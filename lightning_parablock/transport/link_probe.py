@@ -1,0 +1,102 @@
+"""How fast the links are: a timed exchange in the pattern of a topology, on a group of its own.
+
+1. Every rank that exchanges with another posts all its receives, then all its sends, in messages of one chunk.
+2. The seconds of the slowest rank become everybody's.
+3. Twice the size, until a try takes long enough to be trusted; the last try counts. The tries before it have opened the
+   connections, grown TCP's windows and emptied the token buckets of shaped links.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_parablock.settings import Topology
+
+FIRST_BYTES = 1 << 14
+"""To each peer in the first try."""
+LAST_BYTES = 1 << 26
+"""Over one link in the last try, at most."""
+LONG_ENOUGH_S = 0.5
+
+
+@dataclass(frozen=True)
+class LinkSample:
+    """A timed exchange, the same on every rank.
+
+    Attributes:
+        pair_bytes: Sent to each peer, and received from each, at the same time.
+        elapsed_s: Until the slowest rank had sent and received everything.
+    """
+
+    pair_bytes: int
+    elapsed_s: float
+
+
+def probe_links(
+    topology: Topology, *, backend: str, device: torch.device, chunk_bytes: int, timeout_s: float
+) -> LinkSample:
+    """Time an exchange between the ranks of the default process group; collective, takes some seconds.
+
+    Draws no random number and touches nothing but a group of its own.
+
+    Args:
+        topology: "sharded": every rank exchanges with every other; "star": each with rank 0 alone.
+        backend: "gloo" or "nccl".
+        device: Where messages live.
+        chunk_bytes: Of one message.
+        timeout_s: Limit of each wait.
+
+    Raises:
+        RuntimeError: a rank was lost, or the limit ran out; what the backend raises.
+    """
+    group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_s))
+    assert isinstance(group, dist.ProcessGroup), "every rank is a member"
+    n_ranks = dist.get_world_size()
+    peers = _peers(topology, dist.get_rank(), n_ranks)
+    pair_bytes, elapsed_s = FIRST_BYTES // 2, 0.0
+    while elapsed_s < LONG_ENOUGH_S and 2 * pair_bytes * (n_ranks - 1) <= LAST_BYTES:
+        pair_bytes *= 2
+        elapsed_s = _slowest(_timed(peers, pair_bytes, device, chunk_bytes, group), device, group)
+    dist.all_reduce(torch.zeros(1, device=device))  # of the default group: nobody is in the other one any more
+    dist.destroy_process_group(group)
+    return LinkSample(pair_bytes, elapsed_s)
+
+
+def _peers(topology: Topology, rank: int, n_ranks: int) -> list[int]:
+    """The others in a star or all of them, each rank beginning with the one after it."""
+    if topology == "star" and rank > 0:
+        return [0]
+    return [(rank + step) % n_ranks for step in range(1, n_ranks)]
+
+
+def _timed(
+    peers: list[int], pair_bytes: int, device: torch.device, chunk_bytes: int, group: dist.ProcessGroup
+) -> float:
+    """Seconds of one exchange on this rank, from a point that all ranks have reached."""
+    outgoing = torch.zeros(pair_bytes, dtype=torch.uint8, device=device)
+    incoming = [torch.zeros_like(outgoing) for _ in peers]
+    _slowest(0.0, device, group)  # a barrier
+    started_s = time.perf_counter()
+    operations = [
+        dist.P2POp(dist.irecv, part, peer, group)
+        for peer, whole in zip(peers, incoming, strict=True)
+        for part in whole.split(chunk_bytes)
+    ]
+    operations += [dist.P2POp(dist.isend, part, peer, group) for part in outgoing.split(chunk_bytes) for peer in peers]
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started_s
+
+
+def _slowest(elapsed_s: float, device: torch.device, group: dist.ProcessGroup) -> float:
+    slowest: Tensor = torch.tensor([elapsed_s], dtype=torch.float64, device=device)
+    dist.all_reduce(slowest, dist.ReduceOp.MAX, group)
+    return float(slowest.item())

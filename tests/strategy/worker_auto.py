@@ -1,0 +1,206 @@
+"""One rank of the fits with ``local_steps="auto"`` that test_auto.py starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.auto_steps import MIN_AUTO_STEPS, StepClock
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.planning.traffic import traffic_of_clients
+from lightning_parablock.settings import MAX_AUTO_STEPS
+from lightning_parablock.transport.link_probe import LinkSample
+from tests.strategy.worker_resume import BATCHES, EPOCHS, RANK, SCRATCH, Net, SaveAt, loaders, trainer_for, weights
+from tests.support.scenarios import run_scenarios
+from tests.tasks import assert_same_bits
+
+STEP_S = (0.25, 0.5)
+"""Of each client; blocks are told apart by their cost alone."""
+SLOW_LINK = LinkSample(pair_bytes=1000, elapsed_s=0.27)
+
+
+class Measurements:
+    """Stands in for the clock and the links, so that the K to come is known; and counts how often links were timed."""
+
+    def __init__(self, sample: LinkSample = SLOW_LINK) -> None:
+        self.timed_links = 0
+        self._sample = sample
+
+    def __enter__(self) -> Measurements:
+        def time_links(strategy: ParaBlockStrategy, settings: object) -> LinkSample:
+            self.timed_links += 1
+            return self._sample
+
+        self._patches = (
+            patch.object(ParaBlockStrategy, "time_links", time_links),
+            patch.object(StepClock, "shortest_s", STEP_S[RANK]),
+        )
+        for each in self._patches:
+            each.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._patches:
+            each.stop()
+
+
+def fitted(strategy: dict[str, Any], data: str = "shuffled", **options: Any) -> tuple[Net, Trainer]:
+    callbacks, ckpt_path = options.pop("callbacks", []), options.pop("ckpt_path", None)
+    module, trainer = Net(), trainer_for(strategy, callbacks, **options)
+    trainer.fit(module, **loaders(data), ckpt_path=ckpt_path)
+    return module, trainer
+
+
+def settings_of(trainer: Trainer) -> Any:
+    return trainer.strategy.settings  # type: ignore[attr-defined]
+
+
+def same_as_given(auto: Net, trainer: Trainer, strategy: dict[str, Any], **options: Any) -> None:
+    """The run has the bits of one that was given its K."""
+    given, other = fitted({**strategy, "local_steps": settings_of(trainer).local_steps}, **options)
+    assert settings_of(other) == settings_of(trainer)
+    assert_same_bits(weights(auto), weights(given))
+    assert auto.losses == given.losses[-len(auto.losses) :]
+
+
+def measured(data: str = "shuffled", steps: int = 7, **strategy: Any) -> Callable[[], None]:
+    def scenario() -> None:
+        with Measurements() as measurements:
+            module, trainer = fitted({**strategy, "local_steps": "auto"}, data, max_epochs=2)
+        assert measurements.timed_links == 1
+        settings = settings_of(trainer)
+        assert settings.local_steps == steps, settings.local_steps
+        assert settings.delay_steps == strategy.get("delay_steps", settings.local_steps)
+        records = trainer.strategy.round_records  # type: ignore[attr-defined]
+        assert {record.steps for record in records[:-1]} == {settings.local_steps}
+        same_as_given(module, trainer, strategy, data=data, max_epochs=2)
+
+    return scenario
+
+
+def really_measured(topology: str) -> Callable[[], None]:
+    """Nothing is replaced: whatever K comes out, it is one K, in its limits, and what travels is what was planned."""
+
+    def scenario() -> None:
+        module, trainer = fitted({"local_steps": "auto", "topology": topology}, max_epochs=1)
+        strategy: Any = trainer.strategy
+        settings = settings_of(trainer)
+        assert not settings.pending
+        assert MIN_AUTO_STEPS <= settings.local_steps == settings.delay_steps <= MAX_AUTO_STEPS
+        same_as_given(module, trainer, {"topology": topology}, max_epochs=1)
+        numels = {block.name: block.numel for block in strategy.blocks}
+        for record in strategy.round_records:
+            planned = traffic_of_clients(numels[record.block], 2, settings)[RANK]
+            assert (record.upload_bytes, record.download_bytes) == (planned.upload_bytes, planned.download_bytes)
+
+    return scenario
+
+
+def resumed(step: int, **strategy: Any) -> Callable[[], None]:
+    """A run that goes on does not measure again: its checkpoint tells K, to one that says "auto" and to one with K."""
+
+    def scenario() -> None:
+        path, auto = SCRATCH / f"auto-{step}.ckpt", {**strategy, "local_steps": "auto"}
+        with Measurements():
+            saving, trainer = fitted(auto, callbacks=[SaveAt("on_train_batch_end", step, path)])
+        for settings in (auto, {**strategy, "local_steps": settings_of(trainer).local_steps}):
+            with Measurements(LinkSample(1, 100.0)) as measurements:
+                module, again = fitted(settings, ckpt_path=path)
+            assert measurements.timed_links == 0
+            assert 0 < len(module.losses) == BATCHES * EPOCHS - step
+            assert settings_of(again) == settings_of(trainer)
+            assert_same_bits(weights(module), weights(saving))
+        same_as_given(saving, trainer, strategy)
+
+    return scenario
+
+
+def resumed_before_they_agreed() -> None:
+    path = SCRATCH / "early.ckpt"
+    with Measurements():
+        fitted({"local_steps": "auto"}, callbacks=[SaveAt("on_train_batch_end", 2, path)], max_steps=3)
+        with pytest.raises(ConfigurationError, match="saved with local_steps='auto', this run has 9"):
+            fitted({"local_steps": 9}, ckpt_path=path)
+    with Measurements(LinkSample(1000, 0.001)) as measurements:  # so fast that the least K would do
+        module, trainer = fitted({"local_steps": "auto"}, ckpt_path=path)
+    assert measurements.timed_links == 1
+    assert settings_of(trainer).local_steps == 2 + MIN_AUTO_STEPS
+    same_as_given(module, trainer, {})
+
+
+def ends_before_they_agree() -> None:
+    with Measurements() as measurements:
+        module, trainer = fitted({"local_steps": "auto"}, max_steps=3)
+    assert measurements.timed_links == 0
+    assert settings_of(trainer).pending
+    given, _ = fitted({"local_steps": 5}, max_steps=3)
+    assert_same_bits(weights(module), weights(given))
+
+
+def a_link_too_slow() -> None:
+    with Measurements(LinkSample(1, 100.0)):
+        _, trainer = fitted({"local_steps": "auto"}, max_epochs=1)
+    assert settings_of(trainer).local_steps == MAX_AUTO_STEPS
+
+
+def one_fit_after_another() -> None:
+    module, trainer = Net(), trainer_for({"local_steps": "auto"}, [], max_epochs=1)
+    with Measurements() as measurements:
+        trainer.fit(module, **loaders("shuffled"))
+        first = settings_of(trainer)
+        trainer.fit_loop.max_epochs = 2
+        trainer.fit(module, **loaders("shuffled"))
+    assert measurements.timed_links == 1
+    assert settings_of(trainer) == first
+
+
+def not_on_every_client() -> None:
+    with pytest.raises(ConfigurationError, match="local_steps"):
+        fitted({"local_steps": "auto" if RANK else MAX_AUTO_STEPS}, max_steps=1)
+
+
+def random_state_is_left_alone() -> None:
+    """The probe of the links draws nothing: the state after it is the one before it."""
+    strategy = trainer_for({"local_steps": "auto"}, [], max_steps=5).strategy
+    seen: list[bool] = []
+    real = ParaBlockStrategy.time_links
+
+    def time_links(self: ParaBlockStrategy, settings: Any) -> LinkSample | None:
+        before = torch.get_rng_state()
+        sample = real(self, replace(settings, chunk_bytes=4096))
+        seen.append(torch.equal(before, torch.get_rng_state()))
+        return sample
+
+    assert isinstance(strategy, ParaBlockStrategy)
+    with patch.object(ParaBlockStrategy, "time_links", time_links):
+        fitted({"local_steps": "auto"}, max_steps=5)
+    assert seen == [True]
+
+
+SCENARIOS: dict[str, Callable[[], None]] = {
+    "slowest client": measured(),
+    "star": measured(topology="star", steps=10),
+    "delay given": measured(delay_steps=3),
+    "uneven": measured(data="uneven"),
+    "iterable": measured(data="iterable"),
+    "real, sharded": really_measured("sharded"),
+    "real, star": really_measured("star"),
+    "resumed in round 0": resumed(6),
+    "resumed later": resumed(22),
+    "resumed early": resumed_before_they_agreed,
+    "short": ends_before_they_agree,
+    "too slow": a_link_too_slow,
+    "twice": one_fit_after_another,
+    "differs": not_on_every_client,
+    "random state": random_state_is_left_alone,
+}
+
+if __name__ == "__main__":
+    run_scenarios(SCENARIOS)
