@@ -1,8 +1,9 @@
 """How much memory does ParaBlock need at most, against full fine-tuning and LoRA, and does the formula tell it?
 
 Every measurement is a fresh process: the peak of its resident memory above what it had before the model was loaded. A
-ParaBlock run has two clients; AdamW on all parameters and LoRA (peft, rank 16, all linear layers) are plain Lightning. The
-formula counts all but activations; these are measured by a plain loop of forward and backward, one block at a time.
+ParaBlock run has two clients; AdamW on all parameters and LoRA (peft, rank 16, all linear layers) are plain Lightning.
+The planner's formula counts all but activations; these are measured by a plain loop of forward and backward, one block
+at a time.
 
     python -m benchmarks.bench_memory
 """
@@ -15,6 +16,8 @@ from typing import Any
 
 from benchmarks.publish import parser, publish
 from benchmarks.workers import Workers, attempt
+from lightning_parablock.planning.memory import ModelSize, memory_parts
+from lightning_parablock.settings import Settings
 
 QUESTION = "memory"
 METHODS = {"parablock": 2, "adamw": 1, "lora": 1}
@@ -86,13 +89,9 @@ def _medians(loops: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict[st
 
 
 def _formula(numels: list[int], weights_bytes: int) -> dict[str, int]:
-    from lightning_parablock.blocks import Block
-    from lightning_parablock.report.dry_run import memory_parts
-    from lightning_parablock.settings import Settings
-
-    settings = Settings(local_steps=1, delay_steps=1, blocks=8)
-    blocks = [Block("", (), n) for n in numels]
-    return {name: size for name, (_, size) in memory_parts(blocks, weights_bytes, settings, 2).items()}
+    settings = Settings(local_steps=STRATEGY["local_steps"], delay_steps=STRATEGY["local_steps"])
+    parts = memory_parts(ModelSize(tuple(numels), weights_bytes), METHODS["parablock"], settings)
+    return {part.purpose: part.size_bytes for part in parts}
 
 
 if __name__ == "__main__":

@@ -42,5 +42,7 @@ def test_it_holds_on_every_rank(outputs: list[str], scenario: str) -> None:
 
 def test_the_reasons_are_logged_once(outputs: list[str]) -> None:
     first, second = (output.split("HOLDS slowest client")[0] for output in outputs)
-    assert re.search(r"parablock: local_steps: \d+, agreed by the clients: the slowest client takes 0.5 s a step", first)
+    assert re.search(
+        r"parablock: local_steps: \d+, agreed by the clients: the slowest client takes 0.5 s a step", first
+    )
     assert "local_steps: " not in second
