@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.strategies.launchers import (
@@ -126,6 +126,10 @@ class ParaBlockCLI(LightningCLI):
         if isinstance(strategy, str):
             check_strategy_name(strategy)
         elif isinstance(strategy, Namespace):
+            for name in ("compression", "server_optimizer"):  # by itself, or the cause is lost among those of a union
+                chosen = strategy.get(f"init_args.{name}")
+                if isinstance(chosen, Namespace):
+                    instantiate_class((), chosen.as_dict())
             checker = ArgumentParser(exit_on_error=False)
             checker.add_argument("--strategy", type=Strategy)
             checker.instantiate_classes(Namespace(strategy=strategy))

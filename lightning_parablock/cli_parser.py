@@ -13,10 +13,10 @@ from lightning_parablock.cli_errors import explain
 from lightning_parablock.cli_flags import expand_config
 from lightning_parablock.cli_options import known_options
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.settings import ServerOptimizer
+from lightning_parablock.settings import Compression, ServerOptimizer
 
-# A server optimizer is a frozen dataclass, whose subclasses jsonargparse accepts only where told so.
-set_parsing_settings(subclasses_enabled=[ServerOptimizer])
+# Both are frozen dataclasses, whose subclasses jsonargparse accepts only where told so.
+set_parsing_settings(subclasses_enabled=[Compression, ServerOptimizer])
 
 USAGE_EXIT_CODE = 2
 

@@ -2,8 +2,8 @@
 
 Blocks are cut into shards and chunks at multiples of 1024 scalars from the block's start. A payload is a row of
 records, one each 1024 scalars, and a record depends on its own scalars alone: no cut changes a bit. The last record may
-be short; its last group is padded with zeros. Every operation is elementwise, the largest of a group, or exact, so that
-the bits are the same on every device.
+be short; its last group is padded with zeros. Every operation is elementwise, the largest of a group, or exact: none
+depends on an order of adding up.
 
 Error feedback (arXiv 1901.09847) is the caller's: u = value + e; send Q(u); e = u - what Q(u) decodes to.
 """
@@ -71,7 +71,7 @@ def codec_of(compression: Compression) -> Codec:
 
 
 class _Cast(Codec):
-    """Every value in another type, rounded half to even. bfloat16 has float32's range but for its last 0.2 %."""
+    """Every value in another type, rounded half to even. bfloat16 makes infinite what is within 0.2 % of float32's largest."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
@@ -161,7 +161,8 @@ class _Integers(_Records):
     In this order, each operation rounding to float32: step = bfloat16(max(absmax / largest, 2**-126)); number =
     clamp(round half to even(value / step), -largest, largest); decoded = number * step, which is exact. A step is never
     below the smallest normal number: no group divides by zero, and groups of denormals, too, decode to within half a
-    step. A group in which a value is not finite has NaN for its step and decodes to NaN as a whole.
+    step. A group in which a value is not finite has NaN for its step, whatever its numbers are: it decodes to NaN as a
+    whole.
     """
 
     def __init__(self, group: int, *, largest: int) -> None:
@@ -178,7 +179,7 @@ class _Integers(_Records):
         steps = (absmax / absmax.new_full((), self._largest)).clamp_(min=_SMALLEST_STEP).bfloat16()
         self._steps(records, groups.shape[1]).copy_(steps.squeeze(2))
         torch.div(groups, steps.float(), out=numbers)
-        numbers.round_().clamp_(-self._largest, self._largest)
+        numbers.round_().clamp_(-self._largest, self._largest).nan_to_num_(0.0)
         self._put(numbers.view(values.shape), self._numbers(records, groups.shape[1]))
 
     @override

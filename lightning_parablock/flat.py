@@ -49,18 +49,38 @@ class FlatBlocks:
         return torch.cat([value.detach().reshape(-1).to(torch.float32) for value in values])
 
     @torch.no_grad()
+    def difference(self, block: int, start: Tensor) -> Tensor:
+        """A fresh flat vector with the block's values now less ``start``, both of shape (numel,), float32."""
+        difference = torch.empty_like(start)
+        values = self._masters.get(block, self._parameters[block])
+        for value, before, into in zip(values, self._parts(block, start), self._parts(block, difference), strict=True):
+            torch.sub(value.detach().to(torch.float32), before, out=into)
+        return difference
+
+    @torch.no_grad()
     def unpack(self, block: int, flat: Tensor) -> None:
         """Write a flat vector of shape (numel,) into the block's parameters, and into its master copy if it has one."""
         for values in (self._parameters[block], self._masters.get(block, [])):
             for value, part in zip(values, self._parts(block, flat), strict=False):
                 value.copy_(part)
 
-    def as_held(self, block: int, flat: Tensor) -> Tensor:
-        """A flat vector of shape (numel,) as the block's parameters can hold it: rounded to their type, and back."""
+    def as_held(self, block: int, flat: Tensor, first: int = 0) -> Tensor:
+        """A part of a flat vector as the block's parameters can hold it: rounded to their types, and back.
+
+        Args:
+            block: Index of the block.
+            flat: Shape (scalars,), float32; it is returned itself where nothing is to be rounded.
+            first: Index in the block of its first scalar.
+        """
         if self.is_exact:
             return flat
-        parts = zip(self._parameters[block], self._parts(block, flat), strict=True)
-        return torch.cat([part.to(parameter.dtype).reshape(-1).to(torch.float32) for parameter, part in parts])
+        rounded, start = flat.clone(), 0
+        for parameter in self._parameters[block]:
+            low, high = max(0, start - first), max(0, min(flat.numel(), start + parameter.numel() - first))
+            if low < high:
+                rounded[low:high] = flat[low:high].to(parameter.dtype)
+            start += parameter.numel()
+        return rounded
 
     def _parts(self, block: int, flat: Tensor) -> list[Tensor]:
         """Views of a flat vector in the shapes of the block's parameters."""

@@ -65,11 +65,15 @@ class HeldModel:
             self.show(client, block)
 
     def begin_training(self, client: Client, block: int) -> Tensor:
-        """Give the block's parameters to the optimizer; returns a fresh copy of their value s, shape (numel,)."""
+        """Give the block's parameters to the optimizer; returns their value s, shape (numel,).
+
+        Read it only: where the client has nothing in flight on the block it is the stored W itself.
+        """
         self.show(client, block)
         self._keep(block)
+        version, own = self._live[block] or (None, ())
         self._live[block] = None
-        return self.flat.pack(block)
+        return self._stored[block][version] if version is not None and not own else self.flat.pack(block)
 
     @torch.no_grad()
     def shift(self, block: int, difference: Tensor) -> None:

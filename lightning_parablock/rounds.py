@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_parablock.client import Client, InFlight
+from lightning_parablock.feedback import Residuals
 from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.held import HeldModel
 from lightning_parablock.records import RoundRecord
@@ -84,6 +85,7 @@ class RoundEngine:
         self.records: list[RoundRecord] = []
         self._active: Client | None = None
         self._loaded: Client = next(iter(self.clients.values()))
+        self._residuals = Residuals()
         self._uploads: dict[int, Upload] = {}
         self._exchanges: dict[int, Exchange] = {}
         self._commits: dict[int, Tensor] = {}
@@ -147,7 +149,7 @@ class RoundEngine:
         client = self._turn_of()
         assert client.start is not None
         if client.trained_steps:
-            self._uploads[client.id] = Upload(self.flat.pack(self.block) - client.start)
+            self._uploads[client.id] = Upload(self.flat.difference(self.block, client.start))
         else:  # who did not train has no part in the mean: it is that of the others
             self._uploads[client.id] = Upload(torch.zeros_like(client.start), weight=0)
         self.flat.close_master()
@@ -228,6 +230,7 @@ class RoundEngine:
                 [round_index, client, {**asdict(turn), "start_s": turn.start_s - now_s, "end_s": turn.end_s - now_s}]
                 for (round_index, client), turn in self._turns.items()
             ],
+            "residuals": self._residuals.state(),
             "server": [dict(vars(piece)) for piece in self.transport.server.state()],
         }
 
@@ -237,6 +240,7 @@ class RoundEngine:
         Afterwards the turn that was open is open again, if one was. All ranks must do so at the same point.
         """
         self.transport.server.load_state(StatePiece(**piece) for piece in state["server"])
+        self._residuals.load_state(state["residuals"])
         now_s = time.time()
         for round_index, client, turn in state["turns"]:
             shifted = {**turn, "start_s": turn["start_s"] + now_s, "end_s": turn["end_s"] + now_s}
@@ -281,12 +285,20 @@ class RoundEngine:
         del self._turns[self.round, client.id]
 
     def _submit(self) -> None:
-        uploads, self._uploads = self._uploads, {}
+        uploads = {client: self._with_residual(client, upload) for client, upload in self._uploads.items()}
+        self._uploads = {}
         self._exchanges[self.round] = self.transport.submit(self.round, self.block, uploads)
         for client_id, upload in uploads.items():
             flying = InFlight(self.round, self.block, upload.delta, upload.weight)
             self.clients[client_id].in_flight.append(flying)
         self.model.show(self._loaded, self.block)
+
+    def _with_residual(self, client_id: int, upload: Upload) -> Upload:
+        """With a lossy codec: the upload with what was left out before; who did not train keeps that for later."""
+        if not self.settings.compression.is_lossy or upload.weight == 0:
+            return upload
+        numel = upload.delta.numel()
+        return replace(upload, residual=self._residuals.begin(self.round, client_id, self.block, numel))
 
     def _merge_everywhere(self, round_index: int) -> None:
         for client in self.clients.values():
@@ -299,9 +311,13 @@ class RoundEngine:
         turn = self._turns[round_index, client.id]
         commit = self._wait(client, round_index)
         block = turn.block
+        version = client.versions[block] + 1
+        is_first = version not in (self.clients[c].versions[block] for c in self.clients if c != client.id)
+        if is_first and self.settings.compression.is_lossy:
+            commit.add_(self.model.committed(client, block))
         client.merge(round_index, block)
-        if client.versions[block] not in (self.clients[c].versions[block] for c in self.clients if c != client.id):
-            self.model.add_version(block, client.versions[block], commit)
+        if is_first:
+            self.model.add_version(block, version, commit)
         if client is self._active and block == self.block:
             self._shift_active(client)
         elif client is self._loaded:
@@ -311,8 +327,7 @@ class RoundEngine:
     def _shift_active(self, client: Client) -> None:
         """A commit of the active block inside the round: s' = held; X += s' - s; s = s'. Optimizer state stays."""
         assert client.start is not None
-        # A fresh tensor: held may return the stored W itself, and s must not alias what a later merge releases.
-        new_start = self.flat.as_held(self.block, self.model.held(client, self.block)).clone()
+        new_start = self.flat.as_held(self.block, self.model.held(client, self.block))
         self.model.shift(self.block, new_start - client.start)
         client.start = new_start
 
@@ -359,3 +374,4 @@ class RoundEngine:
         if not any((round_index, c) in self._turns for c in self.clients):
             del self._exchanges[round_index], self._commits[round_index]
             self.transport.server.settle(round_index)
+            self._residuals.settle(round_index)

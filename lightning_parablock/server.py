@@ -14,50 +14,58 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_parablock.settings import ServerNesterov, ServerOptimizer, ServerSGD
+from lightning_parablock.feedback import Coder
+from lightning_parablock.settings import Compression, NoCompression, ServerNesterov, ServerOptimizer, ServerSGD
 
 State = dict[str, Tensor]
 """State of the server optimizer for one block: name -> tensor of the shard's shape."""
 
-_VALUE = "value"
+_VALUE, _RESIDUAL = "value", "residual"
 
 
-def weighted_mean(deltas: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
+def weighted_mean(deltas: Iterable[Tensor], weights: Sequence[int], out: Tensor) -> Tensor:
     """G = (sum of n_i Delta_i) / (sum of n_i), added in the order given, which must be ascending client id.
 
     Args:
-        deltas: One vector a client, all of one shape.
+        deltas: One vector a client, all of the shape of ``out``; each is read before the next is asked for.
         weights: n_i, one a client; 1 each for uniform weighting, else the samples trained in the round. 0 leaves a
             client out; where all are 0 nobody trained, and the mean is zero.
+        out: Receives the mean; must be none of the deltas.
 
     Returns:
-        A fresh tensor.
+        ``out``.
     """
-    parts = [delta * weight for delta, weight in zip(deltas, weights, strict=True) if weight]
-    if not parts:
-        return torch.zeros_like(deltas[0])
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total / sum(weights)
+    first = True
+    for delta, weight in zip(deltas, weights, strict=True):
+        if weight == 0:
+            continue
+        if first:
+            torch.mul(delta, weight, out=out)
+        elif weight == 1:
+            out.add_(delta)  # the bits of delta * 1
+        else:
+            out.add_(delta * weight)
+        first = False
+    return out.zero_() if first else out.div_(sum(weights))
 
 
-def _sgd(optimizer: ServerOptimizer, value: Tensor, mean: Tensor, state: State) -> Tensor:
+def _sgd(optimizer: ServerOptimizer, mean: Tensor, state: State) -> Tensor:
     assert isinstance(optimizer, ServerSGD)
-    return value + mean * optimizer.lr
+    return mean.mul_(optimizer.lr)
 
 
-def _nesterov(optimizer: ServerOptimizer, value: Tensor, mean: Tensor, state: State) -> Tensor:
+def _nesterov(optimizer: ServerOptimizer, mean: Tensor, state: State) -> Tensor:
     assert isinstance(optimizer, ServerNesterov)
-    state["velocity"].mul_(optimizer.momentum).add_(mean)
-    step = mean + state["velocity"] * optimizer.momentum
-    return value + step * optimizer.lr
+    velocity = state["velocity"]
+    velocity.mul_(optimizer.momentum).add_(mean)
+    return mean.add_(velocity * optimizer.momentum).mul_(optimizer.lr)
 
 
-_UPDATES: dict[type[ServerOptimizer], Callable[[ServerOptimizer, Tensor, Tensor, State], Tensor]] = {
+_STEPS: dict[type[ServerOptimizer], Callable[[ServerOptimizer, Tensor, State], Tensor]] = {
     ServerSGD: _sgd,
     ServerNesterov: _nesterov,
 }
+"""The increment of W from the mean G, which is overwritten."""
 _STATE_NAMES: dict[type[ServerOptimizer], tuple[str, ...]] = {ServerSGD: (), ServerNesterov: ("velocity",)}
 
 
@@ -79,7 +87,11 @@ class StatePiece:
 
 
 class ServerShard:
-    """Owns the committed value W (fp32) of a slice of every block, and the server optimizer's state for it.
+    """Owns the committed value W (fp32) of a slice of every block, and the server's state for it, in host memory.
+
+    With a lossy codec a commit carries the increment of W, with error feedback: u = increment + e; c = Q(u); W = W + c,
+    as the clients hold it; e = u less what W has moved. Server and clients apply the same decoded commit. Else it
+    carries W.
 
     One thread commits; :meth:`state` may be called from another.
 
@@ -87,7 +99,9 @@ class ServerShard:
         optimizer: What to do with the mean delta.
         initial: The starting value of this server's slice of each block, by block index; kept, not copied.
         first: Index in its block of each slice's first scalar; None stands for whole blocks.
-        saves_values: Whether the state holds W, too: needed where clients hold it less exactly.
+        compression: Codec of the commits.
+        as_held: (block, first scalar, values) -> the values as the clients' parameters can hold them; None where
+            these are float32.
     """
 
     def __init__(
@@ -96,13 +110,17 @@ class ServerShard:
         initial: Sequence[Tensor],
         first: Sequence[int] | None = None,
         *,
-        saves_values: bool = False,
+        compression: Compression | None = None,
+        as_held: Callable[[int, int, Tensor], Tensor] | None = None,
     ) -> None:
         self.optimizer = optimizer
         self.values = list(initial)
         self.states: list[State] = [{} for _ in initial]
+        self.compression = compression if compression is not None else NoCompression()
+        self._coder = Coder(self.compression)
+        self._names = _STATE_NAMES[type(optimizer)] + ((_RESIDUAL,) if self.compression.is_lossy else ())
         self._first = list(first) if first is not None else [0] * len(self.values)
-        self._saves_values = saves_values
+        self._as_held = as_held
         self._before: dict[int, tuple[int, State]] = {}
         self._lock = threading.Lock()
 
@@ -138,32 +156,51 @@ class ServerShard:
                 into[start - mine.start : stop - mine.start] = piece.values[start - piece.first : stop - piece.first]
 
     @torch.no_grad()
-    def commit(self, block: int, part: slice, deltas: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
-        """Take in the deltas of one part of the shard and return its new committed value.
+    def commit(
+        self, block: int, part: slice, deltas: Iterable[Tensor], weights: Sequence[int], payload: Tensor
+    ) -> Tensor:
+        """Take in the deltas of one part of the shard and move its committed value.
 
         Must be called once for each part of a block a round, the rounds in order, each after :meth:`begin`.
 
         Args:
             block: Index of the block.
             part: Scalars of the shard's slice that the deltas cover.
-            deltas: One vector of the part's length a client of the cohort, ascending client id.
+            deltas: One vector of the part's length a client of the cohort, ascending client id; on the host.
             weights: n_i, in the same order.
+            payload: Receives what the clients are sent, shape (payload_bytes(part),), uint8.
 
         Returns:
-            The committed value of the part: a view that the next commit of the block overwrites.
+            What the clients read from it: the part of W itself, or with a lossy codec its increment, before it is
+            rounded to what they hold. A view that the next call overwrites.
         """
-        mean = weighted_mean(deltas, weights)
+        scalars = part.stop - part.start
+        mean = weighted_mean(deltas, weights, self._coder.scratch("mean", scalars, torch.device("cpu")))
         with self._lock:
-            part_state = {name: tensor[part] for name, tensor in self._state(block).items()}
+            state = {name: tensor[part] for name, tensor in self._state(block).items()}
+            step = _STEPS[type(self.optimizer)](self.optimizer, mean, state)
             value = self.values[block][part]
-            value.copy_(_UPDATES[type(self.optimizer)](self.optimizer, value, mean, part_state))
-        return value
+            if not self.compression.is_lossy:
+                self._coder.codec.encode(value.add_(step), payload)
+                return value
+            wanted = step.add_(state[_RESIDUAL])
+            self._coder.codec.encode(wanted, payload)
+            increment = self._coder.decode(payload, scalars)
+            moved = self._held(block, part, value + increment)
+            state[_RESIDUAL].copy_(wanted.sub_(moved - value))
+            value.copy_(moved)
+            return increment
+
+    def _held(self, block: int, part: slice, value: Tensor) -> Tensor:
+        return value if self._as_held is None else self._as_held(block, self._first[block] + part.start, value)
 
     def _to_save(self, block: int) -> State:
-        return {**self.states[block], **({_VALUE: self.values[block]} if self._saves_values else {})}
+        # Clients that hold W less exactly than the server cannot give it back.
+        with_value = self._as_held is not None and not self.compression.is_lossy
+        return {**self.states[block], **({_VALUE: self.values[block]} if with_value else {})}
 
     def _state(self, block: int) -> State:
         state = self.states[block]
         if not state:
-            state.update({name: torch.zeros_like(self.values[block]) for name in _STATE_NAMES[type(self.optimizer)]})
+            state.update({name: torch.zeros_like(self.values[block]) for name in self._names})
         return state

@@ -174,6 +174,7 @@ class Settings:
     straggler_timeout_s: float = 3600.0
     heartbeat_s: float = 1.0
     chunk_bytes: int = 1 << 20
+    upload_bps: float | None = None
     uneven_clients: UnevenClients = "go_on"
     missing_client_state: MissingClientState = "error"
     seed: int = 0
@@ -197,6 +198,11 @@ class Settings:
                 isinstance(value, (int, float)) and 0 < value < float("inf"),
                 f"{name} must be a finite number of seconds > 0, got {value!r}",
             )
+        cap = cast(Any, self.upload_bps)
+        _require(
+            cap is None or (isinstance(cap, (int, float)) and 0 < cap < float("inf")),
+            f"upload_bps must be a finite number of bits per second > 0, or None for no cap, got {cap!r}",
+        )
         _require(
             self.exchange_timeout_s >= 2 * self.heartbeat_s,
             f"exchange_timeout_s ({self.exchange_timeout_s}) must be at least twice heartbeat_s ({self.heartbeat_s}), "
@@ -223,8 +229,8 @@ class Settings:
         return dataclasses.replace(self, pending=(), **dict.fromkeys(self.pending, local_steps))
 
     def fingerprint(self) -> dict[str, str]:
-        """One printable value a setting that every rank must share; all of them do."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != "pending"]
+        """One printable value a setting that every rank must share: all of them but a client's cap on its own link."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("pending", "upload_bps")]
         return {name: repr(AUTO if name in self.pending else getattr(self, name)) for name in names}
 
 

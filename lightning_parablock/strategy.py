@@ -125,7 +125,10 @@ class ParaBlockStrategy(WatchedStrategy):
             and the run ends with an error. A client whose process died is noticed at once.
         straggler_timeout_s: Seconds to wait for a client that is alive but has not delivered its part of an exchange.
         heartbeat_s: Seconds between two signs of life of a client.
-        chunk_bytes: Payload of one message, in bytes, a multiple of 4096; blocks travel in chunks of this size.
+        chunk_bytes: Payload of one message before compression, in bytes, a multiple of 4096; blocks travel in chunks of
+            this size.
+        upload_bps: Cap on what this client sends, in bits per second, for a link that others use too; messages leave
+            in bursts of one chunk. None for no cap. Clients may have different ones.
         uneven_clients: Where clients have different numbers of training batches: "go_on" makes an epoch as long as the
             longest, and a client that has used up its data has no weight in the rounds that are left of it; "shorten"
             makes it as long as the shortest.
@@ -165,6 +168,7 @@ class ParaBlockStrategy(WatchedStrategy):
         straggler_timeout_s: float = 3600.0,
         heartbeat_s: float = 1.0,
         chunk_bytes: int = 1 << 20,
+        upload_bps: float | None = None,
         uneven_clients: UnevenClients = "go_on",
         missing_client_state: MissingClientState = "error",
         seed: int | None = None,
@@ -203,6 +207,7 @@ class ParaBlockStrategy(WatchedStrategy):
             straggler_timeout_s=straggler_timeout_s,
             heartbeat_s=heartbeat_s,
             chunk_bytes=chunk_bytes,
+            upload_bps=upload_bps,
             uneven_clients=uneven_clients,
             missing_client_state=missing_client_state,
             seed=0 if seed is None else seed,

@@ -2,8 +2,9 @@
 
 It imports nothing of the package. What it computes, in the order in which it does so: docs/method.md. Weights of a
 model stand in a dict, parameter name -> tensor; letters follow the method's text: W is the committed model, X[i] the
-model of client i, s[i] the value its active block started from, Delta[t, i] its progress in round t, K the local
-steps of a round. Buffers are not exchanged. Set ``torch.set_num_threads(1)`` before comparing bits.
+model of client i, s[i] the value its active block started from, Delta[t, i] its progress in round t, sent[t, i] what
+the server gets of it, e[i] what it has yet to get of client i's, K the local steps of a round. Buffers are not
+exchanged. Set ``torch.set_num_threads(1)`` before comparing bits.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from tests.oracle_codecs import arrives
 
 Weights = dict[str, Tensor]
 MakeModel = Callable[[], nn.Module]
@@ -34,11 +37,15 @@ class OracleConfig:
     server: str = "sgd"  # "sgd" | "nesterov"
     server_lr: float = 1.0
     server_momentum: float = 0.9
+    compression: str = "none"  # "none" | "bf16" | "int8" | "int4" | "topk", of deltas and commits, with error feedback
+    group: int | None = None  # scalars that share a step of int8 and int4; None is 256 and 64
+    keep: float = 1 / 16  # share that topk sends
     trains: Callable[[int, int], bool] = lambda client, step: True  # whether a client has data left for a step
 
     def __post_init__(self) -> None:
         """Refuse what would otherwise be taken for something else in silence."""
         assert self.in_flight_value in ("local", "anchor") and self.server in ("sgd", "nesterov")
+        assert self.compression in ("none", "bf16", "int8", "int4", "topk")
         assert self.n_clients >= 1 and self.local_steps >= 1 and self.delay_steps >= 0 and self.total_steps >= 0
         assert len(self.schedule) >= self.n_rounds, f"{self.n_rounds} rounds need as many entries in the schedule"
 
@@ -55,6 +62,17 @@ class OracleResult:
     weights: Weights  # W after the drain
     increments: list[tuple[int, int, Weights]]  # (round, block, W after - W before), in commit order
     deltas: dict[tuple[int, int], Weights]  # (round, client) -> Delta
+    sent: dict[tuple[int, int], Weights]  # (round, client) -> what arrived of the delta and of what was kept before
+    e: list[Weights]  # of each client: what of its deltas the server has not got yet
+    e_server: Weights  # what of the server's increments the clients have not got yet
+
+
+def transmit(config: OracleConfig, wanted: Weights) -> Weights:
+    """Return what arrives of a block's values; it travels as one vector in the order of its names."""
+    vector = torch.cat([value.reshape(-1) for value in wanted.values()])
+    arrived = arrives(config.compression, vector, group=config.group, keep=config.keep)
+    sizes = [value.numel() for value in wanted.values()]
+    return {n: part.view_as(wanted[n]) for n, part in zip(wanted, arrived.split(sizes), strict=True)}
 
 
 def run_oracle(
@@ -69,7 +87,10 @@ def run_oracle(
     # Full cohorts: every client merges a commit after the same step, so one W stands for the W of all of them.
     W = {name: value.detach().clone() for name, value in X[0].items()}
     v = {name: torch.zeros_like(value) for name, value in W.items()}
+    e = [{name: torch.zeros_like(value) for name, value in W.items()} for _ in clients]
+    e_server = {name: torch.zeros_like(value) for name, value in W.items()}
     Delta: dict[tuple[int, int], Weights] = {}
+    sent: dict[tuple[int, int], Weights] = {}
     in_flight: list[int] = []  # rounds submitted and not yet committed, oldest first
     increments: list[tuple[int, int, Weights]] = []
     s: list[Weights] = [{} for _ in clients]
@@ -83,18 +104,34 @@ def run_oracle(
 
     def commit(t: int) -> None:
         before = {name: W[name] for name in names_of[block_of_round[t]]}
+        move: Weights = {}
         for name in before:
-            trained = [i for i in clients if (t, i) in Delta]
-            total = Delta[t, trained[0]][name]
+            trained = [i for i in clients if (t, i) in sent]
+            total = sent[t, trained[0]][name]
             for i in trained[1:]:
-                total = total + Delta[t, i][name]
+                total = total + sent[t, i][name]
             direction = G = total / len(trained)
             if config.server == "nesterov":
                 v[name] = config.server_momentum * v[name] + G
                 direction = G + config.server_momentum * v[name]
-            W[name] = W[name] + config.server_lr * direction
+            move[name] = config.server_lr * direction
+        if config.compression == "none":
+            W.update({name: before[name] + move[name] for name in before})
+        else:
+            wanted = {name: move[name] + e_server[name] for name in before}
+            for name, arrived in transmit(config, wanted).items():
+                W[name] = before[name] + arrived
+                e_server[name] = wanted[name] - (W[name] - before[name])
         in_flight.remove(t)
         increments.append((t, block_of_round[t], {name: W[name] - before[name] for name in before}))
+
+    def submit(t: int, i: int) -> None:
+        if config.compression == "none":
+            sent[t, i] = Delta[t, i]
+            return
+        wanted = {name: delta + e[i][name] for name, delta in Delta[t, i].items()}
+        sent[t, i] = transmit(config, wanted)
+        e[i].update({name: wanted[name] - sent[t, i][name] for name in wanted})
 
     @torch.no_grad()
     def merge(t: int, active: int | None = None) -> None:
@@ -134,6 +171,7 @@ def run_oracle(
             for i in clients:
                 if any(config.trains(i, step) for step in range(t * K, min((t + 1) * K, config.total_steps))):
                     Delta[t, i] = {name: X[i][name] - s[i][name] for name in names_of[b]}
+                    submit(t, i)
             if r == 0 and q > 0 and t - q >= 0:
                 merge(t - q)
             in_flight.append(t)
@@ -146,7 +184,7 @@ def run_oracle(
     for t in list(in_flight):  # drain
         merge(t)
     assert all(torch.equal(X[i][name], W[name]) for i in clients for name in W), "after the drain a client holds not W"
-    return OracleResult(W, increments, Delta)
+    return OracleResult(W, increments, Delta, sent, e, e_server)
 
 
 def run_fedbcd(config: OracleConfig, make_model: MakeModel, loss_fn: LossFn, make_optimizer: MakeOptimizer) -> Weights:
@@ -155,6 +193,14 @@ def run_fedbcd(config: OracleConfig, make_model: MakeModel, loss_fn: LossFn, mak
     parameters = dict(model.named_parameters())
     server = {name: parameter.data.clone() for name, parameter in parameters.items()}
     velocity: Weights = {}
+    owed: list[Weights] = [{} for _ in range(config.n_clients + 1)]  # by the clients, and last by the server
+
+    def send(values: Weights, owes: Weights) -> tuple[Weights, Weights]:
+        if config.compression == "none":
+            return values, values
+        wanted = {name: values[name] + owes[name] if name in owes else values[name] for name in values}
+        return wanted, transmit(config, wanted)
+
     steps_left = config.total_steps
     for t, block in enumerate(config.schedule[: config.n_rounds]):
         n_steps = min(config.local_steps, steps_left)
@@ -171,14 +217,21 @@ def run_fedbcd(config: OracleConfig, make_model: MakeModel, loss_fn: LossFn, mak
                 model.zero_grad()
                 loss_fn(model, client, t * config.local_steps + k).backward()
                 optimizer.step()
-            for name in names:
-                progress = parameters[name].data - server[name]
-                sums[name] = sums[name] + progress if name in sums else progress
+            progress = {name: parameters[name].data - server[name] for name in names}
+            wanted, arrived = send(progress, owed[client])
+            owed[client].update({name: wanted[name] - arrived[name] for name in names})
+            sums = {name: sums[name] + arrived[name] for name in names} if sums else arrived
+        moves: Weights = {}
         for name in names:
             mean = sums[name] / config.n_clients
             if config.server == "nesterov":
                 kept = config.server_momentum * velocity[name] if name in velocity else torch.zeros_like(mean)
                 velocity[name] = kept + mean
                 mean = mean + config.server_momentum * velocity[name]
-            server[name] = server[name] + config.server_lr * mean
+            moves[name] = config.server_lr * mean
+        wanted, arrived = send(moves, owed[-1])
+        for name in names:
+            moved = server[name] + arrived[name]
+            owed[-1][name] = wanted[name] - (moved - server[name])
+            server[name] = moved
     return server

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_parablock.feedback import Residual
 from lightning_parablock.server import ServerShard
 
 
@@ -17,11 +18,13 @@ class Upload:
 
     Attributes:
         delta: Shape (numel of the block,), float32; neither the caller nor the transport changes it afterwards.
-        weight: n_i of the mean: 1 for uniform weighting.
+        weight: n_i of the mean: 1 for uniform weighting, 0 for a client that did not train.
+        residual: What a lossy codec left out before and will leave out now; None where it leaves nothing out.
     """
 
     delta: Tensor
     weight: int = 1
+    residual: Residual | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class Exchange(ABC):
 
     @abstractmethod
     def wait(self) -> Tensor:
-        """Block until the commit is here and return it: the new W of the block, shape (numel,), the caller's own.
+        """Block until the commit is here and return it, shape (numel,), float32, the caller's own.
+
+        It is the new W of the block or, where the codec is lossy, its increment.
 
         Raises:
             PeerError: a client was lost, was silent for too long, or sent what does not belong here; the message names

@@ -11,10 +11,10 @@ One message is one chunk: a header of 64 bytes, then the payload. Little-endian 
     16      4     block index
     20      4     sender: client id of a delta, rank of a commit's server
     24      8     first scalar of the chunk in the block
-    32      8     payload length in bytes
+    32      8     payload length in bytes, as it was encoded
     40      4     weight n_i of a delta, 0 in a commit
     44      8     microseconds since the server heard from the slowest client, 0 in a delta
-    52      4     checksum of the payload and of the header up to here
+    52      4     checksum of the header up to here and of the payload
     56      8     zero
 """
 
@@ -32,8 +32,13 @@ from torch import Tensor
 from lightning_parablock.errors import ProtocolError
 from lightning_parablock.settings import Topology
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 HEADER_BYTES = 64
+WINDOW = 8
+"""Receives of one sender and kind that are posted ahead: what bounds the memory of messages, whatever the block."""
+SEND_WINDOW = 2
+"""Chunks of one kind to one rank that wait to leave. Fewer than WINDOW: a posted receive is told to the sender on the
+connection of this side's own chunks, behind those that wait, and until it arrives the other direction rests."""
 SHARD_MULTIPLE = 1024
 """Shards are cut at multiples of this many scalars from the block's start, whatever the number of ranks."""
 
@@ -83,7 +88,7 @@ def shard_bounds(numel: int, n_ranks: int, topology: Topology) -> list[slice]:
 
 
 def chunks_of(shard: slice, chunk_bytes: int) -> Iterator[slice]:
-    """Cut a shard into chunks of at most ``chunk_bytes`` of float32 payload; an empty shard has none.
+    """Cut a shard into chunks of at most ``chunk_bytes`` as float32, before compression; an empty shard has none.
 
     The first chunk is small: its arrival tells when the sender began, untouched by how long a full chunk travels.
     """
@@ -95,14 +100,9 @@ def chunks_of(shard: slice, chunk_bytes: int) -> Iterator[slice]:
         yield slice(low, min(low + step, shard.stop))
 
 
-def empty_message(scalars: int, device: torch.device) -> Tensor:
-    """A buffer for a message of ``scalars`` float32 values: uint8, shape (64 + 4 scalars,)."""
-    return torch.empty(HEADER_BYTES + _SCALAR_BYTES * scalars, dtype=torch.uint8, device=device)
-
-
 def payload(message: Tensor) -> Tensor:
-    """The values of a message: a float32 view, shape (scalars,)."""
-    return message[HEADER_BYTES:].view(torch.float32)
+    """The bytes of a message behind its header: a uint8 view, 8-byte aligned."""
+    return message[HEADER_BYTES:]
 
 
 def seal(message: Tensor, header: Header) -> None:
@@ -139,9 +139,13 @@ def unseal(message: Tensor, expected: Header) -> Header:
 
 
 def _checksum(message: Tensor, fields: bytes) -> int:
-    """CRC-32 on the CPU; on a GPU the sum of the payload's words, which needs no copy to the host."""
-    body = message[HEADER_BYTES:]
-    if body.is_cuda:
-        return zlib.crc32(fields, int(body.view(torch.int32).sum(dtype=torch.int64).item()) & 0xFFFFFFFF)
-    # zlib releases the GIL on large inputs: the training thread goes on meanwhile.
-    return zlib.crc32(fields, zlib.crc32(body.numpy().data))
+    """CRC-32 of the header's fields, the payload's last bytes and the sum of its 64-bit words.
+
+    Each damaged bit changes the sum; TCP has checks of its own. A CRC of every byte would cost the training thread's
+    core as much as sending them does.
+    """
+    body = payload(message)
+    whole = body.numel() // 8 * 8
+    total = int(body[:whole].view(torch.int64).sum().item()) if whole else 0
+    tail = body[whole:].cpu().numpy().tobytes()
+    return zlib.crc32(fields + tail + total.to_bytes(8, "little", signed=True))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_parablock.feedback import Coder
+from lightning_parablock.server import ServerShard
 from lightning_parablock.transport.base import Exchange, ExchangeFacts, Transport, Upload
 
 
@@ -30,14 +33,20 @@ class _Done(Exchange):
 class LoopbackTransport(Transport):
     """Aggregates on the spot; moves no byte."""
 
+    def __init__(self, server: ServerShard) -> None:
+        super().__init__(server)
+        self._coder = Coder(server.compression)
+
     @override
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload]) -> Exchange:
         start_s = time.time()
         self._server.begin(round_index, block)
         ordered = [uploads[client] for client in sorted(uploads)]
         whole = slice(0, self._server.values[block].numel())
-        commit = self._server.commit(block, whole, [u.delta for u in ordered], [u.weight for u in ordered])
-        return _Done(commit.clone(), start_s)
+        deltas = (self._coder.as_received(upload.delta, upload.residual, whole) for upload in ordered)
+        unsent = torch.empty(self._coder.codec.payload_bytes(whole.stop), dtype=torch.uint8)
+        commit = self._server.commit(block, whole, deltas, [upload.weight for upload in ordered], unsent)
+        return _Done(commit.to(ordered[0].delta.device, copy=True), start_s)
 
     @override
     def check(self, round_index: int, block: int) -> None:

@@ -56,11 +56,13 @@ def open_transport(
         backend: "gloo" or "nccl".
     """
     members = federation.membership
-    keep_on = device if backend == "nccl" else torch.device("cpu")
     mine = [shard_bounds(block.numel, members.n_ranks, settings.topology)[members.rank] for block in flat.blocks]
-    initial = [flat.pack(b)[bounds].to(keep_on, torch.float32, copy=True) for b, bounds in enumerate(mine)]
     server = ServerShard(
-        settings.server_optimizer, initial, [bounds.start for bounds in mine], saves_values=not flat.is_exact
+        settings.server_optimizer,
+        [flat.pack(block)[bounds].to("cpu", copy=True) for block, bounds in enumerate(mine)],
+        [bounds.start for bounds in mine],
+        compression=settings.compression,
+        as_held=None if flat.is_exact else lambda block, first, values: flat.as_held(block, values, first),
     )
     if federation.watch is None:
         return LoopbackTransport(server)

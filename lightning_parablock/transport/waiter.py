@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.errors import PeerError, PeerTimeoutError
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Exchange, ExchangeFacts
+
+log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
 
@@ -25,9 +29,20 @@ class PendingExchange(Exchange):
         round_index: Number of the round, for messages.
         block: Name of the block, for messages.
         settings: ``straggler_timeout_s`` is the limit of :meth:`wait` while all peers are alive.
+        n_threads: How many carry it out.
+        n_bringing: How many of them bring a part of the commit.
     """
 
-    def __init__(self, check: Callable[[], None], round_index: int, block: str, settings: Settings) -> None:
+    def __init__(
+        self,
+        check: Callable[[], None],
+        round_index: int,
+        block: str,
+        settings: Settings,
+        *,
+        n_threads: int,
+        n_bringing: int,
+    ) -> None:
         self._check = check
         self._round, self._block = round_index, block
         self._limit_s = settings.straggler_timeout_s
@@ -35,16 +50,32 @@ class PendingExchange(Exchange):
         self._commit: Tensor | None = None
         self._error: BaseException | None = None
         self._facts: ExchangeFacts | None = None
+        self._n_bringing = n_bringing
+        self._lock = threading.Lock()
+        self._prepared = threading.Barrier(n_threads, timeout=self._limit_s + settings.exchange_timeout_s)
+
+    def meet(self) -> None:
+        """Called by each communication thread that is prepared: waits for the others."""
+        self._prepared.wait()
+
+    def is_last_part(self) -> bool:
+        """Called by each thread that has brought its part: whether the others have, too."""
+        with self._lock:
+            self._n_bringing -= 1
+            return self._n_bringing == 0
 
     def succeed(self, commit: Tensor, facts: ExchangeFacts) -> None:
-        """Called by the communication thread."""
+        """Called by a communication thread."""
         self._commit, self._facts = commit, facts
         self._finished.set()
 
     def fail(self, error: BaseException) -> None:
-        """Called by the communication thread."""
-        self._error = error
-        self._finished.set()
+        """Called by a communication thread; the first error counts, and none after the commit is whole."""
+        with self._lock:
+            if not self._finished.is_set():
+                self._error = error
+                self._finished.set()
+        self._prepared.abort()
 
     @override
     def wait(self) -> Tensor:
@@ -72,26 +103,47 @@ class PendingExchange(Exchange):
 
 
 class CommunicationThread:
-    """Runs jobs one after the other on a daemon thread, which a stuck transfer cannot keep from ending the process."""
+    """Runs jobs one after the other on a daemon thread, which a stuck transfer cannot keep from ending the process.
 
-    def __init__(self) -> None:
+    Args:
+        name: Of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="parablock-exchange")
+        self._thread = threading.Thread(target=self._run, daemon=True, name=name)
+        self._is_ready = threading.Event()
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread; its torch operations use one core, and the training thread keeps all of its own."""
+        n_threads = torch.get_num_threads()
         self._thread.start()
+        self._is_ready.wait()
+        torch.set_num_threads(n_threads)  # what another thread sets is the default of threads to come
 
     def put(self, job: Callable[[], None]) -> None:
         """Queue a job; it must handle its own errors."""
         self._jobs.put(job)
 
-    def close(self, limit_s: float) -> bool:
-        """Ask the thread to end after its jobs and wait at most ``limit_s``; says whether it has ended."""
+    def end_with(self, job: Callable[[], None]) -> None:
+        """Ask the thread to end after its jobs and this one, whose errors are logged: nobody waits for it."""
+        self._jobs.put(lambda: _logged(job))
         self._jobs.put(None)
-        self._thread.join(limit_s)
+
+    def join(self, limit_s: float) -> bool:
+        """Wait at most ``limit_s`` for the end; says whether it has come."""
+        self._thread.join(max(0.0, limit_s))
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        torch.set_num_threads(1)
+        self._is_ready.set()
         while (job := self._jobs.get()) is not None:
             job()
+
+
+def _logged(job: Callable[[], None]) -> None:
+    try:
+        job()
+    except Exception as error:
+        log.warning("parablock: the last messages could not be sent: %s", error)

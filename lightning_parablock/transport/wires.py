@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -38,32 +37,24 @@ class Ticket(ABC):
 
 
 class Wire(ABC):
-    """A process group that only the communication thread uses.
+    """A process group that only the communication threads use.
 
     Attributes:
         device: Where message buffers live.
-        posts_early: Whether receives may be posted long before their sends; else both sides must post matching batches.
+        posts_early: Whether receives may be posted long before their sends, from several threads; else both sides must
+            post matching batches in one order.
     """
 
     device: torch.device
     posts_early: bool
 
     @abstractmethod
-    def post(self, receives: Sequence[Transfer], sends: Iterable[Transfer]) -> tuple[list[Ticket], list[Ticket]]:
-        """Start transfers, all receives before the first send; ``sends`` may fill its buffers as it is iterated."""
+    def new_buffer(self, size_bytes: int) -> Tensor:
+        """Memory for messages, uint8, shape (size_bytes,)."""
 
-    def from_training_thread(self) -> object:
-        """Taken on the training thread at submission; handed to :meth:`on_communication_thread`."""
-        return None
-
-    @contextlib.contextmanager
-    def on_communication_thread(self, taken: object) -> Generator[None]:
-        """Surrounds an exchange on the communication thread."""
-        yield
-
-    def hand_over(self, commit: Tensor, taken: object) -> Tensor:
-        """Make a tensor of the communication thread safe to use and to free on the training thread."""
-        return commit
+    @abstractmethod
+    def post(self, receives: Sequence[Transfer], sends: Sequence[Transfer]) -> tuple[list[Ticket], list[Ticket]]:
+        """Start transfers, all receives before the first send; the message must stay as it is until they are over."""
 
     @abstractmethod
     def close(self) -> None:
@@ -88,16 +79,26 @@ class _GlooTicket(Ticket):
 
 
 class GlooWire(Wire):
-    """CPU buffers over TCP. Data moves without anybody waiting, from the moment both sides have posted."""
+    """CPU buffers over TCP. Data moves without anybody waiting, from the moment both sides have posted.
+
+    Args:
+        timeout_s: Limit of the group's own waits.
+        pins_memory: Whether buffers are page-locked, so that a GPU's copy engine reaches them.
+    """
 
     device = torch.device("cpu")
     posts_early = True
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, *, pins_memory: bool = False) -> None:
+        self._pins_memory = pins_memory
         self._group = open_group("gloo", timeout_s)
 
     @override
-    def post(self, receives: Sequence[Transfer], sends: Iterable[Transfer]) -> tuple[list[Ticket], list[Ticket]]:
+    def new_buffer(self, size_bytes: int) -> Tensor:
+        return torch.empty(size_bytes, dtype=torch.uint8, pin_memory=self._pins_memory)
+
+    @override
+    def post(self, receives: Sequence[Transfer], sends: Sequence[Transfer]) -> tuple[list[Ticket], list[Ticket]]:
         incoming = [self._start(dist.irecv, transfer) for transfer in receives]
         return incoming, [self._start(dist.isend, transfer) for transfer in sends]
 
@@ -125,60 +126,35 @@ class _NcclTicket(Ticket):
             time.sleep(0.0005)
 
 
-@dataclass(frozen=True)
-class _Submitted:
-    """Where the training thread's stream stood at a submission."""
-
-    event: torch.cuda.Event
-    stream: torch.cuda.Stream
-
-
 class NcclWire(Wire):
-    """GPU buffers over NCCL, on a stream of its own. Batches are grouped, since NCCL matches by order alone.
+    """GPU buffers over NCCL. Batches are grouped, since NCCL matches by order alone.
 
     Not run on the project's machines, which have no GPU: see docs/assumptions-and-limits.md.
+
+    Args:
+        device: Of the model.
+        timeout_s: Limit of the group's own waits.
     """
 
     posts_early = False
 
     def __init__(self, device: torch.device, timeout_s: float) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device)
         self._group = open_group("nccl", timeout_s)
 
     @override
-    def post(self, receives: Sequence[Transfer], sends: Iterable[Transfer]) -> tuple[list[Ticket], list[Ticket]]:
-        outgoing = list(sends)
+    def new_buffer(self, size_bytes: int) -> Tensor:
+        return torch.empty(size_bytes, dtype=torch.uint8, device=self.device)
+
+    @override
+    def post(self, receives: Sequence[Transfer], sends: Sequence[Transfer]) -> tuple[list[Ticket], list[Ticket]]:
         operations = [dist.P2POp(dist.irecv, t.message, t.rank, self._group) for t in receives]
-        operations += [dist.P2POp(dist.isend, t.message, t.rank, self._group) for t in outgoing]
+        operations += [dist.P2POp(dist.isend, t.message, t.rank, self._group) for t in sends]
         for work in dist.batch_isend_irecv(operations) if operations else []:
-            work.wait()  # orders this stream after the transfer; does not block the thread
+            work.wait()  # orders the thread's stream after the transfer; does not block the thread
         done = torch.cuda.Event()
-        done.record(self._stream)
-        return [_NcclTicket(t, done) for t in receives], [_NcclTicket(t, done) for t in outgoing]
-
-    @override
-    def from_training_thread(self) -> _Submitted:
-        stream = torch.cuda.current_stream(self.device)
-        event = torch.cuda.Event()
-        event.record(stream)
-        return _Submitted(event, stream)
-
-    @override
-    @contextlib.contextmanager
-    def on_communication_thread(self, taken: object) -> Generator[None]:
-        assert isinstance(taken, _Submitted)
-        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            self._stream.wait_event(taken.event)
-            yield
-            self._stream.synchronize()
-
-    @override
-    def hand_over(self, commit: Tensor, taken: object) -> Tensor:
-        assert isinstance(taken, _Submitted)
-        # Else its memory could be given to the next exchange while the training stream still reads it.
-        commit.record_stream(taken.stream)
-        return commit
+        done.record(torch.cuda.current_stream(self.device))
+        return [_NcclTicket(t, done) for t in receives], [_NcclTicket(t, done) for t in sends]
 
     @override
     def close(self) -> None:

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from lightning_parablock.schedule import block_of_round
-from lightning_parablock.settings import BlockOrder, InFlightValue, ServerNesterov, ServerSGD, Settings, Topology
+from lightning_parablock.settings import (
+    BF16,
+    BlockOrder,
+    InFlightValue,
+    Int4,
+    Int8,
+    NoCompression,
+    ServerNesterov,
+    ServerSGD,
+    Settings,
+    TopK,
+    Topology,
+)
 from tests.oracle import OracleConfig
 from tests.support.engine import oracle_config
 from tests.tasks import Task, transformer_task
@@ -19,6 +31,7 @@ DELAYS_STEPS = (0, 3, LOCAL_STEPS, LOCAL_STEPS + 2, 2 * LOCAL_STEPS, 3 * LOCAL_S
 ORDERS = get_args(BlockOrder)
 SERVERS = (ServerSGD(), ServerNesterov())
 VALUES = get_args(InFlightValue)
+LOSSY = (BF16(), Int8(), Int4(), TopK())
 TOPOLOGIES = get_args(Topology)
 SEED = 87  # of its orders, "random" repeats a block after 1, 2 and 3 rounds: test_matrix.py checks it
 
@@ -38,7 +51,7 @@ class Case:
         """Topology and placement change no bit, so cases that differ only there share an oracle run."""
         s = self.settings
         run = (self.n_clients, self.tied, self.total_steps)
-        parts = (*run, s.delay_steps, s.block_order, s.in_flight_value, s.server_optimizer)
+        parts = (*run, s.delay_steps, s.block_order, s.in_flight_value, s.server_optimizer, s.compression)
         return "/".join(map(str, parts))
 
     @property
@@ -73,7 +86,7 @@ def cases(n_ranks: int) -> list[Case]:
     On one, three and four ranks in-flight value and topology alternate, too, each by a sum of digits that mixes it with
     the other options; three and four ranks together have every delay x order x server optimizer x in-flight value.
     """
-    return [*_product(n_ranks), *_several_clients_on_a_rank(n_ranks)]
+    return [*_product(n_ranks), *_several_clients_on_a_rank(n_ranks), *_compressed(n_ranks)]
 
 
 def _product(n_ranks: int) -> Iterator[Case]:
@@ -108,8 +121,28 @@ def _several_clients_on_a_rank(n_ranks: int) -> Iterator[Case]:
             server_optimizer=SERVERS[turn % 2],
             in_flight_value=VALUES[turn // 2 % 2],
             topology=topology,
+            compression=(NoCompression(), *LOSSY)[turn % (1 + len(LOSSY))],
         )
         yield Case(n_ranks, tied=turn % 3 == 0, settings=settings, clients_per_rank=2, total_steps=18)
+
+
+def _compressed(n_ranks: int) -> Iterator[Case]:
+    """Every codec with every delay, in an order in which blocks come up again while they are in flight.
+
+    On two ranks in both topologies, else in one of them; server optimizer and in-flight value alternate.
+    """
+    for delay, codec, topology in itertools.product(range(len(DELAYS_STEPS)), range(len(LOSSY)), range(2)):
+        if n_ranks != 2 and topology != (delay + codec) % 2:
+            continue
+        settings = settings_for(
+            delay_steps=DELAYS_STEPS[delay],
+            block_order="random",
+            server_optimizer=SERVERS[(delay // 2 + codec) % 2],
+            in_flight_value=VALUES[(delay + codec // 2) % 2],
+            topology=TOPOLOGIES[topology],
+            compression=LOSSY[codec],
+        )
+        yield Case(n_ranks, tied=(delay + codec) % 2 == 0, settings=settings, total_steps=18)
 
 
 def settings_for(**changes: Any) -> Settings:

@@ -1,8 +1,9 @@
 """One rank of the oracle matrix: runs every case on a real process group and compares with the oracle, bit for bit.
 
-Usage: worker_matrix.py [--only N] [--spoil]. The ranks share the oracle's work: each computes the expected weights of
-every n-th case in its own process, and they exchange them. ``--only`` takes the first N cases, ``--spoil`` changes the
-last bit of one expected weight of the last case, so that the comparison must fail.
+Usage: worker_matrix.py [--only N] [--spoil] [--lockstep]. The ranks share the oracle's work: each computes the expected
+weights of every n-th case in its own process, and they exchange them. ``--only`` takes N cases from all over the
+matrix, ``--spoil`` changes the last bit of one expected weight of the last case, so that the comparison must fail, and
+``--lockstep`` lets messages keep one order, as NCCL needs it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.opening import Federation, open_federation, open_transport
+from lightning_parablock.transport.wires import GlooWire
 from tests.distributed.matrix import Case, cases, settings_for
 from tests.oracle import run_oracle
 from tests.support.engine import run_on
@@ -33,11 +35,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", type=int, default=None)
     parser.add_argument("--spoil", action="store_true")
+    parser.add_argument("--lockstep", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rank, n_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=120))
-    chosen = cases(n_ranks)[: arguments.only]
+    every = cases(n_ranks)
+    chosen = every[:: -(-len(every) // arguments.only)] if arguments.only else every
+    if arguments.lockstep:
+        GlooWire.posts_early = False
     expected = _expected_weights(chosen, rank, n_ranks)
     if arguments.spoil:
         _change_last_bit(expected[chosen[-1].oracle_key])
@@ -57,7 +63,8 @@ def main() -> None:
     assert not wrong, f"{len(wrong)} of {len(chosen)} cases differ:\n" + "\n".join(wrong)
     # A thread that is left may abort the process on its way out, exit code -6.
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("parablock")] == []
-    print(f"CASES EQUAL {len(chosen)}")
+    lanes = "lockstep" if arguments.lockstep else "streaming"
+    print(f"CASES EQUAL {len(chosen)} {lanes}")
 
 
 def _expected_weights(chosen: Sequence[Case], rank: int, n_ranks: int) -> dict[str, Weights]:

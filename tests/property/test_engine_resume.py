@@ -11,7 +11,17 @@ from torch import Tensor
 
 from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.rounds import RoundEngine
-from lightning_parablock.settings import ServerNesterov, ServerOptimizer, ServerSGD, Settings
+from lightning_parablock.settings import (
+    Compression,
+    Int4,
+    Int8,
+    NoCompression,
+    ServerNesterov,
+    ServerOptimizer,
+    ServerSGD,
+    Settings,
+    TopK,
+)
 from tests.support.engine import blocks_of, loopback
 from tests.tasks import adamw_default, assert_same_bits, transformer_task
 
@@ -30,7 +40,7 @@ class Site:
 
     def _build(self) -> None:
         flat = FlatBlocks(self.model, blocks_of(self.model, TASK.block_names))
-        transport = loopback(flat, self.settings.server_optimizer)
+        transport = loopback(flat, self.settings.server_optimizer, self.settings.compression)
         self.engine = RoundEngine(flat, self.settings, range(self.n_clients), transport)
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -113,7 +123,20 @@ class Site:
 @pytest.mark.parametrize("in_flight_value", ["local", "anchor"])
 @pytest.mark.parametrize("delay_steps", [0, 2, K, K + 1, 2 * K, 3 * K])
 def test_stopped_after_every_event_and_rebuilt(delay_steps: int, in_flight_value: Any, server: Any) -> None:
-    whole = Site(settings_for(delay_steps, in_flight_value, server), 1)
+    stop_after_every_event(settings_for(delay_steps, in_flight_value, server, NoCompression()))
+
+
+@pytest.mark.parametrize(
+    ("delay_steps", "compression"),
+    [(0, Int4()), (2, TopK()), (K, Int4()), (K + 1, TopK()), (2 * K, Int8()), (3 * K, Int4())],
+    ids=str,
+)
+def test_residuals_survive_it_too(delay_steps: int, compression: Compression) -> None:
+    stop_after_every_event(settings_for(delay_steps, "local", ServerNesterov(), compression))
+
+
+def stop_after_every_event(settings: Settings) -> None:
+    whole = Site(settings, 1)
     while whole.clock < TOTAL_STEPS:
         whole.advance()
     site = Site(whole.settings, 1)
@@ -123,8 +146,9 @@ def test_stopped_after_every_event_and_rebuilt(delay_steps: int, in_flight_value
     assert_same_bits(site.finish(), whole.finish())
 
 
-def test_several_clients_of_a_rank_are_stopped_between_rounds() -> None:
-    whole = Site(settings_for(2 * K, "local", ServerNesterov()), 3)
+@pytest.mark.parametrize("compression", [NoCompression(), Int8()], ids=["none", "int8"])
+def test_several_clients_of_a_rank_are_stopped_between_rounds(compression: Compression) -> None:
+    whole = Site(settings_for(2 * K, "local", ServerNesterov(), compression), 3)
     site = Site(whole.settings, 3)
     while whole.clock < TOTAL_STEPS:
         whole.round_of_all()
@@ -133,10 +157,10 @@ def test_several_clients_of_a_rank_are_stopped_between_rounds() -> None:
     assert_same_bits(site.finish(), whole.finish())
 
 
-@pytest.mark.parametrize("lost", ["in_flight", "server", "active"])
+@pytest.mark.parametrize("lost", ["in_flight", "server", "active", "residuals"])
 def test_each_part_of_the_state_is_needed(lost: str) -> None:
     """The comparisons above can fail: without a part of the state the bits are others."""
-    whole = Site(settings_for(K, "local", ServerNesterov()), 1)
+    whole = Site(settings_for(K, "local", ServerNesterov(), Int4()), 1)
     while whole.clock < TOTAL_STEPS:
         whole.advance()
     site = Site(whole.settings, 1)
@@ -144,7 +168,11 @@ def test_each_part_of_the_state_is_needed(lost: str) -> None:
         site.advance()
     content = torch.load(io.BytesIO(site.saved()), weights_only=True)
     part = content["engine"][lost]
-    values = {"active": lambda: [part["values"]], "in_flight": lambda: [d[3] for d in part]}
+    values = {
+        "active": lambda: [part["values"]],
+        "in_flight": lambda: [d[3] for d in part],
+        "residuals": lambda: [e[2] for e in part],
+    }
     for tensor in values.get(lost, lambda: [piece["values"] for piece in part])():
         tensor.mul_(0.5)
     buffer = io.BytesIO()
@@ -156,12 +184,13 @@ def test_each_part_of_the_state_is_needed(lost: str) -> None:
     assert any(not torch.equal(actual[name], value) for name, value in whole.finish().items())
 
 
-def settings_for(delay_steps: int, in_flight_value: Any, server: ServerOptimizer) -> Settings:
+def settings_for(delay_steps: int, in_flight_value: Any, server: ServerOptimizer, compression: Compression) -> Settings:
     return Settings(
         local_steps=K,
         delay_steps=delay_steps,
         block_order="random",
         in_flight_value=in_flight_value,
         server_optimizer=server,
+        compression=compression,
         seed=7,  # blocks 4, 4, 0, 4, 1, 4: one comes up again at once and after two rounds
     )

@@ -11,10 +11,11 @@ from lightning_parablock.blocks import Block
 from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.rounds import RoundEngine
 from lightning_parablock.server import ServerShard
-from lightning_parablock.settings import ServerNesterov, ServerOptimizer, ServerSGD, Settings
+from lightning_parablock.settings import Compression, ServerNesterov, ServerOptimizer, ServerSGD, Settings
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.loopback import LoopbackTransport
 from tests.oracle import OracleConfig
+from tests.support.payloads import oracle_words
 from tests.tasks import Task
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -43,12 +44,14 @@ def oracle_config(
         server="nesterov" if isinstance(optimizer, ServerNesterov) else "sgd",
         server_lr=optimizer.lr,
         server_momentum=optimizer.momentum if isinstance(optimizer, ServerNesterov) else 0.0,
+        **oracle_words(settings.compression),
     )
 
 
-def loopback(flat: FlatBlocks, optimizer: ServerOptimizer) -> LoopbackTransport:
+def loopback(flat: FlatBlocks, optimizer: ServerOptimizer, compression: Compression | None = None) -> LoopbackTransport:
     """The transport of one rank that hosts every client."""
-    return LoopbackTransport(ServerShard(optimizer, [flat.pack(b) for b in range(len(flat.blocks))]))
+    values = [flat.pack(block) for block in range(len(flat.blocks))]
+    return LoopbackTransport(ServerShard(optimizer, values, compression=compression))
 
 
 def run_rounds(

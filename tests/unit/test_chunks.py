@@ -17,7 +17,6 @@ from lightning_parablock.settings import Topology
 from lightning_parablock.transport import chunks
 from lightning_parablock.transport.chunks import HEADER_BYTES, SHARD_MULTIPLE, Header, Kind, chunks_of, shard_bounds
 
-CPU = torch.device("cpu")
 HEADER = Header(Kind.DELTA, 3, 70_000, 5, 2, 2**33, 4 * 10, weight=17, since_ready_us=2**40)
 CHECKED_BYTES = 56  # the header's last 8 bytes are zero and mean nothing
 TOPOLOGIES = st.sampled_from(get_args(Topology))
@@ -25,8 +24,9 @@ EXAMPLES = settings(max_examples=200, derandomize=True, deadline=None, database=
 
 
 def sealed(header: Header = HEADER) -> Tensor:
-    message = chunks.empty_message(header.length_bytes // 4, CPU)
-    chunks.payload(message).copy_(torch.arange(header.length_bytes // 4) / 3)
+    message = torch.empty(HEADER_BYTES + header.length_bytes, dtype=torch.uint8)
+    values = torch.arange(-(-header.length_bytes // 4)) / 3
+    chunks.payload(message).copy_(values.view(torch.uint8)[: header.length_bytes])
     chunks.seal(message, header)
     return message
 
@@ -35,7 +35,7 @@ def test_a_message_is_a_header_of_64_bytes_and_the_payload() -> None:
     message = sealed()
     assert message.dtype == torch.uint8
     assert message.numel() == HEADER_BYTES + 40 == 64 + 40
-    assert torch.equal(chunks.payload(message), torch.arange(10) / 3)
+    assert torch.equal(chunks.payload(message).view(torch.float32), torch.arange(10) / 3)
 
 
 def test_what_is_sealed_can_be_opened() -> None:
@@ -87,13 +87,16 @@ def test_every_damaged_bit_of_the_header_is_noticed() -> None:
             chunks.unseal(damaged, HEADER)
 
 
-def test_every_damaged_bit_of_the_payload_is_noticed() -> None:
-    whole = sealed()
+@pytest.mark.parametrize("length_bytes", [40, 41, 47, 7, 1])
+def test_every_damaged_bit_of_the_payload_is_noticed(length_bytes: int) -> None:
+    header = replace(HEADER, length_bytes=length_bytes)
+    whole = sealed(header)
+    assert chunks.unseal(whole, header) == header
     for byte, bit in itertools.product(range(HEADER_BYTES, whole.numel()), range(8)):
         damaged = whole.clone()
         damaged[byte] ^= 1 << bit
         with pytest.raises(ProtocolError, match="checksum is wrong"):
-            chunks.unseal(damaged, HEADER)
+            chunks.unseal(damaged, header)
 
 
 def test_another_protocol_version_is_named() -> None:

@@ -132,6 +132,15 @@ def test_a_server_optimizer_with_settings(monkeypatch: pytest.MonkeyPatch) -> No
     assert strategy["server_optimizer"]["init_args"] == {"lr": 0.7, "momentum": 0.5}
 
 
+def test_a_compression_by_name_and_with_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--strategy.compression", "int4"]
+    assert strategy_of(resolved(monkeypatch, "--model.model", "x", *words))["compression"] == "int4"
+    for name, key, given, value in (("Int4", "group", "32", 32), ("TopK", "keep", "0.03", 0.03)):
+        words = ["--strategy.compression", f"lightning_parablock.{name}", f"--strategy.compression.{key}={given}"]
+        strategy = strategy_of(resolved(monkeypatch, "--model.model", "x", *words))
+        assert strategy["compression"]["init_args"] == {key: value}
+
+
 def test_any_other_model_data_and_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     toys = "tests.support.cli_toys"
     words = ["--model", f"{toys}.Toy", "--model.layers", "2", "--data", f"{toys}.ToyData", "--strategy", "ddp"]

@@ -35,6 +35,17 @@ def complaint(capsys: pytest.CaptureFixture[str], args: list[str]) -> str:
         ("--trainer.strategy.local_step 8", "did you mean --strategy.local_steps?"),
         ("--strategy.block_order shufle", "did you mean 'shuffle'?"),
         ("--strategy.server_optimizer nesterof", "did you mean 'nesterov'?"),
+        ("--strategy.compression int9", "did you mean 'int8'?"),
+        ("--strategy.compression lightning_parablock.Int4 --strategy.compression.group 100", "try 64"),
+        ("--strategy.compression lightning_parablock.TopK --strategy.compression.keep 2", "keep must be in (0, 1]"),
+        (
+            "--strategy.compression lightning_parablock.Int4 --strategy.compression.groups 64",
+            "did you mean --strategy.compression.group?",
+        ),
+        (
+            "--strategy.server_optimizer lightning_parablock.ServerNesterov --strategy.server_optimizer.momentum 3",
+            "momentum must be in [0, 1), got 3",
+        ),
         ("--strategy.local_steps x", "--strategy.local_steps must be a whole number, got 'x'"),
         ("--strategy.local_steps 0", "local_steps must be a whole number >= 1"),
         ("--strategy.delay_steps -1", "delay_steps must be a whole number >= 0"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 
@@ -65,6 +65,17 @@ def test_tasks_are_deterministic_and_learn() -> None:
 
 
 # Invariant 1: delay 0 is federated block coordinate descent.
+
+
+@pytest.mark.parametrize("compression", ["bf16", "int8", "int4", "topk"])
+@pytest.mark.parametrize(("server", "n_clients"), [("sgd", 1), ("nesterov", 3)])
+def test_delay_0_equals_fedbcd_with_compression(compression: str, server: str, n_clients: int) -> None:
+    task = TASKS["transformer"]
+    config = config_for(task, delay_steps=0, server=server, n_clients=n_clients, compression=compression)
+    expected = blocking(task, config, "adamw_default")
+    assert_same_bits(run(task, config, "adamw_default").weights, expected)
+    plain = blocking(task, replace(config, compression="none"), "adamw_default")
+    assert relative_difference(expected, plain) > 1e-4
 
 
 @EACH_TASK
@@ -219,6 +230,109 @@ def test_weights_moved_by_the_sum_of_the_increments(delay_steps: int, server: st
                 {name: start[name] for name in increment}, mean([result.deltas[t, client] for client in range(3)])
             )
         assert relative_difference(result.weights, start) < 1e-5
+
+
+# Invariant 7: what was sent, and what is kept to be sent, is what there was to send.
+
+
+def summed(parts: Iterable[dict[str, Tensor]], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The sum by name, in float64, zero for what no part has."""
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in like.items()}
+    for part in parts:
+        total |= {name: total[name] + value.double() for name, value in part.items()}
+    return total
+
+
+@pytest.mark.parametrize("in_flight_value", ["local", "anchor"])
+@pytest.mark.parametrize("compression", ["bf16", "int8", "int4", "topk"])
+@pytest.mark.parametrize("delay_steps", [0, 3, K, 2 * K])
+def test_sent_and_kept_are_the_sum_of_the_deltas(delay_steps: int, compression: str, in_flight_value: str) -> None:
+    task = TASKS["mlp"]
+    config = config_for(
+        task, n_clients=3, delay_steps=delay_steps, compression=compression, in_flight_value=in_flight_value
+    )
+    result, start = run(task, config, "adamw"), initial_weights(task)
+    for client in range(3):
+        deltas = summed((delta for (_, i), delta in result.deltas.items() if i == client), start)
+        sent = summed((part for (_, i), part in result.sent.items() if i == client), start)
+        assert relative_difference(plus(sent, result.e[client]), deltas) < 1e-6
+        assert any(value.any() for value in result.e[client].values())
+    means = summed((mean([result.sent[t, client] for client in range(3)]) for t in range(config.n_rounds)), start)
+    moved = {name: result.weights[name].double() - start[name].double() for name in start}
+    assert relative_difference(plus(moved, result.e_server), means) < 1e-6
+    assert any(value.any() for value in result.e_server.values())
+
+
+def test_without_compression_nothing_is_kept() -> None:
+    task = TASKS["mlp"]
+    result = run(task, config_for(task), "sgd")
+    assert result.sent == result.deltas
+    assert not any(value.any() for kept in (*result.e, result.e_server) for value in kept.values())
+
+
+def test_each_step_of_error_feedback_in_numbers() -> None:
+    """Top-k of one value a block of two, both ways: client 0 and client 1 train rounds 0 and 2, client 1 sits out 1."""
+    progress = {
+        (0, 0): (4.0, 1.0), (0, 1): (1.0, 2.0),
+        (1, 0): (0.0, 2.0),
+        (2, 0): (2.0, 0.0), (2, 1): (1.0, 0.0),
+    }  # fmt: skip
+    config = OracleConfig(
+        block_names=(("p.0", "p.1"),),
+        schedule=(0, 0, 0),
+        n_clients=2,
+        total_steps=3,
+        local_steps=1,
+        delay_steps=0,
+        compression="topk",
+        keep=1 / 1024,
+        trains=lambda client, step: (step, client) in progress,
+    )
+
+    def loss_fn(model: nn.Module, client: int, step: int) -> Tensor:
+        first, second = progress[step, client]
+        return -(first * model.p[0] + second * model.p[1])
+
+    result = run_oracle(config, lambda: Scalars([0.0, 0.0]), loss_fn, lambda p: torch.optim.SGD(p, lr=1.0))
+
+    def numbers(values: dict[str, Tensor]) -> tuple[float, ...]:
+        return tuple(value.item() for value in values.values())
+
+    assert {key: numbers(value) for key, value in result.sent.items()} == {
+        (0, 0): (4, 0),  # 4, 1; keeps 0, 1
+        (0, 1): (0, 2),  # 1, 2; keeps 1, 0
+        (1, 0): (0, 3),  # 0, 2 and the 1; keeps nothing
+        (2, 0): (2, 0),
+        (2, 1): (2, 0),  # 1, 0 and the 1, kept while it sat out
+    }
+    # The server: the mean is 2, 1, it sends 2, 0. Then 0, 3 and the 1: 0, 4. Then 2, 0.
+    assert [numbers(increment) for _, _, increment in result.increments] == [(2, 0), (0, 4), (2, 0)]
+    assert numbers(result.weights) == (4, 4)
+    assert [numbers(kept) for kept in (*result.e, result.e_server)] == [(0, 0)] * 3
+
+
+def test_held_values_are_of_the_raw_delta() -> None:
+    """While its delta is on its way a client goes on from all of it, not from what of it will arrive."""
+    config = OracleConfig(
+        block_names=(("p.0", "p.1"),),
+        schedule=(0, 0),
+        n_clients=1,
+        total_steps=2,
+        local_steps=1,
+        delay_steps=1,
+        compression="topk",
+        keep=1 / 1024,
+    )
+    seen: list[list[float]] = []
+
+    def loss_fn(model: nn.Module, client: int, step: int) -> Tensor:
+        seen.append([p.item() for p in model.p])
+        return -(4 * model.p[0] + 1 * model.p[1])
+
+    result = run_oracle(config, lambda: Scalars([0.0, 0.0]), loss_fn, lambda p: torch.optim.SGD(p, lr=1.0))
+    assert seen == [[0, 0], [4, 1]]
+    assert [value.item() for value in result.weights.values()] == [8, 0]
+    assert [value.item() for value in result.e[0].values()] == [0, 2]
 
 
 # The clock, in exact arithmetic: gradients are given numbers, so what a client sees at a step can be written down.
@@ -402,6 +516,12 @@ def test_a_parameter_of_no_block_stays_as_it_is() -> None:
 
 def test_a_wrong_configuration_is_refused() -> None:
     task = TASKS["mlp"]
-    for wrong in ({"schedule": (0,)}, {"server": "adam"}, {"in_flight_value": "none"}, {"delay_steps": -1}):
+    for wrong in (
+        {"schedule": (0,)},
+        {"server": "adam"},
+        {"in_flight_value": "none"},
+        {"delay_steps": -1},
+        {"compression": "fp8"},
+    ):
         with pytest.raises(AssertionError):
             config_for(task, **wrong)

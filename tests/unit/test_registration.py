@@ -47,10 +47,15 @@ def test_the_trainer_builds_the_preset_by_its_name(name: str) -> None:
 
 def test_the_public_names() -> None:
     assert set(lightning_parablock.__all__) >= {
+        "BF16",
         "Block",
+        "Int4",
+        "Int8",
+        "NoCompression",
         "ParaBlockStrategy",
         "RoundRecord",
         "ServerNesterov",
         "ServerSGD",
+        "TopK",
     }
     assert all(hasattr(lightning_parablock, name) for name in lightning_parablock.__all__)

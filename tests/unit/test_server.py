@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -10,8 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lightning_parablock.codec import codec_of
 from lightning_parablock.server import ServerShard, weighted_mean
-from lightning_parablock.settings import ServerNesterov, ServerOptimizer, ServerSGD
+from lightning_parablock.settings import (
+    BF16,
+    Compression,
+    Int4,
+    Int8,
+    ServerNesterov,
+    ServerOptimizer,
+    ServerSGD,
+    TopK,
+)
 
 EVERYTHING = slice(0, 40)
 BIG = 2.0**24  # BIG + 1 is not a float32
@@ -22,6 +33,18 @@ def vectors(n: int, seed: int = 0, size: int = 40) -> list[Tensor]:
     return [torch.randn(size, generator=generator) for _ in range(n)]
 
 
+def mean_of(deltas: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
+    return weighted_mean(deltas, weights, torch.full_like(deltas[0], float("nan")))
+
+
+def commit(server: ServerShard, block: int, part: slice, deltas: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
+    """Commit, and look at what the clients are sent."""
+    payload = torch.zeros(4 * (part.stop - part.start), dtype=torch.uint8)
+    value = server.commit(block, part, deltas, weights, payload)
+    assert torch.equal(payload.view(torch.float32), value)
+    return value
+
+
 def run(optimizer: ServerOptimizer, cuts: list[int], n_rounds: int = 3) -> Tensor:
     """Commit some rounds of three clients, the block cut into parts at ``cuts``."""
     server = ServerShard(optimizer, [torch.zeros(3), vectors(1, seed=99)[0]])
@@ -29,14 +52,14 @@ def run(optimizer: ServerOptimizer, cuts: list[int], n_rounds: int = 3) -> Tenso
     for t in range(n_rounds):
         deltas = vectors(3, seed=t)
         for low, high in itertools.pairwise(bounds):
-            server.commit(1, slice(low, high), [delta[low:high] for delta in deltas], [1, 2, 3])
+            commit(server, 1, slice(low, high), [delta[low:high] for delta in deltas], [1, 2, 3])
     assert torch.equal(server.values[0], torch.zeros(3)), "a block that was not committed has changed"
     return server.values[1]
 
 
 def test_the_mean_of_one_is_itself() -> None:
     (delta,) = vectors(1)
-    mean = weighted_mean([delta], [1])
+    mean = mean_of([delta], [1])
     assert torch.equal(mean, delta)
     assert mean.data_ptr() != delta.data_ptr()
 
@@ -45,7 +68,7 @@ def test_the_mean_of_one_is_itself() -> None:
 def test_the_mean_is_the_weighted_sum_over_the_sum_of_weights(weights: tuple[int, ...]) -> None:
     deltas = vectors(3)
     expected = sum(w * d.double() for w, d in zip(weights, deltas, strict=True)) / sum(weights)
-    assert torch.allclose(weighted_mean(deltas, weights).double(), expected, rtol=1e-6, atol=1e-7)
+    assert torch.allclose(mean_of(deltas, weights).double(), expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -58,20 +81,20 @@ def test_the_mean_is_the_weighted_sum_over_the_sum_of_weights(weights: tuple[int
     ],
 )
 def test_the_sum_goes_in_the_given_order_and_is_divided_once(numbers: tuple[float, ...], expected: float) -> None:
-    mean = weighted_mean([torch.tensor([number]) for number in numbers], [1] * len(numbers))
+    mean = mean_of([torch.tensor([number]) for number in numbers], [1] * len(numbers))
     assert torch.equal(mean, torch.tensor([expected]))
 
 
 def test_a_missing_weight_is_an_error() -> None:
     with pytest.raises(ValueError):
-        weighted_mean(vectors(3), [1, 1])
+        mean_of(vectors(3), [1, 1])
 
 
 def test_sgd_adds_the_mean_times_its_rate() -> None:
     start, deltas = vectors(1, seed=7)[0], vectors(2)
     for lr in (1.0, 0.3):
         server = ServerShard(ServerSGD(lr=lr), [start.clone()])
-        returned = server.commit(0, EVERYTHING, deltas, [1, 1])
+        returned = commit(server, 0, EVERYTHING, deltas, [1, 1])
         assert torch.equal(returned, start + lr * ((deltas[0] + deltas[1]) / 2))
         assert torch.equal(server.values[0], returned)
 
@@ -84,17 +107,17 @@ def test_nesterov_follows_its_formula_over_rounds() -> None:
         g = (deltas[0] + deltas[1]) / 2
         v = 0.9 * v + g
         w = w + 0.7 * (g + 0.9 * v)
-        assert torch.equal(server.commit(0, EVERYTHING, deltas, [1, 1]), w)
+        assert torch.equal(commit(server, 0, EVERYTHING, deltas, [1, 1]), w)
 
 
 def test_each_block_has_a_velocity_of_its_own() -> None:
     optimizer, (delta,) = ServerNesterov(), vectors(1)
     both = ServerShard(optimizer, [torch.zeros(40), torch.zeros(40)])
-    both.commit(0, EVERYTHING, [delta], [1])
-    both.commit(0, EVERYTHING, [delta], [1])
-    both.commit(1, EVERYTHING, [delta], [1])
+    commit(both, 0, EVERYTHING, [delta], [1])
+    commit(both, 0, EVERYTHING, [delta], [1])
+    commit(both, 1, EVERYTHING, [delta], [1])
     alone = ServerShard(optimizer, [torch.zeros(40)])
-    alone.commit(0, EVERYTHING, [delta], [1])
+    commit(alone, 0, EVERYTHING, [delta], [1])
     assert torch.equal(both.values[1], alone.values[0])
     assert not torch.equal(both.values[0], alone.values[0])
 
@@ -108,5 +131,73 @@ def test_any_cut_of_a_block_gives_the_same_bits(cuts: list[int], optimizer: Serv
 def test_the_deltas_are_not_changed() -> None:
     deltas = vectors(3)
     kept = [delta.clone() for delta in deltas]
-    ServerShard(ServerNesterov(), [torch.zeros(40)]).commit(0, EVERYTHING, deltas, [1, 1, 1])
+    commit(ServerShard(ServerNesterov(), [torch.zeros(40)]), 0, EVERYTHING, deltas, [1, 1, 1])
     assert all(torch.equal(one, other) for one, other in zip(deltas, kept, strict=True))
+
+
+LOSSY = pytest.mark.parametrize("compression", [BF16(), Int8(), Int4(), TopK()], ids=lambda c: type(c).__name__)
+
+
+def lossy_server(compression: Compression, as_held: Callable[[int, int, Tensor], Tensor] | None = None) -> ServerShard:
+    return ServerShard(ServerSGD(lr=0.5), [vectors(1, seed=7)[0]], compression=compression, as_held=as_held)
+
+
+def send(server: ServerShard, part: slice, deltas: Sequence[Tensor]) -> Tensor:
+    """What a client reads from the commit's payload; it must be what the server itself has used."""
+    codec, scalars = codec_of(server.compression), part.stop - part.start
+    payload = torch.empty(codec.payload_bytes(scalars), dtype=torch.uint8)
+    used = server.commit(0, part, deltas, [1] * len(deltas), payload).clone()
+    received = torch.empty(scalars)
+    codec.decode(payload, received)
+    assert torch.equal(received, used)
+    return received
+
+
+@LOSSY
+def test_server_and_clients_apply_the_same_decoded_commit(compression: Compression) -> None:
+    server = lossy_server(compression)
+    at_client = server.values[0].clone()
+    for t in range(5):
+        at_client = at_client + send(server, EVERYTHING, vectors(3, seed=t))
+        assert torch.equal(server.values[0], at_client)
+
+
+@LOSSY
+def test_what_a_commit_leaves_out_comes_with_later_ones(compression: Compression) -> None:
+    server = lossy_server(compression)
+    start = server.values[0].clone()
+    wanted = torch.zeros(40, dtype=torch.float64)
+    for t in range(20):
+        deltas = vectors(2, seed=t)
+        send(server, EVERYTHING, deltas)
+        wanted += 0.5 * (deltas[0] + deltas[1]) / 2
+    (piece,) = server.state()
+    assert piece.name == "residual"
+    assert piece.values.abs().max() > 0
+    assert torch.allclose(server.values[0] + piece.values, start + wanted.float(), rtol=0, atol=1e-5)
+
+
+@LOSSY
+def test_where_clients_hold_w_in_bfloat16_the_server_has_what_they_have(compression: Compression) -> None:
+    def as_held(block: int, first: int, values: Tensor) -> Tensor:
+        return values.to(torch.bfloat16).float()
+
+    server = lossy_server(compression, as_held)
+    server.values[0] = as_held(0, 0, server.values[0])
+    at_client, wanted = server.values[0].bfloat16(), server.values[0].double()
+    for t in range(20):
+        deltas = vectors(2, seed=t)
+        at_client = (at_client.float() + send(server, EVERYTHING, deltas)).bfloat16()
+        wanted += 0.5 * (deltas[0] + deltas[1]) / 2
+        assert torch.equal(server.values[0], at_client.float())
+    (piece,) = server.state()  # W itself need not be saved: the clients have it
+    assert piece.name == "residual"
+    assert torch.allclose((server.values[0] + piece.values).double(), wanted, rtol=0, atol=1e-5)
+
+
+def test_without_compression_a_server_of_bfloat16_clients_saves_its_own_w() -> None:
+    exact, rounded = (
+        ServerShard(ServerSGD(), [torch.zeros(40)], as_held=as_held) for as_held in (None, lambda b, f, v: v)
+    )
+    assert [piece.name for piece in exact.state()] == []
+    assert [piece.name for piece in rounded.state()] == ["value"]

@@ -10,11 +10,18 @@ import pytest
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.settings import (
+    BF16,
+    COMPRESSIONS,
+    Int4,
+    Int8,
+    NoCompression,
     ServerNesterov,
     ServerSGD,
     Settings,
+    TopK,
     nearest,
     resolve_blocks,
+    resolve_compression,
     resolve_server_optimizer,
 )
 
@@ -129,6 +136,51 @@ def test_server_optimizers_by_name_and_as_objects() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "right"), [("non", "none"), ("bf61", "bf16"), ("int", "int8"), ("init4", "int4"), ("top-k", "topk")]
+)
+def test_a_misspelt_compression(name: str, right: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"compression='{name}'.*did you mean '{right}'"):
+        resolve_compression(name)
+
+
+@pytest.mark.parametrize("name", ["fp8", "powersgd", "", None, 8])
+def test_compressions_that_are_not_built(name: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"compression={name!r} is not known; choose from 'none', 'bf16'"):
+        ParaBlockStrategy(compression=name)
+
+
+@pytest.mark.parametrize("make", [Int8, Int4])
+@pytest.mark.parametrize("group", [0, -64, 1, 2, 3, 12, 100, 1000, 2048, 64.0, "64", True, None])
+def test_a_wrong_group(make: type[Int8 | Int4], group: Any) -> None:
+    with pytest.raises(ConfigurationError, match="compression group must"):
+        make(group=group)
+
+
+@pytest.mark.parametrize(("group", "near"), [(100, 64), (12, 8), (1000, 512), (4096, 1024)])
+def test_a_wrong_group_is_told_the_next_one(group: int, near: int) -> None:
+    with pytest.raises(ConfigurationError, match=f"must divide 1024, got {group}; try {near}$"):
+        Int8(group)
+
+
+@pytest.mark.parametrize("keep", [0, -0.1, 1.01, 64, float("nan"), float("inf")])
+def test_a_wrong_share_to_keep(keep: float) -> None:
+    with pytest.raises(ConfigurationError, match=r"compression keep must be in \(0, 1\], got"):
+        TopK(keep)
+
+
+def test_compressions_by_name_and_as_objects() -> None:
+    objects = [NoCompression(), BF16(), Int8(group=256), Int4(group=64), TopK(keep=1 / 16)]
+    assert [resolve_compression(name) for name in ("none", "bf16", "int8", "int4", "topk")] == objects
+    assert [compression.is_lossy for compression in objects] == [False, True, True, True, True]
+    assert list(COMPRESSIONS) == ["none", "bf16", "int8", "int4", "topk"]
+    own = Int4(group=4)
+    assert ParaBlockStrategy(compression=own).settings.compression is own
+    assert ParaBlockStrategy(compression="int8").settings.compression == Int8()
+    assert ParaBlockStrategy().settings.compression == Settings().compression == NoCompression()
+    assert [TopK(1).keep, Int8(1024).group] == [1, 1024]
+
+
+@pytest.mark.parametrize(
     ("delay_steps", "expected"), [(0, (0, 0)), (3, (0, 3)), (4, (1, 0)), (6, (1, 2)), (8, (2, 0)), (13, (3, 1))]
 )
 def test_the_delay_in_rounds_and_steps(delay_steps: int, expected: tuple[int, int]) -> None:
@@ -148,6 +200,7 @@ def test_the_fingerprint_tells_every_setting() -> None:
     one, other = Settings(), Settings(server_optimizer=ServerSGD(lr=0.5))
     differing = {name for name in one.fingerprint() if one.fingerprint()[name] != other.fingerprint()[name]}
     assert differing == {"server_optimizer"}
+    assert Settings(compression=Int8()).fingerprint() != Settings(compression=Int8(64)).fingerprint()
     assert set(one.fingerprint()) == set(Settings.__dataclass_fields__)
 
 

@@ -1,0 +1,190 @@
+"""What one exchange of one block consists of, step by step; how the messages move is the business of ``lanes.py``.
+
+Step i concerns chunk i of each server's shard: its deltas go out, come in and are summed in ascending client id, and
+its commit goes out and comes in. Own parts take the same way through the codec as those of others, without a message.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_parablock.errors import ProtocolError
+from lightning_parablock.feedback import Coder
+from lightning_parablock.server import ServerShard
+from lightning_parablock.settings import Settings
+from lightning_parablock.transport import chunks
+from lightning_parablock.transport.base import ExchangeFacts, Upload
+from lightning_parablock.transport.chunks import Header, Kind, payload
+from lightning_parablock.transport.membership import Membership
+from lightning_parablock.transport.windows import Expected
+
+Arrived = Sequence[tuple[Expected, Tensor]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an exchange takes place: what all exchanges of a run share."""
+
+    members: Membership
+    settings: Settings
+    server: ServerShard
+
+
+class ExchangeSteps:
+    """One exchange on one rank.
+
+    Args:
+        place: See there.
+        round_index: Number of the round.
+        block: Index of the block.
+        uploads: By client id, those of this rank.
+        commit: Receives the commit, shape (numel of the block,), float32.
+
+    Threads: the parts "deltas out", "serve" and "collect" may run on three threads at once.
+    """
+
+    def __init__(
+        self, place: Place, round_index: int, block: int, uploads: Mapping[int, Upload], commit: Tensor
+    ) -> None:
+        self._members, self._settings, self._server = place.members, place.settings, place.server
+        self._round, self._block = round_index, block
+        self._uploads = dict(sorted(uploads.items()))
+        self.commit = commit
+        self._start_s = self._ready_s = self._end_s = time.time()
+        self._sent_bytes = {kind: 0 for kind in Kind}
+        self._received_bytes = {kind: 0 for kind in Kind}
+        bounds = chunks.shard_bounds(commit.numel(), self._members.n_ranks, self._settings.topology)
+        self._mine = bounds[self._members.rank]
+        self._chunks = [list(chunks.chunks_of(shard, self._settings.chunk_bytes)) for shard in bounds]
+
+    @property
+    def n_steps(self) -> int:
+        """Chunks of the longest shard."""
+        return max(map(len, self._chunks))
+
+    @property
+    def n_serves(self) -> int:
+        """Chunks of this rank's shard."""
+        return len(self._chunks[self._members.rank])
+
+    def finish(self) -> ExchangeFacts:
+        """Take note that the commit is complete; returns times and bytes."""
+        self._end_s = time.time()
+        sent, received = sum(self._sent_bytes.values()), sum(self._received_bytes.values())
+        return ExchangeFacts(self._start_s, self._ready_s, self._end_s, sent, received)
+
+    # --- deltas out ---------------------------------------------------------------------------------------------------
+
+    def deltas_out(self, step: int) -> Iterator[tuple[int, int, slice]]:
+        """(server's rank, client, part) of the deltas to send, each rank beginning with the one after it."""
+        rank, n_ranks = self._members.rank, self._members.n_ranks
+        for peer in ((rank + distance) % n_ranks for distance in range(1, n_ranks)):
+            for part in self._chunks[peer][step : step + 1]:
+                for client in self._uploads:
+                    yield peer, client, part
+
+    def write_delta(self, message: Tensor, client: int, part: slice, coder: Coder) -> None:
+        """Fill in a client's delta."""
+        upload = self._uploads[client]
+        coder.encode_delta(upload.delta, upload.residual, part, payload(message))
+        chunks.seal(message, self._header(Kind.DELTA, client, part, message, weight=upload.weight))
+        self._sent_bytes[Kind.DELTA] += message.numel()
+
+    # --- serve --------------------------------------------------------------------------------------------------------
+
+    def deltas_in(self, coder: Coder) -> list[list[Expected]]:
+        """What must come for each chunk of this rank's shard."""
+        return [
+            [
+                self._expected(peer, Kind.DELTA, client, part, coder)
+                for peer in self._members.peers
+                for client in self._members.clients[peer]
+            ]
+            for part in self._chunks[self._members.rank]
+        ]
+
+    def begin_serving(self) -> None:
+        """Before the first chunk, once the commits of the exchanges before it are done."""
+        self._server.begin(self._round, self._block)
+
+    def part_served(self, step: int) -> slice:
+        """The scalars of the block that a step serves."""
+        return self._chunks[self._members.rank][step]
+
+    def serve(self, step: int, arrived: Arrived, message: Tensor, coder: Coder) -> None:
+        """Sum the deltas of a chunk, commit it, and fill in the message for the other ranks."""
+        remote: dict[int, tuple[Header, Tensor]] = {}
+        for expected, delta in arrived:
+            header = self._opened(expected, delta)
+            remote[header.sender] = header, delta
+        if step == 0:
+            self._ready_s = time.time()
+        part = self.part_served(step)
+        clients = sorted([*remote, *self._uploads])
+        weights = [remote[c][0].weight if c in remote else self._uploads[c].weight for c in clients]
+        deltas = (self._delta_of(client, remote, part, coder) for client in clients)
+        within = slice(part.start - self._mine.start, part.stop - self._mine.start)
+        body = payload(message)
+        on_host = torch.empty_like(body, device="cpu") if body.is_cuda else body
+        self.commit[part] = self._server.commit(self._block, within, deltas, weights, on_host)
+        if body.is_cuda:
+            body.copy_(on_host)
+        since_ready_us = max(0, int(1e6 * (time.time() - self._ready_s)))
+        chunks.seal(
+            message, self._header(Kind.COMMIT, self._members.rank, part, message, since_ready_us=since_ready_us)
+        )
+        self._sent_bytes[Kind.COMMIT] += message.numel() * len(self._members.peers)
+
+    def _delta_of(self, client: int, remote: Mapping[int, tuple[Header, Tensor]], part: slice, coder: Coder) -> Tensor:
+        if client in remote:
+            return coder.decode(payload(remote[client][1]), part.stop - part.start).cpu()
+        upload = self._uploads[client]
+        return coder.as_received(upload.delta, upload.residual, part)
+
+    # --- collect ------------------------------------------------------------------------------------------------------
+
+    def commits_in(self, coder: Coder) -> list[list[Expected]]:
+        """What must come from the other servers, step by step."""
+        return [
+            [
+                self._expected(peer, Kind.COMMIT, peer, part, coder)
+                for peer in self._members.peers
+                for part in self._chunks[peer][step : step + 1]
+            ]
+            for step in range(max((len(self._chunks[peer]) for peer in self._members.peers), default=0))
+        ]
+
+    def collect(self, arrived: Arrived, coder: Coder) -> None:
+        """Put the other servers' chunks in their place."""
+        for expected, message in arrived:
+            header = self._opened(expected, message)
+            if not self.n_serves and self._ready_s == self._start_s:
+                # Who serves nothing learns from the first commit when the slowest client had submitted.
+                self._ready_s = max(self._start_s, time.time() - header.since_ready_us / 1e6)
+            part = expected.part
+            self.commit[part] = coder.decode(payload(message), part.stop - part.start)
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    def _header(self, kind: Kind, sender: int, part: slice, message: Tensor, **said: int) -> Header:
+        length_bytes = payload(message).numel()
+        return Header(
+            kind, self._members.generation, self._round, self._block, sender, part.start, length_bytes, **said
+        )
+
+    def _expected(self, rank: int, kind: Kind, sender: int, part: slice, coder: Coder) -> Expected:
+        length_bytes = coder.codec.payload_bytes(part.stop - part.start)
+        header = Header(kind, self._members.generation, self._round, self._block, sender, part.start, length_bytes)
+        return Expected(rank, header, part)
+
+    def _opened(self, expected: Expected, message: Tensor) -> Header:
+        self._received_bytes[expected.header.kind] += message.numel()
+        try:
+            return chunks.unseal(message, expected.header)
+        except ProtocolError as error:
+            raise ProtocolError(f"from {self._members.describe(expected.rank)}: {error}") from error

@@ -1,0 +1,205 @@
+"""Who does the steps of an exchange: three threads for three directions, or one where messages must keep one order.
+
+None of the three waits for itself. Commits are collected whatever else goes on; so commits can always leave, so a
+server can always go on, so deltas can always leave. Each lane works on its exchanges in the order of their rounds. It
+is the same on every rank, and messages of one kind are matched by it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_parablock.feedback import Coder
+from lightning_parablock.settings import Compression
+from lightning_parablock.transport.chunks import HEADER_BYTES, SEND_WINDOW, Kind
+from lightning_parablock.transport.exchange_steps import ExchangeSteps
+from lightning_parablock.transport.membership import Membership
+from lightning_parablock.transport.pacing import Pacer
+from lightning_parablock.transport.windows import Expected, Finish, ReceiveWindow, SendWindow
+from lightning_parablock.transport.wires import Ticket, Transfer, Wire
+
+
+class Lane(ABC):
+    """One thread's part of every exchange.
+
+    Args:
+        members: The ranks.
+        wire: Carries the messages.
+        finish: Waits for a transfer.
+        pacer: Caps the rate.
+        compression: Codec of the messages.
+
+    Attributes:
+        name: Of its thread.
+        brings_commit: Whether the commit is complete only when this lane has done its part.
+    """
+
+    name: str
+    brings_commit: bool
+
+    def __init__(
+        self, members: Membership, wire: Wire, finish: Finish, pacer: Pacer, *, compression: Compression
+    ) -> None:
+        self.members, self.wire, self.finish, self.pacer = members, wire, finish, pacer
+        self.coder = Coder(compression)
+
+    @abstractmethod
+    def carry_out(self, steps: ExchangeSteps) -> None:
+        """Do this lane's part of an exchange; own messages may still be leaving afterwards."""
+
+    @abstractmethod
+    def prepare(self, steps: ExchangeSteps) -> None:
+        """What must be done before any lane of this rank sends: a receive that is posted late halves the rate."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Wait until the messages of this lane have left."""
+
+
+class DeltaLane(Lane):
+    """Sends the deltas of this rank's clients: chunks leave while the next ones are packed."""
+
+    name, brings_commit = "parablock-send", False
+
+    def __init__(
+        self, members: Membership, wire: Wire, finish: Finish, pacer: Pacer, *, compression: Compression
+    ) -> None:
+        super().__init__(members, wire, finish, pacer, compression=compression)
+        self._window = SendWindow(wire, finish, SEND_WINDOW * len(members.peers) * len(members.clients[members.rank]))
+
+    @override
+    def prepare(self, steps: ExchangeSteps) -> None:
+        """It receives nothing."""
+
+    @override
+    def carry_out(self, steps: ExchangeSteps) -> None:
+        for step in range(steps.n_steps):
+            for peer, client, part in steps.deltas_out(step):
+                message = self._window.message(self.coder.codec.payload_bytes(part.stop - part.start))
+                steps.write_delta(message, client, part, self.coder)
+                self.pacer.wait(message.numel())
+                self._window.send(message, [peer], Kind.DELTA)
+
+    @override
+    def drain(self) -> None:
+        self._window.drain()
+
+
+class ServerLane(Lane):
+    """Receives the deltas of this rank's shard, sums them chunk by chunk while others arrive, and sends the commits."""
+
+    name, brings_commit = "parablock-serve", True
+
+    def __init__(
+        self, members: Membership, wire: Wire, finish: Finish, pacer: Pacer, *, compression: Compression
+    ) -> None:
+        super().__init__(members, wire, finish, pacer, compression=compression)
+        self._in, self._out = ReceiveWindow(wire, finish), SendWindow(wire, finish, SEND_WINDOW)
+
+    @override
+    def prepare(self, steps: ExchangeSteps) -> None:
+        self._in.begin(steps.deltas_in(self.coder))
+
+    @override
+    def carry_out(self, steps: ExchangeSteps) -> None:
+        steps.begin_serving()
+        for step in range(steps.n_serves):
+            arrived = self._in.arrived(step)
+            part = steps.part_served(step)
+            message = self._out.message(self.coder.codec.payload_bytes(part.stop - part.start))
+            steps.serve(step, arrived, message, self.coder)
+            self._in.release(step)
+            self.pacer.wait(message.numel() * len(self.members.peers))
+            self._out.send(message, self.members.peers, Kind.COMMIT)
+
+    @override
+    def drain(self) -> None:
+        self._out.drain()
+
+
+class CommitLane(Lane):
+    """Receives the commits of the other servers' shards."""
+
+    name, brings_commit = "parablock-collect", True
+
+    def __init__(
+        self, members: Membership, wire: Wire, finish: Finish, pacer: Pacer, *, compression: Compression
+    ) -> None:
+        super().__init__(members, wire, finish, pacer, compression=compression)
+        self._in = ReceiveWindow(wire, finish)
+
+    @override
+    def prepare(self, steps: ExchangeSteps) -> None:
+        self._in.begin(steps.commits_in(self.coder))
+
+    @override
+    def carry_out(self, steps: ExchangeSteps) -> None:
+        for step in range(self._in.n_steps):
+            steps.collect(self._in.arrived(step), self.coder)
+            self._in.release(step)
+
+    @override
+    def drain(self) -> None:
+        """It sends nothing."""
+
+
+class LockstepLane(Lane):
+    """All of it on one thread, in matching batches: step i's deltas of everybody, then its commits."""
+
+    name, brings_commit = "parablock-exchange", True
+
+    @override
+    def prepare(self, steps: ExchangeSteps) -> None:
+        """Each batch brings its receives along."""
+
+    @override
+    def carry_out(self, steps: ExchangeSteps) -> None:
+        steps.begin_serving()
+        deltas, commits = steps.deltas_in(self.coder), steps.commits_in(self.coder)
+        for step in range(steps.n_steps):
+            outgoing = [self._delta(steps, *delta) for delta in steps.deltas_out(step)]
+            incoming = [self._receive(expected) for expected in _at(deltas, step)]
+            self._exchange(incoming, outgoing)
+            outgoing = []
+            if step < steps.n_serves:
+                part = steps.part_served(step)
+                message = self._new(self.coder.codec.payload_bytes(part.stop - part.start))
+                arrived = [(e, t.message) for e, t in zip(deltas[step], incoming, strict=True)]
+                steps.serve(step, arrived, message, self.coder)
+                outgoing = [Transfer(message, peer, Kind.COMMIT) for peer in self.members.peers]
+            incoming = [self._receive(expected) for expected in _at(commits, step)]
+            self._exchange(incoming, outgoing)
+            steps.collect([(e, t.message) for e, t in zip(_at(commits, step), incoming, strict=True)], self.coder)
+
+    @override
+    def drain(self) -> None:
+        """Each batch is waited for when it is posted."""
+
+    def _delta(self, steps: ExchangeSteps, peer: int, client: int, part: slice) -> Transfer:
+        message = self._new(self.coder.codec.payload_bytes(part.stop - part.start))
+        steps.write_delta(message, client, part, self.coder)
+        return Transfer(message, peer, Kind.DELTA)
+
+    def _receive(self, expected: Expected) -> Transfer:
+        return Transfer(self._new(expected.header.length_bytes), expected.rank, expected.header.kind)
+
+    def _new(self, payload_bytes: int) -> Tensor:
+        return self.wire.new_buffer(HEADER_BYTES + payload_bytes)
+
+    def _exchange(self, incoming: list[Transfer], outgoing: list[Transfer]) -> None:
+        self.pacer.wait(sum(transfer.message.numel() for transfer in outgoing))
+        tickets: list[list[Ticket]] = list(self.wire.post(incoming, outgoing))
+        for ticket in (ticket for posted in tickets for ticket in posted):
+            self.finish(ticket)
+
+
+def _at(steps: list[list[Expected]], step: int) -> list[Expected]:
+    return steps[step] if step < len(steps) else []
+
+
+STREAMING: tuple[type[Lane], ...] = (DeltaLane, ServerLane, CommitLane)
+"""Where receives may be posted early."""
+LOCKSTEP: tuple[type[Lane], ...] = (LockstepLane,)

@@ -1,0 +1,85 @@
+"""Where the communication threads work beside the training: nothing to do on a CPU, streams of their own on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Where the training thread's stream stood at a submission."""
+
+    event: torch.cuda.Event
+    stream: torch.cuda.Stream
+
+
+class Side:
+    """For a model on the CPU."""
+
+    pins_memory = False
+
+    def mark(self) -> object:
+        """Taken on the training thread at submission; handed to :meth:`entered` and :meth:`hand_over`."""
+        return None
+
+    @contextlib.contextmanager
+    def entered(self, mark: object) -> Generator[None]:
+        """Surrounds the work of one exchange on a communication thread."""
+        yield
+
+    def hand_over(self, commit: Tensor, mark: object) -> Tensor:
+        """Bring a tensor of a communication thread to the model, safe to use and to free on the training thread."""
+        return commit
+
+
+class CudaSide(Side):
+    """For a model on a GPU: messages are staged through pinned memory, or stay on the device with NCCL.
+
+    Not run on the project's machines, which have no GPU: see docs/assumptions-and-limits.md.
+
+    Args:
+        device: Of the model.
+    """
+
+    pins_memory = True
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    @override
+    def mark(self) -> object:
+        stream = torch.cuda.current_stream(self._device)
+        event = torch.cuda.Event()
+        event.record(stream)
+        return _Mark(event, stream)
+
+    @override
+    @contextlib.contextmanager
+    def entered(self, mark: object) -> Generator[None]:
+        assert isinstance(mark, _Mark)
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            self._stream.wait_event(mark.event)
+            yield
+            self._stream.synchronize()
+
+    @override
+    def hand_over(self, commit: Tensor, mark: object) -> Tensor:
+        assert isinstance(mark, _Mark)
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            there = commit.to(self._device)
+            # Else its memory could be given to the next exchange while the training stream still reads it.
+            there.record_stream(mark.stream)
+            self._stream.synchronize()
+        return there
+
+
+def side_of(device: torch.device) -> Side:
+    """The side that fits the model's device."""
+    return CudaSide(device) if device.type == "cuda" else Side()

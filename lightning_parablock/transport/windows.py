@@ -1,0 +1,125 @@
+"""A bounded number of messages under way, whose buffers are used again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lightning_parablock.transport.chunks import HEADER_BYTES, WINDOW, Header, Kind
+from lightning_parablock.transport.wires import Ticket, Transfer, Wire
+
+Finish = Callable[[Ticket], None]
+"""Waits for a transfer; raises what is to be shown where it fails."""
+
+
+@dataclass
+class _Slot:
+    """A message buffer and what is still under way from it."""
+
+    buffer: Tensor | None = None
+    tickets: list[Ticket] = field(default_factory=list[Ticket])
+
+    def message(self, payload_bytes: int, wire: Wire) -> Tensor:
+        size = HEADER_BYTES + payload_bytes
+        if self.buffer is None or self.buffer.numel() < size:
+            self.buffer = wire.new_buffer(size)
+        return self.buffer[:size]
+
+
+class SendWindow:
+    """The messages that one thread sends: before a buffer is used again, what left from it must have gone.
+
+    Args:
+        wire: Carries them.
+        finish: See :data:`Finish`.
+        n_slots: How many buffers.
+    """
+
+    def __init__(self, wire: Wire, finish: Finish, n_slots: int) -> None:
+        self._wire, self._finish = wire, finish
+        self._slots = [_Slot() for _ in range(n_slots)]
+        self._next = 0
+
+    def message(self, payload_bytes: int) -> Tensor:
+        """A buffer for the next message, shape (64 + payload_bytes,), uint8; waits until its last use is over."""
+        slot = self._slots[self._next]
+        self._drain(slot)
+        return slot.message(payload_bytes, self._wire)
+
+    def send(self, message: Tensor, ranks: Iterable[int], kind: Kind) -> None:
+        """Send what :meth:`message` has returned to some ranks."""
+        slot = self._slots[self._next]
+        self._next = (self._next + 1) % len(self._slots)
+        slot.tickets = self._wire.post([], [Transfer(message, rank, kind) for rank in ranks])[1]
+
+    def drain(self) -> None:
+        """Wait until everything has gone."""
+        for slot in self._slots:
+            self._drain(slot)
+
+    def _drain(self, slot: _Slot) -> None:
+        tickets, slot.tickets = slot.tickets, []
+        for ticket in tickets:
+            self._finish(ticket)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A message that must come.
+
+    Attributes:
+        rank: Who sends it.
+        header: What must stand in it.
+        part: The scalars of the block that it carries.
+    """
+
+    rank: int
+    header: Header
+    part: slice
+
+
+class ReceiveWindow:
+    """The messages that one thread receives in an exchange, step by step; receives are posted WINDOW steps ahead.
+
+    Args:
+        wire: Carries them.
+        finish: See :data:`Finish`.
+    """
+
+    def __init__(self, wire: Wire, finish: Finish) -> None:
+        self._wire, self._finish = wire, finish
+        self._slots: dict[tuple[int, int], _Slot] = {}
+        self._steps: Sequence[Sequence[Expected]] = []
+
+    def begin(self, steps: Sequence[Sequence[Expected]]) -> None:
+        """Post the first receives of an exchange."""
+        self._steps = steps
+        for step in range(min(WINDOW, len(steps))):
+            self._post(step)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the exchange."""
+        return len(self._steps)
+
+    def arrived(self, step: int) -> list[tuple[Expected, Tensor]]:
+        """Wait for the messages of a step; they may be read until :meth:`release`."""
+        messages: list[tuple[Expected, Tensor]] = []
+        for lane, expected in enumerate(self._steps[step]):
+            (ticket,) = self._slots[step % WINDOW, lane].tickets
+            self._finish(ticket)
+            messages.append((expected, ticket.transfer.message))
+        return messages
+
+    def release(self, step: int) -> None:
+        """The messages of a step have been read: their buffers may receive others."""
+        if step + WINDOW < len(self._steps):
+            self._post(step + WINDOW)
+
+    def _post(self, step: int) -> None:
+        for lane, expected in enumerate(self._steps[step]):
+            slot = self._slots.setdefault((step % WINDOW, lane), _Slot())
+            message = slot.message(expected.header.length_bytes, self._wire)
+            slot.tickets = self._wire.post([Transfer(message, expected.rank, expected.header.kind)], [])[0]
