@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _speed(options: argparse.Namespace) -> dict[str, Any]:
-    with Workers(1) as workers:
+    with Workers(1, linked=False) as workers:
         found = attempt(workers.first_answer, "benchmarks.codec_job:speed", {"repeats": options.repeats})
     for name in [name for name in found if name != "failed"]:
         print(name, {way: round(median(values), 2) for way, values in found[name].items()}, "GB/s", flush=True)

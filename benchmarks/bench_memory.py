@@ -59,7 +59,7 @@ def _one(options: argparse.Namespace, job: str, processes: int, method: str) -> 
     model = {"kind": "smollm2", "layers": options.layers, "tokens": options.tokens, "batch_size": options.batch_size}
     rounds = options.rounds if method == "parablock" else options.steps
     plan = {"method": method, "model": model, "rounds": rounds, "strategy": STRATEGY}
-    with Workers(processes) as workers:
+    with Workers(processes, linked=False) as workers:
         found = attempt(_answers, workers, f"benchmarks.memory_job:{job}", plan)
     print(method, found.get("clients", found), flush=True)
     return found

@@ -26,6 +26,7 @@ STEP_S = 0.25
 BLOCK_SCALARS = 1 << 20
 MODEL: dict[str, Any] = {"kind": "sleep", "step_s": STEP_S, "n_blocks": 4, "block_scalars": BLOCK_SCALARS}
 TOPOLOGIES: tuple[Topology, ...] = ("sharded", "star")
+Case = tuple[Topology, str]
 DELAYS = {"blocking": 0, "parablock": LOCAL_STEPS}
 
 
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def _measure(options: argparse.Namespace, clients: int) -> list[dict[str, Any]]:
-    cases = [(topology, method) for topology in TOPOLOGIES for method in DELAYS]
+    cases: list[Case] = [(topology, method) for topology in TOPOLOGIES for method in DELAYS]
     with Workers(clients) as workers:
         runs = [(case, attempt(_run, options, workers, *case)) for _ in range(options.repeats) for case in cases]
     return [_row(options, clients, case, [run for other, run in runs if other == case]) for case in cases]
@@ -64,9 +65,7 @@ def _run(options: argparse.Namespace, workers: Workers, topology: str, method: s
     return {"round_s": wall_s(run) / options.rounds, "compute_s": compute_s(run), "exchange_s": exchange_s(run)}
 
 
-def _row(
-    options: argparse.Namespace, clients: int, case: tuple[Topology, str], runs: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _row(options: argparse.Namespace, clients: int, case: Case, runs: list[dict[str, Any]]) -> dict[str, Any]:
     topology, method = case
     row: dict[str, Any] = {"clients": clients, "topology": topology, "method": method, "runs": runs}
     row["planned_exchange_s"], row["planned_round_s"] = _planned(options, clients, *case)

@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""From rows of shape (draws, measurements, columns) to one number a draw, shape (draws,)."""
+
 LEVEL = 0.95
 DRAWS = 10_000
 
 
 def interval(
     measured: Sequence[Sequence[float]],
-    statistic: Callable[[np.ndarray], np.ndarray],
+    statistic: Statistic,
     *,
     seed: int = 0,
     draws: int = DRAWS,
@@ -21,7 +24,7 @@ def interval(
 
     Args:
         measured: One row a measurement, which is drawn as a whole; its columns stay together (a pair, say).
-        statistic: From rows of shape (draws, measurements, columns) to one number a draw, shape (draws,).
+        statistic: Of the measurements.
         seed: Of the draws, so that the same numbers give the same interval.
         draws: How many.
     """

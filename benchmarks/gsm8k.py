@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def runs_of(
     """
     folder.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = []
-    with Workers(N_CLIENTS) as workers:
+    with Workers(N_CLIENTS, linked=False) as workers:
         for seed in SIZES[size_name].seeds:
             for name, strategy in methods.items():
                 facts = {"size": size_name, "method": name, "seed": seed}
@@ -91,6 +91,6 @@ def _run(workers: Workers, plan: dict[str, Any], path: Path) -> dict[str, Any]:
     return made
 
 
-def configuration(size_names: list[str]) -> dict[str, Any]:
+def configuration(size_names: Sequence[str]) -> dict[str, Any]:
     """What a result file says about the runs."""
     return {"batch_size": BATCH_SIZE, "clients": N_CLIENTS} | {name: asdict(SIZES[name]) for name in size_names}

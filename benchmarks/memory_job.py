@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,8 +104,7 @@ def _add_adapters(module: CausalLM) -> None:
 
 def _warm_up() -> None:
     """Import and start all that any training needs, on a model of no size."""
-    import peft  # noqa: F401  # so that every method's base has the same imports
-
+    importlib.import_module("peft")  # so that every method's base has the same imports
     module = CausalLM("none", architecture=TINY)
     ids = torch.zeros(1, 4, dtype=torch.long)
     batches: Any = 2 * [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}]

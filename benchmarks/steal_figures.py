@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bootstrap import interval, median_ratio
+from benchmarks.bootstrap import Statistic, interval, median_ratio
 
 Span = Sequence[float]
 """[start, end] in seconds."""
@@ -57,13 +57,25 @@ def slowdown(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
         raise ValueError("no round has steps of both kinds: the exchange is too short or too long for these rounds")
     return {
         "rounds": len(rows),
-        "in_flight": _with_interval(rows, lambda r: median_ratio(r[..., :2])),
-        "same_places_at_delay_0": _with_interval(rows, lambda r: median_ratio(r[..., 2:])),
-        "ratio": _with_interval(rows, lambda r: median_ratio(r[..., :2]) / median_ratio(r[..., 2:])),
+        "in_flight": _with_interval(rows, _of_parallel),
+        "same_places_at_delay_0": _with_interval(rows, _of_blocking),
+        "ratio": _with_interval(rows, _of_both),
     }
 
 
-def _with_interval(rows: Sequence[Sequence[float]], statistic: Any) -> dict[str, Any]:
+def _of_parallel(rows: np.ndarray) -> np.ndarray:
+    return median_ratio(rows[..., :2])
+
+
+def _of_blocking(rows: np.ndarray) -> np.ndarray:
+    return median_ratio(rows[..., 2:])
+
+
+def _of_both(rows: np.ndarray) -> np.ndarray:
+    return _of_parallel(rows) / _of_blocking(rows)
+
+
+def _with_interval(rows: Sequence[Sequence[float]], statistic: Statistic) -> dict[str, Any]:
     return {"median": float(statistic(np.asarray(rows)[None])[0]), "interval": interval(rows, statistic)}
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from benchmarks.hosts import HostCluster, HostsError
+from benchmarks.local import LocalCluster
 from benchmarks.results import REPOSITORY
 
 LIMIT_S = 1200.0
@@ -38,11 +39,18 @@ class RunFailedError(RuntimeError):
 
 
 class Workers:
-    """``n`` hosts with a pinned worker each, started at the first job; a context manager."""
+    """``n`` hosts with a pinned worker each, started at the first job; a context manager.
 
-    def __init__(self, n: int) -> None:
+    Args:
+        n: How many.
+        linked: Whether each is a host with a link of its own, or all are processes of this machine.
+        env: Further variables of their environment.
+    """
+
+    def __init__(self, n: int, *, linked: bool = True, env: Mapping[str, str] | None = None) -> None:
         self.n = n
-        self._cluster: HostCluster | None = None
+        self._linked, self._env = linked, dict(env or {})
+        self._cluster: HostCluster | LocalCluster | None = None
         self._folder = Path()
         self._jobs = 0
 
@@ -95,17 +103,17 @@ class Workers:
         assert self._cluster is not None, "no job has been run"
         return [self._cluster.bytes_sent(host) for host in range(self.n)]
 
-    def _open(self) -> HostCluster:
+    def _open(self) -> HostCluster | LocalCluster:
         self._folder, self._jobs = Path(tempfile.mkdtemp(prefix="workers-")), 0
-        cluster = self._cluster = HostCluster(self.n, pin=True)
+        cluster = self._cluster = (HostCluster if self._linked else LocalCluster)(self.n, pin=True)
         cluster.__enter__()
         for host in range(self.n):
             # As torchrun would start one process on each of several machines.
-            env = {"TORCHELASTIC_RUN_ID": "benchmark", "GROUP_RANK": str(host), "LOCAL_WORLD_SIZE": "1"}
+            env = {"TORCHELASTIC_RUN_ID": "benchmark", "GROUP_RANK": str(host), "LOCAL_WORLD_SIZE": "1"} | self._env
             cluster.start(host, [sys.executable, "-m", "benchmarks.workers", str(self._folder)], env=env)
         return cluster
 
-    def _collect(self, cluster: HostCluster, number: int, limit_s: float) -> list[Any]:
+    def _collect(self, cluster: HostCluster | LocalCluster, number: int, limit_s: float) -> list[Any]:
         paths = [self._folder / f"answer-{number}-{host}.json" for host in range(self.n)]
         deadline_s, failure = time.monotonic() + limit_s, ""
         while not all(path.exists() for path in paths):
@@ -138,7 +146,7 @@ def _first_error(paths: list[Path]) -> str:
     return ""
 
 
-def _ended(cluster: HostCluster, paths: list[Path]) -> str:
+def _ended(cluster: HostCluster | LocalCluster, paths: list[Path]) -> str:
     for host, path in zip(cluster.hosts.values(), paths, strict=True):
         status = host.poll()
         if status is not None and not path.exists():
@@ -155,10 +163,12 @@ def _write(path: Path, value: Any) -> None:
 
 def _serve(folder: Path) -> None:
     """A worker's life: wait for the next job, answer it. Its starter ends it, or an error does."""
-    host, number = os.environ["RANK"], 0
+    host, number, starter = os.environ["RANK"], 0, os.getppid()
     while True:
         path = folder / f"job-{number}.json"
         while not path.exists():
+            if os.getppid() != starter:
+                return
             time.sleep(POLL_S)
         order = json.loads(path.read_text())
         answer = folder / f"answer-{number}-{host}.json"

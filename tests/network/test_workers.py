@@ -17,7 +17,7 @@ PROCESS = uuid.uuid4().hex
 
 
 def who(plan: dict[str, Any]) -> dict[str, Any]:
-    return {"rank": os.environ["RANK"], "process": PROCESS, "plan": plan}
+    return {"rank": os.environ["RANK"], "process": PROCESS, "colour": os.environ["COLOUR"], "plan": plan}
 
 
 def fail(plan: dict[str, Any]) -> None:
@@ -30,10 +30,12 @@ def end(plan: dict[str, Any]) -> None:
     os._exit(int(os.environ["RANK"]) * 3)
 
 
-def test_jobs_share_processes_until_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("linked", [True, False])
+def test_jobs_share_processes_until_one_fails(linked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.workers.AFTER_A_FAILURE_S", 0.1)
-    with Workers(2) as workers:
-        first = workers.run(f"{HERE}:who", {"n": 1}, rate_mbit=100.0, limit_s=LIMIT_S)
+    with Workers(2, linked=linked, env={"COLOUR": "blue"}) as workers:
+        first = workers.run(f"{HERE}:who", {"n": 1}, rate_mbit=100.0 if linked else None, limit_s=LIMIT_S)
+        assert [answer["colour"] for answer in first] == ["blue", "blue"]
         second = workers.run(f"{HERE}:who", {"n": 2}, rate_mbit=None, limit_s=LIMIT_S)
         assert [answer["rank"] for answer in first] == ["0", "1"]
         assert [answer["process"] for answer in first] == [answer["process"] for answer in second]
@@ -42,6 +44,11 @@ def test_jobs_share_processes_until_one_fails(monkeypatch: pytest.MonkeyPatch) -
             workers.run(f"{HERE}:fail", {"rank": 1}, rate_mbit=None, limit_s=LIMIT_S)
         third = workers.run(f"{HERE}:who", {}, rate_mbit=None, limit_s=LIMIT_S)
         assert {answer["process"] for answer in third}.isdisjoint(answer["process"] for answer in first)
+
+
+def test_processes_of_this_machine_have_no_links_to_shape() -> None:
+    with Workers(1, linked=False) as workers, pytest.raises(RunFailedError, match="no link of its own"):
+        workers.run(f"{HERE}:who", {}, rate_mbit=10.0, limit_s=LIMIT_S)
 
 
 def test_a_process_that_ends_and_one_that_never_does_are_failures(monkeypatch: pytest.MonkeyPatch) -> None:
