@@ -15,7 +15,8 @@ import argparse
 from statistics import median
 from typing import Any
 
-from benchmarks.overlap_figures import Run, compute_s, exchange_s, figures, run_of, seconds_spent
+from benchmarks.overlap_figures import Run, compute_s, exchange_s, run_of
+from benchmarks.pairs import measure_pairs
 from benchmarks.publish import parser, publish
 from benchmarks.workers import Workers, attempt
 from benchmarks.workloads import last_layers
@@ -97,22 +98,10 @@ def _pairs(
 ) -> dict[str, Any]:
     rate_mbit = round(_rate_mbit(probed, ratio), 3)
     n, rounds = (options.pairs, options.rounds) if ratio == 1 else (options.other_pairs, options.other_rounds)
-    pairs = [_pair(workers, topology, rate_mbit, rounds, swapped=index % 2 == 1) for index in range(n)]
-    found = [figures(pair["blocking"], pair["parablock"]) for pair in pairs]
-    medians = {name: median(one[name] for one in found) for name in found[0]}
-    print(f"  M/C {ratio:g} at {rate_mbit:g} Mbit/s:", {name: round(v, 3) for name, v in medians.items()}, flush=True)
-    spent = {
-        method: {name: median(seconds_spent(pair[method])[name] for pair in pairs) for name in seconds_spent(runs)}
-        for method, runs in pairs[0].items()
-    }
-    return {"rate_mbit": rate_mbit, "probe": probed, "medians": medians, "seconds_spent": spent, "pairs": pairs}
-
-
-def _pair(workers: Workers, topology: str, rate_mbit: float, rounds: int, *, swapped: bool) -> dict[str, Run]:
-    delays = {"blocking": 0, "parablock": LOCAL_STEPS}
-    order = list(reversed(delays)) if swapped else list(delays)
-    runs = {name: _run(workers, topology, delays[name], rate_mbit, rounds) for name in order}
-    return {name: runs[name] for name in delays}
+    found = measure_pairs(lambda delay: _run(workers, topology, delay, rate_mbit, rounds), LOCAL_STEPS, n)
+    said = {name: round(value, 3) for name, value in found["medians"].items()}
+    print(f"  M/C {ratio:g} at {rate_mbit:g} Mbit/s:", said, flush=True)
+    return {"rate_mbit": rate_mbit, "probe": probed} | found
 
 
 def _run(workers: Workers, topology: str, delay_steps: int, rate_mbit: float, rounds: int) -> Run:

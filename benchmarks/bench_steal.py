@@ -16,15 +16,13 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from benchmarks.bootstrap import ratio_with_interval
-from benchmarks.fits import bare_trainer
 from benchmarks.publish import parser, publish
-from benchmarks.steal_figures import paired_rounds, round_sums, slowdown
-from benchmarks.turns import WARM_UP_STEPS, Turns, take_turns
+from benchmarks.steal_figures import paired_rounds, round_pairs, slowdown
+from benchmarks.steal_job import JOBS
+from benchmarks.turns import WARM_UP_STEPS, take_turns
 from benchmarks.workers import RunFailedError, Workers, attempt
-from benchmarks.workloads import last_layers, loader, module_and_blocks
+from benchmarks.workloads import last_layers
 
 QUESTION = "steal"
 LIMIT_S = 1200.0
@@ -74,40 +72,11 @@ def main() -> None:
 def _alone(options: argparse.Namespace) -> dict[str, Any]:
     plan = {"model": ALONE, "local_steps": options.alone_steps}
     plan["steps"] = WARM_UP_STEPS + options.alone_rounds * options.alone_steps + 1
-    jobs = {name: f"benchmarks.bench_steal:fit_{name}" for name in ("parablock", "plain")}
-    launches = [take_turns(jobs, plan, limit_s=LIMIT_S) for _ in range(options.launches)]
-    pairs = [pair for launch in launches for pair in _round_pairs(launch, options.alone_steps)]
+    launches = [take_turns(JOBS, plan, limit_s=LIMIT_S) for _ in range(options.launches)]
+    pairs = [pair for launch in launches for pair in round_pairs(launch, options.alone_steps)]
     found = {"ratio": ratio_with_interval(pairs), "round_s": pairs, "step_s": launches}
     print("strategy over plain Lightning:", found["ratio"], flush=True)
     return found
-
-
-def _round_pairs(launch: Mapping[str, list[float]], local_steps: int) -> list[tuple[float, float]]:
-    sums = [round_sums(launch[name], local_steps) for name in ("parablock", "plain")]
-    return list(zip(*sums, strict=True))
-
-
-def fit_plain(plan: Mapping[str, Any], turns: Turns) -> None:
-    """Lightning alone, with the parameters outside of the block frozen."""
-    torch.set_num_threads(1)
-    module, blocks = module_and_blocks(plan["model"])
-    from lightning_parablock.blocks import partition
-
-    assert not isinstance(blocks, int)
-    trained = {name for block in partition(module, blocks, "freeze") for name in block.parameter_names}
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name in trained)
-    bare_trainer("auto", plan["steps"], [turns]).fit(module, loader(plan["model"], plan["steps"], 0))
-
-
-def fit_parablock(plan: Mapping[str, Any], turns: Turns) -> None:
-    """One client, nothing to wait for: the exchange stays in the process."""
-    torch.set_num_threads(1)
-    from lightning_parablock import ParaBlockStrategy
-
-    module, blocks = module_and_blocks(plan["model"])
-    strategy = ParaBlockStrategy(blocks=blocks, unmatched="freeze", local_steps=plan["local_steps"], seed=0)  # type: ignore[arg-type]
-    bare_trainer(strategy, plan["steps"], [turns]).fit(module, loader(plan["model"], plan["steps"], 0))
 
 
 # --- in flight: two hosts ---------------------------------------------------------------------------------------------

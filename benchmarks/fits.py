@@ -25,7 +25,7 @@ def fit(plan: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         plan: ``model`` (see :mod:`benchmarks.workloads`), ``rounds``, ``strategy`` (options of ParaBlockStrategy), and
-            ``steps`` or ``sockets`` where these are wanted.
+            ``steps`` or ``sockets`` where these are wanted, and ``trainer``, further options of the Trainer.
 
     Returns:
         ``rounds``: the round records by column; ``steps``: [start, end] of each step; ``sockets``: bytes sent and
@@ -38,7 +38,8 @@ def fit(plan: Mapping[str, Any]) -> dict[str, Any]:
     steps = plan["rounds"] * options["local_steps"]
     clock, sockets = StepClock(), SocketCount()
     callbacks = [watch for name, watch in (("steps", clock), ("sockets", sockets)) if plan.get(name)]
-    trainer = bare_trainer(strategy, steps, callbacks, num_nodes=int(os.environ["WORLD_SIZE"]))
+    num_nodes = int(os.environ["WORLD_SIZE"])
+    trainer = bare_trainer(strategy, steps, callbacks, num_nodes=num_nodes, **plan.get("trainer", {}))
     trainer.fit(module, loader(plan["model"], steps, rank))
     return {"rounds": columns(strategy.round_records), "steps": clock.spans, "sockets": sockets.counts}
 

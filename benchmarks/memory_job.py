@@ -38,15 +38,15 @@ def measure(plan: Mapping[str, Any]) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     _warm_up()
-    base = _resident_bytes("VmRSS")
+    base = resident_bytes("VmRSS")
     module = CausalLM(PACKAGE, layers=plan["model"]["layers"])
-    facts = {"base_bytes": base, "loading_peak_bytes": _resident_bytes("VmHWM") - base}
-    facts |= {"loaded_bytes": _resident_bytes("VmRSS") - base}
+    facts = {"base_bytes": base, "loading_peak_bytes": resident_bytes("VmHWM") - base}
+    facts |= {"loaded_bytes": resident_bytes("VmRSS") - base}
     facts |= {"weights_bytes": sum(p.numel() * p.element_size() for p in module.parameters())}
     facts |= {"numels": [block.numel for block in partition(module, plan["strategy"]["blocks"])]}
     _forget_peak()
     _train(plan, module)
-    return facts | {"training_peak_bytes": _resident_bytes("VmHWM") - base}
+    return facts | {"training_peak_bytes": resident_bytes("VmHWM") - base}
 
 
 def activations(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,20 +56,20 @@ def activations(plan: Mapping[str, Any]) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     _warm_up()
-    base = _resident_bytes("VmRSS")
+    base = resident_bytes("VmRSS")
     module = CausalLM(PACKAGE, layers=plan["model"]["layers"])
     weights_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
     blocks = partition(module, plan["strategy"]["blocks"])
     batches = list(loader(plan["model"], 2, 0))
     found = []
     for names in [*(block.parameter_names for block in blocks), _names(blocks)]:
-        gradients_bytes = _train_only(module, names)
+        gradients_bytes = train_only(module, names)
         _forget_peak()
         for batch in batches:
             total, count = module._loss(batch)  # pyright: ignore[reportPrivateUsage]
             (total / count).backward()
             module.zero_grad()
-        found.append(_resident_bytes("VmHWM") - base - weights_bytes - gradients_bytes)
+        found.append(resident_bytes("VmHWM") - base - weights_bytes - gradients_bytes)
     return {"activations_bytes": found}
 
 
@@ -77,7 +77,7 @@ def _names(blocks: list[Block]) -> tuple[str, ...]:
     return tuple(name for block in blocks for name in block.parameter_names)
 
 
-def _train_only(module: nn.Module, names: tuple[str, ...]) -> int:
+def train_only(module: nn.Module, names: tuple[str, ...]) -> int:
     """Let only these parameters train; bytes of their gradients."""
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in names)
@@ -88,14 +88,15 @@ def _train(plan: Mapping[str, Any], module: CausalLM) -> None:
     options = plan["strategy"]
     steps, rank = plan["rounds"] * options["local_steps"], int(os.environ["RANK"])
     if plan["method"] == "lora":
-        _add_adapters(module)
+        add_adapters(module)
     is_alone = plan["method"] != "parablock"
     strategy: Any = "auto" if is_alone else ParaBlockStrategy(**options)
     trainer = bare_trainer(strategy, steps, num_nodes=1 if is_alone else int(os.environ["WORLD_SIZE"]))
     trainer.fit(module, loader(plan["model"], steps, rank))
 
 
-def _add_adapters(module: CausalLM) -> None:
+def add_adapters(module: Any) -> None:
+    """LoRA on all linear layers; everything else is frozen."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -111,7 +112,8 @@ def _warm_up() -> None:
     bare_trainer("auto", 2).fit(module, DataLoader(batches, batch_size=None))
 
 
-def _resident_bytes(field: str) -> int:
+def resident_bytes(field: str) -> int:
+    """Memory of this process: VmRSS now, VmHWM at most so far."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -83,3 +83,9 @@ def round_sums(seconds: Sequence[float], local_steps: int) -> list[float]:
     """Seconds of each whole round's steps."""
     whole = len(seconds) - len(seconds) % local_steps
     return [sum(seconds[first : first + local_steps]) for first in range(0, whole, local_steps)]
+
+
+def round_pairs(seconds: Mapping[str, Sequence[float]], local_steps: int) -> list[tuple[float, float]]:
+    """Seconds of each round's steps, of the first named fit and of the second, which made its steps in between."""
+    first, second = (round_sums(one, local_steps) for one in seconds.values())
+    return list(zip(first, second, strict=True))

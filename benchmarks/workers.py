@@ -39,17 +39,18 @@ class RunFailedError(RuntimeError):
 
 
 class Workers:
-    """``n`` hosts with a pinned worker each, started at the first job; a context manager.
+    """``n`` hosts with a worker each, started at the first job; a context manager.
 
     Args:
         n: How many.
         linked: Whether each is a host with a link of its own, or all are processes of this machine.
+        pin: Whether each has one core.
         env: Further variables of their environment.
     """
 
-    def __init__(self, n: int, *, linked: bool = True, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, n: int, *, linked: bool = True, pin: bool = True, env: Mapping[str, str] | None = None) -> None:
         self.n = n
-        self._linked, self._env = linked, dict(env or {})
+        self._linked, self._pin, self._env = linked, pin, dict(env or {})
         self._cluster: HostCluster | LocalCluster | None = None
         self._folder = Path()
         self._jobs = 0
@@ -105,7 +106,7 @@ class Workers:
 
     def _open(self) -> HostCluster | LocalCluster:
         self._folder, self._jobs = Path(tempfile.mkdtemp(prefix="workers-")), 0
-        cluster = self._cluster = (HostCluster if self._linked else LocalCluster)(self.n, pin=True)
+        cluster = self._cluster = (HostCluster if self._linked else LocalCluster)(self.n, pin=self._pin)
         cluster.__enter__()
         for host in range(self.n):
             # As torchrun would start one process on each of several machines.

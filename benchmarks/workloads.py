@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -45,24 +46,29 @@ class SleepingModel(pl.LightningModule):
 def module_and_blocks(model: Mapping[str, Any]) -> tuple[pl.LightningModule, list[str] | int]:
     """The module, and the patterns of its blocks.
 
-    ``model`` is ``{"kind": "sleep", "step_s", "n_blocks", "block_scalars"}`` or ``{"kind": "smollm2", "layers",
-    "blocks"}`` with the ``layers`` to keep (None: all) and ``blocks`` as the strategy takes them.
+    ``model`` is ``{"kind": "sleep", "step_s", "n_blocks", "block_scalars"}``, or ``{"kind": "smollm2", "layers"}`` with
+    the layers to keep (None: all), or ``{"kind": "shape", "architecture", "device"}``, which has random weights in
+    bfloat16, drawn on the device. The latter two have ``blocks`` as the strategy takes them.
     """
     if model["kind"] == "sleep":
         module = SleepingModel(model["step_s"], model["n_blocks"], model["block_scalars"])
         return module, [rf"\.{index}$" for index in range(model["n_blocks"])]
     from lightning_parablock.models import CausalLM
 
+    if model["kind"] == "shape":
+        with torch.device(model["device"]):
+            return CausalLM("none", architecture=json.dumps(model["architecture"])).to(torch.bfloat16), model["blocks"]
     return CausalLM(PACKAGE, layers=model.get("layers")), model["blocks"]
 
 
 def loader(model: Mapping[str, Any], steps: int, client: int) -> DataLoader[Any]:
-    """As many batches as steps; for SmolLM2 of ``batch_size`` times ``tokens`` random tokens, others a client."""
+    """As many batches as steps; where tokens are read, ``batch_size`` times ``tokens`` random ones, others a client."""
     if model["kind"] == "sleep":
         return DataLoader(TensorDataset(torch.zeros(steps, 1)), batch_size=1)
     batch_size = model.get("batch_size", 1)
     generator = torch.Generator().manual_seed(client)
-    tokens = torch.randint(0, VOCABULARY, (steps * batch_size, model["tokens"]), generator=generator)
+    vocabulary = model.get("architecture", {}).get("vocab_size", VOCABULARY)
+    tokens = torch.randint(0, vocabulary, (steps * batch_size, model["tokens"]), generator=generator)
     examples: Any = [{"input_ids": t, "attention_mask": torch.ones_like(t), "labels": t} for t in tokens]
     return DataLoader(examples, batch_size=batch_size)
 
