@@ -46,7 +46,7 @@ class Residuals:
     def begin(self, round_index: int, client: int, block: int, numel: int) -> Residual:
         """The residual of an exchange that is about to be submitted."""
         place = (client, block)
-        residual = Residual(self._now.get(place), torch.empty(numel))
+        residual = Residual(self._now.get(place), torch.empty(numel, dtype=torch.float32))
         self._now[place] = residual.after
         self._in_flight[round_index, place] = residual
         return residual
@@ -129,5 +129,6 @@ class Coder:
         """A buffer of this thread, kept from call to call: shape (scalars,), values undefined."""
         held = self._scratch.get((name, device))
         if held is None or held.numel() < scalars:
-            held = self._scratch[name, device] = torch.empty(scalars, device=device)
+            # Never the default type: Lightning changes it for all threads while a bf16-true model computes.
+            held = self._scratch[name, device] = torch.empty(scalars, dtype=torch.float32, device=device)
         return held[:scalars]

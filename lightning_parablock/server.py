@@ -51,7 +51,7 @@ def weighted_mean(deltas: Iterable[Tensor], weights: Sequence[int], out: Tensor)
 
 def _sgd(optimizer: ServerOptimizer, mean: Tensor, state: State) -> Tensor:
     assert isinstance(optimizer, ServerSGD)
-    return mean.mul_(optimizer.lr)
+    return mean if optimizer.lr == 1 else mean.mul_(optimizer.lr)
 
 
 def _nesterov(optimizer: ServerOptimizer, mean: Tensor, state: State) -> Tensor:

@@ -82,7 +82,7 @@ class TorchDistributedTransport(Transport):
     @override
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload]) -> Exchange:
         place = Place(self._membership, self._settings, self.server)
-        commit = torch.empty(self._blocks[block].numel, device=self._wire.device)
+        commit = torch.empty(self._blocks[block].numel, dtype=torch.float32, device=self._wire.device)
         steps = ExchangeSteps(place, round_index, block, uploads, commit)
         pending = PendingExchange(
             lambda: self.check(round_index, block),

@@ -18,6 +18,8 @@ SCENARIOS = [
     "delay 2K, star",
     "delay K+2, anchor",
     "bf16-true",
+    "int4",
+    "bf16-true, int8",
     "uneven",
     "accumulation",
     "worker processes",

@@ -218,6 +218,10 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "bf16-true": stopped_and_resumed(
         "bf16", "on_train_batch_end", 14, strategy={"delay_steps": K + 2}, precision="bf16-true", max_epochs=2
     ),
+    "int4": stopped_and_resumed("int4", "on_train_batch_end", 14, strategy={"compression": "int4"}),
+    "bf16-true, int8": stopped_and_resumed(
+        "bf16int8", "on_train_batch_end", 14, strategy={"compression": "int8"}, precision="bf16-true", max_epochs=2
+    ),
     "uneven": stopped_and_resumed("uneven", "on_train_batch_end", 9, data="uneven", max_epochs=2),  # client 1 idles
     "accumulation": stopped_and_resumed("accumulate", "on_validation_end", 8, accumulate_grad_batches=2),
     **{
