@@ -3,6 +3,7 @@
 lightning-parablock fit --config configs/quickstart.yaml --strategy parablock --strategy.local_steps 8
 lightning-parablock train.py fit --strategy parablock    (a script that knows nothing of this package)
 lightning-parablock export --ckpt_path last.ckpt --output model
+lightning-parablock plan --model llama3-8b --clients 10 --rate 1gbit --step_s 2.5 --dtype bfloat16
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_parablock.cli_app import ParaBlockCLI
 from lightning_parablock.cli_export import EXPORT, run_export
+from lightning_parablock.cli_plan import PLAN, run_plan
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.launched import adopt_mpi
 from lightning_parablock.launcher import end_others
@@ -49,9 +51,13 @@ def _main(args: list[str]) -> int:
         if args and args[0] == EXPORT:
             run_export(args[1:])
             return 0
-    except ConfigurationError as error:
+        if args and args[0] == PLAN:
+            _hush()
+            run_plan(args[1:])
+            return 0
+    except ParaBlockError as error:
         sys.stderr.write(f"error: {error}\n")
-        return USAGE
+        return USAGE if isinstance(error, ConfigurationError) else FAILED
     return _run_command(args)
 
 

@@ -36,6 +36,7 @@ from lightning_parablock.cli_flags import (
     expand_argv,
 )
 from lightning_parablock.cli_parser import ParaBlockArgumentParser
+from lightning_parablock.cli_plan import PLAN, PLAN_HELP, plan_parser
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launched import launched_devices
 from lightning_parablock.report.dry_run import print_plan
@@ -96,8 +97,9 @@ class ParaBlockCLI(LightningCLI):
     @override
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
-        # Only shown here: it needs no trainer, and cli.py runs it without one.
-        cast(Any, parser)._subcommands_action.add_subcommand(EXPORT, export_parser(), help=EXPORT_HELP)
+        # Only shown here: they need no trainer, and cli.py runs them without one.
+        for name, command, what in ((EXPORT, export_parser(), EXPORT_HELP), (PLAN, plan_parser(), PLAN_HELP)):
+            cast(Any, parser)._subcommands_action.add_subcommand(name, command, help=what)
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

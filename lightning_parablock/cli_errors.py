@@ -94,13 +94,13 @@ def _wrong_value(message: str, options: Sequence[str]) -> str | None:
         return None
     shown = _shown(".".join(_path(message)), typed=True)
     choices = _choices(inner)
-    if choices:
-        close = closest(value[1], choices)
-        hint = f"; did you mean {close!r}?" if close else ""
-        return f"{shown} must be one of {', '.join(map(repr, choices))}, got {value[1]!r}{hint}"
     types: list[str] = re.findall(r"Expected an? <class '([\w.]+)'>", inner)
-    kinds = [_KINDS.get(kind, kind) for kind in types]
-    return f"{shown} must be {' or '.join(dict.fromkeys(kinds))}, got {value[1]!r}" if kinds else None
+    close = closest(value[1], choices)
+    hint = f"; did you mean {close!r}?" if close else ""
+    if choices and not any(kind in _KINDS for kind in types):
+        return f"{shown} must be one of {', '.join(map(repr, choices))}, got {value[1]!r}{hint}"
+    kinds = [*map(repr, choices), *(_KINDS.get(kind, kind) for kind in types)]
+    return f"{shown} must be {' or '.join(dict.fromkeys(kinds))}, got {value[1]!r}{hint}" if kinds else None
 
 
 def _wrong_command(message: str, options: Sequence[str]) -> str | None:
@@ -122,6 +122,11 @@ def _wrong_words(message: str, options: Sequence[str]) -> str | None:
     return f"{word[1]!r} is not an option; options begin with --" if word else None
 
 
+def _missing_option(message: str, options: Sequence[str]) -> str | None:
+    missing = re.search(r"the following arguments are required: (.+)", message)
+    return f"{' and '.join('--' + name for name in missing[1].split(', '))} must be given" if missing else None
+
+
 def _missing_file(message: str, options: Sequence[str]) -> str | None:
     missing = re.search(r"Parser key \"config\": File does not exist: '([^']+)'", message)
     if not missing:
@@ -134,6 +139,7 @@ def _missing_file(message: str, options: Sequence[str]) -> str | None:
 
 _READERS = (
     _missing_file,
+    _missing_option,
     _unknown_option,
     _option_of_a_name,
     _wrong_class,

@@ -10,6 +10,7 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.settings import nearest
 
 _BITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
+_BPS = {"bps": 1.0, "kbps": 1e3, "mbps": 1e6, "gbps": 1e9, "tbps": 1e12}
 _FLOPS = {"flops": 1.0, "gflops": 1e9, "tflops": 1e12, "pflops": 1e15}
 
 
@@ -19,7 +20,7 @@ def parse_bps(name: str, value: Any) -> float:
     Raises:
         ConfigurationError: it is neither; the message names the nearest unit.
     """
-    return _parse(name, value, _BITS, "bits a second, such as 100mbit or 1gbit")
+    return _parse(name, value, {**_BITS, **_BPS}, "bits a second, such as 100mbit or 1gbit")
 
 
 def parse_flop_per_s(name: str, value: Any) -> float:
@@ -47,7 +48,7 @@ def readable_s(seconds: float) -> str:
 
 
 def _parse(name: str, value: Any, units: dict[str, float], kind: str) -> float:
-    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([a-z]*?)(?:/s|ps)?\s*", str(value).lower())
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([a-z]*)(?:/s)?\s*", str(value).lower())
     if found is None:
         raise ConfigurationError(f"{name} must be {kind}, got {value!r}")
     number, unit = found[1], found[2]

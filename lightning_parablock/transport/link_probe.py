@@ -22,7 +22,7 @@ FIRST_BYTES = 1 << 14
 """To each peer in the first try."""
 LAST_BYTES = 1 << 26
 """Over one link in the last try, at most."""
-LONG_ENOUGH_S = 0.5
+LONG_ENOUGH_S = 1.0
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from lightning_parablock.blocks import Block
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.records import RoundRecord
-from lightning_parablock.report.dry_run import exchanges_in_flight, memory_parts, print_plan, round_traffic
+from lightning_parablock.report.dry_run import print_plan
 from lightning_parablock.report.manifest import Manifest, git_sha, write_atomically
 from lightning_parablock.report.run import FAILED, INTERRUPTED, USAGE, Run
 from lightning_parablock.report.run_folder import claim_run_folder, new_run_folder, remove_if_empty
 from lightning_parablock.report.summary import held_out_metrics, readable_bytes, summarise, summary_table
-from lightning_parablock.settings import ServerNesterov, Settings
+from lightning_parablock.settings import Int8, Settings
+from lightning_parablock.strategy import ParaBlockStrategy
 
 
 def record(round_index: int, client: int, *, exposed_s: float = 0.0, exchange_s: float = 2.0) -> RoundRecord:
@@ -145,39 +145,6 @@ def test_an_interrupted_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads((tmp_path / "manifest.json").read_text())["state"] == "interrupted: Ctrl-C"
 
 
-@pytest.mark.parametrize("n_clients", [1, 2, 3, 5])
-@pytest.mark.parametrize("topology", ["star", "sharded"])
-def test_both_topologies_carry_two_times_n_minus_one_blocks(n_clients: int, topology: str) -> None:
-    numel = 30
-    traffic = list(round_traffic(numel, n_clients, topology).values())
-    each = traffic if len(traffic) == 1 else [traffic[0]] + [traffic[1]] * (n_clients - 1)
-    uploads = [t.upload_bytes for t in each] * (n_clients if len(traffic) == 1 else 1)
-    downloads = [t.download_bytes for t in each] * (n_clients if len(traffic) == 1 else 1)
-    assert sum(uploads) == sum(downloads) == 2 * (n_clients - 1) * numel * 4
-
-
-@pytest.mark.parametrize(("delay_steps", "in_flight"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2)])
-def test_exchanges_in_flight(delay_steps: int, in_flight: int) -> None:
-    assert exchanges_in_flight(Settings(local_steps=4, delay_steps=delay_steps)) == in_flight
-
-
-def test_memory_grows_with_the_delay_and_the_servers_state() -> None:
-    blocks = [Block("a", ("a",), 10), Block("b", ("b",), 30)]
-
-    def total(place: str, settings: Settings, n_clients: int = 2) -> int:
-        parts = memory_parts(blocks, 160, settings, n_clients)
-        return sum(size for where, size in parts.values() if where.startswith(place))
-
-    one, two = Settings(local_steps=4, delay_steps=4), Settings(local_steps=4, delay_steps=8)
-    # One more exchange in flight: its committed value and its delta, and a buffer each way.
-    assert total("device", two) - total("device", one) == 2 * 30 * 4
-    assert total("host", two) - total("host", one) == 2 * 30 * 4
-    nesterov = Settings(local_steps=4, delay_steps=4, server_optimizer=ServerNesterov())
-    assert total("host", nesterov) - total("host", one) == 20 * 4  # a velocity of half of 40 parameters
-    star = Settings(local_steps=4, delay_steps=4, topology="star")
-    assert total("host", star) - total("host", one) == 20 * 4  # the whole model, not half of it
-
-
 def test_the_plan_names_everything() -> None:
     console = Console(width=140, file=io.StringIO(), record=True)
     module = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
@@ -192,6 +159,20 @@ def test_the_plan_names_everything() -> None:
     ):
         assert re.search(expected, text), expected
     assert "first 3 rounds train: 0..1, 2..3, 0..1" in text
+
+
+def test_a_plan_of_compressed_exchanges_whose_length_is_not_known_yet() -> None:
+    console = Console(width=140, file=io.StringIO(), record=True)
+    module = nn.Sequential(*(nn.Linear(256, 256) for _ in range(4)))
+    settings = ParaBlockStrategy(local_steps="auto", blocks=2, compression=Int8()).settings
+    print_plan(console, module, settings, 2, None)
+    text = console.export_text()
+    for expected in ("local steps +agreed by the clients in round 0", "delay +as many as local steps", "Int8"):
+        assert re.search(expected, text), expected
+    block = 2 * (256 * 256 + 256)
+    assert f"{block:,}" in text
+    # A delta of one half and a commit of the other, and their headers: 132 bytes a group of 256, a header a message.
+    assert f" {(block * (1 + 2 / 256) + 4 * 64 + 2) / 1e6:.2f} / 0.13 " in text
 
 
 def test_the_summary_adds_up_all_clients() -> None:

@@ -201,7 +201,23 @@ def test_the_fingerprint_tells_every_setting() -> None:
     differing = {name for name in one.fingerprint() if one.fingerprint()[name] != other.fingerprint()[name]}
     assert differing == {"server_optimizer"}
     assert Settings(compression=Int8()).fingerprint() != Settings(compression=Int8(64)).fingerprint()
-    assert set(one.fingerprint()) == set(Settings.__dataclass_fields__)
+    assert set(one.fingerprint()) == set(Settings.__dataclass_fields__) - {"pending"}
+
+
+@pytest.mark.parametrize(("delay_steps", "pending", "agreed"), [(None, ["delay_steps"], 9), (3, [], 3), (300, [], 300)])
+def test_what_is_pending_until_the_clients_agree(delay_steps: int | None, pending: list[str], agreed: int) -> None:
+    settings = ParaBlockStrategy(local_steps="auto", delay_steps=delay_steps).settings
+    fingerprint = settings.fingerprint()
+    assert {name for name, value in fingerprint.items() if value == "'auto'"} == {"local_steps", *pending}
+    settled = settings.agreed(9)
+    assert settled == ParaBlockStrategy(local_steps=9, delay_steps=delay_steps).settings
+    assert (settled.local_steps, settled.delay_steps) == (9, agreed)
+    assert "'auto'" not in settled.fingerprint().values()
+
+
+def test_nothing_to_hide_behind_where_every_exchange_is_waited_for() -> None:
+    with pytest.raises(ConfigurationError, match="with delay_steps=0 nothing is hidden; give local_steps a number"):
+        ParaBlockStrategy(local_steps="auto", delay_steps=0)
 
 
 def test_nearest_names_nothing_where_nothing_is_near() -> None:

@@ -1,0 +1,64 @@
+"""Floating-point operations of a local step, counted by running it on the meta device: nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_parablock.blocks import Block
+from lightning_parablock.models.causal_lm import CausalLM
+
+COUNTED_BLOCKS = 8
+"""With more blocks, the two first, the middle and the two last are counted, the others lie on lines between."""
+
+
+def step_flops(module: CausalLM, blocks: Sequence[Block], batch_size: int, sequence_length: int) -> list[float]:
+    """Operations of one local step on each block: forward pass, and backward pass down to the block's first parameter.
+
+    A multiplication and an addition are two. Attention counts in full, causal or not; the optimizer does not count.
+
+    Args:
+        module: On the meta device.
+        blocks: Of its parameters.
+        batch_size: Sequences a step.
+        sequence_length: Tokens a sequence.
+    """
+    forward, loss = _forward(module, sequence_length)
+    indices = _counted(len(blocks))
+    parameters = dict(module.named_parameters())
+    counted = [_backward(loss, [parameters[name] for name in blocks[i].parameter_names]) for i in indices]
+    return [batch_size * (forward + backward) for backward in _interpolated(indices, counted, len(blocks))]
+
+
+def _forward(module: CausalLM, sequence_length: int) -> tuple[int, Tensor]:
+    network: Any = module.network
+    network.set_attn_implementation("eager")  # the others look at the mask's values
+    ids = torch.zeros(1, sequence_length, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        loss = module(ids, torch.ones_like(ids)).sum()
+    return counter.get_total_flops(), loss
+
+
+def _backward(loss: Tensor, parameters: Sequence[Tensor]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(loss, parameters, retain_graph=True)
+    return counter.get_total_flops()
+
+
+def _counted(n_blocks: int) -> list[int]:
+    if n_blocks <= COUNTED_BLOCKS:
+        return list(range(n_blocks))
+    return [0, 1, n_blocks // 2, n_blocks - 2, n_blocks - 1]
+
+
+def _interpolated(indices: Sequence[int], values: Sequence[float], n: int) -> list[float]:
+    found = dict(zip(indices, map(float, values), strict=True))
+    for low, high in pairwise(indices):
+        slope = (found[high] - found[low]) / (high - low)
+        found.update({i: found[low] + slope * (i - low) for i in range(low + 1, high)})
+    return [found[i] for i in range(n)]

@@ -1,0 +1,65 @@
+"""Models without weights: known shapes by name, and any model's shape on the meta device."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, PretrainedConfig
+
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.models.causal_lm import CausalLM
+from lightning_parablock.models.loading import keep_first_layers, load_config, resolve_model
+
+_LLAMA3: dict[str, Any] = {
+    "vocab_size": 128_256,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131_072,
+    "rope_theta": 500_000.0,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama3-8b": {
+        **_LLAMA3,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "llama3-70b": {
+        **_LLAMA3,
+        "hidden_size": 8192,
+        "intermediate_size": 28_672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+    },
+}
+"""The shapes of Llama 3 (arXiv 2407.21783, table 3): nothing of them needs to be fetched."""
+
+
+def config_of(model: str, gguf_file: str | None = None, layers: int | None = None) -> PretrainedConfig:
+    """The configuration of a model: one of :data:`SHAPES`, or whatever ``CausalLM`` takes.
+
+    Of a hub id or folder only the configuration is read. A GGUF file is converted first, once a host, as training does.
+
+    Raises:
+        ConfigurationError: there is none, or it has fewer layers.
+    """
+    if model not in SHAPES:
+        close = difflib.get_close_matches(model, SHAPES, n=1, cutoff=0.8)
+        if close and not Path(model).exists():
+            raise ConfigurationError(f"model {model!r} is not known; did you mean {close[0]!r}?")
+        return load_config(resolve_model(model, gguf_file), layers)
+    config = LlamaConfig(**SHAPES[model])
+    if layers is not None:
+        keep_first_layers(config, layers)
+    return config
+
+
+def module_without_weights(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> CausalLM:
+    """The module that ``fit`` trains, named alike in all its parts, on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        return CausalLM("a shape", architecture=config.to_json_string(use_diff=False)).to(dtype)

@@ -1,0 +1,112 @@
+"""Ways to carry the exchange, side by side, and which of them to take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from lightning_parablock.planning.choice import HEADROOM, Choice, choose_local_steps
+from lightning_parablock.planning.memory import MemoryPart, ModelSize, memory_parts
+from lightning_parablock.planning.timing import (
+    Links,
+    RoundTimes,
+    exchange_s,
+    hiding_steps,
+    mean_hiding_steps,
+    round_times,
+    schedule,
+)
+from lightning_parablock.planning.traffic import busiest, traffic_of_clients
+from lightning_parablock.settings import COMPRESSIONS, Settings, Topology
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the clients compute.
+
+    Attributes:
+        size: Of the model and its blocks.
+        step_s: Seconds of one local step on each block, of the slowest client.
+    """
+
+    size: ModelSize
+    step_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to carry the exchange, and what a round takes then.
+
+    Attributes:
+        settings: With delay K.
+        round_bytes: Sent by the busiest client in a round, headers included, mean over the blocks; it receives as many.
+        memory: Of the client that needs most, at delay K.
+        blocking_memory: The same at delay 0.
+        times: Seconds a round.
+        hiding_steps: The smallest K that hides every exchange.
+        mean_hiding_steps: The smallest K that hides the mean exchange behind the mean computation.
+        choice: The K to take: the settings' own where that hides every exchange with room to spare, else more.
+    """
+
+    settings: Settings
+    round_bytes: float
+    memory: list[MemoryPart]
+    blocking_memory: list[MemoryPart]
+    times: RoundTimes
+    hiding_steps: int
+    mean_hiding_steps: int
+    choice: Choice
+
+
+def variant(workload: Workload, n_clients: int, settings: Settings, links: Links) -> Variant:
+    """What a round takes under these settings, at delay K and at delay 0."""
+    numels, step_s = workload.size.numels, workload.step_s
+    exchanges_s = [exchange_s(numel, n_clients, settings, links) for numel in numels]
+    rounds = schedule(settings, len(numels))
+    compute_s = [settings.local_steps * step_s[block] for block in rounds]
+    blocking = dataclasses.replace(settings, delay_steps=0)
+    sent = [busiest(traffic_of_clients(numel, n_clients, settings)).upload_bytes for numel in numels]
+    return Variant(
+        settings=settings,
+        round_bytes=sum(sent) / len(sent),
+        memory=memory_parts(workload.size, n_clients, settings),
+        blocking_memory=memory_parts(workload.size, n_clients, blocking),
+        times=round_times(compute_s, [exchanges_s[block] for block in rounds]),
+        hiding_steps=hiding_steps(step_s, exchanges_s, settings.block_order),
+        mean_hiding_steps=mean_hiding_steps(step_s, exchanges_s),
+        choice=choose_local_steps(step_s, exchanges_s, settings.block_order, at_least=settings.local_steps),
+    )
+
+
+def variants(workload: Workload, n_clients: int, settings: Settings, links: Links) -> list[Variant]:
+    """Every topology with every compression, the settings' other values kept; least lossy first."""
+    return [
+        variant(workload, n_clients, dataclasses.replace(settings, topology=topology, compression=compression()), links)
+        for topology in get_args(Topology)
+        for compression in COMPRESSIONS.values()
+    ]
+
+
+def recommended(found: Sequence[Variant]) -> Variant:
+    """The least lossy variant whose K hides every exchange with room to spare; where none does, the fastest one's.
+
+    Of two topologies the one with the shorter exchange is taken, sharded where they are equal.
+    """
+    for name in COMPRESSIONS.values():
+        of_name = [v for v in found if type(v.settings.compression) is name]
+        best = min(of_name, key=lambda v: v.times.exchange_s)
+        if best.choice.local_steps == best.settings.local_steps and best.choice.hides:
+            return best
+    return min(found, key=lambda v: (v.choice.hiding_steps, v.times.exchange_s))
+
+
+def reason(chosen: Variant) -> str:
+    """Why the variant is recommended, in words."""
+    steps, needed = chosen.choice.local_steps, chosen.choice.hiding_steps
+    if steps == chosen.settings.local_steps and chosen.choice.hides:
+        return f"the least compression with which {steps} local steps hide every exchange, {HEADROOM:g} times over"
+    if chosen.choice.hides:
+        return f"no compression hides every exchange behind {chosen.settings.local_steps} local steps; {steps} do here"
+    return f"nothing hides every exchange: {needed} local steps would, {steps} are the most that make sense"

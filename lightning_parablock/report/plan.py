@@ -1,0 +1,165 @@
+"""The tables of ``lightning-parablock plan``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import yaml
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+
+from lightning_parablock.blocks import Block
+from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, total_bytes
+from lightning_parablock.planning.timing import Links
+from lightning_parablock.planning.units import readable_bps, readable_s
+from lightning_parablock.planning.variants import Variant, Workload, reason
+from lightning_parablock.report.dry_run import mb, memory_table, plain_table
+from lightning_parablock.report.summary import readable_bytes
+from lightning_parablock.settings import COMPRESSIONS, Compression
+
+ROWS = 40
+"""Blocks that are listed at most; of more the first and last ones."""
+
+
+@dataclass(frozen=True)
+class Premises:
+    """What a plan rests on, in words.
+
+    Attributes:
+        model: Its name.
+        n_clients: Number of clients.
+        links: Of the clients, and of a star's server.
+        links_from: Where the rates come from.
+        speed_from: Where the step times come from.
+        step: Batch, sequence length and type of the weights.
+    """
+
+    model: str
+    n_clients: int
+    links: Links
+    links_from: str
+    speed_from: str
+    step: str
+
+
+def print_plan(
+    console: Console,
+    premises: Premises,
+    blocks: Sequence[Block],
+    workload: Workload,
+    found: Sequence[Variant],
+    chosen: Variant,
+) -> None:
+    """Print premises, blocks, the variants side by side, the recommended one's memory and settings."""
+    console.print(_premises_table(premises))
+    console.print(_blocks_table(blocks, workload))
+    console.print(_variants_table(found, chosen))
+    console.print(memory_table(chosen.memory))
+    console.print(f"recommended: {reason(chosen)}\n")
+    console.print(settings_yaml(chosen, premises.step), highlight=False)
+
+
+def settings_yaml(chosen: Variant, step: str = "") -> str:
+    """The recommended settings as a configuration file for ``fit``."""
+    settings = chosen.settings
+    blocks = list(settings.blocks) if isinstance(settings.blocks, tuple) else settings.blocks
+    strategy = {
+        "local_steps": chosen.choice.local_steps,
+        "delay_steps": None,
+        "blocks": blocks,
+        "unmatched": settings.unmatched,
+        "block_order": settings.block_order,
+        "topology": settings.topology,
+        "compression": compression_name(settings.compression),
+    }
+    head = f"# lightning-parablock plan: {reason(chosen)}.\n" + (f"# For {step}.\n" if step else "")
+    return head + yaml.safe_dump({"strategy": strategy}, sort_keys=False)
+
+
+def compression_name(compression: Compression) -> str:
+    """As the option of the strategy spells it."""
+    return next(name for name, kind in COMPRESSIONS.items() if kind is type(compression))
+
+
+def gb(parts: Sequence[MemoryPart], *, on_device: bool) -> str:
+    """Gigabytes of the parts on the device, or in host memory."""
+    return f"{total_bytes(parts, on_device=on_device) / 1e9:,.2f}"
+
+
+def bare_s(seconds: float) -> str:
+    """Seconds without their unit, which the heading has; longer times keep theirs."""
+    return readable_s(seconds).removesuffix(" s")
+
+
+def _premises_table(premises: Premises) -> Table:
+    table = plain_table("premises")
+    links = readable_bps(premises.links.client_bps)
+    if premises.links.server_bps != premises.links.client_bps:
+        links += f", of a star's server {readable_bps(premises.links.server_bps)}"
+    table.add_row("model", premises.model)
+    table.add_row("clients", f"{premises.n_clients:,}")
+    table.add_row("links", f"{links} each way ({premises.links_from})")
+    table.add_row("a local step", premises.step)
+    table.add_row("step times", premises.speed_from)
+    return table
+
+
+def _blocks_table(blocks: Sequence[Block], workload: Workload) -> Group:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("block")
+    for heading in ("parameters", "MB as float32", "s a local step"):
+        table.add_column(heading, justify="right")
+    left_out = range(ROWS // 2, len(blocks) - ROWS // 2)
+    for index, (block, step_s) in enumerate(zip(blocks, workload.step_s, strict=True)):
+        if len(blocks) <= ROWS or index not in left_out:
+            table.add_row(block.name, f"{block.numel:,}", mb(FLOAT_BYTES * block.numel), bare_s(step_s))
+        elif index == left_out[0]:
+            table.add_row(f"... {len(left_out)} more", "", "", "")
+    total = sum(block.numel for block in blocks)
+    weights = readable_bytes(workload.size.weights_bytes)
+    return Group(table, f"{len(blocks)} blocks, {total:,} parameters, weights {weights}\n")
+
+
+def _variants_table(found: Sequence[Variant], chosen: Variant) -> Group:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("topology")
+    table.add_column("compression")
+    for heading in (
+        "MB a round",
+        "M s",
+        "s a round: blocking",
+        "ParaBlock",
+        "faster",
+        "hidden",
+        "K: all hidden",
+        "on average",
+        "device GB: blocking",
+        "ParaBlock",
+        "host GB",
+    ):
+        table.add_column(heading, justify="right")
+    for v in found:
+        table.add_row(
+            v.settings.topology + (" *" if v is chosen else ""),
+            compression_name(v.settings.compression),
+            mb(v.round_bytes),
+            bare_s(v.times.exchange_s),
+            bare_s(v.times.blocking_s),
+            bare_s(v.times.parablock_s),
+            f"{v.times.blocking_s / v.times.parablock_s:.2f}",
+            f"{100 * v.times.hidden_share:.0f} %",
+            f"{v.hiding_steps:,}",
+            f"{v.mean_hiding_steps:,}",
+            gb(v.blocking_memory, on_device=True),
+            gb(v.memory, on_device=True),
+            gb(v.memory, on_device=False),
+        )
+    steps = found[0].settings.local_steps
+    c_s = bare_s(found[0].times.compute_s)
+    return Group(
+        f"a round of {steps} local steps, C = {c_s} s: MB sent by the busiest client (it receives as many), M the mean "
+        "exchange, K the local steps that hide it; without activations; * recommended",
+        table,
+    )

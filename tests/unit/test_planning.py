@@ -1,0 +1,380 @@
+"""Every formula of the planner against counting by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from typing import Any
+
+import pytest
+
+from lightning_parablock.blocks import Block
+from lightning_parablock.codec import codec_of
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.planning.choice import HEADROOM, choose_local_steps
+from lightning_parablock.planning.compute import relative_step_costs
+from lightning_parablock.planning.memory import (
+    MemoryPart,
+    ModelSize,
+    exchanges_in_flight,
+    memory_parts,
+    total_bytes,
+    window_bytes,
+)
+from lightning_parablock.planning.timing import (
+    Links,
+    exchange_s,
+    following_blocks,
+    hiding_steps,
+    links_of,
+    mean_hiding_steps,
+    round_times,
+    run_s,
+    schedule,
+)
+from lightning_parablock.planning.traffic import busiest, traffic_by_role, traffic_of_clients
+from lightning_parablock.planning.units import parse_bps, parse_flop_per_s, readable_bps, readable_s
+from lightning_parablock.schedule import block_of_round
+from lightning_parablock.settings import (
+    COMPRESSIONS,
+    MAX_AUTO_STEPS,
+    BlockOrder,
+    Int4,
+    Int8,
+    NoCompression,
+    ServerNesterov,
+    Settings,
+    TopK,
+    Topology,
+)
+from lightning_parablock.transport.chunks import HEADER_BYTES, WINDOW, Kind, chunks_of, shard_bounds
+
+CODECS = [*(kind() for kind in COMPRESSIONS.values()), Int8(group=64), TopK(keep=0.3)]
+TOPOLOGIES: list[Topology] = ["sharded", "star"]
+ORDERS: list[BlockOrder] = ["sequential", "reverse", "shuffle", "random"]
+
+
+def messages(numel: int, n_clients: int, settings: Settings) -> list[tuple[int, int, Kind, int]]:
+    """Every message of an exchange as (from, to, kind, bytes), as the transport cuts them."""
+    codec = codec_of(settings.compression)
+    found: list[tuple[int, int, Kind, int]] = []
+    for server, shard in enumerate(shard_bounds(numel, n_clients, settings.topology)):
+        for part in chunks_of(shard, settings.chunk_bytes):
+            size = HEADER_BYTES + codec.payload_bytes(part.stop - part.start)
+            for client in set(range(n_clients)) - {server}:
+                found.append((client, server, Kind.DELTA, size))
+                found.append((server, client, Kind.COMMIT, size))
+    return found
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compression", CODECS, ids=repr)
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("n_clients", [1, 2, 3, 5])
+@pytest.mark.parametrize("numel", [1, 1000, 1024, 5000, 12_345])
+def test_bytes_are_those_of_the_messages(numel: int, n_clients: int, topology: Topology, compression: Any) -> None:
+    settings = Settings(topology=topology, compression=compression, chunk_bytes=8192)
+    sent, received = [0] * n_clients, [0] * n_clients
+    for source, target, _, size in messages(numel, n_clients, settings):
+        sent[source] += size
+        received[target] += size
+    planned = traffic_of_clients(numel, n_clients, settings)
+    assert [t.upload_bytes for t in planned] == sent
+    assert [t.download_bytes for t in planned] == received
+
+
+@pytest.mark.parametrize("n_clients", [1, 2, 3, 5])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_both_topologies_carry_two_times_n_minus_one_blocks(n_clients: int, topology: Topology) -> None:
+    settings, numel = Settings(topology=topology, chunk_bytes=4096), 9000
+    n_headers = len(messages(numel, n_clients, settings))
+    total = sum(t.upload_bytes for t in traffic_of_clients(numel, n_clients, settings))
+    assert total == 2 * (n_clients - 1) * numel * 4 + n_headers * HEADER_BYTES
+
+
+def test_roles() -> None:
+    star = traffic_by_role(5000, 3, Settings(topology="star"))
+    assert [t.upload_bytes for t in star.values()] == [2 * (20_000 + 128), 20_000 + 128]
+    sharded = Settings(topology="sharded")
+    assert list(traffic_by_role(5000, 3, sharded).values()) == [busiest(traffic_of_clients(5000, 3, sharded))]
+    assert [t.upload_bytes for t in traffic_by_role(5000, 1, sharded).values()] == [0]
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("delay_steps", "in_flight"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2)])
+def test_exchanges_in_flight(delay_steps: int, in_flight: int) -> None:
+    assert exchanges_in_flight(Settings(local_steps=4, delay_steps=delay_steps)) == in_flight
+
+
+def by_purpose(parts: list[MemoryPart]) -> dict[str, int]:
+    return {part.purpose: part.size_bytes for part in parts}
+
+
+def test_memory_of_a_block_in_training_and_one_in_flight() -> None:
+    model = ModelSize(numels=(3000, 10_000, 4000), weights_bytes=80_000)
+    parts = memory_parts(model, 2, Settings(local_steps=4, delay_steps=4))
+    assert by_purpose([part for part in parts if part.on_device]) == {
+        "weights": 80_000,
+        "gradient of the active block": 40_000,
+        "optimizer state of the active block (AdamW)": 80_000,
+        "start value of the active block": 40_000,
+        "committed values of the blocks in flight": 16_000,
+        "deltas in flight": 16_000,
+        "commits that arrive": 16_000,
+    }
+    host = by_purpose([part for part in parts if not part.on_device])
+    assert host.pop("messages under way") == window_bytes(10_000, 2, Settings())
+    assert host == {"server: committed values": 4 * 8500}
+
+
+@pytest.mark.parametrize(
+    ("n_flying", "expected"), [(1, 16 * 30 + 12 * 20), (2, 16 * 30 + 12 * 30), (3, 20 * 16 + 12 * 70)]
+)
+def test_memory_of_the_round_that_needs_most(n_flying: int, expected: int) -> None:
+    """An active block takes 16 bytes a parameter, one in flight 12; none is in flight twice before every other is."""
+    model = ModelSize(numels=(10, 20, 30), weights_bytes=0)
+    every = [
+        16 * active + 12 * sum(flying)
+        for i, active in enumerate(model.numels)
+        for others in [model.numels[:i] + model.numels[i + 1 :]]
+        for flying in itertools.product(others, repeat=n_flying)
+        if max(flying.count(n) for n in others) - min(flying.count(n) for n in others) <= 1
+    ]
+    settings = Settings(local_steps=4, delay_steps=4 * n_flying)
+    assert total_bytes(memory_parts(model, 2, settings), on_device=True) == expected == max(every)
+
+
+def test_blocking_keeps_no_second_block() -> None:
+    model = ModelSize(numels=(10, 30), weights_bytes=0)
+    parts = memory_parts(model, 2, Settings(delay_steps=0))
+    assert total_bytes(parts, on_device=True) == 30 * (4 + 8 + 4 + 4 + 4)
+
+
+def test_half_precision_needs_a_master_copy() -> None:
+    full = ModelSize(numels=(10, 10), weights_bytes=80)
+    half = ModelSize(numels=(10, 10), weights_bytes=40, weight_bytes=2)
+    settings = Settings(local_steps=4, delay_steps=4)
+    device = [total_bytes(memory_parts(model, 2, settings), on_device=True) for model in (full, half)]
+    assert device[1] - device[0] == -40 - 10 * 2 + 10 * 4 + 10 * 4
+
+
+def test_what_the_server_and_error_feedback_need_is_host_memory() -> None:
+    model, local = ModelSize(numels=(30, 10), weights_bytes=160), {"local_steps": 4, "delay_steps": 4}
+
+    def host(n_clients: int = 2, **settings: Any) -> dict[str, int]:
+        parts = memory_parts(model, n_clients, Settings(**local, **settings))
+        found = by_purpose([part for part in parts if not part.on_device])
+        del found["messages under way"]
+        return found
+
+    assert host() == {"server: committed values": 20 * 4}
+    assert host(server_optimizer=ServerNesterov())["server: optimizer state"] == 20 * 4
+    assert host(topology="star") == {"server: committed values": 40 * 4}
+    assert host(compression=Int4()) == {
+        "server: committed values": 20 * 4,
+        "server: error feedback of the commits": 20 * 4,
+        "error feedback of the deltas": 40 * 4,
+        "error feedback from before the exchanges in flight": 10 * 4,
+    }
+
+
+@pytest.mark.parametrize("n_clients", [1, 2, 3, 7])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("compression", [NoCompression(), Int8()], ids=repr)
+@pytest.mark.parametrize("numel", [1000, 20_000, 200_000])
+def test_the_window_holds_the_largest_messages_of_each_stream(
+    numel: int, n_clients: int, topology: Topology, compression: Any
+) -> None:
+    settings = Settings(topology=topology, compression=compression, chunk_bytes=4096)
+    streams: dict[tuple[int, int, Kind], list[int]] = {}
+    for source, target, kind, size in messages(numel, n_clients, settings):
+        streams.setdefault((source, target, kind), []).append(size)
+    held = [0] * n_clients
+    for (source, target, _), sizes in streams.items():
+        for end in (source, target):
+            held[end] += sum(sorted(sizes)[-WINDOW:])
+    assert window_bytes(numel, n_clients, settings) == max(held)
+
+
+def test_the_window_does_not_grow_with_the_block() -> None:
+    assert window_bytes(10**9, 2, Settings()) == window_bytes(10**8, 2, Settings())
+
+
+# --- seconds ----------------------------------------------------------------------------------------------------------
+
+LINKS = Links(client_bps=1e6, server_bps=4e6)
+
+
+def test_an_exchange_between_shards_takes_as_long_as_the_busiest_link() -> None:
+    settings, numel = Settings(topology="sharded"), 3_000_000
+    for n, share in ((2, 1.0), (3, 4 / 3), (10, 1.8)):
+        assert exchange_s(numel, n, settings, LINKS) == pytest.approx(share * numel * 4 * 8 / 1e6, rel=2e-3)
+    assert exchange_s(numel, 1, settings, LINKS) == 0
+
+
+def test_a_star_is_bound_by_the_servers_link_or_by_a_clients() -> None:
+    settings, numel = Settings(topology="star", chunk_bytes=4096), 1_000_000
+    one_chunk_bits = 8 * (4096 + 64)
+    block_bits = 8 * traffic_of_clients(numel, 2, settings)[1].upload_bytes
+    assert exchange_s(numel, 3, settings, LINKS) == pytest.approx((block_bits + one_chunk_bits) / 1e6)
+    assert exchange_s(numel, 9, settings, LINKS) == pytest.approx(8 * (block_bits + one_chunk_bits) / 4e6)
+
+
+def test_compression_shortens_the_exchange_by_its_bytes() -> None:
+    plain, small = (exchange_s(4_000_000, 4, Settings(compression=c), LINKS) for c in (NoCompression(), Int4()))
+    assert plain / small == pytest.approx(4 / (0.5 + 2 / 64), rel=1e-3)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("n_clients", [2, 5])
+def test_a_measured_exchange_gives_its_own_time_back(topology: Topology, n_clients: int) -> None:
+    links = links_of(1_000_000, 2.0, n_clients, topology)
+    pairs = n_clients - 1
+    client_bits = 8e6 * (pairs if topology == "sharded" else 1)
+    assert client_bits / links.client_bps == pytest.approx(2.0)
+    assert 8e6 * pairs / links.server_bps == pytest.approx(2.0)
+
+
+def test_round_times_are_those_of_the_method() -> None:
+    compute, exchanges = [5.0, 1.0, 4.0, 2.0], [3.0, 3.0, 1.0, 9.0]
+    times = round_times(compute, exchanges)
+    assert times.compute_s == 3 and times.exchange_s == 4
+    assert times.blocking_s == 7
+    assert times.parablock_s == (3 + 4 + 2) / 3  # max(1, 3), max(4, 3), max(2, 1)
+    assert times.hidden_share == (1 + 3 + 1) / (3 + 3 + 1)
+    assert round_times([1.0, 1.0], [0.0, 0.0]).hidden_share == 1
+
+
+def simulated_run_s(compute: list[float], exchanges: list[float], delay_rounds: int) -> float:
+    """The same by asking, at every moment at which something ends, what may begin; no formula of the package's."""
+    n = len(compute)
+    computed: list[float] = []
+    submitted: list[float] = []
+    arrived: list[float] = []
+    for t in range(n):
+        begin = 0.0 if t == 0 else (arrived[t - 1] if delay_rounds == 0 else submitted[t - 1])
+        computed.append(begin + compute[t])
+        due = [arrived[t - delay_rounds]] if 0 < delay_rounds <= t else []
+        submitted.append(max([computed[t], *due]))
+        arrived.append(max([submitted[t], *arrived[-1:]]) + exchanges[t])
+    return max(arrived[-1], submitted[-1])
+
+
+@pytest.mark.parametrize("delay_rounds", [0, 1, 2, 3])
+def test_a_whole_run_with_its_drain(delay_rounds: int) -> None:
+    rng = random.Random(delay_rounds)
+    for _ in range(50):
+        compute = [rng.uniform(0.1, 5) for _ in range(9)]
+        exchanges = [rng.uniform(0.1, 5) for _ in range(9)]
+        assert run_s(compute, exchanges, delay_rounds) == pytest.approx(
+            simulated_run_s(compute, exchanges, delay_rounds)
+        )
+
+
+def test_a_run_is_the_sum_of_the_longer_of_computation_and_exchange() -> None:
+    compute, exchanges = [5.0, 1.0, 4.0, 2.0], [3.0, 3.0, 1.0, 9.0]
+    assert run_s(compute, exchanges, 0) == sum(compute) + sum(exchanges)
+    assert run_s(compute, exchanges, 1) == 5 + 3 + 4 + 2 + 9
+
+
+# --- local steps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("n_blocks", [1, 2, 3, 5])
+def test_blocks_that_follow_each_other(order: BlockOrder, n_blocks: int) -> None:
+    seen: set[tuple[int, int]] = set()
+    for seed in range(60):
+        rounds = [block_of_round(order, n_blocks, t, seed) for t in range(6 * n_blocks + 1)]
+        seen |= set(itertools.pairwise(rounds))
+    assert set(following_blocks(order, n_blocks)) == seen
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_smallest_k_is_found_by_trying(order: BlockOrder) -> None:
+    rng = random.Random(7)
+    for n_blocks in (1, 2, 3, 6):
+        for _ in range(30):
+            step = [rng.choice([0.1, 0.3, 0.7, 1.0]) for _ in range(n_blocks)]
+            exchanges = [rng.choice([0.3, 0.7, 2.1, 5.0, 30.0]) for _ in range(n_blocks)]
+            pairs = list(following_blocks(order, n_blocks))
+            tried = next(
+                k for k in itertools.count(1) if all(k * step[after] >= exchanges[before] for before, after in pairs)
+            )
+            assert hiding_steps(step, exchanges, order) == tried
+            mean_step, mean_exchange = math.fsum(step) / n_blocks, math.fsum(exchanges) / n_blocks
+            assert mean_hiding_steps(step, exchanges) == next(
+                k for k in itertools.count(1) if k * mean_step >= mean_exchange
+            )
+
+
+def test_the_choice_keeps_room_and_its_limits() -> None:
+    choice = choose_local_steps([1.0, 2.0], [10.0, 4.0], "sequential")
+    assert (choice.local_steps, choice.hides) == (6, True)  # block 0 hides behind block 1, and 1 behind 0
+    assert choice.local_steps * 2.0 >= HEADROOM * 10.0
+    assert choose_local_steps([1.0], [0.0], "shuffle", at_least=4).local_steps == 4
+    slow = choose_local_steps([1.0], [1000.0], "shuffle")
+    assert (slow.local_steps, slow.hiding_steps, slow.hides) == (MAX_AUTO_STEPS, 1100, False)
+
+
+def test_the_schedule_is_the_runs() -> None:
+    settings = Settings(block_order="shuffle", seed=3)
+    assert schedule(settings, 4, passes=2) == [block_of_round("shuffle", 4, t, 3) for t in range(8)]
+
+
+def test_relative_costs_count_what_backward_crosses() -> None:
+    sizes = {"a": 10, "b": 20, "c": 30, "d": 40}
+    blocks = [Block("low", ("a", "b"), 30), Block("high", ("d",), 40), Block("split", ("b", "d"), 60)]
+    assert relative_step_costs(sizes, blocks) == pytest.approx([1 + 1 + 0.3, 1 + 0.4 + 0.4, 1 + 0.9 + 0.6])
+
+
+# --- units ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rate_bps"),
+    [("100mbit", 1e8), ("1.5 Gbit/s", 1.5e9), ("20Mbps", 2e7), (5000, 5e3), ("1e6", 1e6), ("2e3 kbit", 2e6)],
+)
+def test_rates(text: Any, rate_bps: float) -> None:
+    assert parse_bps("rate", text) == rate_bps
+
+
+def test_operations_a_second() -> None:
+    assert parse_flop_per_s("flop_rate", "1.5tflops") == 1.5e12
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("100mbyte", "unit 'mbyte': choose from"),
+        ("100mbt", "did you mean 'mbit'"),
+        ("fast", "such as 100mbit or 1gbit, got 'fast'"),
+        ("0", "must be more than 0"),
+        ("1.2.3mbit", "got '1.2.3mbit'"),
+        ("-1mbit", "got '-1mbit'"),
+        ("1e999", "must be more than 0"),
+    ],
+)
+def test_wrong_rates(text: str, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        parse_bps("rate", text)
+
+
+@pytest.mark.parametrize(
+    ("rate_bps", "text"), [(12.0, "12 bit/s"), (9.5e4, "95 kbit/s"), (1e8, "100 Mbit/s"), (1.25e9, "1.25 Gbit/s")]
+)
+def test_readable_rates(rate_bps: float, text: str) -> None:
+    assert readable_bps(rate_bps) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.01234, "0.0123 s"), (119, "119 s"), (120, "2.0 min"), (7200, "2.0 h"), (180_000, "2.1 days")],
+)
+def test_readable_seconds(seconds: float, text: str) -> None:
+    assert readable_s(seconds) == text
