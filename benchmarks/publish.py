@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,11 @@ def publish(
     values: Mapping[str, Any],
     configuration: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``<question>.json`` and draw ``<question>.png``; the options are part of the configuration."""
+    """Write ``<question>.json`` and draw ``<question>.png``; the options are part of the configuration.
+
+    Raises:
+        SystemExit: of a quick run, a part of which has failed.
+    """
     given = {name: without_place(value) if isinstance(value, str) else value for name, value in vars(options).items()}
     path = write_result(
         question,
@@ -46,3 +50,19 @@ def publish(
         directory=folder(options),
     )
     draw(question, path.parent)
+    messages = list(failures(values))
+    if messages:
+        print(f"{question}: {len(messages)} failed, the first: {messages[0]}", flush=True)
+    if messages and options.quick:
+        raise SystemExit(1)
+
+
+def failures(values: Any) -> Iterator[str]:
+    """The messages of all configurations in a result's values that are recorded as failed."""
+    if isinstance(values, Mapping):
+        if isinstance(values.get("failed"), str):
+            yield values["failed"]
+        values = list(values.values())
+    if isinstance(values, list):
+        for value in values:
+            yield from failures(value)
