@@ -33,11 +33,16 @@ check: install ## lint, format, types and the direction of imports
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
-bench: install ## every benchmark; writes results/<question>.json
-	set -e; for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py); done
+# One that fails does not keep the others from running. GSM8K_TRAIN and GSM8K_TEST name local files, else the hub is asked.
+BENCH = failed=; for file in benchmarks/bench_*.py; do name=$$(basename $$file .py); echo "== $$name"; \
+	$(BIN)/python -m benchmarks.$$name $(1) || failed="$$failed $$name"; done; \
+	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
-bench-quick: install ## every benchmark on a small setting: does it run?
-	set -e; for file in benchmarks/bench_*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) --quick; done
+bench: install ## every benchmark, some hours; writes results/<question>.json and .png
+	@$(call BENCH)
+
+bench-quick: install ## every benchmark on a small setting, minutes: does it run? Writes results/quick/
+	@$(call BENCH,--quick)
 
 clean: ## remove caches, logs and build outputs; .venv stays
 	rm -rf build dist *.egg-info lightning_logs runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache

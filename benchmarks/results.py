@@ -30,6 +30,8 @@ FIELDS = (
     "versions", "values",
 )  # fmt: skip
 PACKAGES = ("lightning-parablock", "torch", "lightning", "transformers", "datasets", "torchmetrics")
+_NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\]")
+"""A list of numbers, spread over lines by the encoder; inside of a string there is no line break."""
 
 
 def write_result(
@@ -71,7 +73,7 @@ def write_result(
         "values": dict(values),
     }
     try:
-        text = json.dumps(record, indent=1, allow_nan=False)
+        text = _NUMBERS.sub(lambda match: " ".join(match[0].split()), json.dumps(record, indent=1, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"result {question!r} is not JSON: {error}") from error
     directory.mkdir(parents=True, exist_ok=True)
@@ -101,7 +103,13 @@ def command_line() -> list[str]:
     """The command that runs now, without the places of this machine."""
     words = list(sys.orig_argv)
     words[0] = "python"
-    return [word.removeprefix(f"{REPOSITORY}{os.sep}") for word in words]
+    return [without_place(word) for word in words]
+
+
+def without_place(word: str) -> str:
+    """A path without the places of this machine: below the repository from there on, elsewhere its last part."""
+    inside = word.removeprefix(f"{REPOSITORY}{os.sep}")
+    return Path(inside).name if os.path.isabs(inside) else inside
 
 
 def hardware() -> dict[str, Any]:

@@ -10,18 +10,15 @@ Bytes a parameter of a block, W being the bytes of a weight (4, or 2 with bfloat
     served shard     committed value 4, its server optimizer's state 4 a moment, error feedback 4         (host)
                      and of blocks in flight the last two as they were before the exchange               (host)
 
-Messages are under way in windows: of each peer and kind at most ``WINDOW`` are received at once, of the deltas at most
-``SEND_WINDOW`` a peer are sent and of the commits as many in all, whatever the block's size. With delay 0 the active
-block is itself the one in flight, and its start value is its committed value.
+Of messages at most ``WINDOW`` are received and ``SEND_WINDOW`` sent at once, a peer and kind, however long a block is.
+With delay 0 the active block is itself the one in flight, and its start value is its committed value.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain
 
 from lightning_parablock.planning.traffic import message_bytes
 from lightning_parablock.settings import ServerNesterov, Settings
@@ -91,35 +88,18 @@ def total_bytes(parts: Sequence[MemoryPart], *, on_device: bool) -> int:
 
 def window_bytes(numel: int, n_clients: int, settings: Settings) -> int:
     """Message buffers of the busiest client while a block of ``numel`` scalars travels, both directions and kinds."""
+    if n_clients == 1:
+        return 0
     shards = shard_bounds(numel, n_clients, settings.topology)
-    sizes = [_message_sizes(shard.stop - shard.start, settings) for shard in shards]
-    received = [sum(of_shard[:WINDOW]) for of_shard in sizes]
-    n_peers = n_clients - 1
-    return max(
-        n_peers * received[own]  # deltas on my shard
-        + sum(received)
-        - received[own]  # commits of the others
-        + _largest(SEND_WINDOW * n_peers, (sizes[peer] for peer in range(n_clients) if peer != own))
-        + (sum(sizes[own][:SEND_WINDOW]) if n_peers else 0)
-        for own in _unlike(sizes)
-    )
+    posted = [_window_of(shard, WINDOW, settings) for shard in shards]
+    leaving = [_window_of(shard, SEND_WINDOW, settings) for shard in shards]
+    # In: deltas on my shard from each peer, and the others' commits. Out: deltas on their shards, and my commits.
+    return max((n_clients - 1) * posted[me] + sum(posted) - posted[me] + sum(leaving) for me in range(n_clients))
 
 
-def _unlike(sizes: Sequence[Sequence[int]]) -> list[int]:
-    """One client of each kind: those whose shards have the same messages need the same memory."""
-    return list({tuple(of_shard): client for client, of_shard in enumerate(sizes)}.values())
-
-
-def _largest(n_slots: int, sizes: Iterable[Sequence[int]]) -> int:
-    """Bytes of the largest messages, as many as there are buffers, which all messages pass through in turn."""
-    return sum(sorted(chain.from_iterable(of_shard[:n_slots] for of_shard in sizes), reverse=True)[:n_slots])
-
-
-@cache
-def _message_sizes(scalars: int, settings: Settings) -> list[int]:
-    """Bytes of each message of a shard, the largest first."""
-    parts = chunks_of(slice(0, scalars), settings.chunk_bytes)
-    return sorted((message_bytes(part.stop - part.start, settings.compression) for part in parts), reverse=True)
+def _window_of(shard: slice, window: int, settings: Settings) -> int:
+    sizes = [part.stop - part.start for part in chunks_of(shard, settings.chunk_bytes)]
+    return sum(message_bytes(scalars, settings.compression) for scalars in sorted(sizes)[-window:])
 
 
 def _largest_round(model: ModelSize, settings: Settings) -> tuple[int, list[int]]:

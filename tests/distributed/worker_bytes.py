@@ -18,12 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from benchmarks.sockets import count_tcp_bytes
 from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.rounds import RoundEngine
 from lightning_parablock.settings import Settings, Topology
 from lightning_parablock.transport.opening import Federation, open_federation, open_transport
 from tests.support.engine import blocks_of
-from tests.support.sockets import count_tcp_bytes
 
 BLOCK_SIZES = (5_000, 1, 30_001, 1_024, 2_500)
 N_ROUNDS = 15

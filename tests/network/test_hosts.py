@@ -107,6 +107,16 @@ def test_links_without_a_rate_are_not_shaped() -> None:
         assert cluster.shaping(1) == {"up": None, "down": None}
 
 
+def test_a_links_speed_can_be_changed() -> None:
+    with HostCluster(2, rate=["1gbit", None]) as cluster:
+        for host in range(2):
+            cluster.set_rate(host, "20mbit")
+            shaping = cluster.shaping(host)
+            assert [shaping[way]["rate_bps"] for way in ("up", "down")] == [20 * MEGABYTE] * 2
+        with pytest.raises(HostsError, match="'slow' is not understood"):
+            cluster.set_rate(0, "slow")
+
+
 def test_launch_environment_and_names() -> None:
     show = """
         import os, socket

@@ -34,6 +34,13 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     assert set(record["git"]) == {"sha", "dirty"}
 
 
+def test_a_list_of_numbers_takes_one_line(tmp_path: Path) -> None:
+    values = {"round_s": [1.5, -2, 1e-9], "names": ["[\\n1", "a  b"], "pairs": [[1, 2], []]}
+    path = write(tmp_path, values=values)
+    assert read_result(path)["values"] == values
+    assert '"round_s": [ 1.5, -2, 1e-09 ]' in path.read_text()
+
+
 def test_no_place_of_this_machine_is_written(tmp_path: Path) -> None:
     assert str(REPOSITORY) not in write(tmp_path).read_text()
 

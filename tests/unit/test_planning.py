@@ -194,23 +194,19 @@ def test_the_windows_hold_the_largest_messages(
     numel: int, n_clients: int, topology: Topology, compression: Any
 ) -> None:
     settings = Settings(topology=topology, compression=compression, chunk_bytes=4096)
-    held: list[int] = []
-    for client in range(n_clients):
-        streams: dict[tuple[int, Kind], list[int]] = {}
-        deltas: list[int] = []
-        commits: dict[int, list[int]] = {}
-        for source, target, kind, size in messages(numel, n_clients, settings):
-            if target == client:
-                streams.setdefault((source, kind), []).append(size)
-            elif source == client and kind == Kind.DELTA:
-                deltas.append(size)
-            elif source == client:
-                commits.setdefault(target, []).append(size)
-        received = sum(sum(sorted(sizes)[-WINDOW:]) for sizes in streams.values())
-        one_peers = next(iter(commits.values()), [])  # every peer is sent the same buffers
-        slots = SEND_WINDOW * (n_clients - 1)
-        sent = sum(sorted(deltas, reverse=True)[:slots]) + sum(sorted(one_peers, reverse=True)[:SEND_WINDOW])
-        held.append(received + sent)
+    streams: dict[tuple[int, int, Kind], list[int]] = {}
+    for source, target, kind, size in messages(numel, n_clients, settings):
+        streams.setdefault((source, target, kind), []).append(size)
+    held = [0] * n_clients
+    commits_of = [0] * n_clients  # one buffer for all who receive it
+    for (source, target, kind), sizes in streams.items():
+        held[target] += sum(sorted(sizes)[-WINDOW:])
+        leaving = sum(sorted(sizes)[-SEND_WINDOW:])
+        if kind == Kind.DELTA:
+            held[source] += leaving
+        else:
+            commits_of[source] = leaving
+    held = [one + other for one, other in zip(held, commits_of, strict=True)]
     assert window_bytes(numel, n_clients, settings) == max(held)
 
 

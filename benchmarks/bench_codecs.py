@@ -1,0 +1,130 @@
+"""What do the codecs cost in time and in loss, and what do they save?
+
+Speed: one thread encodes and decodes parts of 262,144 scalars, beside a plain copy. Bytes: two hosts exchange blocks of
+14 million scalars of SmolLM2-135M at delay 0; bytes are counted by the kernel on the sockets, and by the round records,
+and seconds a round are taken at 1 Gbit/s and at 100 Mbit/s. Loss: GSM8K with the cut model, three seeds.
+
+    python -m benchmarks.bench_codecs --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+from statistics import fmean, median
+from typing import Any
+
+from benchmarks import gsm8k
+from benchmarks.overlap_figures import compute_s, exchange_s, run_of
+from benchmarks.publish import folder, parser, publish
+from benchmarks.workers import Workers, attempt
+from benchmarks.workloads import last_layers
+
+QUESTION = "codecs"
+CODECS = ("none", "bf16", "int8", "int4", "topk")
+MODEL: dict[str, Any] = {"kind": "smollm2", "layers": None, "tokens": 16, "blocks": last_layers(8, together=4)}
+QUIET = {"heartbeat_s": 500.0, "exchange_timeout_s": 1000.0}
+"""No heartbeat falls into the count."""
+
+
+def main() -> None:
+    """Measure speed, bytes and loss, and write the result."""
+    made = parser(__doc__)
+    gsm8k.add_options(made)
+    made.add_argument("--repeats", type=int, default=9, help="timed passes over all codecs")
+    made.add_argument("--rates", default="1000,100", help="comma list of Mbit/s")
+    made.add_argument("--rounds", type=int, default=7, help="rounds of a run; the first is not counted")
+    made.add_argument("--passes", type=int, default=2, help="runs of each codec and rate, in turn")
+    made.add_argument("--size", default="cut", help=f"of the runs to a loss: {', '.join(gsm8k.SIZES)}")
+    options = made.parse_args()
+    if options.quick:
+        options.repeats, options.rates, options.rounds, options.passes, options.size = 3, "1000", 3, 1, "quick"
+    values: dict[str, Any] = {"speed_gb_s": _speed(options), "exchanges": _exchanges(options)}
+    methods = {name: {"compression": name} for name in (("none", "int8") if options.quick else CODECS)}
+    runs = gsm8k.runs_of(methods, options.size, options, folder(options) / "codecs_runs")
+    values |= {"losses": runs, "loss_over_none": _loss_over_none(runs)}
+    print("final loss over that of none:", values["loss_over_none"], flush=True)
+    publish(
+        QUESTION,
+        options,
+        configuration={"model": MODEL} | gsm8k.configuration([options.size]),
+        seeds=sorted({run["seed"] for run in runs}),
+        network={"hosts": 2, "rates_mbit_s": options.rates, "shaped": "both directions of every host; losses: not"},
+        values=values,
+    )
+
+
+def _speed(options: argparse.Namespace) -> dict[str, Any]:
+    with Workers(1, linked=False) as workers:
+        found = attempt(workers.first_answer, "benchmarks.codec_job:speed", {"repeats": options.repeats})
+    for name in [name for name in found if name != "failed"]:
+        print(name, {way: round(median(values), 2) for way, values in found[name].items()}, "GB/s", flush=True)
+    return found
+
+
+def _exchanges(options: argparse.Namespace) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    with Workers(2) as workers:
+        for rate_mbit in map(int, options.rates.split(",")):
+            runs = [(name, attempt(_run, options, workers, name, rate_mbit)) for name in _turns(options)]
+            rows += [_row(name, rate_mbit, [run for other, run in runs if other == name]) for name in CODECS]
+    by_key = {(row["codec"], row["rate_mbit"]): row for row in rows}
+    for row in rows:
+        _compare(row, by_key["none", row["rate_mbit"]])
+    return rows
+
+
+def _turns(options: argparse.Namespace) -> list[str]:
+    return [name for _ in range(options.passes) for name in CODECS]
+
+
+def _run(options: argparse.Namespace, workers: Workers, codec: str, rate_mbit: int) -> dict[str, Any]:
+    strategy = {"local_steps": 1, "delay_steps": 0, "compression": codec, **QUIET}
+    plan = {"model": MODEL, "rounds": options.rounds, "strategy": strategy, "sockets": True}
+    answers = workers.run("benchmarks.fits:fit", plan, rate_mbit=rate_mbit)
+    run = run_of(answers, delay_steps=0, rate_mbit=rate_mbit)
+    return {
+        "exchange_s": exchange_s(run)[1:],
+        "compute_s": compute_s(run)[1:],
+        # Of all rounds between the first count and the last one: all but the last round of the run.
+        "socket_bytes": [
+            answer["sockets"][-1]["sent_bytes"] - answer["sockets"][0]["sent_bytes"] for answer in answers
+        ],
+        "record_bytes": [sum(answer["rounds"]["upload_bytes"][:-1]) for answer in answers],
+        "rounds_counted": options.rounds - 1,
+    }
+
+
+def _row(codec: str, rate_mbit: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"codec": codec, "rate_mbit": rate_mbit, "runs": runs}
+    good = [run for run in runs if not run["failed"]]
+    if good:
+        row["exchange_s"] = median(m for run in good for m in run["exchange_s"])
+        row["round_s"] = median(c + m for run in good for c, m in zip(run["compute_s"], run["exchange_s"], strict=True))
+        for name in ("socket_bytes", "record_bytes"):
+            row[name] = median(fmean(run[name]) / run["rounds_counted"] for run in good)
+    return row
+
+
+def _compare(row: dict[str, Any], none: dict[str, Any]) -> None:
+    if "socket_bytes" in row and "socket_bytes" in none:
+        row["times_fewer_bytes"] = none["socket_bytes"] / row["socket_bytes"]
+        row["times_faster_exchange"] = none["exchange_s"] / row["exchange_s"]
+    print({name: value for name, value in row.items() if name != "runs"}, flush=True)
+
+
+def _loss_over_none(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Final loss over that of none with the same seed, by codec, one value a seed where both ended."""
+    final = {(run["method"], run["seed"]): run["held_out_loss"][-1][1] for run in runs if not run["failed"]}
+    return {
+        codec: [
+            loss / final["none", seed]
+            for (name, seed), loss in final.items()
+            if name == codec and ("none", seed) in final
+        ]
+        for codec in CODECS
+        if codec != "none"
+    }
+
+
+if __name__ == "__main__":
+    main()

