@@ -71,7 +71,10 @@ def codec_of(compression: Compression) -> Codec:
 
 
 class _Cast(Codec):
-    """Every value in another type, rounded half to even. bfloat16 makes infinite what is within 0.2 % of float32's largest."""
+    """Every value in another type, rounded half to even.
+
+    bfloat16 makes infinite what is within 0.2 % of float32's largest.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype

@@ -229,7 +229,7 @@ class Settings:
         return dataclasses.replace(self, pending=(), **dict.fromkeys(self.pending, local_steps))
 
     def fingerprint(self) -> dict[str, str]:
-        """One printable value a setting that every rank must share: all of them but a client's cap on its own link."""
+        """One printable value a setting that every rank must share: all but a client's cap on its own link."""
         names = [field.name for field in dataclasses.fields(self) if field.name not in ("pending", "upload_bps")]
         return {name: repr(AUTO if name in self.pending else getattr(self, name)) for name in names}
 

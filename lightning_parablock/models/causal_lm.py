@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -13,6 +13,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from lightning_parablock.data.tokenize import IGNORED_LABEL
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.loading import (
+    Dtype,
     keep_first_layers,
     load_config,
     load_model,
@@ -27,7 +28,7 @@ _NOT_KEPT = ("_name_or_path", "id2label", "label2id")
 
 
 class CausalLM(pl.LightningModule):
-    """Fine-tunes a causal language model with AdamW in float32.
+    """Fine-tunes a causal language model with AdamW.
 
     Takes batches of ``input_ids``, ``attention_mask`` and ``labels``, each (batch, sequence) torch.long, with labels
     -100 where nothing is to be predicted. Logs ``train_loss``, ``val_loss``, ``test_loss`` (mean cross entropy a
@@ -44,6 +45,8 @@ class CausalLM(pl.LightningModule):
         adam_betas: Decay rates of AdamW's first and second moment, each in [0, 1).
         adam_epsilon: Term added to AdamW's denominator, dimensionless.
         activation_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
+        dtype: Type of the weights, "float32" or, with precision="bf16-true", "bfloat16": then they never take more than
+            two bytes each.
         random_weights: Draw the weights at random rather than load them; for benchmarks of shapes.
         predict_tokens: Tokens that predict adds at most to each prompt.
         architecture: transformers' configuration, as JSON text, to build without pretrained weights. Checkpoints carry
@@ -64,19 +67,22 @@ class CausalLM(pl.LightningModule):
         adam_betas: tuple[float, float] = (0.9, 0.999),
         adam_epsilon: float = 1e-8,
         activation_checkpointing: bool = False,
+        dtype: Dtype = "float32",
         random_weights: bool = False,
         predict_tokens: int = 32,
         architecture: str | None = None,
     ) -> None:
         super().__init__()
         _check_options(layers, learning_rate, weight_decay, adam_betas, adam_epsilon, predict_tokens)
+        if dtype not in get_args(Dtype):
+            raise ConfigurationError(f"dtype={dtype!r} is not known; choose from {', '.join(get_args(Dtype))}")
         self.save_hyperparameters()
         self._source = (model, gguf_file)
         self._adamw: dict[str, Any] = {"lr": learning_rate, "betas": tuple(adam_betas), "eps": adam_epsilon}
         self._weight_decay, self._predict_tokens = weight_decay, predict_tokens
         self._tokenizer: Any = None
         self._location: str | None = None
-        self.network = self._build(layers, random_weights, architecture)
+        self.network = self._build(layers, random_weights, architecture, dtype)
         # from_pretrained leaves a model in eval mode and Lightning keeps what it finds: dropout would stay off
         self.network.train()
         if activation_checkpointing:
@@ -134,12 +140,14 @@ class CausalLM(pl.LightningModule):
         if hyperparameters is not None:
             checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hyperparameters, "architecture": self._architecture()}
 
-    def _build(self, layers: int | None, random_weights: bool, architecture: str | None) -> PreTrainedModel:
+    def _build(
+        self, layers: int | None, random_weights: bool, architecture: str | None, dtype: Dtype
+    ) -> PreTrainedModel:
         if architecture is not None:
-            return network_of_architecture(architecture, layers)
+            return network_of_architecture(architecture, layers, dtype)
         location = self._resolve()
         config = load_config(location, layers)
-        return random_model(config) if random_weights else load_model(location, config)
+        return random_model(config, dtype) if random_weights else load_model(location, config, dtype)
 
     def _architecture(self) -> str:
         """The configuration as JSON text: LightningCLI, which reads it back, would take a dict apart."""
@@ -175,13 +183,13 @@ class CausalLM(pl.LightningModule):
         return {"prompt": decode(prompt), "completion": decode(ids[len(prompt) :], skip_special_tokens=True)}
 
 
-def network_of_architecture(architecture: str, layers: int | None) -> PreTrainedModel:
-    """A model of the option ``architecture`` with random float32 weights, cut to its first ``layers`` layers.
+def network_of_architecture(architecture: str, layers: int | None, dtype: Dtype = "float32") -> PreTrainedModel:
+    """A model of the option ``architecture`` with random weights, cut to its first ``layers`` layers.
 
     Raises:
         ConfigurationError: it is no transformers configuration, or has fewer layers.
     """
-    return random_model(_config_from(architecture, layers))
+    return random_model(_config_from(architecture, layers), dtype)
 
 
 def _prompt_length(mask: Tensor, labels: Tensor) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import transformers
@@ -19,6 +19,9 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.gguf_cache import converted_folder
 
 log = logging.getLogger(__name__)
+
+Dtype = Literal["float32", "bfloat16"]
+"""Of a model's weights."""
 
 _PACKAGE = "package:"
 _hf: Any = transformers  # its annotations are partial: through this name nothing of it is type-checked
@@ -63,14 +66,16 @@ def load_config(location: str, layers: int | None = None) -> PretrainedConfig:
     return config
 
 
-def load_model(location: str, config: PretrainedConfig) -> PreTrainedModel:
-    """The pretrained weights at ``location`` in float32; layers that ``config`` does not have are not read.
+def load_model(location: str, config: PretrainedConfig, dtype: Dtype = "float32") -> PreTrainedModel:
+    """The pretrained weights at ``location``; layers that ``config`` does not have are not read.
+
+    Weights in safetensors are mapped into memory and taken one by one: there is never a second copy of the model.
 
     Raises:
         ConfigurationError: the weights cannot be loaded, or lack some that ``config`` asks for.
     """
     with _quiet():
-        options: dict[str, Any] = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+        options: dict[str, Any] = {"config": config, "dtype": getattr(torch, dtype), "output_loading_info": True}
         network, report = _load(_hf.AutoModelForCausalLM, location, **options)
     missing = sorted(report["missing_keys"])
     if missing:
@@ -81,9 +86,9 @@ def load_model(location: str, config: PretrainedConfig) -> PreTrainedModel:
     return network
 
 
-def random_model(config: PretrainedConfig) -> PreTrainedModel:
-    """A model of ``config`` with random float32 weights, drawn from torch's global generator."""
-    return _hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+def random_model(config: PretrainedConfig, dtype: Dtype = "float32") -> PreTrainedModel:
+    """A model of ``config`` with random weights, drawn from torch's global generator."""
+    return _hf.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
 
 def load_tokenizer(location: str) -> Any:

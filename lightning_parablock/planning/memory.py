@@ -9,8 +9,8 @@ Bytes a parameter of a block, W being the bytes of a weight (4, or 2 with bfloat
     every block      error feedback of a lossy compression 4                                              (host)
     served shard     committed value 4, its server optimizer's state 4 a moment, error feedback 4         (host)
 
-Messages are under way in a window of at most ``WINDOW`` a peer, direction and kind, whatever the block's size. With
-delay 0 the active block is itself the one in flight, and its start value is its committed value.
+Of messages at most ``WINDOW`` are received and ``SEND_WINDOW`` sent at once, a peer and kind, however long a block is.
+With delay 0 the active block is itself the one in flight, and its start value is its committed value.
 """
 
 from __future__ import annotations
@@ -21,12 +21,10 @@ from dataclasses import dataclass
 
 from lightning_parablock.planning.traffic import message_bytes
 from lightning_parablock.settings import ServerNesterov, Settings
-from lightning_parablock.transport.chunks import WINDOW, chunks_of, shard_bounds
+from lightning_parablock.transport.chunks import SEND_WINDOW, WINDOW, chunks_of, shard_bounds
 
 FLOAT_BYTES = 4
 ADAM_MOMENTS = 2
-KINDS = 2
-"""Deltas and commits."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +87,18 @@ def total_bytes(parts: Sequence[MemoryPart], *, on_device: bool) -> int:
 
 def window_bytes(numel: int, n_clients: int, settings: Settings) -> int:
     """Message buffers of the busiest client while a block of ``numel`` scalars travels, both directions and kinds."""
+    if n_clients == 1:
+        return 0
     shards = shard_bounds(numel, n_clients, settings.topology)
-    windows = [_window_of(shard, settings) for shard in shards]
-    total = sum(windows)
-    # To and from each peer: deltas on the peer's shard out and its commits in; deltas on mine in and commits of it out.
-    return max(KINDS * (total - own + (n_clients - 1) * own) for own in windows)
+    posted = [_window_of(shard, WINDOW, settings) for shard in shards]
+    leaving = [_window_of(shard, SEND_WINDOW, settings) for shard in shards]
+    # In: deltas on my shard from each peer, and the others' commits. Out: deltas on their shards, and my commits.
+    return max((n_clients - 1) * posted[me] + sum(posted) - posted[me] + sum(leaving) for me in range(n_clients))
 
 
-def _window_of(shard: slice, settings: Settings) -> int:
+def _window_of(shard: slice, window: int, settings: Settings) -> int:
     sizes = [part.stop - part.start for part in chunks_of(shard, settings.chunk_bytes)]
-    return sum(message_bytes(scalars, settings.compression) for scalars in sorted(sizes)[-WINDOW:])
+    return sum(message_bytes(scalars, settings.compression) for scalars in sorted(sizes)[-window:])
 
 
 def _largest_round(model: ModelSize, settings: Settings) -> tuple[int, list[int]]:

@@ -42,9 +42,6 @@ connection of this side's own chunks, behind those that wait, and until it arriv
 SHARD_MULTIPLE = 1024
 """Shards are cut at multiples of this many scalars from the block's start, whatever the number of ranks."""
 
-WINDOW = 8
-"""Messages that a rank has posted at most to or from one peer, in one direction and of one kind."""
-
 _MAGIC = b"PBLK"
 _LAYOUT = struct.Struct("<4sHHIIIIQQIQ")
 _CHECKSUM_OFFSET = _LAYOUT.size

@@ -85,6 +85,17 @@ def test_weights_are_float32_in_training_mode_without_cache(folder: Path) -> Non
     assert module.tokenizer("hi")["input_ids"] == byte_tokenizer()("hi")["input_ids"]
 
 
+def test_weights_are_loaded_in_bfloat16_where_that_is_asked_for(folder: Path) -> None:
+    exact, half = CausalLM(str(folder)), CausalLM(str(folder), dtype="bfloat16")
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    for one, other in zip(exact.parameters(), half.parameters(), strict=True):
+        assert torch.equal(one.to(torch.bfloat16), other)
+    drawn = CausalLM(str(folder), dtype="bfloat16", random_weights=True)
+    assert {parameter.dtype for parameter in drawn.parameters()} == {torch.bfloat16}
+    with pytest.raises(ConfigurationError, match="dtype='float16' is not known; choose from float32, bfloat16"):
+        CausalLM(str(folder), dtype="float16")  # type: ignore[arg-type]
+
+
 def test_trains_validates_tests_and_predicts(folder: Path, data: FederatedTextDataModule, tmp_path: Path) -> None:
     module = CausalLM(str(folder), learning_rate=1e-2, predict_tokens=3)
     runs = trainer(tmp_path, max_steps=20, num_sanity_val_steps=1)

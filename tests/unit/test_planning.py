@@ -48,7 +48,7 @@ from lightning_parablock.settings import (
     TopK,
     Topology,
 )
-from lightning_parablock.transport.chunks import HEADER_BYTES, WINDOW, Kind, chunks_of, shard_bounds
+from lightning_parablock.transport.chunks import HEADER_BYTES, SEND_WINDOW, WINDOW, Kind, chunks_of, shard_bounds
 
 CODECS = [*(kind() for kind in COMPRESSIONS.values()), Int8(group=64), TopK(keep=0.3)]
 TOPOLOGIES: list[Topology] = ["sharded", "star"]
@@ -195,9 +195,15 @@ def test_the_window_holds_the_largest_messages_of_each_stream(
     for source, target, kind, size in messages(numel, n_clients, settings):
         streams.setdefault((source, target, kind), []).append(size)
     held = [0] * n_clients
-    for (source, target, _), sizes in streams.items():
-        for end in (source, target):
-            held[end] += sum(sorted(sizes)[-WINDOW:])
+    commits_of = [0] * n_clients  # one buffer for all who receive it
+    for (source, target, kind), sizes in streams.items():
+        held[target] += sum(sorted(sizes)[-WINDOW:])
+        leaving = sum(sorted(sizes)[-SEND_WINDOW:])
+        if kind == Kind.DELTA:
+            held[source] += leaving
+        else:
+            commits_of[source] = leaving
+    held = [one + other for one, other in zip(held, commits_of, strict=True)]
     assert window_bytes(numel, n_clients, settings) == max(held)
 
 
