@@ -45,7 +45,7 @@ def main() -> None:
     made.add_argument("--rounds", type=int, default=12, help="rounds of each of these runs")
     options = made.parse_args()
     if options.quick:
-        options.launches, options.alone_rounds, options.pairs, options.rounds, options.rates = 1, 3, 1, 3, "100"
+        options.launches, options.alone_rounds, options.pairs, options.rounds, options.rates = 1, 2, 1, 2, "100"
     values = {"alone": attempt(_alone, options), "in_flight": {}}
     with Workers(2) as workers:
         for rate_mbit in map(int, options.rates.split(",")):

@@ -15,7 +15,7 @@ def draw(values: dict[str, Any]) -> Figure:
     """The figure of ``results/memory.json``'s values."""
     medians = values["medians"]
     names = [name for name in TITLES if name in medians]
-    figure, axis = plt.subplots(figsize=(9, 4.5))
+    figure, axis = plt.subplots(figsize=(11, 4.5))
     peaks = axis.bar(range(len(names)), [medians[n]["training_peak_bytes"] / MEGABYTE for n in names], 0.6)
     axis.bar_label(peaks, fmt="%.0f")
     labels = [TITLES[name] for name in names]
@@ -28,9 +28,9 @@ def draw(values: dict[str, Any]) -> Figure:
 
 
 def _draw_formula(axis: Any, place: int, formula: dict[str, Any]) -> None:
-    base = 0.0
-    for purpose, size in [*formula["parts_bytes"].items(), ("activations (measured)", formula["activations_bytes"])]:
-        axis.bar(place, size / MEGABYTE, 0.6, bottom=base, label=purpose)
+    base, parts = 0.0, formula["parts_bytes"] | {"activations (measured)": formula["activations_bytes"]}
+    for index, (purpose, size) in enumerate(parts.items()):
+        axis.bar(place, size / MEGABYTE, 0.6, bottom=base, label=purpose, color=f"C{(index + 1) % 10}")
         base += size / MEGABYTE
     axis.annotate(f"{base:.0f}", (place, base), ha="center", va="bottom")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

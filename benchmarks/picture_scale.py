@@ -19,6 +19,7 @@ def draw(values: dict[str, Any]) -> Figure:
         axis.plot(clients, [row["round_s"] for row in mine], "o-", color=f"C{index}", label=", ".join(kind))
         axis.plot(clients, [row["planned_round_s"] for row in mine], ":", color=f"C{index}")
     axis.set(
+        xticks=sorted({row["clients"] for row in rows}),
         xlabel="clients",
         ylabel="seconds a round",
         title=f"Measured (points) and planned (dotted); computation: {values['compute']}",

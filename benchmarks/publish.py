@@ -52,7 +52,7 @@ def publish(
     draw(question, path.parent)
     messages = list(failures(values))
     if messages:
-        print(f"{question}: {len(messages)} failed, the first: {messages[0]}", flush=True)
+        print(f"{question}: {len(messages)} failed, the first: {messages[0].splitlines()[0]}", flush=True)
     if messages and options.quick:
         raise SystemExit(1)
 
