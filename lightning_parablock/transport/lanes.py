@@ -8,6 +8,7 @@ is the same on every rank, and messages of one kind are matched by it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 from torch import Tensor
 from typing_extensions import override
@@ -22,15 +23,30 @@ from lightning_parablock.transport.windows import Expected, Finish, ReceiveWindo
 from lightning_parablock.transport.wires import Ticket, Transfer, Wire
 
 
-class Lane(ABC):
-    """One thread's part of every exchange.
+@dataclass(frozen=True)
+class Means:
+    """What the lanes of a rank share.
 
-    Args:
+    Attributes:
         members: The ranks.
         wire: Carries the messages.
         finish: Waits for a transfer.
         pacer: Caps the rate.
         compression: Codec of the messages.
+    """
+
+    members: Membership
+    wire: Wire
+    finish: Finish
+    pacer: Pacer
+    compression: Compression
+
+
+class Lane(ABC):
+    """One thread's part of every exchange.
+
+    Args:
+        means: See there.
 
     Attributes:
         name: Of its thread.
@@ -40,11 +56,9 @@ class Lane(ABC):
     name: str
     brings_commit: bool
 
-    def __init__(
-        self, members: Membership, wire: Wire, finish: Finish, pacer: Pacer, *, compression: Compression
-    ) -> None:
-        self.members, self.wire, self.finish, self.pacer = members, wire, finish, pacer
-        self.coder = Coder(compression)
+    def __init__(self, means: Means) -> None:
+        self.means = means
+        self.coder = Coder(means.compression)
 
     @abstractmethod
     def carry_out(self, steps: ExchangeSteps) -> None:
@@ -64,11 +78,11 @@ class DeltaLane(Lane):
 
     name, brings_commit = "parablock-send", False
 
-    def __init__(
-        self, members: Membership, wire: Wire, finish: Finish, pacer: Pacer, *, compression: Compression
-    ) -> None:
-        super().__init__(members, wire, finish, pacer, compression=compression)
-        self._window = SendWindow(wire, finish, SEND_WINDOW * len(members.peers) * len(members.clients[members.rank]))
+    def __init__(self, means: Means) -> None:
+        super().__init__(means)
+        members = means.members
+        n_slots = SEND_WINDOW * len(members.peers) * len(members.clients[members.rank])
+        self._window = SendWindow(means.wire, means.finish, n_slots)
 
     @override
     def prepare(self, steps: ExchangeSteps) -> None:
@@ -80,7 +94,7 @@ class DeltaLane(Lane):
             for peer, client, part in steps.deltas_out(step):
                 message = self._window.message(self.coder.codec.payload_bytes(part.stop - part.start))
                 steps.write_delta(message, client, part, self.coder)
-                self.pacer.wait(message.numel())
+                self.means.pacer.wait(message.numel())
                 self._window.send(message, [peer], Kind.DELTA)
 
     @override
@@ -93,11 +107,10 @@ class ServerLane(Lane):
 
     name, brings_commit = "parablock-serve", True
 
-    def __init__(
-        self, members: Membership, wire: Wire, finish: Finish, pacer: Pacer, *, compression: Compression
-    ) -> None:
-        super().__init__(members, wire, finish, pacer, compression=compression)
-        self._in, self._out = ReceiveWindow(wire, finish), SendWindow(wire, finish, SEND_WINDOW)
+    def __init__(self, means: Means) -> None:
+        super().__init__(means)
+        self._in = ReceiveWindow(means.wire, means.finish)
+        self._out = SendWindow(means.wire, means.finish, SEND_WINDOW)
 
     @override
     def prepare(self, steps: ExchangeSteps) -> None:
@@ -112,8 +125,8 @@ class ServerLane(Lane):
             message = self._out.message(self.coder.codec.payload_bytes(part.stop - part.start))
             steps.serve(step, arrived, message, self.coder)
             self._in.release(step)
-            self.pacer.wait(message.numel() * len(self.members.peers))
-            self._out.send(message, self.members.peers, Kind.COMMIT)
+            self.means.pacer.wait(message.numel() * len(self.means.members.peers))
+            self._out.send(message, self.means.members.peers, Kind.COMMIT)
 
     @override
     def drain(self) -> None:
@@ -125,11 +138,9 @@ class CommitLane(Lane):
 
     name, brings_commit = "parablock-collect", True
 
-    def __init__(
-        self, members: Membership, wire: Wire, finish: Finish, pacer: Pacer, *, compression: Compression
-    ) -> None:
-        super().__init__(members, wire, finish, pacer, compression=compression)
-        self._in = ReceiveWindow(wire, finish)
+    def __init__(self, means: Means) -> None:
+        super().__init__(means)
+        self._in = ReceiveWindow(means.wire, means.finish)
 
     @override
     def prepare(self, steps: ExchangeSteps) -> None:
@@ -169,7 +180,7 @@ class LockstepLane(Lane):
                 message = self._new(self.coder.codec.payload_bytes(part.stop - part.start))
                 arrived = [(e, t.message) for e, t in zip(deltas[step], incoming, strict=True)]
                 steps.serve(step, arrived, message, self.coder)
-                outgoing = [Transfer(message, peer, Kind.COMMIT) for peer in self.members.peers]
+                outgoing = [Transfer(message, peer, Kind.COMMIT) for peer in self.means.members.peers]
             incoming = [self._receive(expected) for expected in _at(commits, step)]
             self._exchange(incoming, outgoing)
             steps.collect([(e, t.message) for e, t in zip(_at(commits, step), incoming, strict=True)], self.coder)
@@ -187,13 +198,13 @@ class LockstepLane(Lane):
         return Transfer(self._new(expected.header.length_bytes), expected.rank, expected.header.kind)
 
     def _new(self, payload_bytes: int) -> Tensor:
-        return self.wire.new_buffer(HEADER_BYTES + payload_bytes)
+        return self.means.wire.new_buffer(HEADER_BYTES + payload_bytes)
 
     def _exchange(self, incoming: list[Transfer], outgoing: list[Transfer]) -> None:
-        self.pacer.wait(sum(transfer.message.numel() for transfer in outgoing))
-        tickets: list[list[Ticket]] = list(self.wire.post(incoming, outgoing))
+        self.means.pacer.wait(sum(transfer.message.numel() for transfer in outgoing))
+        tickets: list[list[Ticket]] = list(self.means.wire.post(incoming, outgoing))
         for ticket in (ticket for posted in tickets for ticket in posted):
-            self.finish(ticket)
+            self.means.finish(ticket)
 
 
 def _at(steps: list[list[Expected]], step: int) -> list[Expected]:

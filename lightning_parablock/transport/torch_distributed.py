@@ -25,7 +25,7 @@ from lightning_parablock.server import ServerShard
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Exchange, Transport, Upload
 from lightning_parablock.transport.exchange_steps import ExchangeSteps, Place
-from lightning_parablock.transport.lanes import LOCKSTEP, STREAMING, Lane
+from lightning_parablock.transport.lanes import LOCKSTEP, STREAMING, Lane, Means
 from lightning_parablock.transport.membership import Membership, Watch
 from lightning_parablock.transport.pacing import Pacer
 from lightning_parablock.transport.side import side_of
@@ -67,10 +67,10 @@ class TorchDistributedTransport(Transport):
         self._settings, self._blocks = settings, blocks
         self._side = side_of(device)
         self._wire = self._open_wire(device, backend)
-        pacer = Pacer(settings.upload_bps)
+        means = Means(membership, self._wire, self._finish, Pacer(settings.upload_bps), settings.compression)
         self._lanes: list[tuple[Lane, CommunicationThread]] = []
         for kind in STREAMING if self._wire.posts_early else LOCKSTEP:
-            lane = kind(membership, self._wire, self._finish, pacer, compression=settings.compression)
+            lane = kind(means)
             thread = CommunicationThread(kind.name)
             thread.start()
             self._lanes.append((lane, thread))
