@@ -3,8 +3,8 @@
 Hosts in network namespaces with shaped links. With 2 clients each is pinned to a core and trains SmolLM2-135M for real:
 32 tokens a step, the last 4 layers' attention as 4 blocks of equal bytes. With 4 clients there are more clients than
 cores, and a timed sleep stands in for the computation; blocks then have a million scalars. Both topologies; M/C is set
-by the links' rate, from two probes at delay 0. Runs at delay 0 and K follow in turn, the first of a pair being now the
-one, now the other. At M = C there are many rounds, since T rounds can be at most 2T / (T + 1) times faster.
+by the links' rate, from three probes at delay 0. Runs at delay 0 and K follow in turn, the first of a pair being now
+the one, now the other. At M = C there are many rounds, since T rounds can be at most 2T / (T + 1) times faster.
 
     python -m benchmarks.bench_overlap
 """
@@ -39,7 +39,7 @@ def main() -> None:
     made.add_argument("--pairs", type=int, default=5, help="pairs of runs at M = C")
     made.add_argument("--other-pairs", type=int, default=1, help="pairs of runs elsewhere")
     made.add_argument("--rounds", type=int, default=48, help="rounds a run at M = C")
-    made.add_argument("--other-rounds", type=int, default=20, help="rounds a run elsewhere")
+    made.add_argument("--other-rounds", type=int, default=16, help="rounds a run elsewhere")
     made.add_argument("--probe-rounds", type=int, default=8, help="rounds of a probe; the first one is not counted")
     options = made.parse_args()
     if options.quick:
@@ -78,13 +78,22 @@ def _measure(options: argparse.Namespace, clients: int, topology: str) -> list[d
 
 
 def _probe(options: argparse.Namespace, workers: Workers, topology: str) -> dict[str, float]:
-    """C, and the two terms of M = fixed + bits / rate, in seconds a round, without each run's first round."""
-    runs = [_run(workers, topology, 0, rate_mbit, options.probe_rounds) for rate_mbit in PROBE_MBIT]
-    compute = [median(compute_s(run)[1:]) for run in runs]
-    exchange = [median(exchange_s(run)[1:]) for run in runs]
+    """C, and the two terms of M = fixed + megabits / rate, in seconds a round: two rates, then the one they give."""
+    (slow_c, slow_m), (fast_c, fast_m) = (_medians(options, workers, topology, rate) for rate in PROBE_MBIT)
     slow, fast = PROBE_MBIT
-    megabits = max(0.0, (exchange[0] - exchange[1]) / (1 / slow - 1 / fast))
-    return {"compute_s": sum(compute) / 2, "fixed_s": max(0.0, exchange[1] - megabits / fast), "megabits": megabits}
+    megabits = max(0.0, (slow_m - fast_m) / (1 / slow - 1 / fast))
+    found = {"compute_s": (slow_c + fast_c) / 2, "fixed_s": max(0.0, fast_m - megabits / fast), "megabits": megabits}
+    rate_mbit = _rate_mbit(found, 1.0)
+    compute_s, exchange_s = _medians(options, workers, topology, rate_mbit)
+    found["compute_s"] = (slow_c + fast_c + compute_s) / 3
+    found["megabits"] = max(1.0, (exchange_s - found["fixed_s"]) * rate_mbit)
+    return found
+
+
+def _medians(options: argparse.Namespace, workers: Workers, topology: str, rate_mbit: float) -> tuple[float, float]:
+    """Median C and M of a run at delay 0, without its first round."""
+    run = _run(workers, topology, 0, rate_mbit, options.probe_rounds)
+    return median(compute_s(run)[1:]), median(exchange_s(run)[1:])
 
 
 def _rate_mbit(probed: dict[str, Any], ratio: float) -> float:

@@ -57,7 +57,8 @@ def module_and_blocks(model: Mapping[str, Any]) -> tuple[pl.LightningModule, lis
 
     if model["kind"] == "shape":
         with torch.device(model["device"]):
-            return CausalLM("none", architecture=json.dumps(model["architecture"])).to(torch.bfloat16), model["blocks"]
+            module = CausalLM("none", architecture=json.dumps(model["architecture"]), dtype="bfloat16")
+            return module, model["blocks"]
     return CausalLM(PACKAGE, layers=model.get("layers")), model["blocks"]
 
 
