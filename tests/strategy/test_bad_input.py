@@ -49,7 +49,7 @@ CASES = {
     ),
     "wrong value": Case(["--strategy.block_order", "shufle"], r"'shufle'.*did you mean 'shuffle'"),
     "wrong type": Case(
-        ["--strategy.local_steps", "four"], r"--strategy\.local_steps must be a whole number, got 'four'"
+        ["--strategy.local_steps", "four"], r"--strategy\.local_steps must be 'auto' or a whole number, got 'four'"
     ),
     "wrong strategy": Case(["--strategy", "parablok"], r"did you mean 'parablock'"),
     "no match": Case(["--strategy.blocks", '["nowhere"]'], "pattern 'nowhere' of blocks matches no parameter"),
