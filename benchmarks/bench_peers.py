@@ -17,6 +17,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from benchmarks.peers.figures import curve, round_s, table
 from benchmarks.peers.job import Job
 from benchmarks.peers.launch import Run, run
 from benchmarks.peers.methods import LINKS, METHODS, SIZES, round_steps
+from benchmarks.peers.shown import markdown
 from benchmarks.results import RESULTS, read_result, write_result
 
 QUESTION = "peers"
@@ -50,7 +52,7 @@ def main() -> None:
         for key, job, link in _timing(options):
             _keep(options, state, "timing", key, lambda job=job, link=link: run(job, link, TIME_LIMIT_S))
     _write(options, state)
-    _print(state["table"])
+    print(markdown(state["table"]))
 
 
 def _options() -> argparse.Namespace:
@@ -146,6 +148,7 @@ def _write(options: argparse.Namespace, state: State) -> None:
             "sequence_length": methods.SEQUENCE_LENGTH,
             "model": methods.MODEL,
             "lora_rank": methods.LORA_RANK,
+            "peers": {name: [d.version for d in distributions(name=name)] for name in ("torchft", "peft")},
         },
         seeds=[SEED],
         network={
@@ -156,20 +159,6 @@ def _write(options: argparse.Namespace, state: State) -> None:
         values=state,
         directory=options.results,
     )
-
-
-def _print(rows: list[dict[str, Any]]) -> None:
-    """The table as in the documentation."""
-    for row in rows:
-        seconds = ", ".join(
-            f"{link} {row['round_s'][link]:.1f} s x {row['rounds_to_target']} = {row['seconds_to_target'].get(link)}"
-            for link in row["round_s"]
-        )
-        print(
-            f"{row['title']}: learning rate {row['learning_rate']:g}, final loss {row['final_loss']:.4f}, "
-            f"{row['sent_bytes'] / 1e9:.3f} GB; to {row['target_loss']}: {row['rounds_to_target']} rounds of "
-            f"{row['steps_a_round']} steps, {row['bytes_to_target']} bytes; {seconds}"
-        )
 
 
 if __name__ == "__main__":

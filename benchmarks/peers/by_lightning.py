@@ -59,7 +59,9 @@ class Stamps(pl.Callback):
         self._start_bytes = sent_bytes()
         self._stamps_s.append(time.monotonic())
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Called by Lightning, after the strategy's own callback."""
         self._stamps_s.append(time.monotonic())
         if trainer.global_step == self._job.steps:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from benchmarks.host_network import address
 from benchmarks.peers.job import Job, leave, meet, rank, sent_bytes
@@ -25,7 +25,7 @@ from benchmarks.peers.task import PeerData, PeerModel, data_of, loss_of, model_o
 
 LIGHTHOUSE_PORT, STORE_PORT = 29510, 29511
 LIMIT = timedelta(hours=1)
-OUTER = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
+OUTER: dict[str, Any] = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
 STREAMING_MIX = 0.5
 """Share of a client's own value when a fragment comes back late: alpha of Streaming DiLoCo."""
 
@@ -81,7 +81,7 @@ def _diloco(job: Job, manager: Any, fragments: list[nn.Module], inner: torch.opt
 
 
 @contextmanager
-def _manager() -> Iterator[Any]:
+def _manager() -> Generator[Any]:
     here = address(rank())
     lighthouse = _lighthouse() if rank() == 0 else None
     store = TCPStore(here, STORE_PORT, is_master=True, wait_for_workers=False)
@@ -141,7 +141,7 @@ def _step(module: PeerModel, inner: Any, batch: Any) -> None:
 
 
 @contextmanager
-def _committed(diloco: Any) -> Iterator[None]:
+def _committed(diloco: Any) -> Generator[None]:
     """Show what all clients share: each fragment as of its last outer step."""
     pairs = [(p.data, f.original_parameters[name]) for f in diloco._fragments for name, p in _parameters(f)]
     own = [parameter.clone() for parameter, _ in pairs]

