@@ -87,6 +87,15 @@ METHODS = {
     "parablock_int4": Method(
         "ParaBlock, int4", "strategy", PARABLOCK, BLOCK_RATES[:1], options={"compression": "int4"}, extra=True
     ),
+    "one_block_int4": Method(
+        "ParaBlock, one block of all, int4",
+        "strategy",
+        Timing((2, 2, 2), untimed_rounds=1),
+        WHOLE_RATES[:1],
+        True,
+        {"blocks": 1, "compression": "int4"},
+        extra=True,
+    ),
 }
 
 
