@@ -115,7 +115,8 @@ def _timing(options: argparse.Namespace) -> Iterator[tuple[str, Job, str]]:
                 local_steps = min(timing.local_steps or whole, whole)
                 steps = timing.rounds[LINKS.index(link)] * local_steps
                 job = _job(options, name, METHODS[name].learning_rates[0], steps, local_steps, timed=True)
-                yield f"{name} {link} {repeat}", job, link
+                if steps:
+                    yield f"{name} {link} {repeat}", job, link
 
 
 def _keep(options: argparse.Namespace, state: State, part: str, key: str, make: Callable[[], Run]) -> None:

@@ -26,7 +26,7 @@ class Timing:
     """How much of a method is timed on each link.
 
     Attributes:
-        rounds: Rounds on each of LINKS.
+        rounds: Rounds on each of LINKS; 0 where it is not timed.
         untimed_rounds: Of these the first ones are left out: nothing is in flight yet.
         local_steps: Steps of a timed round, where fewer than in training will do because the exchange hides behind
             none of them; the missing ones are added afterwards. None: as in training.
@@ -70,6 +70,7 @@ BLOCK_RATES = (3e-4, 1e-4, 6e-4)
 ADAPTER_RATES = (1e-3, 5e-4, 2e-3)
 BLOCKING_WHOLE = Timing((1, 1, 1), local_steps=3)
 PARABLOCK = Timing((4, 4, 3), untimed_rounds=1)
+COMPRESSED = Timing((0, 4, 3), untimed_rounds=1)
 
 METHODS = {
     "parablock": Method("ParaBlock", "strategy", PARABLOCK, BLOCK_RATES),
@@ -82,15 +83,15 @@ METHODS = {
     ),
     "ddp": Method("Lightning DDP", "ddp", Timing((3, 1, 1)), WHOLE_RATES),
     "parablock_int8": Method(
-        "ParaBlock, int8", "strategy", PARABLOCK, BLOCK_RATES[:1], options={"compression": "int8"}, extra=True
+        "ParaBlock, int8", "strategy", COMPRESSED, BLOCK_RATES[:1], options={"compression": "int8"}
     ),
     "parablock_int4": Method(
-        "ParaBlock, int4", "strategy", PARABLOCK, BLOCK_RATES[:1], options={"compression": "int4"}, extra=True
+        "ParaBlock, int4", "strategy", COMPRESSED, BLOCK_RATES[:1], options={"compression": "int4"}
     ),
     "one_block_int4": Method(
         "ParaBlock, one block of all, int4",
         "strategy",
-        Timing((2, 2, 2), untimed_rounds=1),
+        Timing((0, 2, 2), untimed_rounds=1),
         WHOLE_RATES[:1],
         True,
         {"blocks": 1, "compression": "int4"},
