@@ -62,7 +62,7 @@ class Method:
     @property
     def overlaps(self) -> bool:
         """Whether training ends with an exchange in flight, which is drained."""
-        return self.kind == "strategy" and "delay_steps" not in self.options
+        return self.kind in ("strategy", "lora") and "delay_steps" not in self.options
 
 
 WHOLE_RATES = (1e-4, 2e-4)
@@ -76,7 +76,8 @@ METHODS = {
     "parablock": Method("ParaBlock", "strategy", PARABLOCK, BLOCK_RATES),
     "fedbcd": Method("FedBCD", "strategy", Timing((5, 5, 2), local_steps=3), BLOCK_RATES, options={"delay_steps": 0}),
     "fedavg": Method("FedAvg", "strategy", BLOCKING_WHOLE, WHOLE_RATES, True, {"blocks": 1, "delay_steps": 0}),
-    "lora": Method("LoRA, FedAvg of adapters", "lora", Timing((1, 1, 1)), ADAPTER_RATES, options={"delay_steps": 0}),
+    "lora": Method("LoRA, FedAvg of adapters", "lora", Timing((2, 2, 2)), ADAPTER_RATES, options={"delay_steps": 0}),
+    "lora_parablock": Method("ParaBlock over LoRA", "lora", Timing((3, 3, 3), untimed_rounds=1), ADAPTER_RATES[:1]),
     "diloco": Method("DiLoCo (torchft)", "diloco", BLOCKING_WHOLE, WHOLE_RATES, True, {"streaming": False}),
     "streaming_diloco": Method(
         "Streaming DiLoCo (torchft)", "diloco", Timing((2, 2, 2)), WHOLE_RATES, options={"streaming": True}
