@@ -6,8 +6,8 @@ learning rate on links that are not shaped (the network changes no trajectory), 
 each link, in turn, one core a host. Every finished run is kept in results/peers.json at once; a second start goes on
 after them and tries failed ones again.
 
-    python -m benchmarks.bench_peers --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl --train
-    python -m benchmarks.bench_peers --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl --time
+    python -m benchmarks.bench_peers --train --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl
+    python -m benchmarks.bench_peers --time --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gsm8k
 from benchmarks.peers import methods
 from benchmarks.peers.figures import curve, round_s, table
 from benchmarks.peers.job import Job
 from benchmarks.peers.launch import Run, run
 from benchmarks.peers.methods import LINKS, METHODS, SIZES, round_steps
 from benchmarks.peers.shown import markdown
-from benchmarks.results import RESULTS, read_result, write_result
+from benchmarks.pictures import draw
+from benchmarks.publish import failures, folder, parser
+from benchmarks.results import read_result, write_result
 
 QUESTION = "peers"
-HUB_ID = "openai/gsm8k"
 SEED = 0
 TARGET_LOSS = 1.0
 State = dict[str, Any]
@@ -52,30 +53,32 @@ def main() -> None:
         for key, job, link in _timing(options):
             _keep(options, state, "timing", key, lambda job=job, link=link: run(job, link, TIME_LIMIT_S))
     _write(options, state)
+    draw(QUESTION, options.results)
     print(markdown(state["table"]))
+    if options.quick and any(failures(state)):
+        raise SystemExit(1)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", action="store_true", help="only train (an hour and more)")
-    parser.add_argument("--time", action="store_true", help="only time (half an hour); wants a quiet machine")
-    parser.add_argument("--quick", action="store_true", help="a cut model and few steps: does it run?")
-    parser.add_argument("--methods", default=",".join(name for name, m in METHODS.items() if not m.extra))
-    parser.add_argument("--links", default=",".join(LINKS), help="comma list of links to time on")
-    parser.add_argument("--learning-rates", type=float, nargs="+", help="to train with; default: each method's own")
-    parser.add_argument("--results", type=Path, default=None, help="folder of the result file")
-    parser.add_argument("--repeats", type=int, default=1, help="timed runs of each method and link")
-    parser.add_argument("--target", type=float, default=TARGET_LOSS, help="held-out loss, nats a token")
-    parser.add_argument("--train-file", default=HUB_ID, help="GSM8K training questions: hub id or JSON Lines file")
-    parser.add_argument("--test-file", default=HUB_ID, help="GSM8K test questions: the same")
-    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    made = parser(__doc__)
+    gsm8k.add_options(made)
+    made.add_argument("--train", action="store_true", help="only train (hours)")
+    made.add_argument("--time", action="store_true", help="only time (half an hour); wants a quiet machine")
+    made.add_argument("--methods", default=",".join(name for name, m in METHODS.items() if not m.extra))
+    made.add_argument("--links", default=",".join(LINKS), help="comma list of links to time on")
+    made.add_argument("--learning-rates", type=float, nargs="+", help="to train with; default: each method's own")
+    made.add_argument("--results", type=Path, default=None, help="folder of the result file")
+    made.add_argument("--repeats", type=int, default=1, help="timed runs of each method and link")
+    made.add_argument("--target", type=float, default=TARGET_LOSS, help="held-out loss, nats a token")
+    made.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
+    options = made.parse_args()
     options.size = "quick" if options.quick else "whole"
-    options.results = options.results or (RESULTS / "quick" if options.quick else RESULTS)
+    options.results = options.results or folder(options)
     if options.quick:
         options.links = LINKS[0]
-    if unknown := set(options.methods.split(",")) - set(METHODS):
-        parser.error(f"no method {', '.join(sorted(unknown))}; choose from {', '.join(METHODS)}")
+    for given, known in ((options.methods, METHODS), (options.links, LINKS)):
+        if unknown := set(given.split(",")) - set(known):
+            made.error(f"{', '.join(sorted(unknown))} is not known; choose from {', '.join(known)}")
     return options
 
 
@@ -149,7 +152,6 @@ def _write(options: argparse.Namespace, state: State) -> None:
             "sequence_length": methods.SEQUENCE_LENGTH,
             "model": methods.MODEL,
             "lora_rank": methods.LORA_RANK,
-            "peers": {name: [d.version for d in distributions(name=name)] for name in ("torchft", "peft")},
         },
         seeds=[SEED],
         network={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -14,7 +15,7 @@ from typing import Any
 from benchmarks.hosts import HostCluster
 from benchmarks.peers.job import Job
 from benchmarks.peers.methods import N_CLIENTS
-from benchmarks.results import git_state
+from benchmarks.results import REPOSITORY, git_state
 
 POLL_S = 0.2
 MESSAGE_LINES = 2
@@ -74,4 +75,5 @@ def _left_by(folder: Path, host: int) -> Path:
 
 
 def _last_words(log: str) -> str:
-    return " ".join(log.strip().splitlines()[-MESSAGE_LINES:])
+    words = " ".join(log.strip().splitlines()[-MESSAGE_LINES:])
+    return words.replace(f"{REPOSITORY}{os.sep}", "").replace(sys.prefix, "python")

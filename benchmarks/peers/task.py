@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from benchmarks.gsm8k import HUB_ID
 from benchmarks.peers.job import Job, rank, sent_bytes
 from benchmarks.peers.methods import BATCH_SIZE, LORA_RANK, MODEL, N_CLIENTS, SEQUENCE_LENGTH
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.models import CausalLM
 from lightning_parablock.models.metrics import token_loss
 
-HUB_ID = "openai/gsm8k"
 Sums = tuple[float, int]
 """Summed loss in nats and the number of tokens summed over."""
 
