@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.errors import ProtocolError
-from lightning_parablock.settings import Topology
+from lightning_parablock.settings import RECORD_SCALARS, Topology
 
 PROTOCOL_VERSION = 2
 HEADER_BYTES = 64
@@ -39,8 +39,9 @@ WINDOW = 8
 SEND_WINDOW = 2
 """Chunks of one kind to one rank that wait to leave. Fewer than WINDOW: a posted receive is told to the sender on the
 connection of this side's own chunks, behind those that wait, and until it arrives the other direction rests."""
-SHARD_MULTIPLE = 1024
-"""Shards are cut at multiples of this many scalars from the block's start, whatever the number of ranks."""
+SHARD_MULTIPLE = RECORD_SCALARS
+"""Shards are cut at multiples of this many scalars from the block's start, whatever the number of ranks: no codec's
+record is cut."""
 
 _MAGIC = b"PBLK"
 _LAYOUT = struct.Struct("<4sHHIIIIQQIQ")

@@ -55,7 +55,7 @@ class ExchangeSteps:
         self._round, self._block = round_index, block
         self._uploads = dict(sorted(uploads.items()))
         self.commit = commit
-        self._start_s = self._ready_s = self._end_s = time.time()
+        self._start_s = self._ready_s = time.time()
         self._sent_bytes = {kind: 0 for kind in Kind}
         self._received_bytes = {kind: 0 for kind in Kind}
         bounds = chunks.shard_bounds(commit.numel(), self._members.n_ranks, self._settings.topology)
@@ -74,9 +74,8 @@ class ExchangeSteps:
 
     def finish(self) -> ExchangeFacts:
         """Take note that the commit is complete; returns times and bytes."""
-        self._end_s = time.time()
         sent, received = sum(self._sent_bytes.values()), sum(self._received_bytes.values())
-        return ExchangeFacts(self._start_s, self._ready_s, self._end_s, sent, received)
+        return ExchangeFacts(self._start_s, self._ready_s, time.time(), sent, received)
 
     # --- deltas out ---------------------------------------------------------------------------------------------------
 
