@@ -93,8 +93,11 @@ def without_torchrun(rank: int, n_ranks: int, port: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def started(*args: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """``lightning-parablock ARGS`` in a process group of its own, as a terminal has it, with its output in a file."""
-    environment = {**without_torchrun(0, 1, 0), "PYTHONUNBUFFERED": "1"}
+    """``lightning-parablock ARGS`` in a process group of its own, as a terminal has it, with its output in a file.
+
+    Its ranks share the file. Their output is buffered, so that a line that is printed and flushed is written in one piece.
+    """
+    environment = without_torchrun(0, 1, 0)
     environment.pop("MASTER_PORT")
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
