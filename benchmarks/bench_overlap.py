@@ -2,9 +2,10 @@
 
 Hosts in network namespaces with shaped links. With 2 clients each is pinned to a core and trains SmolLM2-135M for real:
 32 tokens a step, the last 4 layers' attention as 4 blocks of equal bytes. With 4 clients there are more clients than
-cores, and a timed sleep stands in for the computation; blocks then have a million scalars. Both topologies; M/C is set
-by the links' rate, from three probes at delay 0. Runs at delay 0 and K follow in turn, the first of a pair being now
-the one, now the other. At M = C there are many rounds, since T rounds can be at most 2T / (T + 1) times faster.
+cores, and a timed sleep stands in for the computation; blocks then have a million scalars. Both topologies. The links'
+rate sets M/C, by three probes at delay 0 at first and then by the pair before. Runs at delay 0 and K follow in turn,
+the first of a pair being now the one, now the other. At M = C there are many rounds, since T rounds can be at most
+2T / (T + 1) times faster.
 
     python -m benchmarks.bench_overlap
 """
@@ -15,7 +16,8 @@ import argparse
 from statistics import median
 from typing import Any
 
-from benchmarks.overlap_figures import Run, compute_s, exchange_s, run_of
+from benchmarks.calibration import Calibration
+from benchmarks.overlap_figures import Run, run_of
 from benchmarks.pairs import measure_pairs
 from benchmarks.publish import parser, publish
 from benchmarks.workers import Workers, attempt
@@ -67,50 +69,39 @@ def _measure(options: argparse.Namespace, clients: int, topology: str) -> list[d
     """All ratios of one number of clients and one topology, on one set of workers."""
     facts = {"clients": clients, "topology": topology, "compute": "real" if clients == 2 else "timed sleep"}
     with Workers(clients) as workers:
-        probed = attempt(_probe, options, workers, topology)
-        print(facts, probed, flush=True)
-        if probed["failed"]:
-            return [facts | probed]
+        calibrated = attempt(_calibrate, options, workers, topology)
+        print(facts, calibrated, flush=True)
+        if calibrated["failed"]:
+            return [facts | calibrated]
         return [
-            facts | {"ratio": ratio} | attempt(_pairs, options, workers, topology, ratio, probed)
+            facts | {"ratio": ratio} | attempt(_pairs, options, workers, topology, ratio, calibrated["link"])
             for ratio in map(float, options.ratios.split(","))
         ]
 
 
-def _probe(options: argparse.Namespace, workers: Workers, topology: str) -> dict[str, float]:
-    """C, and the two terms of M = fixed + megabits / rate, in seconds a round: two rates, then the one they give."""
-    (slow_c, slow_m), (fast_c, fast_m) = (_medians(options, workers, topology, rate) for rate in PROBE_MBIT)
-    slow, fast = PROBE_MBIT
-    megabits = max(0.0, (slow_m - fast_m) / (1 / slow - 1 / fast))
-    found = {"compute_s": (slow_c + fast_c) / 2, "fixed_s": max(0.0, fast_m - megabits / fast), "megabits": megabits}
-    rate_mbit = _rate_mbit(found, 1.0)
-    compute_s, exchange_s = _medians(options, workers, topology, rate_mbit)
-    found["compute_s"] = (slow_c + fast_c + compute_s) / 3
-    found["megabits"] = max(1.0, (exchange_s - found["fixed_s"]) * rate_mbit)
-    return found
-
-
-def _medians(options: argparse.Namespace, workers: Workers, topology: str, rate_mbit: float) -> tuple[float, float]:
-    """Median C and M of a run at delay 0, without its first round."""
-    run = _run(workers, topology, 0, rate_mbit, options.probe_rounds)
-    return median(compute_s(run)[1:]), median(exchange_s(run)[1:])
-
-
-def _rate_mbit(probed: dict[str, Any], ratio: float) -> float:
-    """The rate at which M = ratio C; at most 2 Gbit/s, where C is so short that fixed costs are longer."""
-    left_s = ratio * probed["compute_s"] - probed["fixed_s"]
-    return min(2000.0, max(1.0, probed["megabits"] / max(left_s, 1e-3)))
+def _calibrate(options: argparse.Namespace, workers: Workers, topology: str) -> dict[str, Calibration]:
+    """From runs at delay 0: two rates, then the one that they give for M = C."""
+    slow, fast = (_run(workers, topology, 0, rate, options.probe_rounds) for rate in PROBE_MBIT)
+    link = Calibration.of(slow, fast)
+    link.learn(_run(workers, topology, 0, link.rate_mbit(1.0), options.probe_rounds))
+    return {"link": link}
 
 
 def _pairs(
-    options: argparse.Namespace, workers: Workers, topology: str, ratio: float, probed: dict[str, Any]
+    options: argparse.Namespace, workers: Workers, topology: str, ratio: float, link: Calibration
 ) -> dict[str, Any]:
-    rate_mbit = round(_rate_mbit(probed, ratio), 3)
+    """Pairs at one M/C; each pair's rate is set by what the pair before it has shown."""
     n, rounds = (options.pairs, options.rounds) if ratio == 1 else (options.other_pairs, options.other_rounds)
-    found = measure_pairs(lambda delay: _run(workers, topology, delay, rate_mbit, rounds), LOCAL_STEPS, n)
+    found = measure_pairs(
+        lambda delay: _run(workers, topology, delay, link.rate_mbit(ratio), rounds),
+        LOCAL_STEPS,
+        n,
+        after=lambda pair: link.learn(pair["blocking"]),
+    )
     said = {name: round(value, 3) for name, value in found["medians"].items()}
-    print(f"  M/C {ratio:g} at {rate_mbit:g} Mbit/s:", said, flush=True)
-    return {"rate_mbit": rate_mbit, "probe": probed} | found
+    rates = [pair["blocking"]["rate_mbit"] for pair in found["pairs"]]
+    print(f"  M/C {ratio:g} at {rates} Mbit/s:", said, flush=True)
+    return {"rate_mbit": median(rates)} | found
 
 
 def _run(workers: Workers, topology: str, delay_steps: int, rate_mbit: float, rounds: int) -> Run:

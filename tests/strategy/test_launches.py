@@ -95,7 +95,7 @@ def without_torchrun(rank: int, n_ranks: int, port: int) -> dict[str, str]:
 def started(*args: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """``lightning-parablock ARGS`` in a process group of its own, as a terminal has it, with its output in a file.
 
-    Its ranks share the file. Their output is buffered, so that a line that is printed and flushed is written in one piece.
+    Its ranks share the file. Their output is buffered: a line printed and flushed is written in one piece.
     """
     environment = without_torchrun(0, 1, 0)
     environment.pop("MASTER_PORT")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.bootstrap import interval, median_ratio, ratio_with_interval
+from benchmarks.calibration import Calibration
 from benchmarks.overlap_figures import (
     compute_s,
     exchange_s,
@@ -177,3 +178,26 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
 
 def test_one_measurement_has_no_spread() -> None:
     assert interval([[2.0, 1.0]], median_ratio, draws=10) == [2.0, 2.0]
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def blocking_run(compute: float, exchange: float, rate_mbit: float) -> dict[str, Any]:
+    """A run at delay 0 of three rounds, the first of which is far slower than the others."""
+    rounds, now = [], 0.0
+    for slower in (9.0, 0.0, 0.0):
+        end = now + compute + slower
+        rounds.append({"start": now, "end": end, "arrived": end + exchange + slower, "exposed": exchange})
+        now = end + exchange + slower
+    return run_of([answer(rounds)], delay_steps=0, rate_mbit=rate_mbit)
+
+
+def test_two_runs_give_the_rate_for_any_ratio_and_a_third_one_corrects_it() -> None:
+    # M = 0.5 s + 60 megabits / rate
+    link = Calibration.of(blocking_run(2.0, 3.5, 20.0), blocking_run(2.0, 1.5, 60.0))
+    assert (link.compute_s, link.fixed_s, link.megabits) == pytest.approx((2.0, 0.5, 60.0))
+    assert link.rate_mbit(1.0) == pytest.approx(40.0)
+    assert link.rate_mbit(0.1) == 2000.0  # the fixed part alone is longer
+    link.learn(blocking_run(4.0, 2.5, 40.0))  # 80 megabits, it turns out, and a slower computation
+    assert link.rate_mbit(1.0) == pytest.approx(80.0 / 3.5, abs=1e-3)
