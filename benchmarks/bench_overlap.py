@@ -2,7 +2,8 @@
 
 Hosts in network namespaces with shaped links. With 2 clients each is pinned to a core and trains SmolLM2-135M for real:
 32 tokens a step, the last 4 layers' attention as 4 blocks of equal bytes. With 4 clients there are more clients than
-cores, and a timed sleep stands in for the computation; blocks then have a million scalars. Both topologies. The links'
+cores, and a timed sleep stands in for the computation; blocks then have a million scalars. At M = C the sleep is tried
+with 2 clients, too: what then differs from real compute is the computation's doing. Both topologies. The links'
 rate sets M/C, by three probes at delay 0 at first and then by the pair before. Runs at delay 0 and K follow in turn,
 the first of a pair being now the one, now the other. At M = C there are many rounds, since T rounds can be at most
 2T / (T + 1) times faster.
@@ -13,6 +14,7 @@ the first of a pair being now the one, now the other. At M = C there are many ro
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -26,74 +28,89 @@ from benchmarks.workloads import last_layers
 QUESTION = "overlap"
 LOCAL_STEPS = 2
 PROBE_MBIT = (40.0, 120.0)
-MODELS: dict[int, dict[str, Any]] = {
-    2: {"kind": "smollm2", "layers": None, "tokens": 32, "blocks": last_layers(4, "self_attn")},
-    4: {"kind": "sleep", "step_s": 0.25, "n_blocks": 4, "block_scalars": 1 << 20},
+MODELS: dict[str, dict[str, Any]] = {
+    "real": {"kind": "smollm2", "layers": None, "tokens": 32, "blocks": last_layers(4, "self_attn")},
+    "sleep": {"kind": "sleep", "step_s": 0.25, "n_blocks": 4, "block_scalars": 1 << 20},
 }
+ONLY_AT_EQUAL = "2:sleep"
 
 
 def main() -> None:
     """Measure every configuration; what has been measured is written after each number of clients and topology."""
     made = parser(__doc__)
-    made.add_argument("--clients", default="2,4", help="comma list of 2 (real compute) and 4 (timed sleep)")
+    made.add_argument("--clients", default="2:real,2:sleep,4:sleep", help="comma list of clients:computation")
     made.add_argument("--topologies", default="sharded,star", help="comma list")
     made.add_argument("--ratios", default="1,0.25,0.5,0.9,2,4", help="comma list of M/C")
     made.add_argument("--pairs", type=int, default=5, help="pairs of runs at M = C")
-    made.add_argument("--other-pairs", type=int, default=1, help="pairs of runs elsewhere")
+    made.add_argument("--other-pairs", type=int, default=5, help="pairs of runs elsewhere")
     made.add_argument("--rounds", type=int, default=48, help="rounds a run at M = C")
-    made.add_argument("--other-rounds", type=int, default=16, help="rounds a run elsewhere")
+    made.add_argument("--other-rounds", type=int, default=6, help="rounds a run elsewhere")
     made.add_argument("--probe-rounds", type=int, default=8, help="rounds of a probe; the first one is not counted")
     options = made.parse_args()
     if options.quick:
         options.ratios, options.pairs, options.rounds, options.probe_rounds = "1", 1, 6, 3
-        options.topologies = "sharded"
+        options.topologies, options.clients = "sharded", "2:real,4:sleep"
     configurations: list[dict[str, Any]] = []
-    for clients in map(int, options.clients.split(",")):
+    for case in options.clients.split(","):
         for topology in options.topologies.split(","):
-            configurations += _measure(options, clients, topology)
+            configurations += _measure(options, case, topology)
             _publish(options, configurations)
+
+
+@dataclass
+class _Hosts:
+    """Workers, and what they train."""
+
+    workers: Workers
+    topology: str
+    model: dict[str, Any]
+
+    def run(self, delay_steps: int, rate_mbit: float, rounds: int) -> Run:
+        """One fit of all of them."""
+        strategy = {"local_steps": LOCAL_STEPS, "delay_steps": delay_steps, "topology": self.topology}
+        plan = {"model": self.model, "rounds": rounds, "strategy": strategy}
+        answers = self.workers.run("benchmarks.fits:fit", plan, rate_mbit=rate_mbit)
+        return run_of(answers, delay_steps=delay_steps, rate_mbit=rate_mbit)
 
 
 def _publish(options: argparse.Namespace, configurations: list[dict[str, Any]]) -> None:
     publish(
         QUESTION,
         options,
-        configuration={"local_steps": LOCAL_STEPS, "models": {str(n): model for n, model in MODELS.items()}},
+        configuration={"local_steps": LOCAL_STEPS, "models": MODELS},
         seeds=[0],
         network={"shaped": "both directions of every host, rate in each configuration"},
         values={"configurations": configurations},
     )
 
 
-def _measure(options: argparse.Namespace, clients: int, topology: str) -> list[dict[str, Any]]:
-    """All ratios of one number of clients and one topology, on one set of workers."""
-    facts = {"clients": clients, "topology": topology, "compute": "real" if clients == 2 else "timed sleep"}
-    with Workers(clients) as workers:
-        calibrated = attempt(_calibrate, options, workers, topology)
+def _measure(options: argparse.Namespace, case: str, topology: str) -> list[dict[str, Any]]:
+    """All ratios of one number of clients, computation and topology, on one set of workers."""
+    clients, compute = case.split(":")
+    facts = {"clients": int(clients), "topology": topology, "compute": compute}
+    ratios = [1.0] if case == ONLY_AT_EQUAL else list(map(float, options.ratios.split(",")))
+    with Workers(int(clients)) as workers:
+        of = _Hosts(workers, topology, MODELS[compute])
+        calibrated = attempt(_calibrate, options, of)
         print(facts, calibrated, flush=True)
         if calibrated["failed"]:
             return [facts | calibrated]
-        return [
-            facts | {"ratio": ratio} | attempt(_pairs, options, workers, topology, ratio, calibrated["link"])
-            for ratio in map(float, options.ratios.split(","))
-        ]
+        return [facts | {"ratio": ratio} | attempt(_pairs, options, of, ratio, calibrated["link"]) for ratio in ratios]
 
 
-def _calibrate(options: argparse.Namespace, workers: Workers, topology: str) -> dict[str, Calibration]:
+def _calibrate(options: argparse.Namespace, hosts: _Hosts) -> dict[str, Calibration]:
     """From runs at delay 0: two rates, then the one that they give for M = C."""
-    slow, fast = (_run(workers, topology, 0, rate, options.probe_rounds) for rate in PROBE_MBIT)
+    slow, fast = (hosts.run(0, rate, options.probe_rounds) for rate in PROBE_MBIT)
     link = Calibration.of(slow, fast)
-    link.learn(_run(workers, topology, 0, link.rate_mbit(1.0), options.probe_rounds))
+    link.learn(hosts.run(0, link.rate_mbit(1.0), options.probe_rounds))
     return {"link": link}
 
 
-def _pairs(
-    options: argparse.Namespace, workers: Workers, topology: str, ratio: float, link: Calibration
-) -> dict[str, Any]:
+def _pairs(options: argparse.Namespace, hosts: _Hosts, ratio: float, link: Calibration) -> dict[str, Any]:
     """Pairs at one M/C; each pair's rate is set by what the pair before it has shown."""
     n, rounds = (options.pairs, options.rounds) if ratio == 1 else (options.other_pairs, options.other_rounds)
     found = measure_pairs(
-        lambda delay: _run(workers, topology, delay, link.rate_mbit(ratio), rounds),
+        lambda delay: hosts.run(delay, link.rate_mbit(ratio), rounds),
         LOCAL_STEPS,
         n,
         after=lambda pair: link.learn(pair["blocking"]),
@@ -102,13 +119,6 @@ def _pairs(
     rates = [pair["blocking"]["rate_mbit"] for pair in found["pairs"]]
     print(f"  M/C {ratio:g} at {rates} Mbit/s:", said, flush=True)
     return {"rate_mbit": median(rates)} | found
-
-
-def _run(workers: Workers, topology: str, delay_steps: int, rate_mbit: float, rounds: int) -> Run:
-    strategy = {"local_steps": LOCAL_STEPS, "delay_steps": delay_steps, "topology": topology}
-    plan = {"model": MODELS[workers.n], "rounds": rounds, "strategy": strategy}
-    answers = workers.run("benchmarks.fits:fit", plan, rate_mbit=rate_mbit)
-    return run_of(answers, delay_steps=delay_steps, rate_mbit=rate_mbit)
 
 
 if __name__ == "__main__":

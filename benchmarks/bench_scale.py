@@ -1,8 +1,8 @@
 """Seconds a round with 2 to 8 clients, and what the planner says beforehand.
 
 A timed sleep stands in for the local steps, since there are more clients than cores; the blocks, a million scalars
-each, travel for real between hosts with shaped links. The planner gets the links' nominal rate times its usual goodput,
-the step's length, and nothing that was measured.
+each, travel for real between hosts with shaped links. The planner gets the step's length and the links' rates, once
+as its own probe of these links has found them, once as the nominal rate times its usual goodput.
 
     python -m benchmarks.bench_scale
 """
@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.overlap_figures import compute_s, exchange_s, run_of, wall_s
 from benchmarks.publish import parser, publish
 from benchmarks.workers import Workers, attempt
-from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links, run_s
+from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links, links_of, run_s
 from lightning_parablock.planning.timing import exchange_s as planned_exchange_s
 from lightning_parablock.settings import Settings, Topology
 
@@ -54,8 +54,14 @@ def main() -> None:
 def _measure(options: argparse.Namespace, clients: int) -> list[dict[str, Any]]:
     cases: list[Case] = [(topology, method) for topology in TOPOLOGIES for method in DELAYS]
     with Workers(clients) as workers:
+        probed = attempt(_probe, options, workers)
         runs = [(case, attempt(_run, options, workers, *case)) for _ in range(options.repeats) for case in cases]
-    return [_row(options, clients, case, [run for other, run in runs if other == case]) for case in cases]
+    return [_row(options, clients, case, [run for other, run in runs if other == case], probed) for case in cases]
+
+
+def _probe(options: argparse.Namespace, workers: Workers) -> dict[str, Any]:
+    """By topology, what the planner's probe says."""
+    return workers.run("benchmarks.link_job:probe", {}, rate_mbit=options.rate_mbit)[0]
 
 
 def _run(options: argparse.Namespace, workers: Workers, topology: str, method: str) -> dict[str, Any]:
@@ -65,27 +71,38 @@ def _run(options: argparse.Namespace, workers: Workers, topology: str, method: s
     return {"round_s": wall_s(run) / options.rounds, "compute_s": compute_s(run), "exchange_s": exchange_s(run)}
 
 
-def _row(options: argparse.Namespace, clients: int, case: Case, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(
+    options: argparse.Namespace, clients: int, case: Case, runs: list[dict[str, Any]], probed: dict[str, Any]
+) -> dict[str, Any]:
     topology, method = case
-    row: dict[str, Any] = {"clients": clients, "topology": topology, "method": method, "runs": runs}
-    row["planned_exchange_s"], row["planned_round_s"] = _planned(options, clients, *case)
+    row: dict[str, Any] = {"clients": clients, "topology": topology, "method": method, "runs": runs, "probe": probed}
+    nominal_bps = NOMINAL_GOODPUT * options.rate_mbit * 1e6
+    row["nominal"] = _planned(options, clients, case, Links(nominal_bps, nominal_bps))
+    if not probed["failed"]:
+        pair_bytes, elapsed_s = probed[topology]
+        row["probed"] = _planned(options, clients, case, links_of(pair_bytes, elapsed_s, clients, topology))
     good = [run for run in runs if not run["failed"]]
     if good:
         row["round_s"] = median(run["round_s"] for run in good)
         row["exchange_s"] = median(m for run in good for m in run["exchange_s"])
         row["compute_s"] = median(c for run in good for c in run["compute_s"])
-        row["measured_over_planned"] = row["round_s"] / row["planned_round_s"]
+        for way in ("nominal", "probed"):
+            if way in row:
+                row[f"measured_over_{way}"] = row["round_s"] / row[way]["round_s"]
     print({name: value for name, value in row.items() if name != "runs"}, flush=True)
     return row
 
 
-def _planned(options: argparse.Namespace, clients: int, topology: Topology, method: str) -> tuple[float, float]:
+def _planned(options: argparse.Namespace, clients: int, case: Case, links: Links) -> dict[str, float]:
     """M, and seconds a round of a run of as many rounds, its drain too."""
-    rate_bps = NOMINAL_GOODPUT * options.rate_mbit * 1e6
+    topology, method = case
     settings = Settings(local_steps=LOCAL_STEPS, delay_steps=DELAYS[method], topology=topology)
-    one_s = planned_exchange_s(BLOCK_SCALARS, clients, settings, Links(rate_bps, rate_bps))
+    one_s = planned_exchange_s(BLOCK_SCALARS, clients, settings, links)
     compute, exchange = [LOCAL_STEPS * STEP_S] * options.rounds, [one_s] * options.rounds
-    return one_s, run_s(compute, exchange, DELAYS[method] // LOCAL_STEPS) / options.rounds
+    return {
+        "exchange_s": one_s,
+        "round_s": run_s(compute, exchange, DELAYS[method] // LOCAL_STEPS) / options.rounds,
+    }
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ def draw(values: dict[str, Any]) -> Figure:
         mine = [row for row in rows if (row["topology"], row["method"]) == kind]
         clients = [row["clients"] for row in mine]
         axis.plot(clients, [row["round_s"] for row in mine], "o-", color=f"C{index}", label=", ".join(kind))
-        axis.plot(clients, [row["planned_round_s"] for row in mine], ":", color=f"C{index}")
+        planned = [row.get("probed", row["nominal"])["round_s"] for row in mine]
+        axis.plot(clients, planned, ":", color=f"C{index}")
     axis.set(
         xticks=sorted({row["clients"] for row in rows}),
         xlabel="clients",

@@ -125,8 +125,8 @@ class ParaBlockStrategy(WatchedStrategy):
             and the run ends with an error. A client whose process died is noticed at once.
         straggler_timeout_s: Seconds to wait for a client that is alive but has not delivered its part of an exchange.
         heartbeat_s: Seconds between two signs of life of a client.
-        chunk_bytes: Payload of one message before compression, in bytes, a multiple of 4096; blocks travel in chunks of
-            this size.
+        chunk_bytes: Payload of one message before compression, in bytes, a multiple of 4096: blocks travel in chunks of
+            this size at most, and small ones in smaller chunks.
         upload_bps: Cap on what this client sends, in bits per second, for a link that others use too; messages leave
             in bursts of one chunk. None for no cap. Clients may have different ones.
         uneven_clients: Where clients have different numbers of training batches: "go_on" makes an epoch as long as the

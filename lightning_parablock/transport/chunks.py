@@ -34,14 +34,20 @@ from lightning_parablock.settings import RECORD_SCALARS, Topology
 
 PROTOCOL_VERSION = 2
 HEADER_BYTES = 64
-WINDOW = 8
-"""Receives of one sender and kind that are posted ahead: what bounds the memory of messages, whatever the block."""
+WINDOW = 4
+"""Receives of one sender and kind that are posted ahead: what bounds the memory of messages, whatever the block, and
+how far one sender can be ahead of another one, for whose part of a sum the first one's has to wait."""
 SEND_WINDOW = 2
 """Chunks of one kind to one rank that wait to leave. Fewer than WINDOW: a posted receive is told to the sender on the
 connection of this side's own chunks, behind those that wait, and until it arrives the other direction rests."""
 SHARD_MULTIPLE = RECORD_SCALARS
 """Shards are cut at multiples of this many scalars from the block's start, whatever the number of ranks: no codec's
 record is cut."""
+SHARD_CHUNKS = 8
+"""A shard has at least so many chunks, if they are not too small: no commit can leave before the first chunk's deltas
+have come, and after the last deltas the last chunk's commit has yet to travel."""
+SMALL_CHUNK_SCALARS = 16 * SHARD_MULTIPLE
+"""Chunks are not made smaller for that: each message costs time of its own."""
 
 _MAGIC = b"PBLK"
 _LAYOUT = struct.Struct("<4sHHIIIIQQIQ")
@@ -90,7 +96,8 @@ def chunks_of(shard: slice, chunk_bytes: int) -> Iterator[slice]:
 
     The first chunk is small: its arrival tells when the sender began, untouched by how long a full chunk travels.
     """
-    step = chunk_bytes // _SCALAR_BYTES
+    share = SHARD_MULTIPLE * -(-(shard.stop - shard.start) // (SHARD_CHUNKS * SHARD_MULTIPLE))
+    step = min(chunk_bytes // _SCALAR_BYTES, max(SMALL_CHUNK_SCALARS, share))
     first = min(shard.start + SHARD_MULTIPLE, shard.stop)
     if first > shard.start:
         yield slice(shard.start, first)

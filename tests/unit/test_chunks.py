@@ -15,7 +15,16 @@ from torch import Tensor
 from lightning_parablock.errors import ProtocolError
 from lightning_parablock.settings import Topology
 from lightning_parablock.transport import chunks
-from lightning_parablock.transport.chunks import HEADER_BYTES, SHARD_MULTIPLE, Header, Kind, chunks_of, shard_bounds
+from lightning_parablock.transport.chunks import (
+    HEADER_BYTES,
+    SHARD_CHUNKS,
+    SHARD_MULTIPLE,
+    SMALL_CHUNK_SCALARS,
+    Header,
+    Kind,
+    chunks_of,
+    shard_bounds,
+)
 
 HEADER = Header(Kind.DELTA, 3, 70_000, 5, 2, 2**33, 4 * 10, weight=17, since_ready_us=2**40)
 CHECKED_BYTES = 56  # the header's last 8 bytes are zero and mean nothing
@@ -157,6 +166,14 @@ def test_chunks_cover_their_shard_in_order(start: int, length: int, chunk_pages:
     if parts:
         assert (parts[0].start, parts[-1].stop) == (start, start + length)
         assert parts[0].stop - parts[0].start == min(length, SHARD_MULTIPLE)
+
+
+@EXAMPLES
+@given(st.integers(1, 2**24))
+def test_a_shard_has_many_chunks_or_small_ones(length: int) -> None:
+    first, *others = chunks_of(slice(0, length), 1 << 20)
+    assert first.stop <= SHARD_MULTIPLE
+    assert len(others) >= SHARD_CHUNKS - 1 or all(part.stop - part.start <= SMALL_CHUNK_SCALARS for part in others)
 
 
 @pytest.mark.parametrize("topology", get_args(Topology))
