@@ -2,8 +2,7 @@
 
 Hosts in network namespaces with shaped links. With 2 clients each is pinned to a core and trains SmolLM2-135M for real:
 32 tokens a step, the last 4 layers' attention as 4 blocks of equal bytes. With 4 clients there are more clients than
-cores, and a timed sleep stands in for the computation; blocks then have a million scalars. At M = C the sleep is tried
-with 2 clients, too: what then differs from real compute is the computation's doing. Both topologies. The links'
+cores, and a timed sleep stands in for the computation; blocks then have a million scalars. Both topologies. The links'
 rate sets M/C, by three probes at delay 0 at first and then by the pair before. Runs at delay 0 and K follow in turn,
 the first of a pair being now the one, now the other. At M = C there are many rounds, since T rounds can be at most
 2T / (T + 1) times faster.
@@ -21,7 +20,8 @@ from typing import Any
 from benchmarks.calibration import Calibration
 from benchmarks.overlap_figures import Run, run_of
 from benchmarks.pairs import measure_pairs
-from benchmarks.publish import parser, publish
+from benchmarks.publish import folder, parser, publish
+from benchmarks.results import command_line, git_state, read_result
 from benchmarks.workers import Workers, attempt
 from benchmarks.workloads import last_layers
 
@@ -32,13 +32,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "real": {"kind": "smollm2", "layers": None, "tokens": 32, "blocks": last_layers(4, "self_attn")},
     "sleep": {"kind": "sleep", "step_s": 0.25, "n_blocks": 4, "block_scalars": 1 << 20},
 }
-ONLY_AT_EQUAL = "2:sleep"
+NAMED_BY = ("clients", "compute", "topology", "ratio")
 
 
 def main() -> None:
     """Measure every configuration; what has been measured is written after each number of clients and topology."""
     made = parser(__doc__)
-    made.add_argument("--clients", default="2:real,2:sleep,4:sleep", help="comma list of clients:computation")
+    made.add_argument(
+        "--clients", default="2:real,4:sleep", help="comma list of clients:computation, which is real or sleep"
+    )
     made.add_argument("--topologies", default="sharded,star", help="comma list")
     made.add_argument("--ratios", default="1,0.25,0.5,0.9,2,4", help="comma list of M/C")
     made.add_argument("--pairs", type=int, default=5, help="pairs of runs at M = C")
@@ -46,14 +48,18 @@ def main() -> None:
     made.add_argument("--rounds", type=int, default=48, help="rounds a run at M = C")
     made.add_argument("--other-rounds", type=int, default=6, help="rounds a run elsewhere")
     made.add_argument("--probe-rounds", type=int, default=8, help="rounds of a probe; the first one is not counted")
+    made.add_argument("--keep", action="store_true", help="keep what the result file has of other configurations")
     options = made.parse_args()
     if options.quick:
         options.ratios, options.pairs, options.rounds, options.probe_rounds = "1", 1, 6, 3
-        options.topologies, options.clients = "sharded", "2:real,4:sleep"
-    configurations: list[dict[str, Any]] = []
+        options.topologies = "sharded"
+    path = folder(options) / f"{QUESTION}.json"
+    configurations = read_result(path)["values"]["configurations"] if options.keep and path.exists() else []
     for case in options.clients.split(","):
         for topology in options.topologies.split(","):
-            configurations += _measure(options, case, topology)
+            made_now = _measure(options, case, topology)
+            again = {_name(one) for one in made_now}
+            configurations = [one for one in configurations if _name(one) not in again] + made_now
             _publish(options, configurations)
 
 
@@ -73,6 +79,10 @@ class _Hosts:
         return run_of(answers, delay_steps=delay_steps, rate_mbit=rate_mbit)
 
 
+def _name(configuration: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(configuration.get(name) for name in NAMED_BY)
+
+
 def _publish(options: argparse.Namespace, configurations: list[dict[str, Any]]) -> None:
     publish(
         QUESTION,
@@ -88,13 +98,14 @@ def _measure(options: argparse.Namespace, case: str, topology: str) -> list[dict
     """All ratios of one number of clients, computation and topology, on one set of workers."""
     clients, compute = case.split(":")
     facts = {"clients": int(clients), "topology": topology, "compute": compute}
-    ratios = [1.0] if case == ONLY_AT_EQUAL else list(map(float, options.ratios.split(",")))
+    facts |= {"git": git_state(), "command": command_line()}
     with Workers(int(clients)) as workers:
         of = _Hosts(workers, topology, MODELS[compute])
         calibrated = attempt(_calibrate, options, of)
         print(facts, calibrated, flush=True)
         if calibrated["failed"]:
             return [facts | calibrated]
+        ratios = map(float, options.ratios.split(","))
         return [facts | {"ratio": ratio} | attempt(_pairs, options, of, ratio, calibrated["link"]) for ratio in ratios]
 
 
