@@ -29,7 +29,9 @@ class FlatBlocks:
         by_name = dict(module.named_parameters())
         self.blocks = list(blocks)
         self._parameters = [[by_name[name] for name in block.parameter_names] for block in blocks]
-        self.is_exact = all(parameter.dtype == torch.float32 for block in self._parameters for parameter in block)
+        # Noted now: during the optimizer's step parameters show the float32 master copy, and servers round meanwhile.
+        self._held_types = [[parameter.dtype for parameter in block] for block in self._parameters]
+        self.is_exact = all(dtype == torch.float32 for block in self._held_types for dtype in block)
         self._masters: dict[int, list[Tensor]] = {}
         self._aside: list[tuple[Tensor, Tensor | None]] = []
 
@@ -67,6 +69,8 @@ class FlatBlocks:
     def as_held(self, block: int, flat: Tensor, first: int = 0) -> Tensor:
         """A part of a flat vector as the block's parameters can hold it: rounded to their types, and back.
 
+        May be called by any thread at any time.
+
         Args:
             block: Index of the block.
             flat: Shape (scalars,), float32; it is returned itself where nothing is to be rounded.
@@ -75,10 +79,10 @@ class FlatBlocks:
         if self.is_exact:
             return flat
         rounded, start = flat.clone(), 0
-        for parameter in self._parameters[block]:
+        for parameter, dtype in zip(self._parameters[block], self._held_types[block], strict=True):
             low, high = max(0, start - first), max(0, min(flat.numel(), start + parameter.numel() - first))
             if low < high:
-                rounded[low:high] = flat[low:high].to(parameter.dtype)
+                rounded[low:high] = flat[low:high].to(dtype)
             start += parameter.numel()
         return rounded
 

@@ -93,3 +93,16 @@ def test_a_single_scalar_of_a_wide_row_is_hashed_as_itself() -> None:
     assert column.is_contiguous() and column.stride() == (3, 1) and column.T.stride()[-1] == 3
     assert hash_tensors([column.T]) == hash_tensors([torch.tensor([0])])
     assert hash_tensors([torch.empty(0, 3), torch.tensor(2.5)]) == hash_tensors([torch.tensor([2.5])])
+
+
+def test_what_a_parameter_can_hold_is_the_same_during_the_optimizers_step() -> None:
+    """A communication thread asks at any time; parameters then show their float32 master copy."""
+    flat = flat_of(Three().bfloat16())
+    values = torch.linspace(0, 1, 14)
+    expected = flat.as_held(0, values)
+    assert not torch.equal(expected, values)
+    flat.open_master(0)
+    flat.put_master_in_place()
+    assert torch.equal(flat.as_held(0, values), expected)
+    flat.take_master_back()
+    assert torch.equal(flat.as_held(0, values), expected)
