@@ -80,7 +80,7 @@ class _Hosts:
 
 
 def _name(configuration: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(configuration.get(name) for name in NAMED_BY)
+    return tuple(configuration[name] for name in NAMED_BY)
 
 
 def _publish(options: argparse.Namespace, configurations: list[dict[str, Any]]) -> None:
@@ -99,13 +99,13 @@ def _measure(options: argparse.Namespace, case: str, topology: str) -> list[dict
     clients, compute = case.split(":")
     facts = {"clients": int(clients), "topology": topology, "compute": compute}
     facts |= {"git": git_state(), "command": command_line()}
+    ratios = [float(ratio) for ratio in options.ratios.split(",")]
     with Workers(int(clients)) as workers:
         of = _Hosts(workers, topology, MODELS[compute])
         calibrated = attempt(_calibrate, options, of)
         print(facts, calibrated, flush=True)
         if calibrated["failed"]:
-            return [facts | calibrated]
-        ratios = map(float, options.ratios.split(","))
+            return [facts | {"ratio": ratio} | calibrated for ratio in ratios]
         return [facts | {"ratio": ratio} | attempt(_pairs, options, of, ratio, calibrated["link"]) for ratio in ratios]
 
 
