@@ -2,7 +2,8 @@
 
 A timed sleep stands in for the local steps, since there are more clients than cores; the blocks, a million scalars
 each, travel for real between hosts with shaped links. The planner gets the step's length and the links' rates, once
-as its own probe of these links has found them, once as the nominal rate times its usual goodput.
+as its own probe of these links has found them, once as the nominal rate times its usual goodput. A round lasts from
+its start to the next one's; the first two do not count, and the drain is nobody's.
 
     python -m benchmarks.bench_scale
 """
@@ -13,10 +14,10 @@ import argparse
 from statistics import median
 from typing import Any
 
-from benchmarks.overlap_figures import compute_s, exchange_s, run_of, wall_s
+from benchmarks.overlap_figures import compute_s, exchange_s, round_s, run_of
 from benchmarks.publish import parser, publish
 from benchmarks.workers import Workers, attempt
-from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links, links_of, run_s
+from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links, round_times
 from lightning_parablock.planning.timing import exchange_s as planned_exchange_s
 from lightning_parablock.settings import Settings, Topology
 
@@ -28,6 +29,8 @@ MODEL: dict[str, Any] = {"kind": "sleep", "step_s": STEP_S, "n_blocks": 4, "bloc
 TOPOLOGIES: tuple[Topology, ...] = ("sharded", "star")
 Case = tuple[Topology, str]
 DELAYS = {"blocking": 0, "parablock": LOCAL_STEPS}
+SETTLED = 2
+"""Rounds at the beginning that do not count: caches and connections are cold, and nothing is in flight in the first."""
 
 
 def main() -> None:
@@ -68,7 +71,7 @@ def _run(options: argparse.Namespace, workers: Workers, topology: str, method: s
     strategy = {"local_steps": LOCAL_STEPS, "delay_steps": DELAYS[method], "topology": topology}
     plan = {"model": MODEL, "rounds": options.rounds, "strategy": strategy}
     run = run_of(workers.run("benchmarks.fits:fit", plan, rate_mbit=options.rate_mbit))
-    return {"round_s": wall_s(run) / options.rounds, "compute_s": compute_s(run), "exchange_s": exchange_s(run)}
+    return {"round_s": round_s(run)[SETTLED:], "compute_s": compute_s(run), "exchange_s": exchange_s(run)}
 
 
 def _row(
@@ -79,11 +82,10 @@ def _row(
     nominal_bps = NOMINAL_GOODPUT * options.rate_mbit * 1e6
     row["nominal"] = _planned(options, clients, case, Links(nominal_bps, nominal_bps))
     if not probed["failed"]:
-        pair_bytes, elapsed_s = probed[topology]
-        row["probed"] = _planned(options, clients, case, links_of(pair_bytes, elapsed_s, clients, topology))
+        row["probed"] = _planned(options, clients, case, Links(**probed[topology]))
     good = [run for run in runs if not run["failed"]]
     if good:
-        row["round_s"] = median(run["round_s"] for run in good)
+        row["round_s"] = median(one_s for run in good for one_s in run["round_s"])
         row["exchange_s"] = median(m for run in good for m in run["exchange_s"])
         row["compute_s"] = median(c for run in good for c in run["compute_s"])
         for way in ("nominal", "probed"):
@@ -94,15 +96,11 @@ def _row(
 
 
 def _planned(options: argparse.Namespace, clients: int, case: Case, links: Links) -> dict[str, float]:
-    """M, and seconds a round of a run of as many rounds, its drain too."""
+    """M, and seconds a round."""
     topology, method = case
     settings = Settings(local_steps=LOCAL_STEPS, delay_steps=DELAYS[method], topology=topology)
-    one_s = planned_exchange_s(BLOCK_SCALARS, clients, settings, links)
-    compute, exchange = [LOCAL_STEPS * STEP_S] * options.rounds, [one_s] * options.rounds
-    return {
-        "exchange_s": one_s,
-        "round_s": run_s(compute, exchange, DELAYS[method] // LOCAL_STEPS) / options.rounds,
-    }
+    times = round_times([LOCAL_STEPS * STEP_S] * 2, [planned_exchange_s(BLOCK_SCALARS, clients, settings, links)] * 2)
+    return {"exchange_s": times.exchange_s, "round_s": getattr(times, f"{method}_s")}
 
 
 if __name__ == "__main__":

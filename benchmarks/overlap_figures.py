@@ -8,6 +8,7 @@ from the last client's submission to the last client's commit.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -43,6 +44,12 @@ def exchange_s(run: Run) -> list[float]:
 def wall_s(run: Run) -> float:
     """From the first round's start to the last commit."""
     return max(_slowest(run, "exchange_end_s")) - min(client["start_s"][0] for client in run["clients"])
+
+
+def round_s(run: Run) -> list[float]:
+    """Of each round but the last, the time from its start on the slowest client to the next one's."""
+    starts = _slowest(run, "start_s")
+    return [after - before for before, after in pairwise(starts)]
 
 
 def ideal_blocking_s(compute: Sequence[float], exchange: Sequence[float]) -> float:

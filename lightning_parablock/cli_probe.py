@@ -71,9 +71,9 @@ def probe(config: Any, step: Step, chunk_bytes: int) -> Probed:
     """
     if launched_ranks() == 1:
         return Probed([measure_speed(config, step, BUDGET_S)], None)
-    with _group() as n_ranks:
+    with probe_group() as n_ranks:
         speeds = _speeds(config, step, n_ranks)
-        rates = {topology: _timed(topology, n_ranks, chunk_bytes) for topology in get_args(Topology)}
+        rates = {topology: timed_links(topology, n_ranks, chunk_bytes) for topology in get_args(Topology)}
     return Probed(speeds, Links(rates["sharded"].client_bps, rates["star"].server_bps))
 
 
@@ -91,14 +91,16 @@ def _speeds(config: Any, step: Step, n_ranks: int) -> list[Speed]:
     return found
 
 
-def _timed(topology: Topology, n_ranks: int, chunk_bytes: int) -> Links:
+def timed_links(topology: Topology, n_ranks: int, chunk_bytes: int) -> Links:
+    """The rates that a timed exchange in a topology's pattern gives; collective, in :func:`probe_group`."""
     cpu = torch.device("cpu")
     sample = probe_links(topology, backend="gloo", device=cpu, chunk_bytes=chunk_bytes, timeout_s=MEET_LIMIT_S)
     return links_of(sample.pair_bytes, sample.elapsed_s, n_ranks, topology)
 
 
 @contextmanager
-def _group() -> Generator[int]:
+def probe_group() -> Generator[int]:
+    """A process group for the probe; gives the number of ranks. Raises PeerError where one does not come through."""
     try:
         dist.init_process_group("gloo", timeout=timedelta(seconds=MEET_LIMIT_S))
         yield dist.get_world_size()

@@ -113,25 +113,6 @@ def round_times(compute_s: Sequence[float], exchanges_s: Sequence[float]) -> Rou
     )
 
 
-def run_s(compute_s: Sequence[float], exchanges_s: Sequence[float], delay_rounds: int) -> float:
-    """Seconds of a whole run with delay_steps = ``delay_rounds`` K, from the first step to the end of the drain.
-
-    A round ends when its local steps are over and the exchange of ``delay_rounds`` rounds ago has arrived; then its own
-    exchange is submitted. Exchanges travel one after the other.
-    """
-    now_s, wire_free_s = 0.0, 0.0
-    arrived_s: list[float] = []
-    for t, (compute, exchange) in enumerate(zip(compute_s, exchanges_s, strict=True)):
-        now_s += compute
-        if 0 < delay_rounds <= t:
-            now_s = max(now_s, arrived_s[t - delay_rounds])
-        wire_free_s = max(now_s, wire_free_s) + exchange
-        arrived_s.append(wire_free_s)
-        if delay_rounds == 0:
-            now_s = wire_free_s
-    return max(now_s, wire_free_s)
-
-
 def schedule(settings: Settings, n_blocks: int, passes: int = PASSES) -> list[int]:
     """The blocks of the first rounds: so many visits of each."""
     return [block_of_round(settings.block_order, n_blocks, t, settings.seed) for t in range(passes * n_blocks)]

@@ -17,6 +17,7 @@ from benchmarks.overlap_figures import (
     hidden_share,
     ideal_blocking_s,
     ideal_parallel_s,
+    round_s,
     run_of,
     seconds_spent,
     wall_s,
@@ -75,6 +76,7 @@ BLOCKING = run_of(
 def test_a_run_at_delay_0_takes_its_computation_and_its_exchange() -> None:
     assert compute_s(BLOCKING) == [3.0, 2.0]
     assert exchange_s(BLOCKING) == [1.0, 1.0]  # from the later submission, not from the earlier one
+    assert round_s(BLOCKING) == [4.0]
     assert wall_s(BLOCKING) == 7.0 == ideal_blocking_s([3.0, 2.0], [1.0, 1.0])
     assert BLOCKING["clients"][0]["start_s"] == [0.0, 4.0]
     assert hidden_share(BLOCKING, with_drain=True) == 0.0

@@ -30,7 +30,6 @@ from lightning_parablock.planning.timing import (
     links_of,
     mean_hiding_steps,
     round_times,
-    run_s,
     schedule,
 )
 from lightning_parablock.planning.traffic import busiest, traffic_by_role, traffic_of_clients
@@ -266,38 +265,6 @@ def test_round_times_are_those_of_the_method() -> None:
     assert times.parablock_s == (3 + 4 + 2) / 3  # max(1, 3), max(4, 3), max(2, 1)
     assert times.hidden_share == (1 + 3 + 1) / (3 + 3 + 1)
     assert round_times([1.0, 1.0], [0.0, 0.0]).hidden_share == 1
-
-
-def simulated_run_s(compute: list[float], exchanges: list[float], delay_rounds: int) -> float:
-    """The same by asking, at every moment at which something ends, what may begin; no formula of the package's."""
-    n = len(compute)
-    computed: list[float] = []
-    submitted: list[float] = []
-    arrived: list[float] = []
-    for t in range(n):
-        begin = 0.0 if t == 0 else (arrived[t - 1] if delay_rounds == 0 else submitted[t - 1])
-        computed.append(begin + compute[t])
-        due = [arrived[t - delay_rounds]] if 0 < delay_rounds <= t else []
-        submitted.append(max([computed[t], *due]))
-        arrived.append(max([submitted[t], *arrived[-1:]]) + exchanges[t])
-    return max(arrived[-1], submitted[-1])
-
-
-@pytest.mark.parametrize("delay_rounds", [0, 1, 2, 3])
-def test_a_whole_run_with_its_drain(delay_rounds: int) -> None:
-    rng = random.Random(delay_rounds)
-    for _ in range(50):
-        compute = [rng.uniform(0.1, 5) for _ in range(9)]
-        exchanges = [rng.uniform(0.1, 5) for _ in range(9)]
-        assert run_s(compute, exchanges, delay_rounds) == pytest.approx(
-            simulated_run_s(compute, exchanges, delay_rounds)
-        )
-
-
-def test_a_run_is_the_sum_of_the_longer_of_computation_and_exchange() -> None:
-    compute, exchanges = [5.0, 1.0, 4.0, 2.0], [3.0, 3.0, 1.0, 9.0]
-    assert run_s(compute, exchanges, 0) == sum(compute) + sum(exchanges)
-    assert run_s(compute, exchanges, 1) == 5 + 3 + 4 + 2 + 9
 
 
 # --- local steps ------------------------------------------------------------------------------------------------------
