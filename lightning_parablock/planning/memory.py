@@ -98,7 +98,7 @@ def window_bytes(numel: int, n_clients: int, settings: Settings) -> int:
 
 
 def _window_of(shard: slice, window: int, settings: Settings) -> int:
-    sizes = [part.stop - part.start for part in chunks_of(shard, settings.chunk_bytes)]
+    sizes = [part.stop - part.start for part in chunks_of(shard, settings.chunk_bytes, settings.topology)]
     return sum(message_bytes(scalars, settings.compression) for scalars in sorted(sizes)[-window:])
 
 

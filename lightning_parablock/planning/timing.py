@@ -6,7 +6,8 @@ takes as long as the busiest direction of the busiest link. With S scalars of q 
 second and a star's server on one of B_s::
 
     sharded   M = 2 (N - 1)/N S q / B
-    star      M = max((N - 1) S q / B_s, S q / B), and one chunk more: the last commit waits for the last deltas
+    star      M = max((N - 1) S q / B_s, S q / B), and one chunk more: the last commit waits for the last deltas;
+              with N > 2 another one: a chunk waits for the slowest of several clients
 
 Bytes are those of ``traffic.py``, headers included. Latency, encoding and summing are not counted: they are small
 against the transfer wherever hiding it matters.
@@ -54,10 +55,10 @@ def exchange_s(numel: int, n_clients: int, settings: Settings, links: Links) -> 
     clients = traffic_of_clients(numel, n_clients, settings)
     if settings.topology == "sharded":
         return 8 * busiest(clients).upload_bytes / links.client_bps
-    last_bytes = largest_message_bytes(numel, settings)
+    tail_bytes = largest_message_bytes(numel, settings) * min(n_clients - 1, 2)
     return sum(
         8 * max((n_clients - 1) * one_bytes / links.server_bps, one_bytes / links.client_bps)
-        for one_bytes in (clients[1].upload_bytes, last_bytes)
+        for one_bytes in (clients[1].upload_bytes, tail_bytes)
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from lightning_parablock.codec import codec_of
-from lightning_parablock.settings import Compression, Settings
+from lightning_parablock.settings import Compression, Settings, Topology
 from lightning_parablock.transport.chunks import HEADER_BYTES, chunks_of, shard_bounds
 
 
@@ -25,14 +25,14 @@ def message_bytes(scalars: int, compression: Compression) -> int:
 
 def largest_message_bytes(scalars: int, settings: Settings) -> int:
     """Bytes of the largest message of a shard of so many scalars."""
-    parts = chunks_of(slice(0, scalars), settings.chunk_bytes)
+    parts = chunks_of(slice(0, scalars), settings.chunk_bytes, settings.topology)
     return message_bytes(max(part.stop - part.start for part in parts), settings.compression)
 
 
 @cache
-def shard_bytes(scalars: int, compression: Compression, chunk_bytes: int) -> int:
+def _shard_bytes(scalars: int, compression: Compression, chunk_bytes: int, topology: Topology) -> int:
     """Bytes of all messages that carry a shard of so many scalars once."""
-    parts = chunks_of(slice(0, scalars), chunk_bytes)
+    parts = chunks_of(slice(0, scalars), chunk_bytes, topology)
     return sum(message_bytes(part.stop - part.start, compression) for part in parts)
 
 
@@ -44,7 +44,8 @@ def traffic_of_clients(numel: int, n_clients: int, settings: Settings) -> list[T
     is 2 (N - 1) S q bytes over all clients, in either topology.
     """
     shards = [bounds.stop - bounds.start for bounds in shard_bounds(numel, n_clients, settings.topology)]
-    sizes = [shard_bytes(scalars, settings.compression, settings.chunk_bytes) for scalars in shards]
+    s = settings
+    sizes = [_shard_bytes(scalars, s.compression, s.chunk_bytes, s.topology) for scalars in shards]
     total_bytes = sum(sizes)
     each = [total_bytes - own_bytes + (n_clients - 1) * own_bytes for own_bytes in sizes]
     return [Traffic(client_bytes, client_bytes) for client_bytes in each]

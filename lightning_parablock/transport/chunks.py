@@ -43,9 +43,10 @@ connection of this side's own chunks, behind those that wait, and until it arriv
 SHARD_MULTIPLE = RECORD_SCALARS
 """Shards are cut at multiples of this many scalars from the block's start, whatever the number of ranks: no codec's
 record is cut."""
-SHARD_CHUNKS = 8
+SHARD_CHUNKS: dict[Topology, int] = {"sharded": 8, "star": 16}
 """A shard has at least so many chunks, if they are not too small: no commit can leave before the first chunk's deltas
-have come, and after the last deltas the last chunk's commit has yet to travel."""
+have come, and after the last deltas the last chunk's commit has yet to travel. A star's one server sends it over one
+link to everybody."""
 SMALL_CHUNK_SCALARS = 16 * SHARD_MULTIPLE
 """Chunks are not made smaller for that: each message costs time of its own."""
 
@@ -91,12 +92,12 @@ def shard_bounds(numel: int, n_ranks: int, topology: Topology) -> list[slice]:
     return [slice(low, high) for low, high in zip(cuts, [*cuts[1:], numel], strict=True)]
 
 
-def chunks_of(shard: slice, chunk_bytes: int) -> Iterator[slice]:
+def chunks_of(shard: slice, chunk_bytes: int, topology: Topology) -> Iterator[slice]:
     """Cut a shard into chunks of at most ``chunk_bytes`` as float32, before compression; an empty shard has none.
 
     The first chunk is small: its arrival tells when the sender began, untouched by how long a full chunk travels.
     """
-    share = SHARD_MULTIPLE * -(-(shard.stop - shard.start) // (SHARD_CHUNKS * SHARD_MULTIPLE))
+    share = SHARD_MULTIPLE * -(-(shard.stop - shard.start) // (SHARD_CHUNKS[topology] * SHARD_MULTIPLE))
     step = min(chunk_bytes // _SCALAR_BYTES, max(SMALL_CHUNK_SCALARS, share))
     first = min(shard.start + SHARD_MULTIPLE, shard.stop)
     if first > shard.start:

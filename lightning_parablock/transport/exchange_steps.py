@@ -60,7 +60,8 @@ class ExchangeSteps:
         self._received_bytes = {kind: 0 for kind in Kind}
         bounds = chunks.shard_bounds(commit.numel(), self._members.n_ranks, self._settings.topology)
         self._mine = bounds[self._members.rank]
-        self._chunks = [list(chunks.chunks_of(shard, self._settings.chunk_bytes)) for shard in bounds]
+        size_bytes, topology = self._settings.chunk_bytes, self._settings.topology
+        self._chunks = [list(chunks.chunks_of(shard, size_bytes, topology)) for shard in bounds]
 
     @property
     def n_steps(self) -> int:

@@ -156,10 +156,10 @@ def test_the_star_is_served_by_the_first_rank(numel: int, n_ranks: int) -> None:
 
 
 @EXAMPLES
-@given(st.integers(0, 2**20), st.integers(0, 2**20), st.integers(1, 64))
-def test_chunks_cover_their_shard_in_order(start: int, length: int, chunk_pages: int) -> None:
+@given(st.integers(0, 2**20), st.integers(0, 2**20), st.integers(1, 64), st.sampled_from(get_args(Topology)))
+def test_chunks_cover_their_shard_in_order(start: int, length: int, chunk_pages: int, topology: Topology) -> None:
     chunk_bytes = 4096 * chunk_pages
-    parts = list(chunks_of(slice(start, start + length), chunk_bytes))
+    parts = list(chunks_of(slice(start, start + length), chunk_bytes, topology))
     assert all(one.stop == other.start for one, other in itertools.pairwise(parts))
     assert all(0 < part.stop - part.start <= chunk_bytes // 4 for part in parts)
     assert bool(parts) == bool(length)
@@ -169,18 +169,19 @@ def test_chunks_cover_their_shard_in_order(start: int, length: int, chunk_pages:
 
 
 @EXAMPLES
-@given(st.integers(1, 2**24))
-def test_a_shard_has_many_chunks_or_small_ones(length: int) -> None:
-    first, *others = chunks_of(slice(0, length), 1 << 20)
+@given(st.integers(1, 2**24), st.sampled_from(get_args(Topology)))
+def test_a_shard_has_many_chunks_or_small_ones(length: int, topology: Topology) -> None:
+    first, *others = chunks_of(slice(0, length), 1 << 20, topology)
     assert first.stop <= SHARD_MULTIPLE
-    assert len(others) >= SHARD_CHUNKS - 1 or all(part.stop - part.start <= SMALL_CHUNK_SCALARS for part in others)
+    many = SHARD_CHUNKS[topology] - 1
+    assert len(others) >= many or all(part.stop - part.start <= SMALL_CHUNK_SCALARS for part in others)
 
 
 @pytest.mark.parametrize("topology", get_args(Topology))
 def test_a_block_over_2_gb_is_planned_without_allocating_it(topology: Topology) -> None:
     numel, chunk_bytes = 3_000_000_001, 1 << 20  # 12 GB
     shards = shard_bounds(numel, 3, topology)
-    lengths = [part.stop - part.start for shard in shards for part in chunks_of(shard, chunk_bytes)]
+    lengths = [part.stop - part.start for shard in shards for part in chunks_of(shard, chunk_bytes, topology)]
     assert sum(lengths) == numel
     assert max(lengths) == chunk_bytes // 4
     last = Header(Kind.DELTA, 0, 0, 0, 0, numel - 5, 20)

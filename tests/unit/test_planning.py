@@ -59,7 +59,7 @@ def messages(numel: int, n_clients: int, settings: Settings) -> list[tuple[int, 
     codec = codec_of(settings.compression)
     found: list[tuple[int, int, Kind, int]] = []
     for server, shard in enumerate(shard_bounds(numel, n_clients, settings.topology)):
-        for part in chunks_of(shard, settings.chunk_bytes):
+        for part in chunks_of(shard, settings.chunk_bytes, settings.topology):
             size = HEADER_BYTES + codec.payload_bytes(part.stop - part.start)
             for client in set(range(n_clients)) - {server}:
                 found.append((client, server, Kind.DELTA, size))
@@ -229,8 +229,9 @@ def test_a_star_is_bound_by_the_servers_link_or_by_a_clients() -> None:
     settings, numel = Settings(topology="star", chunk_bytes=4096), 1_000_000
     one_chunk_bits = 8 * (4096 + 64)
     block_bits = 8 * traffic_of_clients(numel, 2, settings)[1].upload_bytes
-    assert exchange_s(numel, 3, settings, LINKS) == pytest.approx((block_bits + one_chunk_bits) / 1e6)
-    assert exchange_s(numel, 9, settings, LINKS) == pytest.approx(8 * (block_bits + one_chunk_bits) / 4e6)
+    assert exchange_s(numel, 2, settings, LINKS) == pytest.approx((block_bits + one_chunk_bits) / 1e6)
+    assert exchange_s(numel, 3, settings, LINKS) == pytest.approx((block_bits + 2 * one_chunk_bits) / 1e6)
+    assert exchange_s(numel, 9, settings, LINKS) == pytest.approx(8 * (block_bits + 2 * one_chunk_bits) / 4e6)
 
 
 def test_compression_shortens_the_exchange_by_its_bytes() -> None:
