@@ -9,7 +9,17 @@ from __future__ import annotations
 from lightning_parablock.blocks import Block
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.registration import register
-from lightning_parablock.settings import BF16, Int4, Int8, NoCompression, ServerNesterov, ServerSGD, TopK
+from lightning_parablock.settings import (
+    BF16,
+    Int4,
+    Int8,
+    NoCompression,
+    ServerAdam,
+    ServerNesterov,
+    ServerSGD,
+    ServerYogi,
+    TopK,
+)
 from lightning_parablock.strategy import ParaBlockStrategy
 
 __version__ = "0.1.0"
@@ -21,8 +31,10 @@ __all__ = [
     "NoCompression",
     "ParaBlockStrategy",
     "RoundRecord",
+    "ServerAdam",
     "ServerNesterov",
     "ServerSGD",
+    "ServerYogi",
     "TopK",
 ]
 

@@ -3,6 +3,8 @@
 lightning-parablock fit --config configs/quickstart.yaml --strategy parablock --strategy.local_steps 8
 lightning-parablock train.py fit --strategy parablock    (a script that knows nothing of this package)
 lightning-parablock export --ckpt_path last.ckpt --output model
+lightning-parablock evaluate --ckpt_path last.ckpt --data.source gsm8k_test.jsonl --data.format gsm8k
+lightning-parablock report runs/20260131-120000
 lightning-parablock plan --model llama3-8b --clients 10 --rate 1gbit --step_s 2.5 --dtype bfloat16
 """
 
@@ -20,8 +22,10 @@ from pathlib import Path
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_parablock.cli_app import ParaBlockCLI
+from lightning_parablock.cli_evaluate import EVALUATE, run_evaluate
 from lightning_parablock.cli_export import EXPORT, run_export
 from lightning_parablock.cli_plan import PLAN, run_plan
+from lightning_parablock.cli_report import REPORT, run_report
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.launched import adopt_mpi
 from lightning_parablock.launcher import end_others
@@ -50,6 +54,13 @@ def _main(args: list[str]) -> int:
             return run_script(Path(args[0]), args[1:])
         if args and args[0] == EXPORT:
             run_export(args[1:])
+            return 0
+        if args and args[0] == EVALUATE:
+            _hush()
+            run_evaluate(args[1:])
+            return 0
+        if args and args[0] == REPORT:
+            run_report(args[1:])
             return 0
         if args and args[0] == PLAN:
             _hush()

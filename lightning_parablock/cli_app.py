@@ -27,6 +27,7 @@ from typing_extensions import override
 import lightning_parablock
 from lightning_parablock.callbacks import RoundMetrics, RoundProgressBar, Timeline
 from lightning_parablock.cli_errors import one_line
+from lightning_parablock.cli_evaluate import EVALUATE, EVALUATE_HELP, evaluate_parser
 from lightning_parablock.cli_export import EXPORT, EXPORT_HELP, export_parser
 from lightning_parablock.cli_flags import (
     DATA_CLASS_PATH,
@@ -37,6 +38,7 @@ from lightning_parablock.cli_flags import (
 )
 from lightning_parablock.cli_parser import ParaBlockArgumentParser
 from lightning_parablock.cli_plan import PLAN, PLAN_HELP, plan_parser
+from lightning_parablock.cli_report import REPORT, REPORT_HELP, report_parser
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launched import launched_devices
 from lightning_parablock.report.dry_run import print_plan
@@ -98,7 +100,12 @@ class ParaBlockCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
         # Only shown here: they need no trainer, and cli.py runs them without one.
-        for name, command, what in ((EXPORT, export_parser(), EXPORT_HELP), (PLAN, plan_parser(), PLAN_HELP)):
+        for name, command, what in (
+            (EVALUATE, evaluate_parser(), EVALUATE_HELP),
+            (EXPORT, export_parser(), EXPORT_HELP),
+            (PLAN, plan_parser(), PLAN_HELP),
+            (REPORT, report_parser(), REPORT_HELP),
+        ):
             cast(Any, parser)._subcommands_action.add_subcommand(name, command, help=what)
 
     @override

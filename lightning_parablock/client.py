@@ -37,7 +37,7 @@ class Client:
         in_flight: Own deltas submitted and not merged, oldest first.
         start: The value s from which the delta of the running round is measured, shape (numel,); None between rounds.
         steps: Local steps of the running round that have passed.
-        trained_steps: Those of them in which the client trained.
+        samples: On how many samples it has trained in them; 0 if it has not trained at all.
     """
 
     id: int
@@ -45,7 +45,7 @@ class Client:
     in_flight: list[InFlight] = field(default_factory=list[InFlight])
     start: Tensor | None = None
     steps: int = 0
-    trained_steps: int = 0
+    samples: int = 0
 
     def tag(self, block: int, in_flight_value: InFlightValue) -> Tag:
         """What :meth:`held` returns for the block, named instead of computed."""

@@ -55,7 +55,7 @@ class FlatBlocks:
         """A fresh flat vector with the block's values now less ``start``, both of shape (numel,), float32."""
         difference = torch.empty_like(start)
         values = self._masters.get(block, self._parameters[block])
-        for value, before, into in zip(values, self._parts(block, start), self._parts(block, difference), strict=True):
+        for value, before, into in zip(values, self.parts(block, start), self.parts(block, difference), strict=True):
             torch.sub(value.detach().to(torch.float32), before, out=into)
         return difference
 
@@ -63,7 +63,7 @@ class FlatBlocks:
     def unpack(self, block: int, flat: Tensor) -> None:
         """Write a flat vector of shape (numel,) into the block's parameters, and into its master copy if it has one."""
         for values in (self._parameters[block], self._masters.get(block, [])):
-            for value, part in zip(values, self._parts(block, flat), strict=False):
+            for value, part in zip(values, self.parts(block, flat), strict=False):
                 value.copy_(part)
 
     def as_held(self, block: int, flat: Tensor, first: int = 0) -> Tensor:
@@ -86,7 +86,7 @@ class FlatBlocks:
             start += parameter.numel()
         return rounded
 
-    def _parts(self, block: int, flat: Tensor) -> list[Tensor]:
+    def parts(self, block: int, flat: Tensor) -> list[Tensor]:
         """Views of a flat vector in the shapes of the block's parameters."""
         parameters = self._parameters[block]
         sizes = [parameter.numel() for parameter in parameters]

@@ -118,17 +118,17 @@ class RoundEngine:
         self.model.show_all(client)
         client.start = self.model.begin_training(client, self.block)
         self.flat.open_master(self.block)
-        client.steps = client.trained_steps = 0
+        client.steps = client.samples = 0
 
-    def after_step(self, *, trained: bool = True) -> None:
+    def after_step(self, samples: int = 1) -> None:
         """Advance the clock by one optimizer step; merge the commit that is due inside the round, if one is.
 
         Args:
-            trained: False for a client that has nothing left to train on and lets the step pass by.
+            samples: On how many the step trained: 0 where the client has nothing left and lets the step pass by.
         """
         client = self._turn_of()
         client.steps += 1
-        client.trained_steps += trained
+        client.samples += samples
         self.transport.check(self.round, self.block)
         delay_rounds, delay_rest_steps = self.settings.delay_rounds_and_steps
         if client.steps == delay_rest_steps:
@@ -148,8 +148,9 @@ class RoundEngine:
         """Measure the active client's delta from s; afterwards the optimizer must not touch the block."""
         client = self._turn_of()
         assert client.start is not None
-        if client.trained_steps:
-            self._uploads[client.id] = Upload(self.flat.difference(self.block, client.start))
+        if client.samples:
+            weight = client.samples if self.settings.weighting == "samples" else 1
+            self._uploads[client.id] = Upload(self.flat.difference(self.block, client.start), weight)
         else:  # who did not train has no part in the mean: it is that of the others
             self._uploads[client.id] = Upload(torch.zeros_like(client.start), weight=0)
         self.flat.close_master()
@@ -217,7 +218,7 @@ class RoundEngine:
             else {
                 "client": active.id,
                 "steps": active.steps,
-                "trained_steps": active.trained_steps,
+                "samples": active.samples,
                 "values": values,
             },
             "uploads": [[client, upload.delta, upload.weight] for client, upload in self._uploads.items()],
@@ -260,12 +261,12 @@ class RoundEngine:
         """Begin a fresh engine with this round, nothing being in flight."""
         self.round = self._first_round = round_index
 
-    def _reopen_turn(self, client: int, steps: int, trained_steps: int, values: Tensor) -> None:
+    def _reopen_turn(self, client: int, steps: int, samples: int, values: Tensor) -> None:
         turn = self._turns[self.round, client]
         self.begin_round()
         self.begin_turn(client)  # s is the held value, also where a commit has moved it since
         self._turns[self.round, client] = turn
-        self.clients[client].steps, self.clients[client].trained_steps = steps, trained_steps
+        self.clients[client].steps, self.clients[client].samples = steps, samples
         self.flat.unpack(self.block, values)
 
     # --- inside -------------------------------------------------------------------------------------------------------

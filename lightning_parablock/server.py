@@ -15,7 +15,15 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.feedback import Coder
-from lightning_parablock.settings import Compression, NoCompression, ServerNesterov, ServerOptimizer, ServerSGD
+from lightning_parablock.settings import (
+    Compression,
+    NoCompression,
+    ServerAdam,
+    ServerNesterov,
+    ServerOptimizer,
+    ServerSGD,
+    ServerYogi,
+)
 
 State = dict[str, Tensor]
 """State of the server optimizer for one block: name -> tensor of the shard's shape."""
@@ -50,23 +58,68 @@ def weighted_mean(deltas: Iterable[Tensor], weights: Sequence[int], out: Tensor)
 
 
 def _sgd(optimizer: ServerOptimizer, mean: Tensor, state: State) -> Tensor:
-    assert isinstance(optimizer, ServerSGD)
-    return mean if optimizer.lr == 1 else mean.mul_(optimizer.lr)
+    return mean
 
 
 def _nesterov(optimizer: ServerOptimizer, mean: Tensor, state: State) -> Tensor:
     assert isinstance(optimizer, ServerNesterov)
     velocity = state["velocity"]
     velocity.mul_(optimizer.momentum).add_(mean)
-    return mean.add_(velocity * optimizer.momentum).mul_(optimizer.lr)
+    return mean.add_(velocity * optimizer.momentum)
 
 
-_STEPS: dict[type[ServerOptimizer], Callable[[ServerOptimizer, Tensor, State], Tensor]] = {
-    ServerSGD: _sgd,
-    ServerNesterov: _nesterov,
+def _adam(optimizer: ServerOptimizer, mean: Tensor, state: State) -> Tensor:
+    assert isinstance(optimizer, ServerAdam)
+    state["variance"].mul_(optimizer.betas[1]).add_((mean * mean).mul_(1 - optimizer.betas[1]))
+    return _adaptive(optimizer, mean, state)
+
+
+def _yogi(optimizer: ServerOptimizer, mean: Tensor, state: State) -> Tensor:
+    assert isinstance(optimizer, ServerYogi)
+    variance, square = state["variance"], mean * mean
+    variance.sub_((variance - square).sign_().mul_(square.mul_(1 - optimizer.betas[1])))
+    return _adaptive(optimizer, mean, state)
+
+
+def _adaptive(optimizer: ServerAdam, mean: Tensor, state: State) -> Tensor:
+    momentum = state["momentum"].mul_(optimizer.betas[0]).add_(mean.mul_(1 - optimizer.betas[0]))
+    return torch.div(momentum, state["variance"].sqrt().add_(optimizer.tau), out=mean)
+
+
+def _zero(optimizer: ServerOptimizer) -> float:
+    return 0.0
+
+
+def _tau_squared(optimizer: ServerOptimizer) -> float:
+    assert isinstance(optimizer, ServerAdam)
+    return optimizer.tau**2
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How one kind of server optimizer works.
+
+    Attributes:
+        direction: (optimizer, G, state) -> by what W moves at a learning rate of 1; G may be overwritten, state is.
+        state: Name of each tensor of the state of a block, and what it starts with.
+    """
+
+    direction: Callable[[ServerOptimizer, Tensor, State], Tensor]
+    state: dict[str, Callable[[ServerOptimizer], float]]
+
+
+_ADAPTIVE_STATE = {"momentum": _zero, "variance": _tau_squared}
+_RULES: dict[type[ServerOptimizer], _Rule] = {
+    ServerSGD: _Rule(_sgd, {}),
+    ServerNesterov: _Rule(_nesterov, {"velocity": _zero}),
+    ServerAdam: _Rule(_adam, _ADAPTIVE_STATE),
+    ServerYogi: _Rule(_yogi, _ADAPTIVE_STATE),
 }
-"""The increment of W from the mean G, which is overwritten."""
-_STATE_NAMES: dict[type[ServerOptimizer], tuple[str, ...]] = {ServerSGD: (), ServerNesterov: ("velocity",)}
+
+
+def moments(optimizer: ServerOptimizer) -> int:
+    """Scalars of state that a server optimizer keeps for each scalar of W."""
+    return len(_RULES[type(optimizer)].state)
 
 
 @dataclass(frozen=True)
@@ -118,7 +171,9 @@ class ServerShard:
         self.states: list[State] = [{} for _ in initial]
         self.compression = compression if compression is not None else NoCompression()
         self._coder = Coder(self.compression)
-        self._names = _STATE_NAMES[type(optimizer)] + ((_RESIDUAL,) if self.compression.is_lossy else ())
+        self._rule = _RULES[type(optimizer)]
+        self._initial = {name: start(optimizer) for name, start in self._rule.state.items()}
+        self._initial |= {_RESIDUAL: 0.0} if self.compression.is_lossy else {}
         self._first = list(first) if first is not None else [0] * len(self.values)
         self._as_held = as_held
         self._before: dict[int, tuple[int, State]] = {}
@@ -147,7 +202,7 @@ class ServerShard:
             ]
 
     def load_state(self, pieces: Iterable[StatePiece]) -> None:
-        """Take over what overlaps with this shard, from pieces of any cut; the rest starts at zero."""
+        """Take over what overlaps with this shard, from pieces of any cut; the rest starts anew."""
         for piece in pieces:
             mine = slice(self._first[piece.block], self._first[piece.block] + self.values[piece.block].numel())
             start, stop = max(mine.start, piece.first), min(mine.stop, piece.first + piece.values.numel())
@@ -157,13 +212,20 @@ class ServerShard:
 
     @torch.no_grad()
     def commit(
-        self, block: int, part: slice, deltas: Iterable[Tensor], weights: Sequence[int], payload: Tensor
+        self,
+        round_index: int,
+        block: int,
+        part: slice,
+        deltas: Iterable[Tensor],
+        weights: Sequence[int],
+        payload: Tensor,
     ) -> Tensor:
         """Take in the deltas of one part of the shard and move its committed value.
 
         Must be called once for each part of a block a round, the rounds in order, each after :meth:`begin`.
 
         Args:
+            round_index: Number of the round, for the learning rate's schedule.
             block: Index of the block.
             part: Scalars of the shard's slice that the deltas cover.
             deltas: One vector of the part's length a client of the cohort, ascending client id; on the host.
@@ -178,7 +240,9 @@ class ServerShard:
         mean = weighted_mean(deltas, weights, self._coder.scratch("mean", scalars, torch.device("cpu")))
         with self._lock:
             state = {name: tensor[part] for name, tensor in self._state(block).items()}
-            step = _STEPS[type(self.optimizer)](self.optimizer, mean, state)
+            step, lr = self._rule.direction(self.optimizer, mean, state), self.optimizer.lr_of(round_index)
+            if lr != 1:
+                step.mul_(lr)
             value = self.values[block][part]
             if not self.compression.is_lossy:
                 self._coder.codec.encode(value.add_(step), payload)
@@ -202,5 +266,5 @@ class ServerShard:
     def _state(self, block: int) -> State:
         state = self.states[block]
         if not state:
-            state.update({name: torch.zeros_like(self.values[block]) for name in self._names})
+            state.update({name: torch.full_like(self.values[block], x) for name, x in self._initial.items()})
         return state

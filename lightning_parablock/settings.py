@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ BlockOrder = Literal["sequential", "reverse", "shuffle", "random"]
 InFlightValue = Literal["local", "anchor"]
 Topology = Literal["sharded", "star"]
 Unmatched = Literal["error", "freeze"]
-Weighting = Literal["uniform"]
-BlockOptimizerState = Literal["reset"]
+Weighting = Literal["uniform", "samples"]
+Decay = Literal["constant", "linear", "cosine"]
+BlockOptimizerState = Literal["reset", "offload", "keep"]
 MissingClientState = Literal["error", "fresh"]
 UnevenClients = Literal["go_on", "shorten"]
 Buffers = Literal["local", "average"]
@@ -31,21 +33,58 @@ MAX_AUTO_STEPS = 256
 
 @dataclass(frozen=True)
 class ServerOptimizer:
-    """What the server does with the mean delta G of a block (METHOD: "Server"). Base of the choices below."""
+    """What the server does with the mean delta G of a block (METHOD: "Server"). Base of the choices below.
+
+    Args:
+        lr: Server learning rate, dimensionless.
+        warmup_rounds: The learning rate grows in equal steps over the first so many rounds.
+        decay: How it falls after them: "constant", "linear" or "cosine".
+        decay_rounds: Round from which on it stays at ``decay_to`` times ``lr``, counted from the run's first one.
+        decay_to: Share of ``lr`` that is left at the end, in [0, 1].
+    """
+
+    lr: float = 1.0
+    warmup_rounds: int = field(default=0, kw_only=True)
+    decay: Decay = field(default="constant", kw_only=True)
+    decay_rounds: int = field(default=0, kw_only=True)
+    decay_to: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"server_optimizer lr must be > 0, got {self.lr}")
+        _check_choice("server_optimizer decay", self.decay, get_args(Decay))
+        _check_int("server_optimizer warmup_rounds", self.warmup_rounds, at_least=0, unit="rounds")
+        _check_int("server_optimizer decay_rounds", self.decay_rounds, at_least=0, unit="rounds")
+        _require(0 <= self.decay_to <= 1, f"server_optimizer decay_to must be in [0, 1], got {self.decay_to}")
+        if self.decay == "constant":
+            _require(
+                self.decay_rounds == 0 and self.decay_to == 0,
+                "server_optimizer decay_rounds and decay_to mean nothing with decay='constant'; choose 'linear' or "
+                "'cosine', or leave them out",
+            )
+        else:
+            _require(
+                self.decay_rounds > self.warmup_rounds,
+                f"server_optimizer decay={self.decay!r} needs decay_rounds > warmup_rounds ({self.warmup_rounds}), got "
+                f"{self.decay_rounds}",
+            )
+
+    def lr_of(self, round_index: int) -> float:
+        """The learning rate with which the commit of a round moves W."""
+        return self.lr * self._share_of(round_index)
+
+    def _share_of(self, round_index: int) -> float:
+        if round_index < self.warmup_rounds:
+            return (round_index + 1) / self.warmup_rounds
+        if self.decay == "constant":
+            return 1.0
+        passed = min(1.0, (round_index - self.warmup_rounds) / (self.decay_rounds - self.warmup_rounds))
+        left = 1 - passed if self.decay == "linear" else (1 + math.cos(math.pi * passed)) / 2
+        return self.decay_to + (1 - self.decay_to) * left
 
 
 @dataclass(frozen=True)
 class ServerSGD(ServerOptimizer):
-    """Federated averaging: W = W + lr G (arXiv 1602.05629).
-
-    Args:
-        lr: Server learning rate, dimensionless. 1 is plain averaging.
-    """
-
-    lr: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require(self.lr > 0, f"server_optimizer lr must be > 0, got {self.lr}")
+    """Federated averaging: W = W + lr G, lr 1 (arXiv 1602.05629)."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +92,54 @@ class ServerNesterov(ServerOptimizer):
     """Nesterov momentum, one velocity a block: v = momentum v + G; W = W + lr (G + momentum v) (arXiv 2311.08105).
 
     Args:
-        lr: Server learning rate, dimensionless.
         momentum: Decay of the velocity a visit of the block, in [0, 1).
     """
 
     lr: float = 0.7
     momentum: float = 0.9
 
+    @override
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"server_optimizer lr must be > 0, got {self.lr}")
+        super().__post_init__()
         _require(0 <= self.momentum < 1, f"server_optimizer momentum must be in [0, 1), got {self.momentum}")
 
 
-SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {"sgd": ServerSGD, "nesterov": ServerNesterov}
+@dataclass(frozen=True)
+class ServerAdam(ServerOptimizer):
+    """Adaptive steps, one state a block: W = W + lr m / (sqrt(v) + tau) (FedAdam, arXiv 2003.00295, algorithm 2).
+
+    m = beta1 m + (1 - beta1) G; v = beta2 v + (1 - beta2) G^2; m starts at 0, v at tau^2, without bias correction.
+
+    Args:
+        betas: beta1 and beta2, each in [0, 1).
+        tau: Degree of adaptivity, in the units of G: where sqrt(v) is far below it, steps are those of momentum.
+    """
+
+    lr: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    tau: float = 1e-3
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"server_optimizer betas must be two numbers in [0, 1), got {self.betas}",
+        )
+        _require(self.tau > 0, f"server_optimizer tau must be > 0, got {self.tau}")
+
+
+@dataclass(frozen=True)
+class ServerYogi(ServerAdam):
+    """ServerAdam whose v moves by no more than (1 - beta2) G^2: v = v - (1 - beta2) G^2 sign(v - G^2)."""
+
+
+SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {
+    "sgd": ServerSGD,
+    "nesterov": ServerNesterov,
+    "adam": ServerAdam,
+    "yogi": ServerYogi,
+}
 
 RECORD_SCALARS = 1024
 """Blocks are cut into shards and chunks at multiples of so many scalars; a compression's groups divide it."""
@@ -169,6 +243,8 @@ class Settings:
     topology: Topology = "sharded"
     compression: Compression = field(default_factory=NoCompression)
     block_optimizer_state: BlockOptimizerState = "reset"
+    local_warmup_steps: int = 0
+    proximal_mu: float = 0.0
     buffers: Buffers = "local"
     exchange_timeout_s: float = 300.0
     straggler_timeout_s: float = 3600.0
@@ -188,6 +264,11 @@ class Settings:
             not self.pending or self.delay_steps > 0,
             "local_steps='auto' finds how many local steps hide an exchange, and with delay_steps=0 nothing is hidden; "
             "give local_steps a number",
+        )
+        _check_int("local_warmup_steps", self.local_warmup_steps, at_least=0, unit="optimizer steps of each round")
+        _require(
+            isinstance(cast(Any, self.proximal_mu), (int, float)) and 0 <= self.proximal_mu < float("inf"),
+            f"proximal_mu must be a finite number >= 0, got {self.proximal_mu!r}",
         )
         _check_int("seed", self.seed, at_least=0, unit="any non-negative whole number")
         _check_int("chunk_bytes", self.chunk_bytes, at_least=4096, unit="bytes a message")
@@ -246,7 +327,7 @@ def resolve_steps(local_steps: int | Literal["auto"], delay_steps: int | None) -
 
 
 def resolve_server_optimizer(value: str | ServerOptimizer) -> ServerOptimizer:
-    """Turn a name ("sgd", "nesterov") or an object with its settings into the object."""
+    """Turn a name ("sgd", "nesterov", "adam", "yogi") or an object with its settings into the object."""
     if isinstance(value, ServerOptimizer):
         return value
     _check_choice("server_optimizer", value, tuple(SERVER_OPTIMIZERS))

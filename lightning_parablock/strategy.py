@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from lightning_parablock.agreement import versions_here
 from lightning_parablock.auto_steps import Measured, StepClock, agree_on_local_steps
+from lightning_parablock.block_states import BlockStates
 from lightning_parablock.blocks import Block, partition
 from lightning_parablock.buffers import Replaced, kinds, put_back, show_mean
 from lightning_parablock.callbacks.freeze import BlockFreezer
@@ -43,6 +44,7 @@ from lightning_parablock.errors import ConfigurationError, DivergenceError, Peer
 from lightning_parablock.flat import FlatBlocks, hash_tensors
 from lightning_parablock.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length
 from lightning_parablock.loaders import Cutting, cut_or_keep
+from lightning_parablock.local_steps import add_proximal_term, warmed_up
 from lightning_parablock.meetings import keep_time_by_rounds, meeting_facts
 from lightning_parablock.positioned import Position, PositionedLoader, Stand, position_of
 from lightning_parablock.random_state import RandomState, seed_all
@@ -57,6 +59,7 @@ from lightning_parablock.refusals import (
 )
 from lightning_parablock.resume import Checkpoints, settled_by
 from lightning_parablock.rounds import RoundEngine
+from lightning_parablock.samples import batch_samples
 from lightning_parablock.schedule import derive_seed
 from lightning_parablock.settings import (
     BlockOptimizerState,
@@ -108,16 +111,23 @@ class ParaBlockStrategy(WatchedStrategy):
             or "random" (drawn anew each round).
         in_flight_value: The value of a block while its delta is on its way: "local" is the committed value plus the
             client's own deltas in flight, "anchor" the committed value alone.
-        server_optimizer: What the server does with the mean delta: "sgd" (federated averaging), "nesterov", or an
-            object ServerSGD / ServerNesterov with its settings.
-        weighting: Weights of the clients in the mean delta: "uniform".
+        server_optimizer: What the server does with the mean delta: "sgd" (federated averaging), "nesterov", "adam",
+            "yogi", or an object ServerSGD, ServerNesterov, ServerAdam or ServerYogi with its settings, a schedule of
+            the server's learning rate among them.
+        weighting: Weights of the clients in the mean delta: "uniform", or "samples", the number of samples that the
+            client trained on in the round (the batch dimension of its batches).
         topology: "sharded" (every client serves an equal part of each block) or "star" (the first client serves all).
         compression: Of deltas and commits on the wire. What a lossy one leaves out is kept and sent with the block's
             next delta or commit (error feedback). "none" sends float32; "bf16" rounds to bfloat16 (2 times fewer
             bytes); "int8" sends a byte a value and a step for each 256 (3.97 times); "int4" half a byte a value and a
             step for each 64 (7.5 times); "topk" the 64 largest of each 1024 (16 times); or an object Int8, Int4 or
             TopK with its settings.
-        block_optimizer_state: State of the client's optimizer when a block is left: "reset" drops it.
+        block_optimizer_state: State of the client's optimizer when a block is left: "reset" drops it, "offload" keeps
+            it in host memory until the block comes up again, "keep" keeps it on the device.
+        local_warmup_steps: Over the first so many optimizer steps of each round the client's learning rate grows in
+            equal steps to what it is; for optimizers whose state was reset.
+        proximal_mu: Weight mu of FedProx's proximal term (arXiv 1812.06127): mu times the way from the round's start is
+            added to the gradient, in float32, before it is clipped. Dimensionless; 0 for none.
         buffers: What is no parameter, such as the running statistics of BatchNorm: "local" keeps each client's own, a
             checkpoint has the first client's; "average" shows the clients' mean wherever the committed model is shown
             (validation, checkpoints, the end of fit) and gives each client its own back to go on training.
@@ -158,11 +168,13 @@ class ParaBlockStrategy(WatchedStrategy):
         unmatched: Unmatched = "error",
         block_order: BlockOrder = "shuffle",
         in_flight_value: InFlightValue = "local",
-        server_optimizer: Literal["sgd", "nesterov"] | ServerOptimizer = "sgd",
+        server_optimizer: Literal["sgd", "nesterov", "adam", "yogi"] | ServerOptimizer = "sgd",
         weighting: Weighting = "uniform",
         topology: Topology = "sharded",
         compression: Literal["none", "bf16", "int8", "int4", "topk"] | Compression = "none",
         block_optimizer_state: BlockOptimizerState = "reset",
+        local_warmup_steps: int = 0,
+        proximal_mu: float = 0.0,
         buffers: Buffers = "local",
         exchange_timeout_s: float = 300.0,
         straggler_timeout_s: float = 3600.0,
@@ -202,6 +214,8 @@ class ParaBlockStrategy(WatchedStrategy):
             topology=topology,
             compression=resolve_compression(compression),
             block_optimizer_state=block_optimizer_state,
+            local_warmup_steps=local_warmup_steps,
+            proximal_mu=proximal_mu,
             buffers=buffers,
             exchange_timeout_s=exchange_timeout_s,
             straggler_timeout_s=straggler_timeout_s,
@@ -227,6 +241,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._passed: dict[int, Position] = {}
         self._random_outside: RandomState | None = None
         self._step_clock: StepClock | None = None
+        self._block_states = BlockStates(self.settings.block_optimizer_state)
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
@@ -255,7 +270,7 @@ class ParaBlockStrategy(WatchedStrategy):
         isolate_validation(trainer, self._note_random_state)
         self._uneven_evaluation = False
         self._uneven_training = False
-        self._trained = False
+        self._samples = 0
         keep_time_by_rounds(trainer, lambda: self._engine is not None and self._engine.at_round_start)
 
     @override
@@ -324,7 +339,8 @@ class ParaBlockStrategy(WatchedStrategy):
         self._transport = open_transport(self._federation, self._flat, self.settings, device=device, backend=backend)
         engine = self._engine = RoundEngine(self._flat, self.settings, [self.client], self._transport)
         self._step_clock = StepClock(device)
-        self._stepped = self._trained = False  # an earlier fit may have failed between a step and its batch's end
+        self._block_states = BlockStates(self.settings.block_optimizer_state)
+        self._stepped, self._samples = False, 0  # an earlier fit may have failed between a step and its batch's end
         if self._resumed is not None:
             go_on(engine, self._resumed)
         return engine.flat.parameters(engine.block) if engine.has_open_turn else self._begin_round(engine)
@@ -340,7 +356,8 @@ class ParaBlockStrategy(WatchedStrategy):
             assert self._engine is not None
             restore_exact_optimizer(self._engine, self.optimizers, resumed)
             restore_training(resumed.own, self._module(), self._engine.flat.parameters(self._engine.block))
-            self._trained = resumed.own["trained"]
+            self._samples = resumed.own["samples"]
+            self._block_states.load_state(resumed.own["block_states"])
 
     def after_batch(self) -> list[nn.Parameter] | None:
         """Advance the clock if the batch brought an optimizer step; at a round's end switch to the next block.
@@ -353,8 +370,8 @@ class ParaBlockStrategy(WatchedStrategy):
         if not self._stepped:
             return None
         self._stepped = False
-        trained, self._trained = self._trained, False
-        engine.after_step(trained=trained)
+        samples, self._samples = self._samples, 0
+        engine.after_step(samples)
         if self.settings.pending:
             self._settle_local_steps(engine)
         if not engine.turn_is_over:
@@ -362,14 +379,16 @@ class ParaBlockStrategy(WatchedStrategy):
         old_block = engine.block
         engine.end_turn()
         engine.end_round()
-        self._drop_optimizer_state(engine.flat.parameters(old_block))
-        return self._begin_round(engine)
+        self._block_states.leave(self._local_optimizer(), old_block, engine.flat.parameters(old_block))
+        parameters = self._begin_round(engine)
+        self._block_states.enter(self._local_optimizer(), engine.block, parameters)
+        return parameters
 
     def finish_rounds(self) -> None:
         """Drain, and make sure that every client holds the same bits. Collective."""
         engine, transport = self._engine, self._transport
         assert engine is not None and transport is not None
-        self._drop_optimizer_state(engine.flat.parameters(engine.block))
+        BlockStates("reset").leave(self._local_optimizer(), engine.block, engine.flat.parameters(engine.block))
         engine.finish()
         self._refuse_divergence()
         self._show_mean_buffers()
@@ -383,22 +402,29 @@ class ParaBlockStrategy(WatchedStrategy):
         if any(idles):
             # A loss that nothing depends on: the optimizer finds no gradient and moves nothing.
             return torch.zeros((), device=self.root_device, requires_grad=True)
-        self._trained = True
+        self._samples += batch_samples(args[0]) if self.settings.weighting == "samples" else 1
         return super().training_step(*args, **kwargs)
 
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         # Once an optimizer step, also with gradient accumulation; the block is switched later, at the batch's end.
-        flat = self._flat
-        assert flat is not None
+        flat, engine = self._flat, self._engine
+        assert flat is not None and engine is not None
+        client = engine.clients[self.client]
 
         def closure_then_master() -> Any:
             loss = closure()
             flat.put_master_in_place()
+            if self.settings.proximal_mu:
+                assert client.start is not None
+                add_proximal_term(
+                    flat.parameters(engine.block), flat.parts(engine.block, client.start), self.settings.proximal_mu
+                )
             return loss
 
         try:
-            output = super().optimizer_step(optimizer, closure_then_master, model, **kwargs)
+            with warmed_up(self._local_optimizer(), client.steps, self.settings.local_warmup_steps):
+                output = super().optimizer_step(optimizer, closure_then_master, model, **kwargs)
         finally:
             flat.take_master_back()
         self._stepped = True
@@ -466,7 +492,8 @@ class ParaBlockStrategy(WatchedStrategy):
             save_plain(self, checkpoint, filepath, storage_options)  # never waits for peers
             return
         aside = Aside(self._replaced, self._own_buffers, self._random_outside)
-        own = training_state(engine, self._module(), self._positions(), aside) | {"trained": self._trained}
+        own = training_state(engine, self._module(), self._positions(), aside)
+        own |= {"samples": self._samples, "block_states": self._block_states.state()}
         self._checkpoints().save(checkpoint, filepath, own, self.blocks, storage_options)
 
     @override
@@ -655,11 +682,9 @@ class ParaBlockStrategy(WatchedStrategy):
         self._refuse_differences(kinds(self._module()))
         return show_mean(self._module(), self.gather_objects, self.all_gather)
 
-    def _drop_optimizer_state(self, parameters: Iterable[nn.Parameter]) -> None:
+    def _local_optimizer(self) -> Optimizer:
         # Unwrapped: Lightning's wrapper shows a copy of the state.
-        optimizer = getattr(self.optimizers[0], "optimizer", self.optimizers[0])
-        for parameter in parameters:
-            optimizer.state.pop(parameter, None)
+        return getattr(self.optimizers[0], "optimizer", self.optimizers[0])
 
     def _in_rounds(self) -> bool:
         return self._engine is not None and self._engine.is_running

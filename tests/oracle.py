@@ -34,17 +34,25 @@ class OracleConfig:
     local_steps: int  # optimizer steps of a round
     delay_steps: int
     in_flight_value: str = "local"  # "local" | "anchor"
-    server: str = "sgd"  # "sgd" | "nesterov"
+    server: str = "sgd"  # "sgd" | "nesterov" | "adam" | "yogi"
     server_lr: float = 1.0
+    server_lr_share: Callable[[int], float] = lambda round_index: 1.0  # of it in each round
     server_momentum: float = 0.9
+    server_betas: tuple[float, float] = (0.9, 0.99)
+    server_tau: float = 1e-3
     compression: str = "none"  # "none" | "bf16" | "int8" | "int4" | "topk", of deltas and commits, with error feedback
     group: int | None = None  # scalars that share a step of int8 and int4; None is 256 and 64
     keep: float = 1 / 16  # share that topk sends
+    optimizer_state: str = "reset"  # "reset" | "kept": of a client's block, from one of its rounds to its next one
+    warmup_steps: int = 0  # of each round, over which a client's learning rate grows
+    proximal_mu: float = 0.0
     trains: Callable[[int, int], bool] = lambda client, step: True  # whether a client has data left for a step
+    samples: Callable[[int, int], int] | None = None  # of a client's step, where they are its weight in the mean
 
     def __post_init__(self) -> None:
         """Refuse what would otherwise be taken for something else in silence."""
-        assert self.in_flight_value in ("local", "anchor") and self.server in ("sgd", "nesterov")
+        assert self.in_flight_value in ("local", "anchor") and self.server in ("sgd", "nesterov", "adam", "yogi")
+        assert self.optimizer_state in ("reset", "kept")
         assert self.compression in ("none", "bf16", "int8", "int4", "topk")
         assert self.n_clients >= 1 and self.local_steps >= 1 and self.delay_steps >= 0 and self.total_steps >= 0
         assert len(self.schedule) >= self.n_rounds, f"{self.n_rounds} rounds need as many entries in the schedule"
@@ -53,6 +61,14 @@ class OracleConfig:
     def n_rounds(self) -> int:
         """Rounds that are begun, a short last one among them."""
         return -(-self.total_steps // self.local_steps)
+
+    def weight(self, client: int, round_index: int) -> int:
+        """n_i of a client in a round in which it has trained."""
+        if self.samples is None:
+            return 1
+        first, after = round_index * self.local_steps, (round_index + 1) * self.local_steps
+        steps = range(first, min(after, self.total_steps))
+        return sum(self.samples(client, step) for step in steps if self.trains(client, step))
 
 
 @dataclass
@@ -86,7 +102,9 @@ def run_oracle(
     X = [dict(model.named_parameters()) for model in models]
     # Full cohorts: every client merges a commit after the same step, so one W stands for the W of all of them.
     W = {name: value.detach().clone() for name, value in X[0].items()}
-    v = {name: torch.zeros_like(value) for name, value in W.items()}
+    adaptive = config.server in ("adam", "yogi")
+    m = {name: torch.zeros_like(value) for name, value in W.items()}
+    v = {name: torch.full_like(value, config.server_tau**2 if adaptive else 0.0) for name, value in W.items()}
     e = [{name: torch.zeros_like(value) for name, value in W.items()} for _ in clients]
     e_server = {name: torch.zeros_like(value) for name, value in W.items()}
     Delta: dict[tuple[int, int], Weights] = {}
@@ -107,14 +125,23 @@ def run_oracle(
         move: Weights = {}
         for name in before:
             trained = [i for i in clients if (t, i) in sent]
-            total = sent[t, trained[0]][name]
+            n = {i: config.weight(i, t) for i in trained}
+            total = n[trained[0]] * sent[t, trained[0]][name]
             for i in trained[1:]:
-                total = total + sent[t, i][name]
-            direction = G = total / len(trained)
+                total = total + n[i] * sent[t, i][name]
+            direction = G = total / sum(n.values())
             if config.server == "nesterov":
                 v[name] = config.server_momentum * v[name] + G
                 direction = G + config.server_momentum * v[name]
-            move[name] = config.server_lr * direction
+            elif adaptive:
+                beta1, beta2 = config.server_betas
+                m[name] = beta1 * m[name] + (1 - beta1) * G
+                if config.server == "adam":
+                    v[name] = beta2 * v[name] + (1 - beta2) * (G * G)
+                else:
+                    v[name] = v[name] - (1 - beta2) * (G * G) * torch.sign(v[name] - G * G)
+                direction = m[name] / (torch.sqrt(v[name]) + config.server_tau)
+            move[name] = config.server_lr * config.server_lr_share(t) * direction
         if config.compression == "none":
             W.update({name: before[name] + move[name] for name in before})
         else:
@@ -147,6 +174,19 @@ def run_oracle(
             if b == active:
                 s[i] = value
 
+    kept: dict[tuple[int, int], torch.optim.Optimizer] = {}
+
+    def optimizer_step(i: int, b: int, optimizer: torch.optim.Optimizer, step: int) -> None:
+        for name in names_of[b]:
+            if config.proximal_mu and (gradient := X[i][name].grad) is not None:
+                X[i][name].grad = gradient + config.proximal_mu * (X[i][name].detach() - s[i][name])
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] *= min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
+        optimizer.step()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
     for t in range(config.n_rounds):
         b = block_of_round[t]
         optimizers: list[torch.optim.Optimizer] = []
@@ -155,7 +195,9 @@ def run_oracle(
                 parameter.requires_grad_(name in names_of[b])
                 parameter.grad = None
             s[i] = {name: X[i][name].detach().clone() for name in names_of[b]}
-            optimizers.append(make_optimizer([X[i][name] for name in names_of[b]]))  # state: reset
+            if config.optimizer_state == "reset" or (i, b) not in kept:
+                kept[i, b] = make_optimizer([X[i][name] for name in names_of[b]])
+            optimizers.append(kept[i, b])
 
         for step in range(1, min(K, config.total_steps - t * K) + 1):
             for i in clients:
@@ -163,7 +205,7 @@ def run_oracle(
                     continue
                 optimizers[i].zero_grad()
                 loss_fn(models[i], i, t * K + step - 1).backward()
-                optimizers[i].step()
+                optimizer_step(i, b, optimizers[i], step)
             if step == r and t - 1 - q >= 0:  # r = 0 never is a step: then it merges at the join, below
                 merge(t - 1 - q, active=b)
 
@@ -193,6 +235,7 @@ def run_fedbcd(config: OracleConfig, make_model: MakeModel, loss_fn: LossFn, mak
     parameters = dict(model.named_parameters())
     server = {name: parameter.data.clone() for name, parameter in parameters.items()}
     velocity: Weights = {}
+    second: Weights = {}
     owed: list[Weights] = [{} for _ in range(config.n_clients + 1)]  # by the clients, and last by the server
 
     def send(values: Weights, owes: Weights) -> tuple[Weights, Weights]:
@@ -207,6 +250,7 @@ def run_fedbcd(config: OracleConfig, make_model: MakeModel, loss_fn: LossFn, mak
         steps_left -= n_steps
         names = config.block_names[block]
         sums: Weights = {}
+        shares = [config.weight(client, t) for client in range(config.n_clients)]
         for client in range(config.n_clients):
             for name, parameter in parameters.items():
                 parameter.data = server[name].clone()
@@ -220,15 +264,27 @@ def run_fedbcd(config: OracleConfig, make_model: MakeModel, loss_fn: LossFn, mak
             progress = {name: parameters[name].data - server[name] for name in names}
             wanted, arrived = send(progress, owed[client])
             owed[client].update({name: wanted[name] - arrived[name] for name in names})
-            sums = {name: sums[name] + arrived[name] for name in names} if sums else arrived
+            counted = {name: arrived[name] * shares[client] for name in names}
+            sums = {name: sums[name] + counted[name] for name in names} if sums else counted
         moves: Weights = {}
         for name in names:
-            mean = sums[name] / config.n_clients
+            mean = sums[name] / sum(shares)
             if config.server == "nesterov":
                 kept = config.server_momentum * velocity[name] if name in velocity else torch.zeros_like(mean)
                 velocity[name] = kept + mean
                 mean = mean + config.server_momentum * velocity[name]
-            moves[name] = config.server_lr * mean
+            if config.server in ("adam", "yogi"):
+                (keep_first, keep_second), square = config.server_betas, mean.square()
+                old = second[name] if name in second else torch.zeros_like(mean) + config.server_tau**2
+                first = velocity[name] if name in velocity else torch.zeros_like(mean)
+                velocity[name] = first * keep_first + mean * (1 - keep_first)
+                change = square * (1 - keep_second)
+                if config.server == "adam":
+                    second[name] = old * keep_second + change
+                else:  # towards the square, from either side
+                    second[name] = torch.where(old > square, old - change, torch.where(old < square, old + change, old))
+                mean = velocity[name] / (second[name].sqrt() + config.server_tau)
+            moves[name] = config.server_lr * config.server_lr_share(t) * mean
         wanted, arrived = send(moves, owed[-1])
         for name in names:
             moved = server[name] + arrived[name]

@@ -12,6 +12,8 @@ Span = tuple[float, float]
 """Start and length in seconds."""
 
 THREADS = ("compute", "exchange")
+EXPOSED, WAITING = "exposed", "waiting for a slower client"
+"""Names of the spans in which a client stood still."""
 _MICROSECONDS = 1e6
 
 
@@ -56,9 +58,9 @@ def _events(record: RoundRecord, origin_s: float) -> list[Event]:
         (record.block, 1, exchange, facts),
     ]
     if record.exposed_s > 0:
-        spans.append(("exposed", 1, exposed_span(record), {"round": record.round}))
+        spans.append((EXPOSED, 1, exposed_span(record), {"round": record.round}))
     if record.wait_peer_s > 0:
-        spans.append(("waiting for a slower client", 1, peer_span(record), {"round": record.round}))
+        spans.append((WAITING, 1, peer_span(record), {"round": record.round}))
     return [_event(name, record.client, tid, span, origin_s, args) for name, tid, span, args in spans]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from lightning_parablock.data.formats import FORMATS, Format
 from lightning_parablock.data.sources import STDLIB, Source
 from lightning_parablock.data.tokenize import TextFormat, template_fields
 from lightning_parablock.errors import ConfigurationError
@@ -26,6 +27,7 @@ class TextDataOptions:
     source: str | Sequence[str]
     config_name: str | None
     split: str
+    format: Format | None
     text_field: str | None
     prompt_field: str | None
     answer_field: str | None
@@ -79,6 +81,8 @@ class TextDataOptions:
     @property
     def text_format(self) -> TextFormat:
         """How rows become text."""
+        if self.format is not None:
+            return TextFormat(self.sequence_length, published=self.format)
         if self.answer_field is None:
             return TextFormat(self.sequence_length, text_field=self.text_field or "text")
         return TextFormat(self.sequence_length, answer_field=self.answer_field, template=self._prompt_template())
@@ -112,6 +116,13 @@ class TextDataOptions:
         )
 
     def _check_text(self) -> None:
+        if self.format is not None:
+            _require(
+                self.format in FORMATS, f"format={self.format!r} is not known; {nearest(self.format, list(FORMATS))}"
+            )
+            given = [name for name in ("text_field", "prompt_field", "answer_field", "template") if getattr(self, name)]
+            _require(not given, f"format {self.format!r} has columns of its own; leave out {' and '.join(given)}")
+            return
         if self.answer_field is None:
             given = [name for name in ("prompt_field", "template") if getattr(self, name) is not None]
             _require(not given, f"{' and '.join(given)} given without answer_field; name the column of the answers")

@@ -62,9 +62,10 @@ def load_split(options: TextDataOptions, seed: int) -> Split:
     return Split([mine[index] for index in train], [mine[index] for index in held], files, len(rows) - len(owned))
 
 
-def load_test_rows(options: TextDataOptions, split: Split) -> list[Row]:
-    """The rows to test and predict on: those of ``test_source``, or else the validation rows."""
-    return split.validation if options.test is None else _other_rows(options, options.test)
+def load_test_rows(options: TextDataOptions) -> list[Row]:
+    """The rows of ``test_source``, which must be given."""
+    assert options.test is not None
+    return _other_rows(options, options.test)
 
 
 def deal(split: Split, options: TextDataOptions, n_clients: int, seed: int) -> list[list[Row]]:

@@ -12,11 +12,12 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
+from lightning_parablock.data.formats import Format
 from lightning_parablock.data.options import Partition, TextDataOptions
 from lightning_parablock.data.rows import Row
 from lightning_parablock.data.sampler import ClientSampler, order_seed
 from lightning_parablock.data.split import Split, deal, load_split, load_test_rows
-from lightning_parablock.data.tokenize import TokenExamples, Tokenizer, make_examples
+from lightning_parablock.data.tokenize import IGNORED_LABEL, TokenExamples, Tokenizer, make_examples
 from lightning_parablock.errors import ConfigurationError, DataError
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,10 @@ class FederatedTextDataModule(pl.LightningDataModule):
             ``python-stdlib`` for the source files of the running Python's standard library.
         config_name: Configuration of a hub data set that has several, such as ``main``.
         split: Split of a hub data set to train on.
+        format: The form in which a known data set is published: ``gsm8k`` (question, answer), ``alpaca`` and
+            ``mathinstruct`` (instruction, perhaps input, output), ``dolly`` (instruction, perhaps context, response) or
+            ``chat`` (messages, or conversations, in the model's chat template; the assistant's last turn is the
+            answer). None takes the columns named below.
         text_field: Column of plain text, packed into windows of ``sequence_length`` tokens; None means ``text``.
         prompt_field: Column of the prompt, where prompts and answers are trained; see ``answer_field``.
         answer_field: Column of the answer; given, a row is one example and only answer tokens are labels.
@@ -72,6 +77,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         *,
         config_name: str | None = None,
         split: str = "train",
+        format: Format | None = None,
         text_field: str | None = None,
         prompt_field: str | None = None,
         answer_field: str | None = None,
@@ -116,13 +122,12 @@ class FederatedTextDataModule(pl.LightningDataModule):
             DataError: a source, a line, a column or a partition cannot be used.
             ConfigurationError: there is no tokenizer, or the number of clients contradicts the options.
         """
-        split = self._rows()
         if stage in (None, "fit"):
-            self._setup_train(split)
-        if stage in (None, "fit", "validate") and self._val is None and split.validation:
-            self._val = self._held_out_examples(split.validation, "validation")
+            self._setup_train(self._rows())
+        if stage in (None, "fit", "validate") and self._val is None and self._rows().validation:
+            self._val = self._held_out_examples(self._rows().validation, "validation")
         if stage in (None, "test", "predict") and self._test is None:
-            rows = load_test_rows(self.options, split)
+            rows = self._rows().validation if self.options.test is None else load_test_rows(self.options)
             if rows or stage is not None:
                 self._test = self._held_out_examples(rows, "test")
 
@@ -137,7 +142,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The test examples."""
-        return self._loader(_present(self._test, "test"), self._val_batch_size)
+        return self._loader(self.test_set, self._val_batch_size)
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The test examples, to be completed by the model."""
@@ -197,6 +202,17 @@ class FederatedTextDataModule(pl.LightningDataModule):
     def val_set(self) -> TokenExamples:
         """The held-out examples of all clients; there after ``setup("fit")`` or ``setup("validate")``."""
         return _present(self._val, "validate")
+
+    @property
+    def test_set(self) -> TokenExamples:
+        """The test examples; there after ``setup("test")`` or ``setup("predict")``."""
+        return _present(self._test, "test")
+
+    def test_answers(self) -> list[str]:
+        """The labelled text of each test example, as far as its window holds it."""
+        examples = (self.test_set[index] for index in range(len(self.test_set)))
+        labels = [item["labels"][item["labels"] != IGNORED_LABEL] for item in examples]
+        return cast(Any, self.tokenizer).batch_decode(labels, skip_special_tokens=True)
 
     def train_fingerprint(self) -> str:
         """Hash (SHA-256, hexadecimal) of this client's training examples: token ids, lengths, label positions."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_parablock.data.formats import FORMATS, Format, Pair
 from lightning_parablock.data.rows import Row, text_of
 from lightning_parablock.errors import ConfigurationError
 
@@ -40,17 +41,33 @@ class TextFormat:
         text_field: Column of plain text; used when ``answer_field`` is None.
         answer_field: Column of the answer, the only part whose tokens are labels.
         template: Text of the prompt, with column names in braces.
+        published: The form in which a known data set is published; then the other columns are its own.
     """
 
     sequence_length: int
     text_field: str = "text"
     answer_field: str | None = None
     template: str = ""
+    published: Format | None = None
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether a row is a prompt with its answer, else plain text."""
+        return self.published is not None or self.answer_field is not None
 
     @property
     def columns(self) -> list[str]:
         """The columns that every row must have."""
+        if self.published is not None:
+            return list(FORMATS[self.published].columns)
         return [self.text_field] if self.answer_field is None else [*template_fields(self.template), self.answer_field]
+
+    def pair(self, row: Row, tokenizer: Tokenizer) -> Pair:
+        """Prompt and answer of a row that has them."""
+        if self.published is not None:
+            return FORMATS[self.published].pair(row, tokenizer)
+        assert self.answer_field is not None
+        return _fill(self.template, row), text_of(row, self.answer_field)
 
 
 class TokenExamples(Dataset[dict[str, Tensor]]):
@@ -105,7 +122,7 @@ def make_examples(
     Plain text: the rows' tokens in a row, an end-of-text token after each, cut into windows; the tail that fills no
     window is left out. Prompt and answer: one example a row; see :func:`_fit`.
     """
-    build = _windows if form.answer_field is None else _prompts
+    build = _prompts if form.has_answers else _windows
     ids: list[list[int]] = []
     starts: list[int] = []
     lengths: list[int] = []
@@ -156,14 +173,16 @@ def _windows(rows: Sequence[Row], tokenizer: Tokenizer, form: TextFormat) -> Ite
 
 
 def _prompts(rows: Sequence[Row], tokenizer: Tokenizer, form: TextFormat) -> Iterator[tuple[list[int], int] | None]:
-    assert form.answer_field is not None
     begin = _begin_ids(tokenizer)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for chunk in _chunks(rows):
-        prompts = _encode(tokenizer, [_fill(form.template, row) for row in chunk])
-        answers = _encode(tokenizer, [text_of(row, form.answer_field) for row in chunk])
+        pairs = [form.pair(row, tokenizer) for row in chunk]
+        prompts = _encode(tokenizer, [prompt for prompt, _ in pairs])
+        answers = _encode(tokenizer, [answer for _, answer in pairs])
         for prompt, answer in zip(prompts, answers, strict=True):
-            yield _fit(begin + prompt, answer, end, form.sequence_length) if answer else None
+            # A chat template may have begun the text itself.
+            begun = prompt if prompt[: len(begin)] == begin else begin + prompt
+            yield _fit(begun, answer, end, form.sequence_length) if answer else None
 
 
 def _fit(prompt: list[int], answer: list[int], end: list[int], size: int) -> tuple[list[int], int] | None:

@@ -34,13 +34,8 @@ def export_checkpoint(ckpt_path: Path, output: Path, *, overwrite: bool = False,
             or its model's tokenizer cannot be found.
     """
     refuse_contents(output, overwrite)
-    checkpoint = _read(ckpt_path)
-    hyperparameters = cast(dict[str, Any], checkpoint.get("hyper_parameters") or {})
-    if not {"architecture", "model"} <= hyperparameters.keys():
-        raise ConfigurationError(
-            f"{ckpt_path} was not saved by CausalLM: it does not tell its model's architecture. For other modules put "
-            "the callback HuggingFaceExport into the training"
-        )
+    checkpoint = read_checkpoint(ckpt_path)
+    hyperparameters: dict[str, Any] = checkpoint["hyper_parameters"]
     found = _tokenizer_of(hyperparameters) if tokenizer else None
     network = network_of_architecture(hyperparameters["architecture"], None)
     state = {n.removeprefix(_OWN): t for n, t in checkpoint["state_dict"].items() if n.startswith(_OWN)}
@@ -122,7 +117,12 @@ def the_tokenizer(module: torch.nn.Module, data: object) -> Any:
     return next((owner.tokenizer for owner in owners if hasattr(owner, "tokenizer")), None)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A Lightning checkpoint of :class:`CausalLM`, whose ``hyper_parameters`` tell its architecture.
+
+    Raises:
+        ConfigurationError: it does not exist, cannot be read, or was saved by another module.
+    """
     if not path.is_file():
         raise ConfigurationError(f"checkpoint {path} does not exist")
     try:
@@ -131,6 +131,12 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path} cannot be read as a checkpoint: {type(error).__name__}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ConfigurationError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'")
+    hyperparameters = cast(dict[str, Any], checkpoint.get("hyper_parameters") or {})
+    if not {"architecture", "model"} <= hyperparameters.keys():
+        raise ConfigurationError(
+            f"{path} was not saved by CausalLM: it does not tell its model's architecture. For other modules put the "
+            "callback HuggingFaceExport into the training, or measure in a script of your own"
+        )
     return cast(dict[str, Any], checkpoint)
 
 

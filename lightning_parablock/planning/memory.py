@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_parablock.planning.traffic import message_bytes
-from lightning_parablock.settings import ServerNesterov, Settings
+from lightning_parablock.server import moments
+from lightning_parablock.settings import Settings
 from lightning_parablock.transport.chunks import SEND_WINDOW, WINDOW, chunks_of, shard_bounds
 
 FLOAT_BYTES = 4
@@ -69,6 +70,7 @@ def memory_parts(model: ModelSize, n_clients: int, settings: Settings) -> list[M
     parts = [
         MemoryPart("weights", "device", model.weights_bytes),
         *(MemoryPart(purpose, "device", active * each) for purpose, each in _of_active(model.weight_bytes)),
+        *_of_left_blocks(sum(model.numels) - active, settings),
         *(MemoryPart(purpose, "device", size) for purpose, size in _of_flying(sum(flying), settings)),
         MemoryPart("messages under way", "host", window_bytes(max(model.numels), n_clients, settings)),
         *_of_server(sum(model.numels), sum(flying), n_clients, settings),
@@ -132,6 +134,14 @@ def _of_active(weight_bytes: int) -> list[tuple[str, int]]:
     return parts
 
 
+def _of_left_blocks(scalars: int, settings: Settings) -> list[MemoryPart]:
+    """The local optimizer's state of the blocks that are not being trained."""
+    where = {"reset": None, "offload": "host", "keep": "device"}[settings.block_optimizer_state]
+    if where is None or not scalars:
+        return []
+    return [MemoryPart("optimizer state of the other blocks (AdamW)", where, ADAM_MOMENTS * FLOAT_BYTES * scalars)]
+
+
 def _of_flying(scalars: int, settings: Settings) -> list[tuple[str, int]]:
     """Bytes of the blocks in flight on the device, by purpose."""
     committed = 0 if settings.delay_steps == 0 else FLOAT_BYTES * scalars
@@ -146,12 +156,12 @@ def _of_server(scalars: int, flying: int, n_clients: int, settings: Settings) ->
     """What a server keeps of its shard of all blocks, and of those in flight as it was before."""
     share = n_clients if settings.topology == "sharded" else 1
     where = "host, client 0" if settings.topology == "star" and n_clients > 1 else "host"
-    moments = 1 if isinstance(settings.server_optimizer, ServerNesterov) else 0
+    states = moments(settings.server_optimizer)
     residuals = 1 if settings.compression.is_lossy else 0
     parts = (
         ("server: committed values", scalars),
-        ("server: optimizer state", moments * scalars),
+        ("server: optimizer state", states * scalars),
         ("server: error feedback of the commits", residuals * scalars),
-        ("server: both from before the exchanges in flight", (moments + residuals) * flying),
+        ("server: both from before the exchanges in flight", (states + residuals) * flying),
     )
     return [MemoryPart(purpose, where, FLOAT_BYTES * math.ceil(n / share)) for purpose, n in parts if n]

@@ -18,7 +18,7 @@ class Upload:
 
     Attributes:
         delta: Shape (numel of the block,), float32; neither the caller nor the transport changes it afterwards.
-        weight: n_i of the mean: 1 for uniform weighting, 0 for a client that did not train.
+        weight: n_i of the mean: 1 for uniform weighting, else the samples of the round; 0 for who did not train.
         residual: What a lossy codec left out before and will leave out now; None where it leaves nothing out.
     """
 

@@ -131,7 +131,7 @@ class ExchangeSteps:
         within = slice(part.start - self._mine.start, part.stop - self._mine.start)
         body = payload(message)
         on_host = torch.empty_like(body, device="cpu") if body.is_cuda else body
-        self.commit[part] = self._server.commit(self._block, within, deltas, weights, on_host)
+        self.commit[part] = self._server.commit(self._round, self._block, within, deltas, weights, on_host)
         if body.is_cuda:
             body.copy_(on_host)
         since_ready_us = max(0, int(1e6 * (time.time() - self._ready_s)))

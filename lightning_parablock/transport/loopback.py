@@ -45,7 +45,7 @@ class LoopbackTransport(Transport):
         whole = slice(0, self._server.values[block].numel())
         deltas = (self._coder.as_received(upload.delta, upload.residual, whole) for upload in ordered)
         unsent = torch.empty(self._coder.codec.payload_bytes(whole.stop), dtype=torch.uint8)
-        commit = self._server.commit(block, whole, deltas, [upload.weight for upload in ordered], unsent)
+        commit = self._server.commit(round_index, block, whole, deltas, [upload.weight for upload in ordered], unsent)
         return _Done(commit.to(ordered[0].delta.device, copy=True), start_s)
 
     @override

@@ -15,11 +15,15 @@ from lightning_parablock.settings import (
     Int4,
     Int8,
     NoCompression,
+    ServerAdam,
     ServerNesterov,
+    ServerOptimizer,
     ServerSGD,
+    ServerYogi,
     Settings,
     TopK,
     Topology,
+    Weighting,
 )
 from tests.oracle import OracleConfig
 from tests.support.engine import oracle_config
@@ -30,6 +34,12 @@ TOTAL_STEPS = 26  # six rounds and a short last one
 DELAYS_STEPS = (0, 3, LOCAL_STEPS, LOCAL_STEPS + 2, 2 * LOCAL_STEPS, 3 * LOCAL_STEPS)
 ORDERS = get_args(BlockOrder)
 SERVERS = (ServerSGD(), ServerNesterov())
+MORE_SERVERS: tuple[ServerOptimizer, ...] = (
+    ServerAdam(),
+    ServerYogi(lr=0.03, betas=(0.8, 0.9), tau=1e-4),
+    ServerSGD(warmup_rounds=2, decay="linear", decay_rounds=6),
+)
+WEIGHTINGS = get_args(Weighting)
 VALUES = get_args(InFlightValue)
 LOSSY = (BF16(), Int8(), Int4(), TopK())
 TOPOLOGIES = get_args(Topology)
@@ -51,7 +61,7 @@ class Case:
         """Topology and placement change no bit, so cases that differ only there share an oracle run."""
         s = self.settings
         run = (self.n_clients, self.tied, self.total_steps)
-        parts = (*run, s.delay_steps, s.block_order, s.in_flight_value, s.server_optimizer, s.compression)
+        parts = (*run, s.delay_steps, s.block_order, s.in_flight_value, s.server_optimizer, s.compression, s.weighting)
         return "/".join(map(str, parts))
 
     @property
@@ -86,7 +96,7 @@ def cases(n_ranks: int) -> list[Case]:
     On one, three and four ranks in-flight value and topology alternate, too, each by a sum of digits that mixes it with
     the other options; three and four ranks together have every delay x order x server optimizer x in-flight value.
     """
-    return [*_product(n_ranks), *_several_clients_on_a_rank(n_ranks), *_compressed(n_ranks)]
+    return [*_product(n_ranks), *_several_clients_on_a_rank(n_ranks), *_compressed(n_ranks), *_servers(n_ranks)]
 
 
 def _product(n_ranks: int) -> Iterator[Case]:
@@ -143,6 +153,26 @@ def _compressed(n_ranks: int) -> Iterator[Case]:
             compression=LOSSY[codec],
         )
         yield Case(n_ranks, tied=(delay + codec) % 2 == 0, settings=settings, total_steps=18)
+
+
+def _servers(n_ranks: int) -> Iterator[Case]:
+    """The other server optimizers, a schedule of the server's learning rate, and weights by samples, at every delay.
+
+    Topology, in-flight value and codec alternate.
+    """
+    for delay, server, weighting in itertools.product(
+        range(len(DELAYS_STEPS)), range(len(MORE_SERVERS)), range(len(WEIGHTINGS))
+    ):
+        settings = settings_for(
+            delay_steps=DELAYS_STEPS[delay],
+            block_order="random",
+            server_optimizer=MORE_SERVERS[server],
+            weighting=WEIGHTINGS[weighting],
+            in_flight_value=VALUES[(delay + weighting) % 2],
+            topology=TOPOLOGIES[(delay // 2 + server + weighting) % 2],
+            compression=Int8() if (delay + server) % 3 == 0 else NoCompression(),
+        )
+        yield Case(n_ranks, tied=(delay + server) % 2 == 0, settings=settings, total_steps=18)
 
 
 def settings_for(**changes: Any) -> Settings:

@@ -12,6 +12,7 @@ SCENARIOS = [
     "delay K",
     "delay K+2, star, Nesterov",
     "delay 2K, anchor",
+    "kept state, Adam on the server",
     "presets",
     "validation",
     "checkpoint",

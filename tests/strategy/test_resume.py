@@ -20,6 +20,8 @@ SCENARIOS = [
     "bf16-true",
     "int4",
     "bf16-true, int8",
+    "offloaded state",
+    "bf16-true, kept state",
     "uneven",
     "accumulation",
     "worker processes",

@@ -46,6 +46,41 @@ def test_one_process_equals_the_oracle(delay_steps: int) -> None:
     assert_same_bits(module.weights(), expected(strategy, 30))
 
 
+LOCAL_CHOICES: dict[str, dict[str, Any]] = {
+    "offload": {"block_optimizer_state": "offload"},
+    "keep": {"block_optimizer_state": "keep"},
+    "warm-up": {"local_warmup_steps": 3},
+    "warm-up longer than a round": {"local_warmup_steps": K + 2},
+    "proximal": {"proximal_mu": 0.3},
+    "all": {"block_optimizer_state": "keep", "local_warmup_steps": 2, "proximal_mu": 0.3},
+}
+
+
+@pytest.mark.parametrize("choice", LOCAL_CHOICES)
+@pytest.mark.parametrize("delay_steps", [0, K, K + 2])
+def test_choices_of_the_local_steps_equal_the_oracle(choice: str, delay_steps: int) -> None:
+    options = {"delay_steps": delay_steps, "block_order": "random", "in_flight_value": "anchor"}
+    strategy, plain = strategy_for(**options, **LOCAL_CHOICES[choice]), strategy_for(**options)
+    module = fit(MLP, strategy, 0, 30)
+    assert_same_bits(module.weights(), expected(strategy, 30))
+    with pytest.raises(AssertionError):  # the choice makes a difference
+        assert_same_bits(module.weights(), expected(plain, 30))
+    (group,) = module.trainer.optimizers[0].param_groups
+    assert group["lr"] == adamw_default(list(module.parameters())).param_groups[0]["lr"]
+
+
+def test_the_proximal_term_is_clipped_with_the_gradient() -> None:
+    """The way from the round's start counts a million times: what is left after clipping has its direction."""
+    strategy = strategy_for(delay_steps=0, proximal_mu=1e6, local_steps=2)
+    sgd = lambda parameters: torch.optim.SGD(parameters, lr=0.1)  # noqa: E731
+    module = TaskModule(MLP, sgd)
+    start = module.weights()
+    fit(MLP, strategy, 0, 2, module=module, gradient_clip_val=0.5)
+    # The first step goes half a unit times lr away, the second as far back.
+    assert all(torch.allclose(value, start[name], atol=1e-5) for name, value in module.weights().items())
+    assert any(not torch.equal(value, start[name]) for name, value in module.weights().items())
+
+
 def test_the_preset_by_name_without_options() -> None:
     task = transformer_task(tied=True)
     module = fit(task, "parablock", 0, 40)

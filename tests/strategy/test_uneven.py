@@ -17,6 +17,7 @@ SCENARIOS = [
     "several loaders",
     "clients that go on",
     "going on with accumulation",
+    "weights by samples",
     "several loaders cannot go on",
     "workers that stay",
     "loaders are shortened anew",

@@ -352,6 +352,14 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         delay_steps=K + 2, topology="star", server_optimizer=ServerNesterov(), block_order="random"
     ),
     "delay 2K, anchor": equals_the_oracle(delay_steps=2 * K, in_flight_value="anchor", block_order="sequential"),
+    "kept state, Adam on the server": equals_the_oracle(
+        block_optimizer_state="keep",
+        local_warmup_steps=2,
+        proximal_mu=0.1,
+        server_optimizer="adam",
+        delay_steps=K + 2,
+        block_order="random",
+    ),
     "presets": presets_by_name,
     "validation": validation_sees_the_committed_model,
     "checkpoint": a_checkpoint_holds_the_committed_model,

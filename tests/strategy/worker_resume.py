@@ -222,6 +222,19 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "bf16-true, int8": stopped_and_resumed(
         "bf16int8", "on_train_batch_end", 14, strategy={"compression": "int8"}, precision="bf16-true", max_epochs=2
     ),
+    "offloaded state": stopped_and_resumed(
+        "offload",
+        "on_train_batch_end",
+        14,
+        strategy={"block_optimizer_state": "offload", "server_optimizer": "yogi", "weighting": "samples"},
+    ),
+    "bf16-true, kept state": stopped_and_resumed(
+        "kept",
+        "on_train_batch_end",
+        14,
+        strategy={"block_optimizer_state": "keep", "local_warmup_steps": 3, "proximal_mu": 0.1},
+        precision="bf16-true",
+    ),
     "uneven": stopped_and_resumed("uneven", "on_train_batch_end", 9, data="uneven", max_epochs=2),  # client 1 idles
     "accumulation": stopped_and_resumed("accumulate", "on_validation_end", 8, accumulate_grad_batches=2),
     **{

@@ -246,6 +246,32 @@ def going_on_with_accumulation() -> None:
     assert_same_bits(module.weights(), oracle(6, loss, trains=trains))
 
 
+def weights_by_samples() -> None:
+    """5 and 11 samples in batches of two, short last ones: 3 and 6 steps an epoch, in rounds of four."""
+    sizes = (5, 11)
+    used = strategy(uneven_clients="go_on", weighting="samples")
+    loader = DataLoader(Steps(sizes[RANK], RANK), batch_size=2)
+    module = run(Batched(TASK, adamw_default), train=loader, used=used)
+    assert steps_made(module) == 12
+
+    def own(client: int, step: int) -> list[int]:
+        """The samples of a step."""
+        first = 2 * (step % 6)
+        return list(range(first, min(first + 2, sizes[client])))
+
+    def weighted(samples: Callable[[int, int], int] | None) -> dict[str, Tensor]:
+        return oracle(
+            12,
+            lambda model, client, step: mean_loss(model, client, own(client, step)),
+            trains=lambda client, step: bool(own(client, step)),
+            samples=samples,
+        )
+
+    assert_same_bits(module.weights(), weighted(lambda client, step: len(own(client, step))))
+    says = raises(AssertionError, lambda: assert_same_bits(module.weights(), weighted(None)))
+    assert "bits differ" in says
+
+
 def several_loaders_cannot_go_on() -> None:
     """Refused before training, on every rank; equal lengths are welcome."""
     loaders = {"a": batches(mine(8, 12)), "b": batches(6)}
@@ -264,6 +290,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "several loaders": several_loaders,
     "clients that go on": clients_that_go_on,
     "going on with accumulation": going_on_with_accumulation,
+    "weights by samples": weights_by_samples,
     "several loaders cannot go on": several_loaders_cannot_go_on,
     "workers that stay": workers_that_stay,
     "loaders are shortened anew": loaders_are_shortened_anew,

@@ -11,7 +11,14 @@ from lightning_parablock.blocks import Block
 from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.rounds import RoundEngine
 from lightning_parablock.server import ServerShard
-from lightning_parablock.settings import Compression, ServerNesterov, ServerOptimizer, ServerSGD, Settings
+from lightning_parablock.settings import (
+    SERVER_OPTIMIZERS,
+    Compression,
+    ServerAdam,
+    ServerNesterov,
+    ServerOptimizer,
+    Settings,
+)
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.loopback import LoopbackTransport
 from tests.oracle import OracleConfig
@@ -32,7 +39,9 @@ def oracle_config(
 ) -> OracleConfig:
     """The oracle's words for the package's settings."""
     optimizer = settings.server_optimizer
-    assert isinstance(optimizer, (ServerSGD, ServerNesterov))
+    adaptive = (
+        {"server_betas": optimizer.betas, "server_tau": optimizer.tau} if isinstance(optimizer, ServerAdam) else {}
+    )
     return OracleConfig(
         block_names=task.block_names,
         schedule=tuple(schedule),
@@ -41,11 +50,31 @@ def oracle_config(
         local_steps=settings.local_steps,
         delay_steps=settings.delay_steps,
         in_flight_value=settings.in_flight_value,
-        server="nesterov" if isinstance(optimizer, ServerNesterov) else "sgd",
+        server=next(name for name, kind in SERVER_OPTIMIZERS.items() if type(optimizer) is kind),
         server_lr=optimizer.lr,
+        server_lr_share=lambda t: falling_share(optimizer, t),
         server_momentum=optimizer.momentum if isinstance(optimizer, ServerNesterov) else 0.0,
+        optimizer_state="reset" if settings.block_optimizer_state == "reset" else "kept",
+        warmup_steps=settings.local_warmup_steps,
+        proximal_mu=settings.proximal_mu,
+        samples=samples_of if settings.weighting == "samples" else None,
+        **adaptive,
         **oracle_words(settings.compression),
     )
+
+
+def falling_share(optimizer: ServerOptimizer, round_index: int) -> float:
+    """The share of its learning rate that a linear schedule leaves, by its own corner points."""
+    warm, end = optimizer.warmup_rounds, optimizer.decay_rounds
+    if round_index < warm:
+        return (round_index + 1) / warm
+    assert optimizer.decay in ("constant", "linear")
+    return 1.0 if optimizer.decay == "constant" else max(0.0, 1 - (round_index - warm) / (end - warm))
+
+
+def samples_of(client: int, step: int) -> int:
+    """How many samples a test says that a client's step has had."""
+    return 1 + (2 * client + step) % 3
 
 
 def loopback(flat: FlatBlocks, optimizer: ServerOptimizer, compression: Compression | None = None) -> LoopbackTransport:
@@ -68,7 +97,7 @@ def run_rounds(
                 optimizer.zero_grad()
                 task.loss_fn(model, client, step).backward()
                 optimizer.step()
-                engine.after_step()
+                engine.after_step(samples_of(client, step))
             engine.end_turn()
         engine.end_round()
     engine.finish()

@@ -116,6 +116,7 @@ def expected_weights(
     loss_fn: LossFn | None = None,
     make_optimizer: MakeOptimizer = adamw_default,
     trains: Callable[[int, int], bool] = lambda client, step: True,
+    samples: Callable[[int, int], int] | None = None,
 ) -> dict[str, Tensor]:
     """The oracle's weights for a fit with these settings; its blocks are the task's unless others are given."""
     if total_steps == 0:
@@ -124,7 +125,7 @@ def expected_weights(
     n_rounds = -(-total_steps // settings.local_steps)
     schedule = [block_of_round(settings.block_order, len(names), t, settings.seed) for t in range(n_rounds)]
     config = oracle_config(task, settings, schedule, n_clients=n_clients, total_steps=total_steps)
-    config = replace(config, block_names=names, trains=trains)
+    config = replace(config, block_names=names, trains=trains, samples=samples)
     return run_oracle(config, task.make_model, loss_fn or task.loss_fn, make_optimizer).weights
 
 

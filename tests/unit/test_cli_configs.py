@@ -129,7 +129,8 @@ def test_a_server_optimizer_with_settings(monkeypatch: pytest.MonkeyPatch) -> No
         "--strategy.server_optimizer.momentum=0.5",
     ]
     strategy = strategy_of(resolved(monkeypatch, "--model.model", "x", *words))
-    assert strategy["server_optimizer"]["init_args"] == {"lr": 0.7, "momentum": 0.5}
+    schedule = {"warmup_rounds": 0, "decay": "constant", "decay_rounds": 0, "decay_to": 0.0}
+    assert strategy["server_optimizer"]["init_args"] == {"lr": 0.7, "momentum": 0.5, **schedule}
 
 
 def test_a_compression_by_name_and_with_settings(monkeypatch: pytest.MonkeyPatch) -> None:

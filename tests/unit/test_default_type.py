@@ -20,7 +20,7 @@ def test_an_exchange_computes_in_float32_whatever_the_default_is(compression: Co
         residual = residuals.begin(0, 0, 0, 40) if compression.is_lossy else None
         received = coder.as_received(delta, residual, slice(0, 40))
         server.begin(0, 0)
-        server.commit(0, slice(0, 40), [received], [1], payload)
+        server.commit(0, 0, slice(0, 40), [received], [1], payload)
         return [server.values[0], payload, *(piece.values for piece in server.state())]
 
     start, delta = vectors(2, seed=3)

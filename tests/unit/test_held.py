@@ -123,8 +123,8 @@ class Watched(RoundEngine):
         super().__init__(*args)  # type: ignore[arg-type]
         self._look = look
 
-    def after_step(self) -> None:
-        super().after_step()
+    def after_step(self, samples: int = 1) -> None:
+        super().after_step(samples)
         self._look(self)
 
     def end_round(self) -> None:

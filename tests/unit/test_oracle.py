@@ -79,9 +79,13 @@ def test_delay_0_equals_fedbcd_with_compression(compression: str, server: str, n
 
 
 @EACH_TASK
-@pytest.mark.parametrize(("server", "n_clients"), [("sgd", 1), ("sgd", 3), ("nesterov", 3)])
-def test_delay_0_equals_fedbcd(task: Task, server: str, n_clients: int) -> None:
+@pytest.mark.parametrize("samples", [None, lambda client, step: 1 + (client + step) % 3], ids=["uniform", "samples"])
+@pytest.mark.parametrize(("server", "n_clients"), [("sgd", 1), ("sgd", 3), ("nesterov", 3), ("adam", 3), ("yogi", 2)])
+def test_delay_0_equals_fedbcd(
+    task: Task, server: str, n_clients: int, samples: Callable[[int, int], int] | None
+) -> None:
     config = config_for(task, delay_steps=0, server=server, server_lr=0.7, n_clients=n_clients, total_steps=18)
+    config = replace(config, samples=samples, server_lr_share=lambda t: 1 / (1 + t), server_tau=0.1)
     for in_flight_value in ("local", "anchor"):
         result = run(task, replace(config, in_flight_value=in_flight_value), "adamw_default")
         assert_same_bits(result.weights, blocking(task, config, "adamw_default"))
@@ -518,7 +522,8 @@ def test_a_wrong_configuration_is_refused() -> None:
     task = TASKS["mlp"]
     for wrong in (
         {"schedule": (0,)},
-        {"server": "adam"},
+        {"server": "adamw"},
+        {"optimizer_state": "offload"},
         {"in_flight_value": "none"},
         {"delay_steps": -1},
         {"compression": "fp8"},

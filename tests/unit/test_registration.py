@@ -54,8 +54,10 @@ def test_the_public_names() -> None:
         "NoCompression",
         "ParaBlockStrategy",
         "RoundRecord",
+        "ServerAdam",
         "ServerNesterov",
         "ServerSGD",
+        "ServerYogi",
         "TopK",
     }
     assert all(hasattr(lightning_parablock, name) for name in lightning_parablock.__all__)

@@ -18,12 +18,20 @@ from lightning_parablock.settings import (
     Compression,
     Int4,
     Int8,
+    ServerAdam,
     ServerNesterov,
     ServerOptimizer,
     ServerSGD,
+    ServerYogi,
     TopK,
 )
 
+EACH_SERVER = [
+    ServerSGD(lr=0.3, warmup_rounds=2, decay="cosine", decay_rounds=5),
+    ServerNesterov(),
+    ServerAdam(),
+    ServerYogi(lr=0.1, decay="linear", decay_rounds=4),
+]
 EVERYTHING = slice(0, 40)
 BIG = 2.0**24  # BIG + 1 is not a float32
 
@@ -37,10 +45,12 @@ def mean_of(deltas: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
     return weighted_mean(deltas, weights, torch.full_like(deltas[0], float("nan")))
 
 
-def commit(server: ServerShard, block: int, part: slice, deltas: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
+def commit(
+    server: ServerShard, block: int, part: slice, deltas: Sequence[Tensor], weights: Sequence[int], round_index: int = 0
+) -> Tensor:
     """Commit, and look at what the clients are sent."""
     payload = torch.zeros(4 * (part.stop - part.start), dtype=torch.uint8)
-    value = server.commit(block, part, deltas, weights, payload)
+    value = server.commit(round_index, block, part, deltas, weights, payload)
     assert torch.equal(payload.view(torch.float32), value)
     return value
 
@@ -52,7 +62,7 @@ def run(optimizer: ServerOptimizer, cuts: list[int], n_rounds: int = 3) -> Tenso
     for t in range(n_rounds):
         deltas = vectors(3, seed=t)
         for low, high in itertools.pairwise(bounds):
-            commit(server, 1, slice(low, high), [delta[low:high] for delta in deltas], [1, 2, 3])
+            commit(server, 1, slice(low, high), [delta[low:high] for delta in deltas], [1, 2, 3], t)
     assert torch.equal(server.values[0], torch.zeros(3)), "a block that was not committed has changed"
     return server.values[1]
 
@@ -110,6 +120,43 @@ def test_nesterov_follows_its_formula_over_rounds() -> None:
         assert torch.equal(commit(server, 0, EVERYTHING, deltas, [1, 1]), w)
 
 
+@pytest.mark.parametrize("kind", ["adam", "yogi"])
+def test_adaptive_steps_follow_their_formulas_over_rounds(kind: str) -> None:
+    w, m, v = vectors(1, seed=7)[0], torch.zeros(40), torch.full((40,), 0.01**2)
+    make = {"adam": ServerAdam, "yogi": ServerYogi}[kind]
+    server = ServerShard(make(lr=0.5, betas=(0.8, 0.95), tau=0.01), [w.clone()])
+    falls = 0
+    for t in range(6):
+        deltas = [delta / (1 + t) for delta in vectors(2, seed=t)]
+        g = (deltas[0] + deltas[1]) / 2
+        m = 0.8 * m + (1 - 0.8) * g
+        if kind == "adam":
+            v = 0.95 * v + (1 - 0.95) * g**2
+        else:
+            falls += int((v > g**2).sum())
+            v = v - (1 - 0.95) * g**2 * torch.sign(v - g**2)
+        w = w + 0.5 * (m / (torch.sqrt(v) + 0.01))
+        assert torch.equal(commit(server, 0, EVERYTHING, deltas, [1, 1]), w)
+    assert {piece.name: piece.values.tolist() for piece in server.state()} == {
+        "momentum": m.tolist(),
+        "variance": v.tolist(),
+    }
+    assert kind == "adam" or 10 < falls < 230
+
+
+@pytest.mark.parametrize("make", [ServerSGD, ServerNesterov, ServerAdam, ServerYogi])
+def test_a_schedule_changes_the_last_factor_alone(make: type[ServerOptimizer]) -> None:
+    falling = make(lr=0.5, warmup_rounds=2, decay="linear", decay_rounds=6)
+    moved: dict[str, list[Tensor]] = {"falling": [], "constant": []}
+    for name, optimizer in (("falling", falling), ("constant", make(lr=0.5))):
+        server = ServerShard(optimizer, [torch.zeros(40)])
+        for t in range(8):
+            before = server.values[0].clone()
+            moved[name].append(commit(server, 0, EVERYTHING, vectors(1, seed=t), [1], t) - before)
+    for t, share in enumerate([0.5, 1, 1, 0.75, 0.5, 0.25, 0, 0]):
+        assert torch.allclose(moved["falling"][t], share * moved["constant"][t], rtol=1e-3, atol=1e-6), t
+
+
 def test_each_block_has_a_velocity_of_its_own() -> None:
     optimizer, (delta,) = ServerNesterov(), vectors(1)
     both = ServerShard(optimizer, [torch.zeros(40), torch.zeros(40)])
@@ -123,7 +170,7 @@ def test_each_block_has_a_velocity_of_its_own() -> None:
 
 
 @settings(max_examples=60, derandomize=True, deadline=None, database=None)
-@given(st.lists(st.integers(0, 40), max_size=6), st.sampled_from([ServerSGD(lr=0.3), ServerNesterov()]))
+@given(st.lists(st.integers(0, 40), max_size=6), st.sampled_from(EACH_SERVER))
 def test_any_cut_of_a_block_gives_the_same_bits(cuts: list[int], optimizer: ServerOptimizer) -> None:
     assert torch.equal(run(optimizer, cuts), run(optimizer, []))
 
@@ -133,6 +180,19 @@ def test_the_deltas_are_not_changed() -> None:
     kept = [delta.clone() for delta in deltas]
     commit(ServerShard(ServerNesterov(), [torch.zeros(40)]), 0, EVERYTHING, deltas, [1, 1, 1])
     assert all(torch.equal(one, other) for one, other in zip(deltas, kept, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", EACH_SERVER, ids=lambda optimizer: type(optimizer).__name__)
+def test_vector_instructions_and_what_is_left_of_them_give_the_same_bits(optimizer: ServerOptimizer) -> None:
+    """Long blocks, cut so that every scalar is once within a vector and once in the rest."""
+    n, cuts = 4099, [0, 1, 3, 1000, 1007, 2048, 4098, 4099]
+    whole, cut = (ServerShard(optimizer, [torch.ones(n)]) for _ in range(2))
+    for t in range(3):
+        deltas = vectors(2, seed=t, size=n)
+        commit(whole, 0, slice(0, n), deltas, [1, 1], t)
+        for low, high in itertools.pairwise(cuts):
+            commit(cut, 0, slice(low, high), [delta[low:high] for delta in deltas], [1, 1], t)
+    assert torch.equal(whole.values[0], cut.values[0])
 
 
 LOSSY = pytest.mark.parametrize("compression", [BF16(), Int8(), Int4(), TopK()], ids=lambda c: type(c).__name__)
@@ -146,7 +206,7 @@ def send(server: ServerShard, part: slice, deltas: Sequence[Tensor]) -> Tensor:
     """What a client reads from the commit's payload; it must be what the server itself has used."""
     codec, scalars = codec_of(server.compression), part.stop - part.start
     payload = torch.empty(codec.payload_bytes(scalars), dtype=torch.uint8)
-    used = server.commit(0, part, deltas, [1] * len(deltas), payload).clone()
+    used = server.commit(0, 0, part, deltas, [1] * len(deltas), payload).clone()
     received = torch.empty(scalars)
     codec.decode(payload, received)
     assert torch.equal(received, used)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -15,8 +16,10 @@ from lightning_parablock.settings import (
     Int4,
     Int8,
     NoCompression,
+    ServerAdam,
     ServerNesterov,
     ServerSGD,
+    ServerYogi,
     Settings,
     TopK,
     nearest,
@@ -49,9 +52,6 @@ CHOICES = [
 NOT_BUILT = [
     ("block_order", "importance"),
     ("block_order", "cyclic"),
-    ("weighting", "samples"),
-    ("block_optimizer_state", "offload"),
-    ("block_optimizer_state", "keep"),
 ]
 WRONG_BLOCKS = [0, -3, (), ("(",), (1,), "layer", "", True, None, 2.5]
 
@@ -109,15 +109,9 @@ def test_a_misspelt_server_optimizer(name: str, right: str) -> None:
         resolve_server_optimizer(name)
 
 
-@pytest.mark.parametrize("name", ["adam", "yogi"])
-def test_server_optimizers_that_are_not_built(name: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"server_optimizer='{name}' is not known"):
-        ParaBlockStrategy(server_optimizer=name)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("make", [ServerSGD, ServerNesterov])
+@pytest.mark.parametrize("make", [ServerSGD, ServerNesterov, ServerAdam, ServerYogi])
 @pytest.mark.parametrize("lr", [0.0, -1.0, float("nan")])
-def test_a_wrong_server_learning_rate(make: type[ServerSGD | ServerNesterov], lr: float) -> None:
+def test_a_wrong_server_learning_rate(make: type[ServerSGD | ServerNesterov | ServerAdam], lr: float) -> None:
     with pytest.raises(ConfigurationError, match="server_optimizer lr"):
         make(lr=lr)
 
@@ -128,7 +122,57 @@ def test_a_wrong_server_momentum(momentum: float) -> None:
         ServerNesterov(momentum=momentum)
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"betas": (0.9, 1.0)}, "betas"),
+        ({"betas": (-0.1, 0.9)}, "betas"),
+        ({"betas": (0.9,)}, "betas"),
+        ({"tau": 0.0}, "tau"),
+    ],
+)
+def test_wrong_adaptive_settings(given: dict[str, Any], says: str) -> None:
+    for make in (ServerAdam, ServerYogi):
+        with pytest.raises(ConfigurationError, match=f"server_optimizer {says}"):
+            make(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"decay": "cosin", "decay_rounds": 3}, "decay='cosin' is not known.*did you mean 'cosine'"),
+        ({"decay": "linear"}, "decay='linear' needs decay_rounds > warmup_rounds"),
+        ({"decay": "linear", "warmup_rounds": 5, "decay_rounds": 5}, r"warmup_rounds \(5\), got 5"),
+        ({"decay_rounds": 5}, "mean nothing with decay='constant'"),
+        ({"decay_to": 0.5}, "mean nothing with decay='constant'"),
+        ({"decay": "cosine", "decay_rounds": 5, "decay_to": 1.5}, r"decay_to must be in \[0, 1\]"),
+        ({"warmup_rounds": -1}, "warmup_rounds must be a whole number"),
+        ({"warmup_rounds": 1.5}, "warmup_rounds must be a whole number"),
+    ],
+)
+def test_wrong_schedules_of_the_server(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        ServerSGD(**given)
+
+
+def test_the_servers_learning_rate_warms_up_and_decays() -> None:
+    def rates(**given: Any) -> list[float]:
+        return [ServerSGD(lr=2.0, **given).lr_of(t) for t in range(9)]
+
+    assert rates() == [2.0] * 9
+    assert rates(warmup_rounds=4) == [0.5, 1.0, 1.5, *[2.0] * 6]
+    assert rates(decay="linear", decay_rounds=4) == [2.0, 1.5, 1.0, 0.5, *[0.0] * 5]
+    both = rates(warmup_rounds=2, decay="linear", decay_rounds=6, decay_to=0.5)
+    assert both == [1.0, 2.0, 2.0, 1.75, 1.5, 1.25, 1.0, 1.0, 1.0]
+    cosine = rates(decay="cosine", decay_rounds=4)
+    assert cosine[0] == 2.0 and cosine[2] == pytest.approx(1.0) and cosine[4:] == [0.0] * 5
+    assert cosine[1] == pytest.approx(1 + math.cos(math.pi / 4))
+
+
 def test_server_optimizers_by_name_and_as_objects() -> None:
+    assert resolve_server_optimizer("adam") == ServerAdam(lr=0.01, betas=(0.9, 0.99), tau=1e-3)
+    assert resolve_server_optimizer("yogi") == ServerYogi()
+    assert ServerYogi() != ServerAdam()
     assert resolve_server_optimizer("sgd") == ServerSGD(lr=1.0)
     assert resolve_server_optimizer("nesterov") == ServerNesterov(lr=0.7, momentum=0.9)
     own = ServerNesterov(lr=0.5, momentum=0.8)

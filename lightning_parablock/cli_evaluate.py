@@ -1,0 +1,97 @@
+"""``lightning-parablock evaluate``: a checkpoint on test rows: loss, perplexity, and GSM8K's exact match."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from lightning_parablock.cli_parser import ParaBlockArgumentParser
+from lightning_parablock.data.text import FederatedTextDataModule
+from lightning_parablock.errors import ConfigurationError
+
+EVALUATE = "evaluate"
+EVALUATE_HELP = "Measure the model in a checkpoint on test rows: loss, perplexity and, for GSM8K, exact match."
+
+
+def evaluate_parser() -> ParaBlockArgumentParser:
+    """The options of the command."""
+    parser = ParaBlockArgumentParser(
+        prog=f"lightning-parablock {EVALUATE}",
+        description=f"{EVALUATE_HELP} Exact match generates an answer to each question greedily and compares the "
+        "number after ####. The rows are those of data.test_source or, without one, of data.source, whole.",
+    )
+    parser.add_argument("--ckpt_path", type=str, required=True, help="A checkpoint that CausalLM saved.")
+    parser.add_argument("--output", type=str | None, default=None, help="A JSON file to write the figures to.")
+    parser.add_argument("--accelerator", type=str, default="auto", help="cpu, gpu, mps, ...")
+    parser.add_argument(
+        "--predict_tokens", type=int, default=256, help="Tokens of an answer at most, where answers are generated."
+    )
+    parser.add_class_arguments(FederatedTextDataModule, "data")
+    return parser
+
+
+def run_evaluate(args: Sequence[str]) -> None:
+    """Do what the words after ``evaluate`` say and print the figures.
+
+    Raises:
+        ConfigurationError: the checkpoint or the data cannot be used.
+    """
+    parser = evaluate_parser()
+    options = parser.parse_args(list(args))
+    if options.data.test_source is None:  # the rows to measure on, all of them; nothing is trained here
+        options.data.test_source, options.data.test_split = options.data.source, options.data.split
+    data: FederatedTextDataModule = cast(Any, parser.instantiate(options)).data
+    output = Path(options.output).expanduser() if options.output else None
+    if output is not None and not output.parent.is_dir():
+        raise ConfigurationError(f"the folder of output {output} does not exist")
+    figures = _measured(Path(options.ckpt_path).expanduser(), data, options.predict_tokens, options.accelerator)
+    for name, value in figures.items():
+        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value:.4f}")
+    if output is not None:
+        output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        print(f"figures: {output}")
+
+
+def _measured(ckpt_path: Path, data: FederatedTextDataModule, predict_tokens: int, accelerator: str) -> dict[str, Any]:
+    import lightning.pytorch as pl  # late, like the models: help and mistyped options need neither
+
+    from lightning_parablock.models.causal_lm import CausalLM
+    from lightning_parablock.models.export import read_checkpoint
+
+    read_checkpoint(ckpt_path)
+    module = CausalLM.load_from_checkpoint(ckpt_path, map_location="cpu", predict_tokens=predict_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        (losses,) = trainer.test(module, datamodule=data, verbose=False)
+        figures: dict[str, Any] = {"examples": len(data.test_set), **{name: float(v) for name, v in losses.items()}}
+        if data.options.format == "gsm8k":
+            figures |= _exact_match(trainer, module, data)
+    return figures
+
+
+def _exact_match(trainer: Any, module: Any, data: FederatedTextDataModule) -> dict[str, Any]:
+    from lightning_parablock.models.exact_match import ExactMatch, final_number
+
+    metric, without = ExactMatch(), 0
+    completed = [one for batch in trainer.predict(module, datamodule=data) for one in batch]
+    for one, answer in zip(completed, data.test_answers(), strict=True):
+        if final_number(answer) is None:
+            without += 1
+        else:
+            metric.update(one["completion"], answer)
+    if without == len(completed):
+        raise ConfigurationError(
+            f"no answer of the {without} test rows ends in a number after ####; if "
+            f"{data.options.sequence_length} tokens cut them off, raise data.sequence_length"
+        )
+    return {"exact_match": float(metric.compute()), "examples_without_a_number": without}

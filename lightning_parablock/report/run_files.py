@@ -1,0 +1,136 @@
+"""What a run has left in its folder, however it ended: manifest, logged metrics, and the rounds of all clients."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_parablock.callbacks.metrics import PREFIX
+from lightning_parablock.callbacks.trace import EXPOSED, WAITING
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.report.run_folder import MANIFEST_NAME
+
+METRICS_NAME, TIMELINE_NAME = "metrics.csv", "timeline.json"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One logged value: ``step`` optimizer steps had been made."""
+
+    step: int
+    value: float
+
+
+@dataclass
+class ClientRound:
+    """One client's round as the timeline has it; times in seconds from the run's first round on.
+
+    Attributes:
+        client: Number of the client.
+        round: Number of the round.
+        block: Name of the block.
+        start_s: Its first local step.
+        compute_s: Until its last local step was over.
+        exchange_start_s: When its delta was submitted.
+        exchange_s: From then until the commit had arrived.
+        exposed: Start and length in seconds of the time it stood still for its exchange; length 0 for none.
+        waiting: The same for a slower client.
+        upload_bytes: Sent for the exchange, headers included.
+        download_bytes: Received for it.
+    """
+
+    client: int
+    round: int
+    block: str
+    start_s: float
+    compute_s: float
+    upload_bytes: int
+    download_bytes: int
+    exchange_start_s: float = 0.0
+    exchange_s: float = 0.0
+    exposed: tuple[float, float] = (0.0, 0.0)
+    waiting: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def exchange_end_s(self) -> float:
+        """When its commit had arrived."""
+        return self.exchange_start_s + self.exchange_s
+
+
+@dataclass
+class RunFiles:
+    """What a run folder says.
+
+    Attributes:
+        folder: The run's folder.
+        manifest: What the run was, and how it ended.
+        metrics: Logged values by name, in order; empty where no CSV log was written.
+        rounds: Finished rounds of all clients, by round and client; empty where the run did not end by itself.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    metrics: dict[str, list[Point]] = field(default_factory=dict[str, list[Point]])
+    rounds: list[ClientRound] = field(default_factory=list[ClientRound])
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read a run's folder.
+
+    Raises:
+        ConfigurationError: it is none, or a file in it is damaged.
+    """
+    manifest = folder / MANIFEST_NAME
+    if not manifest.is_file():
+        raise ConfigurationError(
+            f"{folder} has no {MANIFEST_NAME}: name the folder of a run, which fit prints at its end, such as "
+            "runs/20260131-120000"
+        )
+    try:
+        found = RunFiles(folder, json.loads(manifest.read_text(encoding="utf-8")))
+        if (metrics := folder / METRICS_NAME).is_file():
+            found.metrics = _points(metrics)
+        if (timeline := folder / TIMELINE_NAME).is_file():
+            found.rounds = _rounds(json.loads(timeline.read_text(encoding="utf-8"))["traceEvents"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ConfigurationError(f"{folder} cannot be read as a run: {type(error).__name__}: {error}") from error
+    return found
+
+
+def _points(path: Path) -> dict[str, list[Point]]:
+    points: dict[str, list[Point]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name not in ("step", "epoch") and not name.startswith(PREFIX):
+                    points.setdefault(name, []).append(Point(int(row["step"]), float(value)))
+    return points
+
+
+def _rounds(events: Iterable[dict[str, Any]]) -> list[ClientRound]:
+    spans = [event for event in events if event["ph"] == "X"]
+    rounds: dict[tuple[int, int], ClientRound] = {}
+    for event in (event for event in spans if event["cat"] == "compute"):
+        args = event["args"]
+        rounds[event["pid"], args["round"]] = ClientRound(
+            client=event["pid"],
+            round=args["round"],
+            block=event["name"],
+            start_s=event["ts"] / 1e6,
+            compute_s=event["dur"] / 1e6,
+            upload_bytes=args["upload_bytes"],
+            download_bytes=args["download_bytes"],
+        )
+    for event in (event for event in spans if event["cat"] == "exchange"):
+        one, span = rounds[event["pid"], event["args"]["round"]], (event["ts"] / 1e6, event["dur"] / 1e6)
+        if event["name"] == EXPOSED:
+            one.exposed = span
+        elif event["name"] == WAITING:
+            one.waiting = span
+        else:
+            one.exchange_start_s, one.exchange_s = span
+    return [rounds[key] for key in sorted(rounds, key=lambda key: (key[1], key[0]))]

@@ -1,0 +1,142 @@
+"""The report page: what it reads back from a run's folder, what it shows, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_parablock.callbacks.trace import chrome_trace
+from lightning_parablock.cli import main
+from lightning_parablock.report.page_figures import Clock
+from lightning_parablock.report.run_files import Point, read_run
+from tests.unit.test_cli_report import record
+
+MANIFEST: dict[str, Any] = {
+    "state": "finished",
+    "started": "2026-01-31T12:00:00+00:00",
+    "command": ["lightning-parablock", "fit", "<b>"],
+    "clients": 2,
+    "hosts": ["north", "south"],
+    "data": [{"train": {"examples": 1234}}, None],
+    "strategy": {"settings": {"local_steps": "4", "compression": "NoCompression()"}},
+    "versions": {"torch": "2.13.0"},
+    "result": {
+        "rounds": 3,
+        "fit_s": 12.3,
+        "hidden_share": 0.875,
+        "loss_before": {"val_loss": 3.0},
+        "loss_after": {"val_loss": 2.5},
+    },
+}
+METRICS = """epoch,parablock/block,parablock/round,step,train_loss,val_loss
+0,,,0,,3.0
+0,,,3,2.9,
+,1.0,0.0,4,,
+1,,,12,,2.5
+"""
+
+
+def run_folder(folder: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps({**MANIFEST, **changes}))
+    (folder / "metrics.csv").write_text(METRICS)
+    records = [record(t, c, exposed_s=0.5 * c) for t in range(3) for c in range(2)]
+    (folder / "timeline.json").write_text(json.dumps(chrome_trace(records)))
+    return folder
+
+
+def test_a_run_is_read_back_as_it_was(tmp_path: Path) -> None:
+    run = read_run(run_folder(tmp_path))
+    assert run.metrics == {"val_loss": [Point(0, 3.0), Point(12, 2.5)], "train_loss": [Point(3, 2.9)]}
+    assert [(one.round, one.client) for one in run.rounds] == [(t, c) for t in range(3) for c in range(2)]
+    origin_s = record(0, 0).start_s
+    for one in run.rounds:
+        was = record(one.round, one.client, exposed_s=0.5 * one.client)
+        assert one.block == was.block
+        assert one.start_s == pytest.approx(was.start_s - origin_s)
+        assert one.start_s + one.compute_s == pytest.approx(was.end_s - origin_s)
+        assert one.exchange_start_s == pytest.approx(was.exchange_start_s - origin_s)
+        assert one.exchange_end_s == pytest.approx(was.exchange_end_s - origin_s)
+        assert one.exposed[1] == pytest.approx(was.exposed_s)
+        assert (one.upload_bytes, one.download_bytes) == (was.upload_bytes, was.download_bytes)
+
+
+def test_steps_become_rounds_seconds_and_bytes(tmp_path: Path) -> None:
+    rounds = read_run(run_folder(tmp_path)).rounds
+    clock = Clock(rounds, local_steps=4)
+    first, second = (one for one in rounds if one.client == 0 and one.round < 2)
+    assert clock.round_of(6) == 1.5
+    assert clock.seconds_of(0) == first.start_s == 0.0
+    assert clock.seconds_of(6) == pytest.approx(second.start_s + second.compute_s / 2)
+    assert clock.seconds_of(12) == max(one.exchange_end_s for one in rounds if one.client == 0)
+    assert clock.seconds_of(13) is None and clock.megabytes_of(13) is None
+    assert clock.megabytes_of(0) == 0
+    assert clock.megabytes_of(12) == sum(one.upload_bytes for one in rounds) / 2 / 1e6
+    sent = [clock.megabytes_of(step) for step in range(13)]
+    assert sent == sorted(sent)  # type: ignore[type-var]
+
+
+def test_the_page_carries_everything_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run_folder(tmp_path / "one")
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out == f"report: {folder / 'report.html'}\n"
+    page = (folder / "report.html").read_text()
+    without_scripts = re.sub(r"<script.*?</script>", "", page, flags=re.S)
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", without_scripts)
+    assert not re.search(r"<script[^>]+src=", page)
+    for text in ("finished", "3.0000 before, 2.5000 after", "87.5 %", "north", "south", "1,234", "NoCompression()"):
+        assert text in without_scripts, text
+    for title in ("Loss", "Timeline", "Exchange of each round", "Clients", "Settings"):
+        assert f"<h2>{title}</h2>" in without_scripts
+    assert "&lt;b&gt;" in without_scripts and "<b>" not in without_scripts  # what users typed is text, not HTML
+
+
+def test_a_run_that_was_interrupted_has_a_page_too(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"state": "interrupted: Ctrl-C"}))
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "pages" / "a.html")]) == 0
+    page = (tmp_path / "pages" / "a.html").read_text()
+    assert "interrupted: Ctrl-C" in page
+    assert "nothing of it: Loss, Timeline, Exchange of each round" in page
+
+
+def test_other_loggers_leave_the_timeline(tmp_path: Path) -> None:
+    (run_folder(tmp_path) / "metrics.csv").unlink()
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "nothing of it: Loss." in page and "<h2>Timeline</h2>" in page
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("manifest.json", None, "has no manifest.json: name the folder of a run"),
+        ("manifest.json", "{", "cannot be read as a run: JSONDecodeError"),
+        ("timeline.json", "{}", "cannot be read as a run: KeyError: 'traceEvents'"),
+        ("metrics.csv", "step,val_loss\nx,1\n", "cannot be read as a run: ValueError"),
+    ],
+)
+def test_a_folder_that_is_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: str | None, says: str
+) -> None:
+    run_folder(tmp_path)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    assert main(["report", str(tmp_path)]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_help_and_a_mistyped_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for args, said in ((["--help"], "report"), (["report", "--help"], "--output")):
+        with pytest.raises(SystemExit) as exit_:
+            main(args)
+        assert exit_.value.code == 0
+        assert said in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_:
+        main(["report", "x", "--otput", "y"])
+    assert exit_.value.code == 2
