@@ -32,6 +32,9 @@ from lightning_parablock.launcher import end_others
 from lightning_parablock.report.run import FAILED, INTERRUPTED, TERMINATED, USAGE, Run
 from lightning_parablock.scripts import is_script, run_script
 
+COMMANDS = {EVALUATE: run_evaluate, EXPORT: run_export, PLAN: run_plan, REPORT: run_report}
+"""Those that are none of LightningCLI's."""
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 for a failed run, 2 for wrong usage, 130 for Ctrl-C.
@@ -52,19 +55,9 @@ def _main(args: list[str]) -> int:
         adopt_mpi()
         if args and is_script(args[0]):
             return run_script(Path(args[0]), args[1:])
-        if args and args[0] == EXPORT:
-            run_export(args[1:])
-            return 0
-        if args and args[0] == EVALUATE:
+        if args and args[0] in COMMANDS:
             _hush()
-            run_evaluate(args[1:])
-            return 0
-        if args and args[0] == REPORT:
-            run_report(args[1:])
-            return 0
-        if args and args[0] == PLAN:
-            _hush()
-            run_plan(args[1:])
+            COMMANDS[args[0]](args[1:])
             return 0
     except ParaBlockError as error:
         sys.stderr.write(f"error: {error}\n")

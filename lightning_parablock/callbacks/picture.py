@@ -51,14 +51,14 @@ def draw_timeline(records: Sequence[RoundRecord], path: Path, *, at_most_rounds:
 def _colours(blocks: Iterable[str]) -> dict[str, Any]:
     from matplotlib import colormaps
 
-    names = sorted(set(blocks), key=_natural)
+    names = sorted(set(blocks), key=natural)
     # Without the reds and greys, which mean standing still.
     few = [colour for i, colour in enumerate(colormaps["tab20"].colors) if i not in (6, 7, 14, 15)]  # type: ignore[attr-defined]
     many = colormaps["viridis"].resampled(len(names))
     return {name: few[i] if len(names) <= len(few) else many(i) for i, name in enumerate(names)}
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
     """Sorts ``layers.9`` before ``layers.10``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
+from lightning_parablock.callbacks.picture import EXPOSED_COLOUR, natural
 from lightning_parablock.report.run_files import ClientRound, Point, RunFiles
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-EXPOSED_COLOUR, WAITING_COLOUR = "#d62728", "#7f7f7f"
+WAITING_COLOUR = "#7f7f7f"
 _ROW_PX = 34
 
 
@@ -34,11 +37,12 @@ class Clock:
 
     def seconds_of(self, step: int) -> float | None:
         """Seconds since the first round began, on the first client; None after what the timeline knows."""
-        first = [one for one in self.rounds if one.client == self.rounds[0].client]
+        first = self._first_client
         passed, rest = divmod(step, self.local_steps)
         if passed >= len(first):
             last = first[-1]
-            return max(last.start_s + last.compute_s, last.exchange_end_s) if step <= self._last_step(first) else None
+            is_end = step == len(first) * self.local_steps
+            return max(last.start_s + last.compute_s, last.exchange_end_s) if is_end else None
         return first[passed].start_s + first[passed].compute_s * rest / self.local_steps
 
     def megabytes_of(self, step: int) -> float | None:
@@ -46,11 +50,23 @@ class Clock:
         now_s = self.seconds_of(step)
         if now_s is None:
             return None
-        clients = len({one.client for one in self.rounds})
-        return sum(one.upload_bytes for one in self.rounds if one.exchange_end_s <= now_s) / clients / 1e6
+        ends_s, sent_bytes = self._sent
+        return sent_bytes[bisect_right(ends_s, now_s)] / self._n_clients / 1e6
 
-    def _last_step(self, first: Sequence[ClientRound]) -> int:
-        return len(first) * self.local_steps
+    @cached_property
+    def _n_clients(self) -> int:
+        return len({one.client for one in self.rounds})
+
+    @cached_property
+    def _first_client(self) -> list[ClientRound]:
+        return [one for one in self.rounds if one.client == self.rounds[0].client]
+
+    @cached_property
+    def _sent(self) -> tuple[list[float], list[int]]:
+        """When exchanges ended, in order, and what all clients had sent in the first so many of them."""
+        ended = sorted(self.rounds, key=lambda one: one.exchange_end_s)
+        sent_bytes = list(accumulate((one.upload_bytes for one in ended), initial=0))
+        return [one.exchange_end_s for one in ended], sent_bytes
 
 
 def loss_figure(run: RunFiles, local_steps: int) -> Figure | None:
@@ -88,7 +104,7 @@ def timeline_figure(rounds: Sequence[ClientRound]) -> Figure | None:
     if not rounds:
         return None
     figure = Figure()
-    blocks = sorted({one.block for one in rounds}, key=_natural)
+    blocks = sorted({one.block for one in rounds}, key=natural)
     for index, block in enumerate(blocks):
         mine = [one for one in rounds if one.block == block]
         bars = [(f"client {one.client}", one.start_s, one.compute_s, one) for one in mine]
@@ -155,10 +171,6 @@ def _placed(points: Sequence[Point], place: Any) -> tuple[list[float], list[floa
     found = [(place(point.step), point.value) for point in points]
     known = [(x, y) for x, y in found if x is not None]
     return [x for x, _ in known], [y for _, y in known]
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _laid_out(figure: Figure, height_px: int) -> Figure:
