@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from lightning_parablock.settings import BlockOptimizerState
 
 ParameterState = dict[str, Any]
+Place = tuple[int, int]
+"""(client, block)"""
 
 
 class BlockStates:
@@ -27,30 +29,30 @@ class BlockStates:
 
     def __init__(self, kind: BlockOptimizerState) -> None:
         self._kind = kind
-        self._kept: dict[int, list[ParameterState]] = {}
+        self._kept: dict[Place, list[ParameterState]] = {}
 
-    def leave(self, optimizer: Optimizer, block: int, parameters: Sequence[nn.Parameter]) -> None:
-        """Take a block's state out of the optimizer."""
+    def leave(self, optimizer: Optimizer, place: Place, parameters: Sequence[nn.Parameter]) -> None:
+        """Take the state of a client's block out of the optimizer."""
         states = [optimizer.state.pop(parameter, {}) for parameter in parameters]
         if self._kind == "offload":
             states = [_moved(state, torch.device("cpu")) for state in states]
         if self._kind != "reset":
-            self._kept[block] = states
+            self._kept[place] = states
 
-    def enter(self, optimizer: Optimizer, block: int, parameters: Sequence[nn.Parameter]) -> None:
-        """Give the optimizer the block's state again, if there is one."""
+    def enter(self, optimizer: Optimizer, place: Place, parameters: Sequence[nn.Parameter]) -> None:
+        """Give the optimizer the state of a client's block again, if there is one."""
         on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-        for parameter, state in zip(parameters, self._kept.pop(block, []), strict=False):
+        for parameter, state in zip(parameters, self._kept.pop(place, []), strict=False):
             if state:
                 optimizer.state[parameter] = _moved(state, parameter.device, counters=on_device)
 
-    def state(self) -> dict[int, list[ParameterState]]:
+    def state(self) -> dict[Place, list[ParameterState]]:
         """For a checkpoint."""
         return dict(self._kept)
 
-    def load_state(self, kept: Mapping[int, Sequence[ParameterState]]) -> None:
+    def load_state(self, kept: Mapping[Place, Sequence[ParameterState]]) -> None:
         """Take over :meth:`state`, wherever its tensors are."""
-        self._kept = {block: list(states) for block, states in kept.items()}
+        self._kept = {place: list(states) for place, states in kept.items()}
 
 
 def _moved(state: ParameterState, device: torch.device, *, counters: bool = False) -> ParameterState:

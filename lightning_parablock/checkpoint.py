@@ -22,7 +22,7 @@ import torch
 from lightning_parablock.errors import CheckpointError
 
 KEY = "parablock"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -249,10 +249,10 @@ class ParaBlockCLI(LightningCLI):
             )
         if self._get(self.config, "trainer.strategy").get("init_args", {}).get("seed") is None:
             settings = dataclasses.replace(settings, seed=self._get(self.config, "seed_everything"))
-        n_clients = self.trainer.num_devices * self.trainer.num_nodes
-        print_plan(_console(), self.model, settings, n_clients, self._describe_data(n_clients))
+        n_ranks = self.trainer.num_devices * self.trainer.num_nodes
+        print_plan(_console(), self.model, settings, n_ranks, self._describe_data(n_ranks))
 
-    def _describe_data(self, n_clients: int) -> dict[str, Any] | None:
+    def _describe_data(self, n_ranks: int) -> dict[str, Any] | None:
         """What the data module says of the first client's data; nothing where it says nothing."""
         data: Any = self.datamodule
         if data is None or not hasattr(data, "describe"):
@@ -261,7 +261,7 @@ class ParaBlockCLI(LightningCLI):
         self.trainer.strategy.connect(self.model)
         cluster = getattr(self.trainer.strategy, "cluster_environment", None)
         if cluster is not None:  # otherwise known only once the processes have been started
-            cluster.set_world_size(n_clients)
+            cluster.set_world_size(n_ranks)
         data.prepare_data()
         data.setup("fit")
         return data.describe()

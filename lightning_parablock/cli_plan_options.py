@@ -15,12 +15,14 @@ from lightning_parablock.models.speed import Step
 from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links
 from lightning_parablock.planning.units import parse_bps, parse_flop_per_s
 from lightning_parablock.settings import (
-    BlockOrder,
     Settings,
     Unmatched,
     resolve_blocks,
     resolve_server_optimizer,
 )
+
+PlannedOrder = Literal["sequential", "reverse", "shuffle", "random", "importance"]
+"""Those with one exchange a round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class PlanOptions:
             exchange behind so many.
         blocks: How the model is cut: "layers", a number of blocks, or a list of regular expressions; as in fit.
         unmatched: What becomes of parameters that no pattern of blocks matches: "error" or "freeze".
-        block_order: Which block each round trains: "sequential", "reverse", "shuffle" or "random".
+        block_order: Which block each round trains: "sequential", "reverse", "shuffle", "random" or "importance".
         server_optimizer: "sgd" or "nesterov", which keeps a velocity in the server's memory.
         chunk_bytes: Float32 payload of one message, in bytes, a multiple of 4096.
         seed: Of the block order.
@@ -70,7 +72,7 @@ class PlanOptions:
     local_steps: int = 16
     blocks: Literal["layers"] | int | list[str] = "layers"
     unmatched: Unmatched = "error"
-    block_order: BlockOrder = "shuffle"
+    block_order: PlannedOrder = "shuffle"
     server_optimizer: Literal["sgd", "nesterov"] = "sgd"
     chunk_bytes: int = 1 << 20
     seed: int = 0

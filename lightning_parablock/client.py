@@ -16,7 +16,7 @@ Tag = tuple[int, tuple[tuple[int, int], ...]]
 
 @dataclass(frozen=True)
 class InFlight:
-    """A delta of the client that was submitted in ``round`` on ``block`` with ``weight`` n_i and is not merged yet.
+    """A delta of the client that was submitted in ``round`` on ``block`` and is not merged yet.
 
     The delta's shape is (numel of the block,).
     """
@@ -24,7 +24,6 @@ class InFlight:
     round: int
     block: int
     delta: Tensor
-    weight: int = 1
 
 
 @dataclass
@@ -34,10 +33,11 @@ class Client:
     Attributes:
         id: Number of the client, 0 to N - 1.
         versions: For each block the number of commits merged into it; W of the client is this version.
-        in_flight: Own deltas submitted and not merged, oldest first.
+        in_flight: Own deltas submitted and not merged, oldest first; none of weight 0.
         start: The value s from which the delta of the running round is measured, shape (numel,); None between rounds.
         steps: Local steps of the running round that have passed.
         samples: On how many samples it has trained in them; 0 if it has not trained at all.
+        gradient_norm: Of the round's block at its first local step, where the block order asks for it.
     """
 
     id: int
@@ -46,15 +46,12 @@ class Client:
     start: Tensor | None = None
     steps: int = 0
     samples: int = 0
+    gradient_norm: float = 0.0
 
     def tag(self, block: int, in_flight_value: InFlightValue) -> Tag:
         """What :meth:`held` returns for the block, named instead of computed."""
-        own = (
-            tuple((self.id, d.round) for d in self.in_flight if d.block == block and d.weight)
-            if in_flight_value == "local"
-            else ()
-        )
-        return self.versions[block], own
+        local = in_flight_value == "local"
+        return self.versions[block], tuple((self.id, d.round) for d in self.in_flight if local and d.block == block)
 
     @torch.no_grad()
     def held(self, block: int, committed: Tensor, in_flight_value: InFlightValue) -> Tensor:
@@ -71,10 +68,11 @@ class Client:
             value = value + delta
         return value
 
-    def merge(self, round_index: int, block: int) -> None:
-        """Take note that the commit of ``round_index`` on ``block`` is part of W now."""
-        self.versions[block] += 1
-        self.in_flight = [d for d in self.in_flight if (d.round, d.block) != (round_index, block)]
+    def merge(self, round_index: int, versions: list[int]) -> None:
+        """Take note that all commits of ``round_index`` are part of W now, whose versions are these."""
+        self.versions = versions
+        if self.in_flight:
+            self.in_flight = [d for d in self.in_flight if d.round != round_index]
 
     def _own(self, block: int) -> Iterable[Tensor]:
-        return (d.delta for d in self.in_flight if d.block == block and d.weight)
+        return (d.delta for d in self.in_flight if d.block == block)

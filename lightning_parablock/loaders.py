@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from lightning_parablock.errors import DataError
 from lightning_parablock.flat import bytes_of
-from lightning_parablock.schedule import derive_seed
+from lightning_parablock.seeds import derive_seed
 
 _PROBES = 16
 
@@ -94,15 +94,9 @@ def cut_or_keep(loader: object, stage: RunningStage, cutting: Cutting) -> tuple[
     what = f"clients {', '.join(map(str, same))} have identical data sets"
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return loader, f"{what} that cannot be indexed: each streams all of it; let the data set choose by client"
-    if not _can_be_cut(loader):
-        if stage == RunningStage.TRAINING:
-            raise DataError(
-                f"{what}, but the training loader has a sampler of its own ({_sampler_name(loader)}), which cannot be "
-                "cut into fixed shards; give each client its own data set, or pass "
-                "Trainer(use_distributed_sampler=False) to let every client train on all of it"
-            )
+    if stage != RunningStage.TRAINING and not _can_be_cut(loader):
         return loader, f"{what} with a sampler of their own ({_sampler_name(loader)}): each client uses all of it"
-    return _cut(loader, stage, cutting, same), f"{what}: each takes one of {len(same)} fixed, disjoint shards"
+    return cut(loader, stage, cutting, same), f"{what}: each takes one of {len(same)} fixed, disjoint shards"
 
 
 def dataset_fingerprint(loader: object) -> str:
@@ -152,7 +146,25 @@ def _sampler_name(loader: DataLoader[object]) -> str:
     return type(sampler).__name__
 
 
-def _cut(loader: DataLoader[object], stage: RunningStage, cutting: Cutting, same: Sequence[int]) -> object:
+def cut(loader: object, stage: RunningStage, cutting: Cutting, same: Sequence[int]) -> object:
+    """One of as many fixed, disjoint shards of a loader's data set as there are clients that have the same one.
+
+    Args:
+        loader: Of the whole data set.
+        stage: What it is for.
+        cutting: Whose shard.
+        same: The clients that share the data set, ascending.
+
+    Raises:
+        DataError: the loader has a sampler of its own or no indices, or fewer samples than clients.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or not _can_be_cut(loader):
+        named = _sampler_name(loader) if isinstance(loader, DataLoader) else type(loader).__name__
+        raise DataError(
+            f"clients {', '.join(map(str, same))} have identical data sets, but the {stage.value} loader has a sampler "
+            f"of its own ({named}), which cannot be cut into fixed shards; give each client its own data set, or pass "
+            "Trainer(use_distributed_sampler=False) to let every client train on all of it"
+        )
     size = len(loader.dataset)  # type: ignore[arg-type]
     if size < len(same):
         raise DataError(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lightning_parablock.random_state import Stream
-from lightning_parablock.schedule import derive_seed
+from lightning_parablock.seeds import derive_seed
 from lightning_parablock.stand_in import StandIn
 
 Position = dict[str, Any]
@@ -106,6 +106,12 @@ def position_of(loader: PositionedLoader, fetched_ahead: int) -> Position | None
         return None
     own["position"]["stream"] = own["stream"].state if loader._is_stateful else None  # pyright: ignore[reportPrivateUsage]
     return {**own["position"], "batches": own["position"]["batches"] - fetched_ahead}
+
+
+def seed_generators(loader: Any) -> None:
+    """Give a loader's own generators, which would go on from pass to pass, a seed from the current random stream."""
+    for generator in _generators(loader):
+        generator.manual_seed(derive_seed(0, int(torch.randint(2**62, ()).item())))
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

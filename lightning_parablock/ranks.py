@@ -25,6 +25,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.agreement import refuse_differences
+from lightning_parablock.cohorts import hosted_clients
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launched import adopt_mpi
 from lightning_parablock.launcher import ProcessLauncher, end_others, while_others_live
@@ -74,11 +75,6 @@ class WatchedStrategy(ParallelStrategy):
         self._failed = False
 
     # --- facts --------------------------------------------------------------------------------------------------------
-
-    @property
-    def client(self) -> int:
-        """Number of this rank's client."""
-        return self.global_rank
 
     @property
     @override
@@ -136,7 +132,20 @@ class WatchedStrategy(ParallelStrategy):
         if self.world_size > 1:
             self._open_default_group()
         self._failed = False
-        self._federation = open_federation(settings, [[rank] for rank in range(self.world_size)])
+        n_clients = settings.clients or self.world_size
+        if n_clients < self.world_size:
+            raise ConfigurationError(
+                f"clients={n_clients}, but the run has {self.world_size} ranks, each of which hosts at least one "
+                "client; start fewer ranks, or raise clients"
+            )
+        unknown = {client for round_ in settings.availability for client in round_ if client >= n_clients}
+        if unknown:
+            raise ConfigurationError(
+                f"availability names client {min(unknown)}, but the run has {n_clients} clients, numbered from 0"
+            )
+        if settings.cohort is not None and settings.cohort > n_clients:
+            raise ConfigurationError(f"cohort={settings.cohort} clients a round, but the run has {n_clients}")
+        self._federation = open_federation(settings, hosted_clients(n_clients, self.world_size))
 
     def _set_world_ranks(self) -> None:
         if self.cluster_environment is not None:

@@ -68,8 +68,9 @@ def refuse_uneven_loaders(n_loaders: int, *, uneven: bool) -> None:
     """
     if uneven and n_loaders > 1:
         raise ConfigurationError(
-            f"there are {n_loaders} training loaders, and clients have different numbers of batches of them; set "
-            "uneven_clients='shorten', or give all clients loaders of the same lengths"
+            f"there are {n_loaders} training loaders, and clients have different numbers of batches of them, or take "
+            "turns; set uneven_clients='shorten' or give all clients loaders of the same lengths, and with clients or "
+            "cohort combine them into one"
         )
 
 

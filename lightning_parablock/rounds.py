@@ -4,23 +4,25 @@ Time is the common clock of optimizer steps. Round t takes steps tK+1 to (t+1)K;
 after its last step and is merged exactly then, never on arrival, so the network's speed changes no weight. With
 delay_steps = qK + r that is after step r of round t+1+q, or at the join of round t+q if r = 0 (docs/method.md).
 
-A round on one rank::
+A rank trains those of its clients that are in the round's cohort one after the other. A round on one rank::
 
-    engine.begin_round()
-    for client in engine.client_ids:
+    for client in engine.begin_round():
         engine.begin_turn(client)
         for _ in range(local_steps):
-            ...                        # one optimizer step on engine.block
+            ...                        # one optimizer step on engine.block; none where client is None
             engine.after_step()
         engine.end_turn()
     engine.end_round()
+
+Each client merges inside its own turn what is due there; in a round's last turn so does everybody who sits out, on all
+ranks after the same number of steps: W is what they have all merged.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -29,27 +31,15 @@ from torch import Tensor
 from lightning_parablock.client import Client, InFlight
 from lightning_parablock.feedback import Residuals
 from lightning_parablock.flat import FlatBlocks
+from lightning_parablock.flights import Flight, Turn
 from lightning_parablock.held import HeldModel
 from lightning_parablock.records import RoundRecord
-from lightning_parablock.schedule import block_of_round
+from lightning_parablock.schedule import Schedule, Work
 from lightning_parablock.server import StatePiece
 from lightning_parablock.settings import Settings
-from lightning_parablock.transport.base import Exchange, Transport, Upload
+from lightning_parablock.transport.base import Transport, Upload
 
 MAX_RECORDS = 100_000
-
-
-@dataclass
-class _Turn:
-    """One client's part of a round: when it computed, and how long it stood still for the round's exchange."""
-
-    start_s: float
-    block: int
-    steps: int = 0
-    end_s: float = 0.0
-    stood_still_s: float = 0.0
-    exposed_s: float = 0.0
-    wait_peer_s: float = 0.0
 
 
 class RoundEngine:
@@ -60,10 +50,16 @@ class RoundEngine:
         settings: The run's settings.
         clients: Ids of the clients this rank hosts, ascending.
         transport: Carries the exchanges.
+        schedule: Who trains which block in which round.
+        n_turns: Turns of a round, the same number on all ranks: those for which this rank has no client pass idle. None
+            for as many as it has clients in the cohort.
 
     Attributes:
         round: Number of the round that runs or comes next.
-        block: Index of its block.
+        block: Index of the block of the turn that runs, or of the last one.
+        turns: The clients of the running round in the order of their turns; None is an idle turn.
+        turn: Index in it of the turn that runs or comes next.
+        steps: Local steps of the turn that runs.
         records: The records of finished rounds, oldest first, bounded.
         is_running: Whether rounds are under way: then the model may show something else than W.
     """
@@ -74,115 +70,158 @@ class RoundEngine:
         settings: Settings,
         clients: Sequence[int],
         transport: Transport,
+        schedule: Schedule,
+        n_turns: int | None = None,
     ) -> None:
         self.settings = settings
         self.transport = transport
         self.flat = flat
-        self.clients = {i: Client(i, [0] * len(flat.blocks)) for i in clients}
-        self.model = HeldModel(flat, self.clients.values(), settings.in_flight_value)
-        self.round = 0
-        self.block = self._block_of(0)
+        self.schedule = schedule
+        versions = [0] * len(flat.blocks)
+        self.clients = {i: Client(i, versions) for i in clients}
+        self.model = HeldModel(flat, self._current_clients, settings.in_flight_value)
+        self.round = self.turn = self.steps = self.block = 0
+        self.turns: list[int | None] = []
         self.records: list[RoundRecord] = []
+        self.is_running = False
+        self._n_turns = n_turns
+        self._clock = Client(-1, versions)
+        self._work: Work = {}
+        self._turn_is_open = False
         self._active: Client | None = None
         self._loaded: Client = next(iter(self.clients.values()))
         self._residuals = Residuals()
         self._uploads: dict[int, Upload] = {}
-        self._exchanges: dict[int, Exchange] = {}
-        self._commits: dict[int, Tensor] = {}
-        self._turns: dict[tuple[int, int], _Turn] = {}
-        self._first_round = 0
-        self.is_running = False
+        self._turns: dict[int, Turn] = {}
+        self._flights: dict[int, Flight] = {}
+        self._norms: dict[int, float] = {}
 
     @property
     def client_ids(self) -> list[int]:
-        """Ids of the clients of this rank, in the order of their turns."""
+        """Ids of the clients of this rank."""
         return list(self.clients)
 
     @property
     def has_open_turn(self) -> bool:
-        """Whether a client is in the middle of its local steps."""
-        return self._active is not None
+        """Whether a turn is under way, be it an idle one."""
+        return self._turn_is_open
+
+    @property
+    def active_client(self) -> int | None:
+        """The client whose turn it is."""
+        return self._active.id if self._active is not None else None
+
+    @property
+    def start(self) -> Tensor:
+        """s of the active client: the value of its block from which its delta is measured, shape (numel,)."""
+        assert self._active is not None and self._active.start is not None, "no client is training"
+        return self._active.start
 
     # --- the verbs of a round, in order -------------------------------------------------------------------------------
 
-    def begin_round(self) -> int:
-        """Look up the block of the round and return its index."""
-        self.block = self._block_of(self.round)
-        return self.block
+    def begin_round(self) -> list[int | None]:
+        """Look up who trains what in the round; returns :attr:`turns`."""
+        self._work = self.schedule.work_of(self.round, self._norms)
+        cohort = {client for clients in self._work.values() for client in clients}
+        hosted = [client for client in self.clients if client in cohort]
+        self.turns = [*hosted, *[None] * ((self._n_turns or len(hosted)) - len(hosted))]
+        self.turn = self.steps = 0
+        return self.turns
 
-    def begin_turn(self, client_id: int) -> None:
+    def begin_turn(self, client_id: int | None) -> None:
         """Load the client's values into the model and take s; afterwards the optimizer may change the block."""
+        self.is_running = self._turn_is_open = True
+        self.steps = 0
+        if client_id is None:
+            return
         client = self._loaded = self._active = self.clients[client_id]
-        self.is_running = True
-        self._turns[self.round, client_id] = _Turn(time.time(), self.block)
+        self.block = self._block_of(client_id)
+        self._turns[client_id] = Turn(time.time(), self.block)
         self.model.show_all(client)
         client.start = self.model.begin_training(client, self.block)
         self.flat.open_master(self.block)
-        client.steps = client.samples = 0
+        client.samples, client.gradient_norm = 0, 0.0
 
-    def after_step(self, samples: int = 1) -> None:
-        """Advance the clock by one optimizer step; merge the commit that is due inside the round, if one is.
+    def after_step(self, samples: int = 1, gradient_norm: float | None = None) -> None:
+        """Advance the clock by one optimizer step; merge the commits that are due inside the round, if some are.
 
         Args:
             samples: On how many the step trained: 0 where the client has nothing left and lets the step pass by.
+            gradient_norm: Of the block, where the block order asks for it; the first one of a turn counts.
         """
-        client = self._turn_of()
-        client.steps += 1
-        client.samples += samples
+        assert self._turn_is_open, "no turn is open: call begin_turn first"
+        self.steps += 1
         self.transport.check(self.round, self.block)
-        delay_rounds, delay_rest_steps = self.settings.delay_rounds_and_steps
-        if client.steps == delay_rest_steps:
-            self._merge(client, self.round - 1 - delay_rounds)
+        client = self._active
+        if client is not None:
+            if gradient_norm is not None and samples and not client.samples:
+                client.gradient_norm = gradient_norm
+            client.samples += samples
+        if self.steps == self._delay_rest_steps:
+            self._merge_in_turn(client)
 
     @property
     def at_round_start(self) -> bool:
-        """Whether the active client has made no local step of the round yet."""
-        return self._turn_of().steps == 0
+        """Whether no local step of the round has been made yet."""
+        return self.turn == 0 and self.steps == 0
 
     @property
     def turn_is_over(self) -> bool:
-        """Whether the active client has made all local steps of the round."""
-        return self._turn_of().steps >= self.settings.local_steps
+        """Whether all local steps of the turn have been made."""
+        return self.steps >= self.settings.local_steps
+
+    @property
+    def round_is_over(self) -> bool:
+        """Whether all turns of the round have been ended."""
+        return self.turn >= len(self.turns)
 
     def end_turn(self) -> None:
         """Measure the active client's delta from s; afterwards the optimizer must not touch the block."""
-        client = self._turn_of()
+        assert self._turn_is_open, "no turn is open: call begin_turn first"
+        client, self._active, self._turn_is_open = self._active, None, False
+        self.turn += 1
+        if client is None:
+            return
         assert client.start is not None
         if client.samples:
             weight = client.samples if self.settings.weighting == "samples" else 1
-            self._uploads[client.id] = Upload(self.flat.difference(self.block, client.start), weight)
+            delta = self.flat.difference(self.block, client.start)
+            self._uploads[client.id] = Upload(delta, weight, gradient_norm=client.gradient_norm)
         else:  # who did not train has no part in the mean: it is that of the others
             self._uploads[client.id] = Upload(torch.zeros_like(client.start), weight=0)
         self.flat.close_master()
-        turn = self._turns[self.round, client.id]
-        turn.end_s, turn.steps = time.time(), client.steps
-        client.start, self._active = None, None
+        turn = self._turns[client.id]
+        turn.end_s, turn.steps = time.time(), self.steps
+        client.start = None
 
     def end_round(self) -> None:
-        """Join: merge what is due, submit the deltas; at delay 0 wait for their commit."""
-        delay_rounds, delay_rest_steps = self.settings.delay_rounds_and_steps
-        if delay_rest_steps == 0 and delay_rounds > 0:
-            self._merge_everywhere(self.round - delay_rounds)
+        """Join: merge what is due, submit the deltas; at delay 0 wait for their commits."""
+        if not self._delay_rest_steps and self._delay_rounds:
+            self._merge(self.round - self._delay_rounds)
+        elif self._delay_rest_steps and not self.turns:  # no turn of this rank could do so
+            self._merge(self._due_in_turn)
+        self._give_absent_ones_no_weight()
         self._submit()
-        if self.settings.delay_steps == 0:
-            self._merge_everywhere(self.round)
+        if not self.settings.delay_steps:
+            self._merge(self.round)
         self.round += 1
+        self.turns, self.turn, self.steps = [], 0, 0
 
     def finish(self) -> None:
         """End the run: submit a short last round as it is, then commit everything in flight in round order.
 
-        Afterwards the model shows W, the same on every client. Needs a single client on this rank if a turn is open.
+        Afterwards the model shows W, the same on every rank.
         """
-        begun = self._active is not None and self._active.steps > 0
-        self.transport.announce_end(self.round + begun)
-        if self._active is not None:
-            if self._active.steps:
+        has_begun = not self.at_round_start
+        self.transport.announce_end(self.round + has_begun)
+        if has_begun:
+            if self._turn_is_open:
                 self.end_turn()
-                self.end_round()
-            else:
-                self._abandon_turn()
-        for round_index in sorted(self._exchanges):
-            self._merge_everywhere(round_index)
+            self.end_round()
+        elif self._turn_is_open:
+            self._abandon_turn()
+        for round_index in sorted(self._flights):
+            self._merge(round_index)
         self.model.show_all(self._loaded)
         self.is_running = False
 
@@ -190,7 +229,7 @@ class RoundEngine:
 
     def show_committed(self) -> dict[int, Tensor]:
         """Make the model show W, from merged commits only; the result goes to :meth:`undo_show_committed`."""
-        return self.model.show_committed(self._loaded)
+        return self.model.show_committed(self._clock)
 
     def undo_show_committed(self, replaced: dict[int, Tensor]) -> None:
         """Put the trained values back, bit for bit."""
@@ -204,33 +243,33 @@ class RoundEngine:
         Args:
             replaced: What :meth:`show_committed` returned, if the model shows W at the moment.
         """
-        versions = [client.versions for client in self.clients.values()]
-        assert all(v == versions[0] for v in versions), "in the middle of a round clients of one rank hold different W"
-        active = self._active
-        values = None
+        active, values = self._active, None
         if active is not None:  # while it trains, the block always shows something else than W
             values = replaced[self.block] if replaced is not None else self.flat.pack(self.block)
-        now_s = time.time()
+        flights, now_s = self._flights, time.time()
         return {
             "round": self.round,
+            "turn": self.turn,
+            "steps": self.steps,
+            "is_open": self._turn_is_open,
             "active": None
             if active is None
-            else {
-                "client": active.id,
-                "steps": active.steps,
-                "samples": active.samples,
-                "values": values,
-            },
-            "uploads": [[client, upload.delta, upload.weight] for client, upload in self._uploads.items()],
+            else {"samples": active.samples, "gradient_norm": active.gradient_norm, "values": values},
+            "uploads": [[client, *_plain(upload)] for client, upload in self._uploads.items()],
+            "work": [
+                [t, block, list(cohort)] for t, flight in flights.items() for block, cohort in flight.work.items()
+            ],
             "in_flight": [
-                [d.round, d.block, client.id, d.delta, d.weight]
-                for client in self.clients.values()
-                for d in client.in_flight
+                [t, client, *_plain(upload)]
+                for t, flight in flights.items()
+                for client, upload in flight.uploads.items()
             ],
             "turns": [
-                [round_index, client, {**asdict(turn), "start_s": turn.start_s - now_s, "end_s": turn.end_s - now_s}]
-                for (round_index, client), turn in self._turns.items()
+                [t, client, {**asdict(turn), "start_s": turn.start_s - now_s, "end_s": turn.end_s - now_s}]
+                for t, turns in [*((t, flight.turns) for t, flight in flights.items()), (self.round, self._turns)]
+                for client, turn in turns.items()
             ],
+            "norms": [[block, norm] for block, norm in self._norms.items()],
             "residuals": self._residuals.state(),
             "server": [dict(vars(piece)) for piece in self.transport.server.state()],
         }
@@ -242,56 +281,103 @@ class RoundEngine:
         """
         self.transport.server.load_state(StatePiece(**piece) for piece in state["server"])
         self._residuals.load_state(state["residuals"])
-        now_s = time.time()
-        for round_index, client, turn in state["turns"]:
+        turns, now_s = dict[int, dict[int, Turn]](), time.time()
+        for t, client, turn in state["turns"]:
             shifted = {**turn, "start_s": turn["start_s"] + now_s, "end_s": turn["end_s"] + now_s}
-            self._turns[round_index, client] = _Turn(**shifted)
-        by_round: dict[tuple[int, int], dict[int, Upload]] = {}
-        for round_index, block, client, delta, weight in state["in_flight"]:
-            by_round.setdefault((round_index, block), {})[client] = Upload(delta.to(self.flat.device), weight)
-        self._first_round = min((round_index for round_index, _ in by_round), default=state["round"])
-        for (self.round, self.block), self._uploads in sorted(by_round.items(), key=lambda item: item[0]):
+            turns.setdefault(t, {})[client] = Turn(**shifted)
+        work = dict[int, Work]()
+        for t, block, cohort in state["work"]:
+            work.setdefault(t, {})[block] = tuple(cohort)
+        for t in sorted(work):
+            self.round, self._work, self._turns = t, work[t], turns[t]
+            self._uploads = self._uploads_of(row[1:] for row in state["in_flight"] if row[0] == t)
             self._submit()
+        self.model.show_all(self._loaded)
+        self._norms = {block: norm for block, norm in state["norms"]}
         self.round = state["round"]
-        self._uploads = {c: Upload(delta.to(self.flat.device), weight) for c, delta, weight in state["uploads"]}
-        if state["active"] is not None:
-            self._reopen_turn(**state["active"])
+        if state["turn"] or state["is_open"]:
+            self._reopen_round(state, turns.get(self.round, {}))
 
     def begin_at(self, round_index: int) -> None:
         """Begin a fresh engine with this round, nothing being in flight."""
-        self.round = self._first_round = round_index
+        self.round = round_index
 
-    def _reopen_turn(self, client: int, steps: int, samples: int, values: Tensor) -> None:
-        turn = self._turns[self.round, client]
+    def _reopen_round(self, state: Mapping[str, Any], turns: dict[int, Turn]) -> None:
         self.begin_round()
-        self.begin_turn(client)  # s is the held value, also where a commit has moved it since
-        self._turns[self.round, client] = turn
-        self.clients[client].steps, self.clients[client].samples = steps, samples
-        self.flat.unpack(self.block, values)
+        self.turn = state["turn"]
+        self._uploads = self._uploads_of(state["uploads"])
+        if state["is_open"]:
+            client_id = self.turns[self.turn]
+            if client_id is not None and state["steps"] >= self._delay_rest_steps > 0:
+                self._take_in(self.clients[client_id], self._due_in_turn)
+            self.begin_turn(client_id)  # s is the held value, also where a commit has moved it since
+            self.steps = state["steps"]
+            if client_id is not None:
+                active = state["active"]
+                self.flat.unpack(self.block, active["values"])
+                self.clients[client_id].samples = active["samples"]
+                self.clients[client_id].gradient_norm = active["gradient_norm"]
+        self._turns = turns
+
+    def _uploads_of(self, rows: Iterable[Sequence[Any]]) -> dict[int, Upload]:
+        return {
+            client: Upload(delta.to(self.flat.device), weight, gradient_norm=norm)
+            for client, delta, weight, norm in rows
+        }
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _block_of(self, round_index: int) -> int:
-        return block_of_round(self.settings.block_order, len(self.flat.blocks), round_index, self.settings.seed)
+    @property
+    def _delay_rounds(self) -> int:
+        return self.settings.delay_rounds_and_steps[0]
 
-    def _turn_of(self) -> Client:
-        if self._active is None:
-            raise RuntimeError("no client's turn is open: call begin_turn first")
-        return self._active
+    @property
+    def _delay_rest_steps(self) -> int:
+        return self.settings.delay_rounds_and_steps[1]
+
+    @property
+    def _due_in_turn(self) -> int:
+        """The round whose commits are merged inside the turns of the running one."""
+        return self.round - 1 - self._delay_rounds
+
+    @property
+    def _hosted(self) -> list[int]:
+        return [client for client in self.turns if client is not None]
+
+    def _current_clients(self) -> list[Client]:
+        return [self._clock, self._loaded, *(self.clients[client] for client in self._hosted)]
+
+    def _block_of(self, client_id: int) -> int:
+        return next(block for block, cohort in self._work.items() if client_id in cohort)
 
     def _abandon_turn(self) -> None:
-        client, self._active = self._turn_of(), None
-        client.start = None
-        self.flat.close_master()
-        del self._turns[self.round, client.id]
+        client, self._active, self._turn_is_open = self._active, None, False
+        if client is not None:
+            client.start = None
+            self.flat.close_master()
+            del self._turns[client.id]
+
+    def _give_absent_ones_no_weight(self) -> None:
+        """Where the run ends in the middle of a round, some have not had their turn; and a rank may have no client."""
+        now_s = time.time()
+        for client in self._hosted:
+            if client not in self._uploads:
+                block = self._block_of(client)
+                self._uploads[client] = Upload(torch.zeros_like(self.flat.pack(block)), weight=0)
+                self._turns[client] = Turn(now_s, block, end_s=now_s)
+        if not self._turns:
+            self._turns[min(self.clients)] = Turn(now_s, min(self._work), end_s=now_s)
 
     def _submit(self) -> None:
         uploads = {client: self._with_residual(client, upload) for client, upload in self._uploads.items()}
-        self._uploads = {}
-        self._exchanges[self.round] = self.transport.submit(self.round, self.block, uploads)
-        for client_id, upload in uploads.items():
-            flying = InFlight(self.round, self.block, upload.delta, upload.weight)
-            self.clients[client_id].in_flight.append(flying)
+        flight = self._flights[self.round] = Flight(self._work, uploads, self._turns)
+        self._uploads, self._turns = {}, {}
+        for block, cohort in flight.work.items():
+            own = {client: uploads[client] for client in cohort if client in uploads}
+            flight.exchanges[block] = self.transport.submit(self.round, block, own, cohort)
+            for client, upload in own.items():
+                if upload.weight:
+                    self.clients[client].in_flight.append(InFlight(self.round, block, upload.delta))
         self.model.show(self._loaded, self.block)
 
     def _with_residual(self, client_id: int, upload: Upload) -> Upload:
@@ -299,31 +385,74 @@ class RoundEngine:
         if not self.settings.compression.is_lossy or upload.weight == 0:
             return upload
         numel = upload.delta.numel()
-        return replace(upload, residual=self._residuals.begin(self.round, client_id, self.block, numel))
+        return replace(upload, residual=self._residuals.begin(self.round, client_id, self._block_of(client_id), numel))
 
-    def _merge_everywhere(self, round_index: int) -> None:
-        for client in self.clients.values():
-            self._merge(client, round_index)
-
-    def _merge(self, client: Client, round_index: int) -> None:
-        """Take the commit of a round into one client: W first, then every value that rests on it."""
-        if round_index < self._first_round:  # the clock has not reached the first exchange yet
+    def _merge_in_turn(self, client: Client | None) -> None:
+        """Inside a turn: take the commits that are due into its client; the last turn of a round does so for all."""
+        flight, is_last = self._flights.get(self._due_in_turn), self.turn == len(self.turns) - 1
+        if flight is None:
             return
-        turn = self._turns[round_index, client.id]
-        commit = self._wait(client, round_index)
-        block = turn.block
-        version = client.versions[block] + 1
-        is_first = version not in (self.clients[c].versions[block] for c in self.clients if c != client.id)
-        if is_first and self.settings.compression.is_lossy:
-            commit.add_(self.model.committed(client, block))
-        client.merge(round_index, block)
-        if is_first:
-            self.model.add_version(block, version, commit)
-        if client is self._active and block == self.block:
-            self._shift_active(client)
-        elif client is self._loaded:
-            self.model.show(client, block)
-        self._finish_record(client, round_index)
+        if client is None:
+            if is_last:
+                self._merge(self._due_in_turn)
+            return
+        self._take_in(client, self._due_in_turn)
+        if is_last:
+            self._advance_clock(self._due_in_turn, flight)
+        for block in flight.work:
+            if block == self.block:
+                self._shift_active(client)
+            else:
+                self.model.show(client, block)
+
+    def _merge(self, round_index: int) -> None:
+        """Between turns: take the commits of a round into every client."""
+        flight = self._flights.get(round_index)
+        if flight is None:  # the clock has not reached the first exchange yet
+            return
+        self._land(flight)
+        self._advance_clock(round_index, flight)
+        for block in flight.work:
+            self.model.show(self._loaded, block)
+
+    def _take_in(self, client: Client, round_index: int) -> None:
+        flight = self._flights.get(round_index)
+        if flight is not None:
+            self._land(flight)
+            client.merge(round_index, self._versions_after(flight))
+
+    def _land(self, flight: Flight) -> None:
+        """Take the commits from their exchanges, once: each becomes the newest version of its block."""
+        if flight.has_landed:
+            return
+        for block, exchange in flight.exchanges.items():
+            stood_from_s = time.time()
+            commit = exchange.wait()
+            until_s = time.time()
+            flight.note_wait(block, stood_from_s, until_s)
+            if self._active is not None:
+                self._turns[self._active.id].stood_still_s += until_s - stood_from_s
+            if self.settings.compression.is_lossy:
+                commit.add_(self.model.committed(self._clock, block))
+            self.model.add_version(block, self._clock.versions[block] + 1, commit)
+        flight.has_landed = True
+
+    def _advance_clock(self, round_index: int, flight: Flight) -> None:
+        """Everybody has merged a round: W is what they have, and what was before it is of no more use."""
+        versions = self._versions_after(flight)
+        for client in (self._clock, *self.clients.values()):
+            client.merge(round_index, versions)
+        names = [block.name for block in self.flat.blocks]
+        self.records += [flight.record_of(round_index, client, names) for client in sorted(flight.turns)]
+        if len(self.records) > MAX_RECORDS:
+            del self.records[: MAX_RECORDS // 2]
+        self._norms |= {block: exchange.facts.gradient_norm for block, exchange in flight.exchanges.items()}
+        del self._flights[round_index]
+        self.transport.server.settle(round_index)
+        self._residuals.settle(round_index)
+
+    def _versions_after(self, flight: Flight) -> list[int]:
+        return [version + (block in flight.work) for block, version in enumerate(self._clock.versions)]
 
     def _shift_active(self, client: Client) -> None:
         """A commit of the active block inside the round: s' = held; X += s' - s; s = s'. Optimizer state stays."""
@@ -332,47 +461,6 @@ class RoundEngine:
         self.model.shift(self.block, new_start - client.start)
         client.start = new_start
 
-    def _wait(self, client: Client, round_index: int) -> Tensor:
-        if round_index not in self._commits:
-            stood_from_s = time.time()
-            self._commits[round_index] = self._exchanges[round_index].wait()
-            self._note_wait(client, round_index, stood_from_s, time.time())
-        return self._commits[round_index]
 
-    def _note_wait(self, client: Client, round_index: int, from_s: float, until_s: float) -> None:
-        facts = self._exchanges[round_index].facts
-        waited = self._turns[round_index, client.id]
-        waited.wait_peer_s = max(0.0, min(until_s, facts.ready_s) - from_s)
-        waited.exposed_s = max(0.0, until_s - max(from_s, facts.ready_s))
-        if self._active is not None:
-            self._turns[self.round, client.id].stood_still_s += until_s - from_s
-
-    def _finish_record(self, client: Client, round_index: int) -> None:
-        turn = self._turns.pop((round_index, client.id))
-        facts = self._exchanges[round_index].facts
-        first = client.id == min(self.clients)
-        record = RoundRecord(
-            round=round_index,
-            block=self.flat.blocks[turn.block].name,
-            client=client.id,
-            steps=turn.steps,
-            start_s=turn.start_s,
-            end_s=turn.end_s,
-            compute_s=turn.end_s - turn.start_s - turn.stood_still_s,
-            exchange_s=facts.end_s - facts.ready_s,
-            exposed_s=turn.exposed_s,
-            wait_peer_s=turn.wait_peer_s,
-            # The messages are the rank's: where it hosts several clients, its first one's record carries them.
-            upload_bytes=facts.upload_bytes if first else 0,
-            download_bytes=facts.download_bytes if first else 0,
-            exchange_start_s=facts.start_s,
-            exchange_ready_s=facts.ready_s,
-            exchange_end_s=facts.end_s,
-        )
-        self.records.append(record)
-        if len(self.records) > MAX_RECORDS:
-            del self.records[: MAX_RECORDS // 2]
-        if not any((round_index, c) in self._turns for c in self.clients):
-            del self._exchanges[round_index], self._commits[round_index]
-            self.transport.server.settle(round_index)
-            self._residuals.settle(round_index)
+def _plain(upload: Upload) -> list[Any]:
+    return [upload.delta, upload.weight, upload.gradient_norm]

@@ -57,6 +57,12 @@ def weighted_mean(deltas: Iterable[Tensor], weights: Sequence[int], out: Tensor)
     return out.zero_() if first else out.div_(sum(weights))
 
 
+def mean_norm(norms: Sequence[float], weights: Sequence[int]) -> float:
+    """Mean of the clients' gradient norms, weighted as their deltas are; 0 where nobody trained."""
+    total = sum(weights)
+    return sum(norm * weight for norm, weight in zip(norms, weights, strict=True)) / total if total else 0.0
+
+
 def _sgd(optimizer: ServerOptimizer, mean: Tensor, state: State) -> Tensor:
     return mean
 
@@ -176,24 +182,24 @@ class ServerShard:
         self._initial |= {_RESIDUAL: 0.0} if self.compression.is_lossy else {}
         self._first = list(first) if first is not None else [0] * len(self.values)
         self._as_held = as_held
-        self._before: dict[int, tuple[int, State]] = {}
+        self._before: dict[tuple[int, int], State] = {}
         self._lock = threading.Lock()
 
     def begin(self, round_index: int, block: int) -> None:
-        """Prepare for the commits of a round: keep the block's state as it was before, until it is settled."""
+        """Prepare for a round's commits to a block: keep the block's state as it was, until the round is settled."""
         with self._lock:
-            self._before[round_index] = (block, {name: t.clone() for name, t in self._to_save(block).items()})
+            self._before[round_index, block] = {name: t.clone() for name, t in self._to_save(block).items()}
 
     def settle(self, round_index: int) -> None:
         """Every client has merged the round: the state before it is of no more use."""
         with self._lock:
-            self._before.pop(round_index, None)
+            self._before = {place: state for place, state in self._before.items() if place[0] != round_index}
 
     def state(self) -> list[StatePiece]:
         """The server optimizer's state after the settled rounds: what is in flight will be submitted again."""
         with self._lock:
             states = {block: self._to_save(block) for block in range(len(self.values))}
-            for _, (block, before) in sorted(self._before.items(), reverse=True):
+            for (_, block), before in sorted(self._before.items(), key=lambda item: item[0], reverse=True):
                 states[block] = before
             return [
                 StatePiece(block, name, self._first[block], tensor.to("cpu", copy=True))

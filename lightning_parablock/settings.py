@@ -14,7 +14,8 @@ from typing_extensions import override
 
 from lightning_parablock.errors import ConfigurationError
 
-BlockOrder = Literal["sequential", "reverse", "shuffle", "random"]
+BlockOrder = Literal["sequential", "reverse", "shuffle", "random", "importance", "cyclic"]
+CohortSampling = Literal["uniform", "size", "rotation"]
 InFlightValue = Literal["local", "anchor"]
 Topology = Literal["sharded", "star"]
 Unmatched = Literal["error", "freeze"]
@@ -25,6 +26,8 @@ MissingClientState = Literal["error", "fresh"]
 UnevenClients = Literal["go_on", "shorten"]
 Buffers = Literal["local", "average"]
 BlocksSpec = str | int | Sequence[str]
+Availability = tuple[tuple[int, ...], ...]
+"""For each round the clients that can be reached; after its last entry a trace begins anew. Empty: all, always."""
 
 AUTO: Literal["auto"] = "auto"
 MAX_AUTO_STEPS = 256
@@ -237,6 +240,12 @@ class Settings:
     blocks: str | int | tuple[str, ...] = "layers"
     unmatched: Unmatched = "error"
     block_order: BlockOrder = "shuffle"
+    visit_more: tuple[tuple[str, float], ...] = ()
+    clients: int | None = None
+    cohort: int | None = None
+    cohort_sampling: CohortSampling = "uniform"
+    availability: Availability = ()
+    max_rounds: int | None = None
     in_flight_value: InFlightValue = "local"
     server_optimizer: ServerOptimizer = field(default_factory=ServerSGD)
     weighting: Weighting = "uniform"
@@ -270,6 +279,11 @@ class Settings:
             isinstance(cast(Any, self.proximal_mu), (int, float)) and 0 <= self.proximal_mu < float("inf"),
             f"proximal_mu must be a finite number >= 0, got {self.proximal_mu!r}",
         )
+        for name, unit in (("clients", "in all"), ("cohort", "clients a round"), ("max_rounds", "rounds of the run")):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), at_least=1, unit=unit)
+        self._check_cohort()
+        self._check_visits()
         _check_int("seed", self.seed, at_least=0, unit="any non-negative whole number")
         _check_int("chunk_bytes", self.chunk_bytes, at_least=4096, unit="bytes a message")
         _require(self.chunk_bytes % 4096 == 0, f"chunk_bytes must be a multiple of 4096, got {self.chunk_bytes}")
@@ -299,6 +313,39 @@ class Settings:
         _check_choice("block_optimizer_state", self.block_optimizer_state, get_args(BlockOptimizerState))
         _check_choice("buffers", self.buffers, get_args(Buffers))
         _check_blocks(self.blocks)
+
+    def _check_cohort(self) -> None:
+        _check_choice("cohort_sampling", self.cohort_sampling, get_args(CohortSampling))
+        _require(
+            self.cohort is not None or self.cohort_sampling == "uniform",
+            f"cohort_sampling={self.cohort_sampling!r} without cohort, the number of clients that train in a round: "
+            "without it all of them do",
+        )
+        _require(
+            self.cohort is None or self.clients is None or self.cohort <= self.clients,
+            f"cohort={self.cohort} clients a round, but the run has clients={self.clients}",
+        )
+        _require(
+            not self.pending or self.block_order != "cyclic",
+            "local_steps='auto' needs every client to train the same block in a round, and with block_order='cyclic' "
+            "they do not; give local_steps a number",
+        )
+        _require(
+            not self.pending or (self.clients is None and self.cohort is None),
+            "local_steps='auto' needs every rank to train one client a round; with clients or cohort give it a number",
+        )
+
+    def _check_visits(self) -> None:
+        _require(
+            not self.visit_more or self.block_order in ("random", "importance"),
+            f"visit_more needs block_order 'random' or 'importance', where rounds are drawn, got {self.block_order!r}",
+        )
+        for pattern, factor in self.visit_more:
+            _check_pattern("visit_more", pattern)
+            _require(
+                isinstance(cast(Any, factor), (int, float)) and 0 < factor < float("inf"),
+                f"visit_more: the factor of {pattern!r} must be a finite number > 0, got {factor!r}",
+            )
 
     @property
     def delay_rounds_and_steps(self) -> tuple[int, int]:
@@ -370,11 +417,15 @@ def _check_blocks(blocks: Any) -> None:
         f"blocks must be 'layers', a whole number of blocks, or a list of at least one pattern, got {blocks!r}",
     )
     for pattern in cast(tuple[Any, ...], blocks):
-        _require(isinstance(pattern, str), f"each pattern of blocks must be a string, got {pattern!r}")
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigurationError(f"blocks: {pattern!r} is not a regular expression: {error}") from error
+        _check_pattern("blocks", pattern)
+
+
+def _check_pattern(name: str, pattern: Any) -> None:
+    _require(isinstance(pattern, str), f"each pattern of {name} must be a string, got {pattern!r}")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigurationError(f"{name}: {pattern!r} is not a regular expression: {error}") from error
 
 
 def _check_int(name: str, value: Any, *, at_least: int, unit: str) -> None:

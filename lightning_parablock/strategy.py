@@ -30,6 +30,7 @@ from lightning_parablock.blocks import Block, partition
 from lightning_parablock.buffers import Replaced, kinds, put_back, show_mean
 from lightning_parablock.callbacks.freeze import BlockFreezer
 from lightning_parablock.callbacks.metrics import RoundMetrics
+from lightning_parablock.client_loaders import ClientsLoader, TurnId
 from lightning_parablock.client_state import (
     Aside,
     Resumed,
@@ -40,8 +41,18 @@ from lightning_parablock.client_state import (
     save_plain,
     training_state,
 )
+from lightning_parablock.clients_data import (
+    Site,
+    agree_on_epoch,
+    own_loaders,
+    refuse_reloading,
+    shared_loaders,
+    streams_of,
+)
+from lightning_parablock.cohorts import Cohorts, hosted_clients, read_availability, turns_of_a_round
 from lightning_parablock.errors import ConfigurationError, DivergenceError, PeerError
 from lightning_parablock.flat import FlatBlocks, hash_tensors
+from lightning_parablock.gradients import gradient_norm
 from lightning_parablock.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length
 from lightning_parablock.loaders import Cutting, cut_or_keep
 from lightning_parablock.local_steps import add_proximal_term, warmed_up
@@ -60,11 +71,13 @@ from lightning_parablock.refusals import (
 from lightning_parablock.resume import Checkpoints, settled_by
 from lightning_parablock.rounds import RoundEngine
 from lightning_parablock.samples import batch_samples
-from lightning_parablock.schedule import derive_seed
+from lightning_parablock.schedule import Schedule, draw_factors
+from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import (
     BlockOptimizerState,
     BlockOrder,
     Buffers,
+    CohortSampling,
     Compression,
     InFlightValue,
     MissingClientState,
@@ -87,6 +100,7 @@ from lightning_parablock.takeover import (
 )
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.opening import open_transport
+from lightning_parablock.turns import TurnKeeper
 
 T = TypeVar("T")
 
@@ -107,8 +121,22 @@ class ParaBlockStrategy(WatchedStrategy):
             names, one a block.
         unmatched: What to do with trainable parameters that no pattern of `blocks` matches: "error" stops before
             training, "freeze" never trains them.
-        block_order: Which block each round trains: "sequential", "reverse", "shuffle" (a fresh permutation each pass)
-            or "random" (drawn anew each round).
+        block_order: Which block each round trains: "sequential", "reverse", "shuffle" (a fresh permutation each pass),
+            "random" (drawn anew each round), "importance" (after a first pass drawn in proportion to the blocks'
+            gradient norms, as they came with their newest merged exchanges) or "cyclic" (client i trains the i-th block
+            after the round's, so a round has several exchanges).
+        visit_more: With "random" and "importance": pattern searched in block names -> by how much more often these
+            blocks are drawn, such as {"embed|head": 4}.
+        clients: Number of clients in all; each rank hosts an equal part of them and trains those of the round's cohort
+            in turn. None for one client a rank. A client's data, random state, buffers and error feedback are its own.
+            Where ranks have the same training set it is cut into one shard a client; a data module or a module with
+            a method client_dataloader(client) is asked for each.
+        cohort: Number of clients that train in a round; None for all that can be reached.
+        cohort_sampling: How a cohort is drawn: "uniform", "size" (in proportion to the clients' samples) or "rotation"
+            (in turn, as in a relay).
+        availability: Text file that says who can be reached: line t has the numbers of the clients of round t; after
+            its last line it begins anew. None: everybody, always.
+        max_rounds: Ends training after so many rounds, if nothing else ends it before; None for no limit.
         in_flight_value: The value of a block while its delta is on its way: "local" is the committed value plus the
             client's own deltas in flight, "anchor" the committed value alone.
         server_optimizer: What the server does with the mean delta: "sgd" (federated averaging), "nesterov", "adam",
@@ -167,6 +195,12 @@ class ParaBlockStrategy(WatchedStrategy):
         blocks: Literal["layers"] | int | list[str] = "layers",
         unmatched: Unmatched = "error",
         block_order: BlockOrder = "shuffle",
+        visit_more: dict[str, float] | None = None,
+        clients: int | None = None,
+        cohort: int | None = None,
+        cohort_sampling: CohortSampling = "uniform",
+        availability: str | None = None,
+        max_rounds: int | None = None,
         in_flight_value: InFlightValue = "local",
         server_optimizer: Literal["sgd", "nesterov", "adam", "yogi"] | ServerOptimizer = "sgd",
         weighting: Weighting = "uniform",
@@ -208,6 +242,12 @@ class ParaBlockStrategy(WatchedStrategy):
             blocks=resolve_blocks(blocks),
             unmatched=unmatched,
             block_order=block_order,
+            visit_more=tuple((visit_more or {}).items()),
+            clients=clients,
+            cohort=cohort,
+            cohort_sampling=cohort_sampling,
+            availability=() if availability is None else read_availability(availability),
+            max_rounds=max_rounds,
             in_flight_value=in_flight_value,
             server_optimizer=resolve_server_optimizer(server_optimizer),
             weighting=weighting,
@@ -242,6 +282,9 @@ class ParaBlockStrategy(WatchedStrategy):
         self._random_outside: RandomState | None = None
         self._step_clock: StepClock | None = None
         self._block_states = BlockStates(self.settings.block_optimizer_state)
+        self._turn_keeper: TurnKeeper | None = None
+        self._client_samples: tuple[int, ...] = ()
+        self._gradient_norm: float | None = None
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
@@ -254,6 +297,22 @@ class ParaBlockStrategy(WatchedStrategy):
     def round_records(self) -> list[RoundRecord]:
         """One record a finished round of this rank's client, oldest first; bounded."""
         return self._engine.records if self._engine is not None else []
+
+    @property
+    def n_clients(self) -> int:
+        """Number of clients in all."""
+        return self.settings.clients or self.world_size
+
+    @property
+    def hosted_clients(self) -> tuple[int, ...]:
+        """Numbers of the clients that this rank hosts."""
+        return tuple(hosted_clients(self.n_clients, self.world_size)[self.global_rank])
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether clients do not all train in every round, each on a rank of its own."""
+        partial = self.settings.cohort is not None or bool(self.settings.availability)
+        return partial or self.n_clients != self.world_size
 
     # --- set-up, in Lightning's order ---------------------------------------------------------------------------------
 
@@ -271,6 +330,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._uneven_evaluation = False
         self._uneven_training = False
         self._samples = 0
+        self._turn_keeper = None
         keep_time_by_rounds(trainer, lambda: self._engine is not None and self._engine.at_round_start)
 
     @override
@@ -320,8 +380,10 @@ class ParaBlockStrategy(WatchedStrategy):
         trainer = self._trainer
         assert trainer is not None and trainer.state.stage is not None
         stage = trainer.state.stage
+        if self.takes_turns and stage == RunningStage.TRAINING:
+            return self._clients_loader(dataloader)
         if self._cuts_loaders and self.world_size > 1:
-            cutting = Cutting(self.client, self.settings.seed, self.gather_objects)
+            cutting = Cutting(self.global_rank, self.settings.seed, self.gather_objects)
             dataloader, what = cut_or_keep(dataloader, stage, cutting)
             if stage != RunningStage.SANITY_CHECKING:
                 rank_zero_info(f"parablock: {stage.value}: {what}")
@@ -334,16 +396,28 @@ class ParaBlockStrategy(WatchedStrategy):
     def start_rounds(self) -> list[nn.Parameter]:
         """Open the transport, begin the first round and return its block's parameters. Collective."""
         assert self._flat is not None and self._federation is not None and self._trainer is not None
-        refuse_uneven_loaders(len(_training_loaders(self._trainer)), uneven=self._uneven_training)
+        refuse_uneven_loaders(len(_training_loaders(self._trainer)), uneven=self._uneven_training or self.takes_turns)
         device, backend = self.root_device, self.process_group_backend
         self._transport = open_transport(self._federation, self._flat, self.settings, device=device, backend=backend)
-        engine = self._engine = RoundEngine(self._flat, self.settings, [self.client], self._transport)
+        hosted = self._federation.membership.clients
+        engine = self._engine = RoundEngine(
+            self._flat,
+            self.settings,
+            hosted[self.global_rank],
+            self._transport,
+            self._schedule(),
+            turns_of_a_round(self.settings.cohort, hosted),
+        )
+        if self.takes_turns:
+            self._turn_keeper = TurnKeeper(self._module(), self._schedulers, self._local_optimizer, self.settings.seed)
         self._step_clock = StepClock(device)
         self._block_states = BlockStates(self.settings.block_optimizer_state)
         self._stepped, self._samples = False, 0  # an earlier fit may have failed between a step and its batch's end
         if self._resumed is not None:
             go_on(engine, self._resumed)
-        return engine.flat.parameters(engine.block) if engine.has_open_turn else self._begin_round(engine)
+        if not engine.has_open_turn:
+            self._begin_turn()
+        return engine.flat.parameters(engine.block)
 
     @override
     def on_train_start(self) -> None:
@@ -351,8 +425,13 @@ class ParaBlockStrategy(WatchedStrategy):
         super().on_train_start()
         resumed, self._resumed = self._resumed, None
         if resumed is None or resumed.own is None:
-            seed_all(derive_seed(self.settings.seed, "client", self.client))
+            if self._turn_keeper is not None:
+                self._turn_keeper.begin_turn(self._rounds().active_client, self._rounds().round)
+            else:
+                seed_all(derive_seed(self.settings.seed, "client", self.global_rank))
         else:
+            if self._turn_keeper is not None:
+                self._turn_keeper.load_state(resumed.own["turn_keeper"])
             assert self._engine is not None
             restore_exact_optimizer(self._engine, self.optimizers, resumed)
             restore_training(resumed.own, self._module(), self._engine.flat.parameters(self._engine.block))
@@ -371,24 +450,49 @@ class ParaBlockStrategy(WatchedStrategy):
             return None
         self._stepped = False
         samples, self._samples = self._samples, 0
-        engine.after_step(samples)
+        norm, self._gradient_norm = self._gradient_norm, None
+        engine.after_step(samples, norm)
         if self.settings.pending:
             self._settle_local_steps(engine)
         if not engine.turn_is_over:
             return None
-        old_block = engine.block
+        self._end_turn()
+        self._begin_turn()
+        return engine.flat.parameters(engine.block)
+
+    def _end_turn(self) -> None:
+        engine = self._rounds()
+        client, block = engine.active_client, engine.block
         engine.end_turn()
-        engine.end_round()
-        self._block_states.leave(self._local_optimizer(), old_block, engine.flat.parameters(old_block))
-        parameters = self._begin_round(engine)
-        self._block_states.enter(self._local_optimizer(), engine.block, parameters)
-        return parameters
+        if client is not None:
+            self._block_states.leave(self._local_optimizer(), (client, block), engine.flat.parameters(block))
+        if self._turn_keeper is not None:
+            self._turn_keeper.end_turn(client)
+        if engine.round_is_over:
+            engine.end_round()
+            if engine.round == self.settings.max_rounds:
+                assert self._trainer is not None
+                self._trainer.should_stop = True
+
+    def _begin_turn(self) -> None:
+        """Begin the next turn, and the next round where the last one is over."""
+        engine = self._rounds()
+        turns = engine.turns or engine.begin_round()
+        if engine.at_round_start and self._turn_keeper is not None:
+            self._turn_keeper.begin_round()
+        client = turns[engine.turn]
+        engine.begin_turn(client)
+        if self._turn_keeper is not None:
+            self._turn_keeper.begin_turn(client, engine.round)
+        if client is not None:
+            parameters = engine.flat.parameters(engine.block)
+            self._block_states.enter(self._local_optimizer(), (client, engine.block), parameters)
 
     def finish_rounds(self) -> None:
         """Drain, and make sure that every client holds the same bits. Collective."""
         engine, transport = self._engine, self._transport
         assert engine is not None and transport is not None
-        BlockStates("reset").leave(self._local_optimizer(), engine.block, engine.flat.parameters(engine.block))
+        BlockStates("reset").leave(self._local_optimizer(), (0, 0), engine.flat.parameters(engine.block))
         engine.finish()
         self._refuse_divergence()
         self._show_mean_buffers()
@@ -399,7 +503,7 @@ class ParaBlockStrategy(WatchedStrategy):
         assert self._trainer is not None
         loaders = _training_loaders(self._trainer)
         idles = [loader.idles() for loader in loaders if hasattr(loader, "idles")]
-        if any(idles):
+        if any(idles) or self._rounds().active_client is None:
             # A loss that nothing depends on: the optimizer finds no gradient and moves nothing.
             return torch.zeros((), device=self.root_device, requires_grad=True)
         self._samples += batch_samples(args[0]) if self.settings.weighting == "samples" else 1
@@ -408,26 +512,27 @@ class ParaBlockStrategy(WatchedStrategy):
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         # Once an optimizer step, also with gradient accumulation; the block is switched later, at the batch's end.
-        flat, engine = self._flat, self._engine
-        assert flat is not None and engine is not None
-        client = engine.clients[self.client]
+        engine = self._rounds()
+        flat = engine.flat
+        self._stepped = True
+        if engine.active_client is None:
+            return super().optimizer_step(optimizer, closure, model, **kwargs)
 
         def closure_then_master() -> Any:
             loss = closure()
+            parameters = flat.parameters(engine.block)
+            if self.settings.block_order == "importance" and engine.steps == 0:
+                self._gradient_norm = gradient_norm(parameters)
             flat.put_master_in_place()
             if self.settings.proximal_mu:
-                assert client.start is not None
-                add_proximal_term(
-                    flat.parameters(engine.block), flat.parts(engine.block, client.start), self.settings.proximal_mu
-                )
+                add_proximal_term(parameters, flat.parts(engine.block, engine.start), self.settings.proximal_mu)
             return loss
 
         try:
-            with warmed_up(self._local_optimizer(), client.steps, self.settings.local_warmup_steps):
+            with warmed_up(self._local_optimizer(), engine.steps, self.settings.local_warmup_steps):
                 output = super().optimizer_step(optimizer, closure_then_master, model, **kwargs)
         finally:
             flat.take_master_back()
-        self._stepped = True
         return output
 
     @override
@@ -494,6 +599,7 @@ class ParaBlockStrategy(WatchedStrategy):
         aside = Aside(self._replaced, self._own_buffers, self._random_outside)
         own = training_state(engine, self._module(), self._positions(), aside)
         own |= {"samples": self._samples, "block_states": self._block_states.state()}
+        own |= {"turn_keeper": None if self._turn_keeper is None else self._turn_keeper.state()}
         self._checkpoints().save(checkpoint, filepath, own, self.blocks, storage_options)
 
     @override
@@ -565,10 +671,10 @@ class ParaBlockStrategy(WatchedStrategy):
     def _note_random_state(self, state: RandomState | None) -> None:
         self._random_outside = state
 
-    def _stand(self, loader: PositionedLoader) -> Stand:
+    def _stand(self, loader: PositionedLoader | ClientsLoader) -> Stand:
         assert self._trainer is not None
         index = next(i for i, other in enumerate(_training_loaders(self._trainer)) if other is loader)
-        seed = derive_seed(self.settings.seed, "loader", self.client, index)
+        seed = derive_seed(self.settings.seed, "loader", self.global_rank, index)
         epoch: Any = self._trainer.fit_loop.epoch_progress.current
         return Stand(seed, epoch.processed, self._passed.pop(index, None))
 
@@ -576,7 +682,7 @@ class ParaBlockStrategy(WatchedStrategy):
         assert self._trainer is not None
         ahead = len(getattr(self._trainer.fit_loop._data_fetcher, "batches", ()))  # pyright: ignore[reportPrivateUsage]
         return [
-            self._passed.get(index) or position_of(loader, ahead)
+            self._passed.get(index) or (loader.position(ahead) if self.takes_turns else position_of(loader, ahead))
             for index, loader in enumerate(_training_loaders(self._trainer))
         ]
 
@@ -628,6 +734,7 @@ class ParaBlockStrategy(WatchedStrategy):
         refuse_parameters(module, blocks)
         shapes = {name: str(tuple(parameter.shape)) for name, parameter in module.named_parameters()}
         facts = {f"block {b.name}": str([(n, shapes[n]) for n in b.parameter_names]) for b in blocks}
+        draw_factors(self.settings.visit_more, [block.name for block in blocks])  # refuses a pattern that is in no name
         self._refuse_differences({"number of blocks": str(len(blocks)), **facts, **kinds(module)})
         self._freeze_unmatched(module, blocks)
         self._flat = FlatBlocks(module, blocks)
@@ -653,10 +760,32 @@ class ParaBlockStrategy(WatchedStrategy):
 
         self._guard("broadcast of the starting weights", broadcast)
 
-    def _begin_round(self, engine: RoundEngine) -> list[nn.Parameter]:
-        engine.begin_round()
-        engine.begin_turn(self.client)
-        return engine.flat.parameters(engine.block)
+    def _schedule(self) -> Schedule:
+        s = self.settings
+        cohorts = Cohorts(
+            self.n_clients, s.cohort, s.cohort_sampling, s.seed, self._client_samples, availability=s.availability
+        )
+        factors = draw_factors(s.visit_more, [block.name for block in self.blocks])
+        return Schedule(s.block_order, len(self.blocks), s.seed, cohorts, factors)
+
+    def _clients_loader(self, loader: object) -> ClientsLoader:
+        """Batches of whichever client of this rank has its turn; collective."""
+        assert self._trainer is not None
+        refuse_reloading(self._trainer)
+        site = Site(self.hosted_clients, self.global_rank, self.settings.seed, self.gather_objects)
+        made = own_loaders(self._trainer, site) or shared_loaders(loader, site, cuts=self._cuts_loaders)
+        epoch = agree_on_epoch(made, site, self.settings, self._trainer.accumulate_grad_batches)
+        self._client_samples = epoch.samples
+        rank_zero_info(f"parablock: train: {epoch.said}")
+        return ClientsLoader(streams_of(made, site), epoch.n_batches, self._whose_turn, self._stand)
+
+    def _whose_turn(self) -> TurnId:
+        engine = self._rounds()
+        return TurnId(engine.round, engine.turn, engine.active_client)
+
+    def _schedulers(self) -> list[Any]:
+        assert self._trainer is not None
+        return [config.scheduler for config in self._trainer.lr_scheduler_configs]
 
     def _settle_local_steps(self, engine: RoundEngine) -> None:
         """Take note of a step; once there are enough, K is agreed on, and the clock of round 0 has K steps."""
@@ -666,7 +795,7 @@ class ParaBlockStrategy(WatchedStrategy):
         if not (clock.is_complete or engine.turn_is_over):
             return
         told = self.gather_objects((clock.shortest_s, self.settings.upload_bps))
-        steps, sample = engine.clients[self.client].steps, self.time_links(self.settings)
+        steps, sample = engine.steps, self.time_links(self.settings)
         slowest_s, caps_bps = max(step_s for step_s, _ in told), [cap_bps for _, cap_bps in told]
         measured = Measured(engine.block, slowest_s, steps, sample, caps_bps)
         sizes = {name: parameter.numel() for name, parameter in self._module().named_parameters()}
@@ -685,6 +814,10 @@ class ParaBlockStrategy(WatchedStrategy):
     def _local_optimizer(self) -> Optimizer:
         # Unwrapped: Lightning's wrapper shows a copy of the state.
         return getattr(self.optimizers[0], "optimizer", self.optimizers[0])
+
+    def _rounds(self) -> RoundEngine:
+        assert self._engine is not None, "no rounds are under way"
+        return self._engine
 
     def _in_rounds(self) -> bool:
         return self._engine is not None and self._engine.is_running

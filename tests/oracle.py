@@ -48,6 +48,9 @@ class OracleConfig:
     proximal_mu: float = 0.0
     trains: Callable[[int, int], bool] = lambda client, step: True  # whether a client has data left for a step
     samples: Callable[[int, int], int] | None = None  # of a client's step, where they are its weight in the mean
+    # Client -> the block it trains in a round; who is not in it sits the round out. Given with the round: the gradient
+    # norm of each block that came with its newest commit. None: everybody trains what the schedule says.
+    work: Callable[[int, dict[int, float]], dict[int, int]] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would otherwise be taken for something else in silence."""
@@ -55,12 +58,18 @@ class OracleConfig:
         assert self.optimizer_state in ("reset", "kept")
         assert self.compression in ("none", "bf16", "int8", "int4", "topk")
         assert self.n_clients >= 1 and self.local_steps >= 1 and self.delay_steps >= 0 and self.total_steps >= 0
-        assert len(self.schedule) >= self.n_rounds, f"{self.n_rounds} rounds need as many entries in the schedule"
+        assert self.work or len(self.schedule) >= self.n_rounds, f"{self.n_rounds} rounds need as many entries"
 
     @property
     def n_rounds(self) -> int:
         """Rounds that are begun, a short last one among them."""
         return -(-self.total_steps // self.local_steps)
+
+    def work_of(self, round_index: int, norms: dict[int, float]) -> dict[int, int]:
+        """Client -> the block it trains in a round."""
+        if self.work is not None:
+            return self.work(round_index, norms)
+        return dict.fromkeys(range(self.n_clients), self.schedule[round_index])
 
     def weight(self, client: int, round_index: int) -> int:
         """n_i of a client in a round in which it has trained."""
@@ -81,6 +90,7 @@ class OracleResult:
     sent: dict[tuple[int, int], Weights]  # (round, client) -> what arrived of the delta and of what was kept before
     e: list[Weights]  # of each client: what of its deltas the server has not got yet
     e_server: Weights  # what of the server's increments the clients have not got yet
+    work: list[dict[int, int]]  # of each round: client -> block
 
 
 def transmit(config: OracleConfig, wanted: Weights) -> Weights:
@@ -97,10 +107,10 @@ def run_oracle(
     """Run the method. ``loss_fn(model, client, step)`` counts the steps of a client from 0, across rounds."""
     K, clients = config.local_steps, range(config.n_clients)
     q, r = divmod(config.delay_steps, K)
-    block_of_round, names_of = config.schedule, config.block_names
+    names_of = config.block_names
     models = [make_model() for _ in clients]
     X = [dict(model.named_parameters()) for model in models]
-    # Full cohorts: every client merges a commit after the same step, so one W stands for the W of all of them.
+    # Every client, also one that sits out, merges a commit after the same step: one W stands for the W of all of them.
     W = {name: value.detach().clone() for name, value in X[0].items()}
     adaptive = config.server in ("adam", "yogi")
     m = {name: torch.zeros_like(value) for name, value in W.items()}
@@ -112,20 +122,24 @@ def run_oracle(
     in_flight: list[int] = []  # rounds submitted and not yet committed, oldest first
     increments: list[tuple[int, int, Weights]] = []
     s: list[Weights] = [{} for _ in clients]
+    work: list[dict[int, int]] = []  # of each round: client -> block
+    first_norm: dict[tuple[int, int], float] = {}  # (round, client) -> of the gradient at its first local step
+    norms: dict[int, float] = {}  # of each block, with its newest commit
 
     def held(i: int, b: int) -> Weights:
         value = {name: W[name] for name in names_of[b]}
         for t in in_flight:
-            if config.in_flight_value == "local" and block_of_round[t] == b and (t, i) in Delta:
+            if config.in_flight_value == "local" and work[t].get(i) == b and (t, i) in Delta:
                 value = {name: value[name] + Delta[t, i][name] for name in value}
         return value
 
-    def commit(t: int) -> None:
-        before = {name: W[name] for name in names_of[block_of_round[t]]}
+    def commit(t: int, b: int) -> None:
+        before = {name: W[name] for name in names_of[b]}
         move: Weights = {}
+        trained = [i for i in clients if (t, i) in sent and work[t][i] == b]
+        n = {i: config.weight(i, t) for i in trained}
+        norms[b] = sum(n[i] * first_norm[t, i] for i in trained) / sum(n.values())
         for name in before:
-            trained = [i for i in clients if (t, i) in sent]
-            n = {i: config.weight(i, t) for i in trained}
             total = n[trained[0]] * sent[t, trained[0]][name]
             for i in trained[1:]:
                 total = total + n[i] * sent[t, i][name]
@@ -149,8 +163,7 @@ def run_oracle(
             for name, arrived in transmit(config, wanted).items():
                 W[name] = before[name] + arrived
                 e_server[name] = wanted[name] - (W[name] - before[name])
-        in_flight.remove(t)
-        increments.append((t, block_of_round[t], {name: W[name] - before[name] for name in before}))
+        increments.append((t, b, {name: W[name] - before[name] for name in before}))
 
     def submit(t: int, i: int) -> None:
         if config.compression == "none":
@@ -161,18 +174,22 @@ def run_oracle(
         e[i].update({name: wanted[name] - sent[t, i][name] for name in wanted})
 
     @torch.no_grad()
-    def merge(t: int, active: int | None = None) -> None:
-        commit(t)
-        b = block_of_round[t]
-        for i in clients:
-            value = held(i, b)
-            for name in names_of[b]:
-                if b == active:  # being trained: keep the progress since s, move what it stands on
-                    X[i][name].copy_(X[i][name] + (value[name] - s[i][name]))
-                else:
-                    X[i][name].copy_(value[name])
-            if b == active:
-                s[i] = value
+    def merge(t: int, active: dict[int, int] | None = None) -> None:
+        blocks = sorted(set(work[t].values()))
+        for b in blocks:
+            commit(t, b)
+        in_flight.remove(t)
+        for b in blocks:
+            for i in clients:
+                value = held(i, b)
+                is_active = active is not None and active.get(i) == b
+                for name in names_of[b]:
+                    if is_active:  # being trained: keep the progress since s, move what it stands on
+                        X[i][name].copy_(X[i][name] + (value[name] - s[i][name]))
+                    else:
+                        X[i][name].copy_(value[name])
+                if is_active:
+                    s[i] = value
 
     kept: dict[tuple[int, int], torch.optim.Optimizer] = {}
 
@@ -188,36 +205,39 @@ def run_oracle(
             group["lr"] = rate
 
     for t in range(config.n_rounds):
-        b = block_of_round[t]
-        optimizers: list[torch.optim.Optimizer] = []
-        for i in clients:
+        work.append(config.work_of(t, dict(norms)))
+        optimizers: dict[int, torch.optim.Optimizer] = {}
+        for i, b in work[t].items():
             for name, parameter in X[i].items():
                 parameter.requires_grad_(name in names_of[b])
                 parameter.grad = None
             s[i] = {name: X[i][name].detach().clone() for name in names_of[b]}
             if config.optimizer_state == "reset" or (i, b) not in kept:
                 kept[i, b] = make_optimizer([X[i][name] for name in names_of[b]])
-            optimizers.append(kept[i, b])
+            optimizers[i] = kept[i, b]
 
         for step in range(1, min(K, config.total_steps - t * K) + 1):
-            for i in clients:
+            for i, b in work[t].items():
                 if not config.trains(i, t * K + step - 1):
                     continue
                 optimizers[i].zero_grad()
                 loss_fn(models[i], i, t * K + step - 1).backward()
+                gradients = [X[i][name].grad for name in names_of[b]]
+                whole = torch.cat([g.double().reshape(-1) for g in gradients if g is not None])
+                first_norm.setdefault((t, i), float(torch.linalg.vector_norm(whole)))
                 optimizer_step(i, b, optimizers[i], step)
             if step == r and t - 1 - q >= 0:  # r = 0 never is a step: then it merges at the join, below
-                merge(t - 1 - q, active=b)
+                merge(t - 1 - q, active=work[t])
 
         with torch.no_grad():
-            for i in clients:
+            for i, b in work[t].items():
                 if any(config.trains(i, step) for step in range(t * K, min((t + 1) * K, config.total_steps))):
                     Delta[t, i] = {name: X[i][name] - s[i][name] for name in names_of[b]}
                     submit(t, i)
             if r == 0 and q > 0 and t - q >= 0:
                 merge(t - q)
             in_flight.append(t)
-            for i in clients:
+            for i, b in work[t].items():
                 for name, value in held(i, b).items():
                     X[i][name].copy_(value)
             if config.delay_steps == 0:
@@ -226,7 +246,7 @@ def run_oracle(
     for t in list(in_flight):  # drain
         merge(t)
     assert all(torch.equal(X[i][name], W[name]) for i in clients for name in W), "after the drain a client holds not W"
-    return OracleResult(W, increments, Delta, sent, e, e_server)
+    return OracleResult(W, increments, Delta, sent, e, e_server, work)
 
 
 def run_fedbcd(config: OracleConfig, make_model: MakeModel, loss_fn: LossFn, make_optimizer: MakeOptimizer) -> Weights:

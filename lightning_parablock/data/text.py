@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
@@ -24,8 +25,19 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True)
+class _Training:
+    """The training examples of the clients of this process, and the rows of all clients."""
+
+    examples: dict[int, TokenExamples]
+    rows_per_client: list[int]
+
+    def is_of(self, n_clients: int, hosted: Sequence[int]) -> bool:
+        return (len(self.rows_per_client), list(self.examples)) == (n_clients, list(hosted))
+
+
 class FederatedTextDataModule(pl.LightningDataModule):
-    """Text for causal language models, split over clients; a rank is the client of its global rank.
+    """Text for causal language models, split over clients; each rank has the training data of those it hosts.
 
     Batches are dicts of ``input_ids``, ``attention_mask`` and ``labels``, each (batch, sequence_length) torch.long;
     labels are -100 where nothing is to be predicted. The training sets of the clients are disjoint; the validation
@@ -64,8 +76,8 @@ class FederatedTextDataModule(pl.LightningDataModule):
         num_workers: Worker processes that load batches, a client; 0 loads in the main process.
         tokenizer: Hub id or folder of the tokenizer; None takes the one of the model that is trained.
         seed: Seed of partitions and of the order of examples; None takes the one of ``seed_everything``, or else 0.
-        n_clients: Number of clients; None takes the number of processes of the run.
-        client_id: Number of this client, from 0; None takes the rank of this process.
+        n_clients: Number of clients; None takes those of the run.
+        client_id: Number of the client whose data a lone process trains on, from 0; None takes those of the run.
 
     Raises:
         ConfigurationError: an option is out of its range, or two contradict each other.
@@ -109,7 +121,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         self.tokenizer_name = tokenizer
         self._tokenizer: Tokenizer | None = None
         self._split: Split | None = None
-        self._train: tuple[tuple[int, int], TokenExamples, list[int]] | None = None
+        self._train: _Training | None = None
         self._val: TokenExamples | None = None
         self._test: TokenExamples | None = None
 
@@ -132,9 +144,14 @@ class FederatedTextDataModule(pl.LightningDataModule):
                 self._test = self._held_out_examples(rows, "test")
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """This client's own examples in an order that depends on (seed, client, epoch) alone."""
-        sampler = ClientSampler(len(self.train_set), self.seed, self.clients[1])
-        return self._loader(self.train_set, self.options.batch_size, sampler, drop_last=self.options.drop_last)
+        """The examples of the first client of this process; their order depends on (seed, client, epoch) alone."""
+        return self.client_dataloader(self.clients[1][0])
+
+    def client_dataloader(self, client: int) -> DataLoader[dict[str, Any]]:
+        """The examples of one of the clients that this rank hosts."""
+        examples = _present(self._train, "fit").examples[client]
+        sampler = ClientSampler(len(examples), self.seed, client)
+        return self._loader(examples, self.options.batch_size, sampler, drop_last=self.options.drop_last)
 
     def val_dataloader(self) -> Any:
         """The held-out examples, the same on every client; no loader at all where nothing is held out."""
@@ -156,27 +173,27 @@ class FederatedTextDataModule(pl.LightningDataModule):
         return int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where seed_everything leaves it
 
     @property
-    def clients(self) -> tuple[int, int]:
-        """Number of clients, and this process's client, from 0.
+    def clients(self) -> tuple[int, tuple[int, ...]]:
+        """Number of clients, and those whose data this process has, from 0.
 
         Raises:
-            ConfigurationError: the options name another number of clients than there are processes.
+            ConfigurationError: the options name another number of clients than the run has.
         """
-        trainer = self.trainer
+        trainer, options = self.trainer, self.options
         processes = 1 if trainer is None else trainer.world_size
-        n_clients = self.options.n_clients or processes
-        client = self.options.client_id
-        if client is None:
-            client = 0 if trainer is None else trainer.global_rank
-        named = self.options.client_labels
-        if processes > 1 and n_clients != processes:
-            raise ConfigurationError(f"n_clients={n_clients}, but the run has {processes} clients, one a process")
-        if self.options.n_clients is None and named is not None and len(named) != processes:
+        strategy = getattr(trainer, "strategy", None)
+        in_run: int = getattr(strategy, "n_clients", processes)
+        n_clients, named = options.n_clients or in_run, options.client_labels
+        if in_run > 1 and n_clients != in_run:
+            raise ConfigurationError(f"n_clients={n_clients}, but the run has {in_run} clients")
+        if options.n_clients is None and named is not None and len(named) != in_run:
             raise ConfigurationError(
-                f"client_labels names {len(named)} clients, but the run has {processes} (one a process); start "
-                f"{len(named)}, or set n_clients={len(named)} and client_id"
+                f"client_labels names {len(named)} clients, but the run has {in_run}; start {len(named)} processes, "
+                f"set the strategy's clients={len(named)}, or set n_clients={len(named)} and client_id"
             )
-        return n_clients, client
+        if options.client_id is not None:
+            return n_clients, (options.client_id,)
+        return n_clients, getattr(strategy, "hosted_clients", (0 if trainer is None else trainer.global_rank,))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -195,8 +212,8 @@ class FederatedTextDataModule(pl.LightningDataModule):
 
     @property
     def train_set(self) -> TokenExamples:
-        """This client's training examples; there after ``setup("fit")``."""
-        return _present(self._train, "fit")[1]
+        """Training examples of the first client of this process; there after ``setup("fit")``."""
+        return next(iter(_present(self._train, "fit").examples.values()))
 
     @property
     def val_set(self) -> TokenExamples:
@@ -215,12 +232,12 @@ class FederatedTextDataModule(pl.LightningDataModule):
         return cast(Any, self.tokenizer).batch_decode(labels, skip_special_tokens=True)
 
     def train_fingerprint(self) -> str:
-        """Hash (SHA-256, hexadecimal) of this client's training examples: token ids, lengths, label positions."""
+        """Hash (SHA-256, hexadecimal) of these training examples: token ids, lengths, label positions."""
         return self.train_set.sha256
 
     def describe(self) -> dict[str, Any]:
-        """What the data are, as a dict for a JSON manifest: source, rows a client, this client's tokens and hash."""
-        (n_clients, client), train, rows_per_client = _present(self._train, "fit")
+        """What the data are, for a JSON manifest: source, rows a client, tokens and hashes of the clients here."""
+        training = _present(self._train, "fit")
         split, options = self._rows(), self.options
         return {
             "source": options.train.title,
@@ -229,12 +246,12 @@ class FederatedTextDataModule(pl.LightningDataModule):
             "seed": self.seed,
             "sequence_length_tokens": options.sequence_length,
             "batch_size_examples": options.batch_size,
-            "n_clients": n_clients,
-            "client": client,
-            "rows_per_client": rows_per_client,
+            "n_clients": len(training.rows_per_client),
+            "clients_here": list(training.examples),
+            "rows_per_client": training.rows_per_client,
             "rows_left_out": split.left_out,
             "rows_held_out": len(split.validation),
-            "train": _facts(train),
+            "train": [_facts(examples) for examples in training.examples.values()],
             "validation": None if self._val is None else _facts(self._val),
         }
 
@@ -248,21 +265,25 @@ class FederatedTextDataModule(pl.LightningDataModule):
         return self._split
 
     def _setup_train(self, split: Split) -> None:
-        n_clients, client = self.clients
-        if self._train is not None and self._train[0] == (n_clients, client):
+        n_clients, hosted = self.clients
+        if self._train is not None and self._train.is_of(n_clients, hosted):
             return
-        if client >= n_clients:
-            raise ConfigurationError(f"client_id counts from 0: it must be below n_clients={n_clients}, got {client}")
+        if max(hosted) >= n_clients:
+            raise ConfigurationError(
+                f"client_id counts from 0: it must be below n_clients={n_clients}, got {max(hosted)}"
+            )
         shares = deal(split, self.options, n_clients, self.seed)
-        for other in range(n_clients):
-            if other != client:
-                self._check_shard(shares, other, self._examples(shares[other], self._least_examples))
-        train = self._examples(shares[client], self.options.train_examples)
-        self._check_shard(shares, client, train)
-        if train.dropped_rows:
-            log.warning("client %d: %d rows dropped: no answer token in them", client, train.dropped_rows)
-        log.info("client %d of %d: %d rows, %s", client, n_clients, len(shares[client]), _facts(train))
-        self._train = ((n_clients, client), train, [len(share) for share in shares])
+        examples: dict[int, TokenExamples] = {}
+        for client, share in enumerate(shares):
+            is_here = client in hosted
+            made = self._examples(share, self.options.train_examples if is_here else self._least_examples)
+            self._check_shard(shares, client, made)
+            if is_here:
+                examples[client] = made
+                if made.dropped_rows:
+                    log.warning("client %d: %d rows dropped: no answer token in them", client, made.dropped_rows)
+                log.info("client %d of %d: %d rows, %s", client, n_clients, len(share), _facts(made))
+        self._train = _Training(examples, [len(share) for share in shares])
 
     @property
     def _least_examples(self) -> int:

@@ -144,7 +144,7 @@ def following_blocks(order: BlockOrder, n_blocks: int) -> Iterable[tuple[int, in
     if order in ("sequential", "reverse"):
         pairs = [(i, (i + 1) % n_blocks) for i in range(n_blocks)]
         return pairs if order == "sequential" else [(after, before) for before, after in pairs]
-    repeats = order == "random" or n_blocks == 1
+    repeats = order in ("random", "importance") or n_blocks == 1
     return [(i, j) for i in range(n_blocks) for j in range(n_blocks) if repeats or i != j]
 
 

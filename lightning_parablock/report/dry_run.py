@@ -11,9 +11,10 @@ from rich.table import Table
 from torch import nn
 
 from lightning_parablock.blocks import Block, partition
+from lightning_parablock.cohorts import Cohorts
 from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, ModelSize, memory_parts, total_bytes
 from lightning_parablock.planning.traffic import traffic_by_role
-from lightning_parablock.schedule import block_of_round
+from lightning_parablock.schedule import Schedule
 from lightning_parablock.settings import Settings
 
 MEGABYTE = 1_000_000
@@ -23,19 +24,19 @@ def print_plan(
     console: Console,
     module: nn.Module,
     settings: Settings,
-    n_clients: int,
+    n_ranks: int,
     data: dict[str, Any] | None,
     rounds: int = 12,
 ) -> None:
-    """Print the whole plan.
+    """Print the whole plan of a run on so many ranks.
 
     Raises:
         ConfigurationError: the model cannot be cut into blocks as asked.
     """
     blocks = partition(module, settings.blocks, settings.unmatched)
-    console.print(_method_table(settings, n_clients, len(blocks)))
-    console.print(_blocks_table(blocks, n_clients, settings))
-    console.print(memory_table(memory_parts(model_size(module, blocks), n_clients, settings)))
+    console.print(_method_table(settings, n_ranks, len(blocks)))
+    console.print(_blocks_table(blocks, n_ranks, settings))
+    console.print(memory_table(memory_parts(model_size(module, blocks), n_ranks, settings)))
     console.print(_rounds_line(blocks, settings, rounds) + "\n")
     if data is not None:
         console.print(_data_table(data))
@@ -78,9 +79,12 @@ def mb(size_bytes: float) -> str:
     return f"{size_bytes / MEGABYTE:,.2f}"
 
 
-def _method_table(settings: Settings, n_clients: int, n_blocks: int) -> Table:
+def _method_table(settings: Settings, n_ranks: int, n_blocks: int) -> Table:
     table = plain_table("method")
-    table.add_row("clients", str(n_clients))
+    n_clients = settings.clients or n_ranks
+    table.add_row("clients", str(n_clients) if n_clients == n_ranks else f"{n_clients} on {n_ranks} ranks")
+    if settings.cohort is not None:
+        table.add_row("cohort", f"{settings.cohort} clients a round, {settings.cohort_sampling}")
     table.add_row("blocks", str(n_blocks))
     steps = "agreed by the clients in round 0" if "local_steps" in settings.pending else str(settings.local_steps)
     table.add_row("local steps", f"{steps} optimizer steps a round" if steps.isdigit() else steps)
@@ -110,13 +114,20 @@ def _blocks_table(blocks: Sequence[Block], n_clients: int, settings: Settings) -
         rates = [f"{mb(t.upload_bytes)} / {mb(t.download_bytes)}" for t in traffic]
         table.add_row(block.name, f"{block.numel:,}", mb(block.numel * FLOAT_BYTES), *rates)
     total = sum(block.numel for block in blocks)
-    title = "blocks, and the megabytes that a client sends and receives in a round that trains them"
+    title = "blocks, and the megabytes that a rank sends and receives for one client in a round that trains them"
     return Group(title, table, f"{len(blocks)} blocks, {total:,} parameters, {mb(total * FLOAT_BYTES)} MB as float32")
 
 
 def _rounds_line(blocks: Sequence[Block], settings: Settings, rounds: int) -> str:
-    order = (block_of_round(settings.block_order, len(blocks), t, settings.seed) for t in range(rounds))
-    return f"first {rounds} rounds train: " + ", ".join(blocks[index].name for index in order)
+    who, then = "", ""
+    if settings.block_order == "importance":
+        rounds, then = min(rounds, len(blocks)), ", then blocks drawn by their gradient norms"
+    if settings.block_order == "cyclic":
+        who, then = "client 0's ", "; client i is i blocks ahead"
+    # Who is in which cohort does not matter here: of the cyclic order the first client's way is shown.
+    made = Schedule(settings.block_order, len(blocks), settings.seed, Cohorts(1))
+    order = (block for t in range(rounds) for block in made.work_of(t, {}))
+    return f"{who}first {rounds} rounds train: " + ", ".join(blocks[index].name for index in order) + then
 
 
 def _data_table(data: dict[str, Any]) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,22 +20,29 @@ class Upload:
         delta: Shape (numel of the block,), float32; neither the caller nor the transport changes it afterwards.
         weight: n_i of the mean: 1 for uniform weighting, else the samples of the round; 0 for who did not train.
         residual: What a lossy codec left out before and will leave out now; None where it leaves nothing out.
+        gradient_norm: Of the block at the client's first local step; 0 where nobody asks for it.
     """
 
     delta: Tensor
     weight: int = 1
     residual: Residual | None = None
+    gradient_norm: float = 0.0
 
 
 @dataclass(frozen=True)
 class ExchangeFacts:
-    """Times in seconds of ``time.time()`` and bytes of this rank's messages, headers included."""
+    """Times in seconds of ``time.time()`` and bytes of this rank's messages, headers included; and what came along.
+
+    Attributes:
+        gradient_norm: Weighted mean of the clients' gradient norms, the same bits on every rank.
+    """
 
     start_s: float
     ready_s: float
     end_s: float
     upload_bytes: int
     download_bytes: int
+    gradient_norm: float = 0.0
 
 
 class Exchange(ABC):
@@ -59,7 +66,7 @@ class Exchange(ABC):
 
 
 class Transport(ABC):
-    """Carries exchanges between the ranks. All ranks submit the same rounds in the same order.
+    """Carries exchanges between the ranks. All ranks submit the same rounds and blocks in the same order.
 
     Args:
         server: This rank's shard of the server.
@@ -74,13 +81,14 @@ class Transport(ABC):
         return self._server
 
     @abstractmethod
-    def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload]) -> Exchange:
-        """Start the exchange of a round and return at once.
+    def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:
+        """Start the exchange of a block and return at once.
 
         Args:
             round_index: Number of the round.
             block: Index of the block that its clients trained.
-            uploads: By client id, one of each client that this rank hosts.
+            uploads: By client id, one of each client of the cohort that this rank hosts; perhaps none.
+            cohort: Ids of all clients that trained the block in the round, ascending.
         """
 
     @abstractmethod

@@ -14,8 +14,8 @@ One message is one chunk: a header of 64 bytes, then the payload. Little-endian 
     32      8     payload length in bytes, as it was encoded
     40      4     weight n_i of a delta, 0 in a commit
     44      8     microseconds since the server heard from the slowest client, 0 in a delta
-    52      4     checksum of the header up to here and of the payload
-    56      8     zero
+    52      8     gradient norm: of the client in a delta, the mean in a commit; 0 where no block order asks for it
+    60      4     checksum of the header up to here and of the payload
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch import Tensor
 from lightning_parablock.errors import ProtocolError
 from lightning_parablock.settings import RECORD_SCALARS, Topology
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 HEADER_BYTES = 64
 WINDOW = 4
 """Receives of one sender and kind that are posted ahead: what bounds the memory of messages, whatever the block, and
@@ -51,7 +51,7 @@ SMALL_CHUNK_SCALARS = 16 * SHARD_MULTIPLE
 """Chunks are not made smaller for that: each message costs time of its own."""
 
 _MAGIC = b"PBLK"
-_LAYOUT = struct.Struct("<4sHHIIIIQQIQ")
+_LAYOUT = struct.Struct("<4sHHIIIIQQIQd")
 _CHECKSUM_OFFSET = _LAYOUT.size
 _SCALAR_BYTES = 4
 
@@ -76,6 +76,7 @@ class Header:
     length_bytes: int
     weight: int = 0
     since_ready_us: int = 0
+    gradient_norm: float = 0.0
 
     def describe(self) -> str:
         """For error messages."""
@@ -116,11 +117,11 @@ def seal(message: Tensor, header: Header) -> None:
     fields = _LAYOUT.pack(_MAGIC, PROTOCOL_VERSION, *astuple(header))
     checksum = _checksum(message, fields)
     raw = fields + struct.pack("<I", checksum)
-    message[:HEADER_BYTES] = torch.frombuffer(bytearray(raw.ljust(HEADER_BYTES, b"\0")), dtype=torch.uint8)
+    message[:HEADER_BYTES] = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
 
 
 def unseal(message: Tensor, expected: Header) -> Header:
-    """Check a received message against what must stand there; the last two fields are the sender's to say.
+    """Check a received message against what must stand there; the last three fields are the sender's to say.
 
     Raises:
         ProtocolError: another protocol version, another round, block, sender or place, or a wrong checksum.
@@ -138,7 +139,7 @@ def unseal(message: Tensor, expected: Header) -> Header:
     if fields[0] not in list(Kind):
         raise ProtocolError(f"expected {expected.describe()}, received a message of unknown kind {fields[0]}")
     header = Header(Kind(fields[0]), *fields[1:])
-    if astuple(header)[:-2] != astuple(expected)[:-2]:
+    if astuple(header)[:-3] != astuple(expected)[:-3]:
         raise ProtocolError(f"expected {expected.describe()} of generation {expected.generation}, "
                             f"received {header.describe()} of generation {header.generation}")  # fmt: skip
     return header

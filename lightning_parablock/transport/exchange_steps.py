@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_parablock.errors import ProtocolError
 from lightning_parablock.feedback import Coder
-from lightning_parablock.server import ServerShard
+from lightning_parablock.server import ServerShard, mean_norm
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport import chunks
 from lightning_parablock.transport.base import ExchangeFacts, Upload
@@ -43,18 +44,26 @@ class ExchangeSteps:
         round_index: Number of the round.
         block: Index of the block.
         uploads: By client id, those of this rank.
+        cohort: Ids of all clients that upload.
         commit: Receives the commit, shape (numel of the block,), float32.
 
     Threads: the parts "deltas out", "serve" and "collect" may run on three threads at once.
     """
 
     def __init__(
-        self, place: Place, round_index: int, block: int, uploads: Mapping[int, Upload], commit: Tensor
+        self,
+        place: Place,
+        round_index: int,
+        block: int,
+        uploads: Mapping[int, Upload],
+        cohort: Sequence[int],
+        commit: Tensor,
     ) -> None:
         self._members, self._settings, self._server = place.members, place.settings, place.server
         self._round, self._block = round_index, block
-        self._uploads = dict(sorted(uploads.items()))
+        self._uploads, self._cohort = dict(sorted(uploads.items())), frozenset(cohort)
         self.commit = commit
+        self._gradient_norm = 0.0
         self._start_s = self._ready_s = time.time()
         self._sent_bytes = {kind: 0 for kind in Kind}
         self._received_bytes = {kind: 0 for kind in Kind}
@@ -76,7 +85,7 @@ class ExchangeSteps:
     def finish(self) -> ExchangeFacts:
         """Take note that the commit is complete; returns times and bytes."""
         sent, received = sum(self._sent_bytes.values()), sum(self._received_bytes.values())
-        return ExchangeFacts(self._start_s, self._ready_s, time.time(), sent, received)
+        return ExchangeFacts(self._start_s, self._ready_s, time.time(), sent, received, self._gradient_norm)
 
     # --- deltas out ---------------------------------------------------------------------------------------------------
 
@@ -92,7 +101,8 @@ class ExchangeSteps:
         """Fill in a client's delta."""
         upload = self._uploads[client]
         coder.encode_delta(upload.delta, upload.residual, part, payload(message))
-        chunks.seal(message, self._header(Kind.DELTA, client, part, message, weight=upload.weight))
+        said = {"weight": upload.weight, "gradient_norm": upload.gradient_norm}
+        chunks.seal(message, self._header(Kind.DELTA, client, part, message, **said))
         self._sent_bytes[Kind.DELTA] += message.numel()
 
     # --- serve --------------------------------------------------------------------------------------------------------
@@ -104,6 +114,7 @@ class ExchangeSteps:
                 self._expected(peer, Kind.DELTA, client, part, coder)
                 for peer in self._members.peers
                 for client in self._members.clients[peer]
+                if client in self._cohort
             ]
             for part in self._chunks[self._members.rank]
         ]
@@ -126,7 +137,9 @@ class ExchangeSteps:
             self._ready_s = time.time()
         part = self.part_served(step)
         clients = sorted([*remote, *self._uploads])
-        weights = [remote[c][0].weight if c in remote else self._uploads[c].weight for c in clients]
+        told = [remote[c][0] if c in remote else self._uploads[c] for c in clients]
+        weights = [said.weight for said in told]
+        self._gradient_norm = mean_norm([said.gradient_norm for said in told], weights)
         deltas = (self._delta_of(client, remote, part, coder) for client in clients)
         within = slice(part.start - self._mine.start, part.stop - self._mine.start)
         body = payload(message)
@@ -135,9 +148,8 @@ class ExchangeSteps:
         if body.is_cuda:
             body.copy_(on_host)
         since_ready_us = max(0, int(1e6 * (time.time() - self._ready_s)))
-        chunks.seal(
-            message, self._header(Kind.COMMIT, self._members.rank, part, message, since_ready_us=since_ready_us)
-        )
+        said = {"since_ready_us": since_ready_us, "gradient_norm": self._gradient_norm}
+        chunks.seal(message, self._header(Kind.COMMIT, self._members.rank, part, message, **said))
         self._sent_bytes[Kind.COMMIT] += message.numel() * len(self._members.peers)
 
     def _delta_of(self, client: int, remote: Mapping[int, tuple[Header, Tensor]], part: slice, coder: Coder) -> Tensor:
@@ -166,12 +178,12 @@ class ExchangeSteps:
             if not self.n_serves and self._ready_s == self._start_s:
                 # Who serves nothing learns from the first commit when the slowest client had submitted.
                 self._ready_s = max(self._start_s, time.time() - header.since_ready_us / 1e6)
-            part = expected.part
+            part, self._gradient_norm = expected.part, header.gradient_norm
             self.commit[part] = coder.decode(payload(message), part.stop - part.start)
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
-    def _header(self, kind: Kind, sender: int, part: slice, message: Tensor, **said: int) -> Header:
+    def _header(self, kind: Kind, sender: int, part: slice, message: Tensor, **said: Any) -> Header:
         length_bytes = payload(message).numel()
         return Header(
             kind, self._members.generation, self._round, self._block, sender, part.start, length_bytes, **said

@@ -33,6 +33,7 @@ class Means:
         finish: Waits for a transfer.
         pacer: Caps the rate.
         compression: Codec of the messages.
+        cohort: How many clients train in a round; None for all.
     """
 
     members: Membership
@@ -40,6 +41,7 @@ class Means:
     finish: Finish
     pacer: Pacer
     compression: Compression
+    cohort: int | None = None
 
 
 class Lane(ABC):
@@ -81,8 +83,9 @@ class DeltaLane(Lane):
     def __init__(self, means: Means) -> None:
         super().__init__(means)
         members = means.members
-        n_slots = SEND_WINDOW * len(members.peers) * len(members.clients[members.rank])
-        self._window = SendWindow(means.wire, means.finish, n_slots)
+        hosted = len(members.clients[members.rank])
+        senders = hosted if means.cohort is None else min(hosted, means.cohort)
+        self._window = SendWindow(means.wire, means.finish, SEND_WINDOW * len(members.peers) * senders)
 
     @override
     def prepare(self, steps: ExchangeSteps) -> None:

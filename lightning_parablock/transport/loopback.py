@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.feedback import Coder
-from lightning_parablock.server import ServerShard
+from lightning_parablock.server import ServerShard, mean_norm
 from lightning_parablock.transport.base import Exchange, ExchangeFacts, Transport, Upload
 
 
 class _Done(Exchange):
-    def __init__(self, commit: Tensor, start_s: float) -> None:
+    def __init__(self, commit: Tensor, start_s: float, gradient_norm: float) -> None:
         self._commit = commit
-        now = time.time()
-        self._facts = ExchangeFacts(start_s, start_s, now, 0, 0)
+        self._facts = ExchangeFacts(start_s, start_s, time.time(), 0, 0, gradient_norm)
 
     @override
     def wait(self) -> Tensor:
@@ -38,15 +37,17 @@ class LoopbackTransport(Transport):
         self._coder = Coder(server.compression)
 
     @override
-    def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload]) -> Exchange:
+    def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:
         start_s = time.time()
         self._server.begin(round_index, block)
-        ordered = [uploads[client] for client in sorted(uploads)]
+        ordered = [uploads[client] for client in cohort]
         whole = slice(0, self._server.values[block].numel())
         deltas = (self._coder.as_received(upload.delta, upload.residual, whole) for upload in ordered)
         unsent = torch.empty(self._coder.codec.payload_bytes(whole.stop), dtype=torch.uint8)
-        commit = self._server.commit(round_index, block, whole, deltas, [upload.weight for upload in ordered], unsent)
-        return _Done(commit.to(ordered[0].delta.device, copy=True), start_s)
+        weights = [upload.weight for upload in ordered]
+        commit = self._server.commit(round_index, block, whole, deltas, weights, unsent)
+        norm = mean_norm([upload.gradient_norm for upload in ordered], weights)
+        return _Done(commit.to(ordered[0].delta.device, copy=True), start_s, norm)
 
     @override
     def check(self, round_index: int, block: int) -> None:

@@ -67,7 +67,9 @@ class TorchDistributedTransport(Transport):
         self._settings, self._blocks = settings, blocks
         self._side = side_of(device)
         self._wire = self._open_wire(device, backend)
-        means = Means(membership, self._wire, self._finish, Pacer(settings.upload_bps), settings.compression)
+        means = Means(
+            membership, self._wire, self._finish, Pacer(settings.upload_bps), settings.compression, settings.cohort
+        )
         self._lanes: list[tuple[Lane, CommunicationThread]] = []
         for kind in STREAMING if self._wire.posts_early else LOCKSTEP:
             lane = kind(means)
@@ -80,10 +82,10 @@ class TorchDistributedTransport(Transport):
         return NcclWire(device, limit_s) if backend == "nccl" else GlooWire(limit_s, pins_memory=self._side.pins_memory)
 
     @override
-    def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload]) -> Exchange:
+    def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:
         place = Place(self._membership, self._settings, self.server)
         commit = torch.empty(self._blocks[block].numel, dtype=torch.float32, device=self._wire.device)
-        steps = ExchangeSteps(place, round_index, block, uploads, commit)
+        steps = ExchangeSteps(place, round_index, block, uploads, cohort, commit)
         pending = PendingExchange(
             lambda: self.check(round_index, block),
             round_index,

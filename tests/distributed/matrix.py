@@ -43,6 +43,15 @@ WEIGHTINGS = get_args(Weighting)
 VALUES = get_args(InFlightValue)
 LOSSY = (BF16(), Int8(), Int4(), TopK())
 TOPOLOGIES = get_args(Topology)
+TRACE = ((0, 2, 3), (1,), (0, 1, 2, 3), (3,))
+COHORTS: tuple[dict[str, Any], ...] = (
+    {"cohort": 1},
+    {"cohort": 2},
+    {"cohort": 3},
+    {"cohort": 2, "cohort_sampling": "rotation"},
+    {"cohort": 2, "availability": TRACE},
+    {"availability": TRACE},
+)
 SEED = 87  # of its orders, "random" repeats a block after 1, 2 and 3 rounds: test_matrix.py checks it
 
 
@@ -54,6 +63,7 @@ class Case:
     tied: bool
     settings: Settings
     clients_per_rank: int = 1
+    more_clients: int = 0
     total_steps: int = TOTAL_STEPS
 
     @property
@@ -62,12 +72,18 @@ class Case:
         s = self.settings
         run = (self.n_clients, self.tied, self.total_steps)
         parts = (*run, s.delay_steps, s.block_order, s.in_flight_value, s.server_optimizer, s.compression, s.weighting)
+        parts += (s.cohort, s.cohort_sampling, s.availability)
         return "/".join(map(str, parts))
 
     @property
     def n_clients(self) -> int:
         """Clients in all."""
-        return self.n_ranks * self.clients_per_rank
+        return self.n_ranks * self.clients_per_rank + self.more_clients
+
+    @property
+    def hosted(self) -> tuple[tuple[int, ...], ...]:
+        """The clients of each rank."""
+        return tuple(map(tuple, self.clients_of_ranks()))
 
     def task(self) -> Task:
         """The model and data."""
@@ -96,7 +112,8 @@ def cases(n_ranks: int) -> list[Case]:
     On one, three and four ranks in-flight value and topology alternate, too, each by a sum of digits that mixes it with
     the other options; three and four ranks together have every delay x order x server optimizer x in-flight value.
     """
-    return [*_product(n_ranks), *_several_clients_on_a_rank(n_ranks), *_compressed(n_ranks), *_servers(n_ranks)]
+    kinds = (_product, _several_clients_on_a_rank, _compressed, _servers, _cohorts)
+    return [case for kind in kinds for case in kind(n_ranks)]
 
 
 def _product(n_ranks: int) -> Iterator[Case]:
@@ -173,6 +190,33 @@ def _servers(n_ranks: int) -> Iterator[Case]:
             compression=Int8() if (delay + server) % 3 == 0 else NoCompression(),
         )
         yield Case(n_ranks, tied=(delay + server) % 2 == 0, settings=settings, total_steps=18)
+
+
+def _cohorts(n_ranks: int) -> Iterator[Case]:
+    """Part of the clients trains in each round, in every way to choose them, at every delay.
+
+    Ranks host different numbers of clients, some have none in a round; orders, codecs, weights and topologies
+    alternate.
+    """
+    for index, (delay_steps, ways) in enumerate(itertools.product(DELAYS_STEPS, COHORTS)):
+        settings = settings_for(
+            delay_steps=delay_steps,
+            block_order=("cyclic", "random", "importance")[index % 3],
+            in_flight_value=VALUES[index // 3 % 2],
+            topology=TOPOLOGIES[index // 2 % 2],
+            server_optimizer=SERVERS[index // 4 % 2],
+            weighting=WEIGHTINGS[index // 5 % 2],
+            compression=(NoCompression(), *LOSSY)[index % 5],
+            **ways,
+        )
+        yield Case(
+            n_ranks,
+            tied=index % 2 == 0,
+            settings=settings,
+            clients_per_rank=1 + index % 2,
+            more_clients=4 - n_ranks + index % 2,
+            total_steps=18,
+        )
 
 
 def settings_for(**changes: Any) -> Settings:

@@ -23,7 +23,7 @@ from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.rounds import RoundEngine
 from lightning_parablock.settings import Settings, Topology
 from lightning_parablock.transport.opening import Federation, open_federation, open_transport
-from tests.support.engine import blocks_of
+from tests.support.engine import blocks_of, engine_on
 
 BLOCK_SIZES = (5_000, 1, 30_001, 1_024, 2_500)
 N_ROUNDS = 15
@@ -66,7 +66,8 @@ def _count(federation: Federation, settings: Settings, meeting: _Meeting) -> dic
     flat = FlatBlocks(model, blocks_of(model, [[str(index)] for index in range(len(BLOCK_SIZES))]))
     transport = open_transport(federation, flat, settings, device=torch.device("cpu"), backend="gloo")
     (client,) = federation.membership.clients[federation.membership.rank]
-    engine = RoundEngine(flat, settings, [client], transport)
+    others = [ids for ids in federation.membership.clients if client not in ids]
+    engine = engine_on(flat, settings, [client], transport, *others)
     messages, original = _watch_isend()
     meeting.wait_for_all("open")
     before = count_tcp_bytes()

@@ -47,15 +47,12 @@ def main() -> None:
     expected = _expected_weights(chosen, rank, n_ranks)
     if arguments.spoil:
         _change_last_bit(expected[chosen[-1].oracle_key])
-    federations = {
-        n_clients: open_federation(settings_for(), case.clients_of_ranks())
-        for n_clients, case in {case.n_clients: case for case in chosen}.items()
-    }
+    federations = {hosted: open_federation(settings_for(), hosted) for hosted in {case.hosted: None for case in chosen}}
     # Noted, not raised: a rank that stops in the middle would take the others with it.
     wrong = [
         difference
         for case in chosen
-        for difference in _differences(case, _run(case, rank, federations[case.n_clients]), expected[case.oracle_key])
+        for difference in _differences(case, _run(case, rank, federations[case.hosted]), expected[case.oracle_key])
     ]
     for federation in federations.values():
         if federation.watch is not None:
@@ -98,7 +95,8 @@ def _run(case: Case, rank: int, federation: Federation) -> Weights:
         transport,
         case.task(),
         case.settings,
-        clients=case.clients_of_ranks()[rank],
+        hosted=case.clients_of_ranks(),
+        rank=rank,
         total_steps=case.total_steps,
         make_optimizer=adamw_default,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.flat import FlatBlocks
-from lightning_parablock.rounds import RoundEngine
+from lightning_parablock.gradients import gradient_norm
 from lightning_parablock.settings import (
     Compression,
     Int4,
@@ -22,7 +23,7 @@ from lightning_parablock.settings import (
     Settings,
     TopK,
 )
-from tests.support.engine import blocks_of, loopback
+from tests.support.engine import blocks_of, engine_on, loopback
 from tests.tasks import adamw_default, assert_same_bits, transformer_task
 
 K, TOTAL_STEPS = 3, 17
@@ -41,39 +42,35 @@ class Site:
     def _build(self) -> None:
         flat = FlatBlocks(self.model, blocks_of(self.model, TASK.block_names))
         transport = loopback(flat, self.settings.server_optimizer, self.settings.compression)
-        self.engine = RoundEngine(flat, self.settings, range(self.n_clients), transport)
+        self.engine = engine_on(flat, self.settings, range(self.n_clients), transport)
         self.optimizer: torch.optim.Optimizer | None = None
 
     def advance(self) -> None:
-        """The next event of the only client: a local step, or the end of its round."""
+        """The next event: a local step, for which a turn may open, or the end of a turn, perhaps of its round."""
         engine = self.engine
         if engine.has_open_turn and engine.turn_is_over:
             engine.end_turn()
-            engine.end_round()
+            if engine.round_is_over:
+                engine.end_round()
             self.optimizer = None
             return
-        self._open_turn(0)
-        self._step(0, self.clock)
+        if not engine.has_open_turn:
+            turns = engine.turns or engine.begin_round()
+            engine.begin_turn(turns[engine.turn])
+        self._step()
         self.clock += 1
 
     def round_of_all(self) -> None:
-        """One whole round of every client of the rank."""
-        end = min(self.clock + K, TOTAL_STEPS)
-        for client in self.engine.client_ids:
-            self._open_turn(client)
-            for step in range(self.clock, end):
-                self._step(client, step)
+        """One whole round of every client of the rank; the last one is short."""
+        n_steps = min(K, TOTAL_STEPS - self.engine.round * K)
+        for client in self.engine.begin_round():
+            self.engine.begin_turn(client)
+            for _ in range(n_steps):
+                self._step()
             self.engine.end_turn()
             self.optimizer = None
         self.engine.end_round()
-        self.clock = end
-
-    def _open_turn(self, client: int) -> None:
-        if not self.engine.has_open_turn:
-            self.engine.begin_round()
-            self.engine.begin_turn(client)
-        if self.optimizer is None:
-            self.optimizer = self._fresh_optimizer()
+        self.clock += n_steps
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
         flat = self.engine.flat
@@ -83,12 +80,18 @@ class Site:
                 parameter.grad = None
         return adamw_default(flat.parameters(self.engine.block))
 
-    def _step(self, client: int, step: int) -> None:
-        assert self.optimizer is not None
+    def _step(self) -> None:
+        client = self.engine.active_client
+        if client is None:
+            self.engine.after_step()
+            return
+        if self.optimizer is None:
+            self.optimizer = self._fresh_optimizer()
         self.optimizer.zero_grad()
-        TASK.loss_fn(self.model, client, step).backward()
+        TASK.loss_fn(self.model, client, self.engine.round * K + self.engine.steps).backward()
+        norm = gradient_norm(self.engine.flat.parameters(self.engine.block))
         self.optimizer.step()
-        self.engine.after_step()
+        self.engine.after_step(1, norm)
 
     def saved(self) -> bytes:
         """A checkpoint: W, the engine's state as seen while W is shown, and the optimizer's."""
@@ -157,6 +160,27 @@ def test_several_clients_of_a_rank_are_stopped_between_rounds(compression: Compr
     assert_same_bits(site.finish(), whole.finish())
 
 
+COHORTS: list[dict[str, Any]] = [
+    {"cohort": 2},
+    {"cohort": 2, "block_order": "importance"},
+    {"block_order": "cyclic"},
+    {"cohort": 3, "cohort_sampling": "rotation", "block_order": "cyclic"},
+]
+
+
+@pytest.mark.parametrize("changes", COHORTS, ids=str)
+@pytest.mark.parametrize("delay_steps", [0, 2, K, K + 1, 2 * K])
+def test_cohorts_stopped_after_every_event_and_rebuilt(delay_steps: int, changes: dict[str, Any]) -> None:
+    """Several clients in turn, idle turns, several blocks a round: also between two turns, and inside the first one."""
+    settings = replace(settings_for(delay_steps, "local", ServerNesterov(), Int4()), **changes)
+    whole, site = Site(settings, 4), Site(settings, 4)
+    while whole.engine.round < 5:
+        whole.advance()
+        site.advance()
+        site.load(site.saved())
+    assert_same_bits(site.finish(), whole.finish())
+
+
 @pytest.mark.parametrize("lost", ["in_flight", "server", "active", "residuals"])
 def test_each_part_of_the_state_is_needed(lost: str) -> None:
     """The comparisons above can fail: without a part of the state the bits are others."""
@@ -170,7 +194,7 @@ def test_each_part_of_the_state_is_needed(lost: str) -> None:
     part = content["engine"][lost]
     values = {
         "active": lambda: [part["values"]],
-        "in_flight": lambda: [d[3] for d in part],
+        "in_flight": lambda: [d[2] for d in part],
         "residuals": lambda: [e[2] for e in part],
     }
     for tensor in values.get(lost, lambda: [piece["values"] for piece in part])():

@@ -18,7 +18,7 @@ from lightning_parablock.server import ServerShard
 from lightning_parablock.settings import ServerNesterov, ServerSGD, Settings
 from lightning_parablock.transport.loopback import LoopbackTransport
 from tests.oracle import run_fedbcd, run_oracle
-from tests.support.engine import blocks_of, oracle_config, run_rounds
+from tests.support.engine import blocks_of, engine_on, oracle_config, run_rounds
 from tests.tasks import OPTIMIZERS, Task, assert_same_bits, mlp_task, relative_difference, transformer_task
 
 K = 4
@@ -49,9 +49,9 @@ class Recording(LoopbackTransport):
         super().__init__(server)
         self.increments: list[tuple[int, int, Tensor]] = []
 
-    def submit(self, round_index: int, block: int, uploads: Any) -> Any:
+    def submit(self, round_index: int, block: int, uploads: Any, cohort: Any) -> Any:
         before = self._server.values[block].clone()
-        exchange = super().submit(round_index, block, uploads)
+        exchange = super().submit(round_index, block, uploads, cohort)
         self.increments.append((round_index, block, self._server.values[block] - before))
         return exchange
 
@@ -77,7 +77,7 @@ def run(
     flat = FlatBlocks(model, blocks_of(model, block_names or task.block_names))
     start = [flat.pack(block) for block in range(len(flat.blocks))]
     transport = Recording(ServerShard(settings.server_optimizer, [value.clone() for value in start]))
-    engine = RoundEngine(flat, settings, range(n_clients), transport)
+    engine = engine_on(flat, settings, range(n_clients), transport)
     weights = run_rounds(engine, task, model, OPTIMIZERS[optimizer], TOTAL_STEPS)
     return Run(weights, engine, transport.increments, start)
 

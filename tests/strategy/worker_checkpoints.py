@@ -101,7 +101,7 @@ class FirstRound(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if not hasattr(self, "round"):
             engine: Any = trainer.strategy._engine  # type: ignore[attr-defined]
-            self.round, self.steps = engine.round, engine.clients[RANK].steps
+            self.round, self.steps = engine.round, engine.steps
             self.weights = weights(pl_module)
             self.server = engine.transport.server.state()
             assert not trainer.optimizers[0].state

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_parablock.blocks import Block
+from lightning_parablock.cohorts import Cohorts, turns_of_a_round
 from lightning_parablock.flat import FlatBlocks
+from lightning_parablock.gradients import gradient_norm
 from lightning_parablock.rounds import RoundEngine
+from lightning_parablock.schedule import Schedule
 from lightning_parablock.server import ServerShard
 from lightning_parablock.settings import (
     SERVER_OPTIMIZERS,
@@ -35,14 +38,28 @@ def blocks_of(model: nn.Module, block_names: Sequence[Sequence[str]]) -> list[Bl
 
 
 def oracle_config(
-    task: Task, settings: Settings, schedule: Sequence[int], *, n_clients: int, total_steps: int
+    task: Task,
+    settings: Settings,
+    schedule: Sequence[int],
+    *,
+    n_clients: int,
+    total_steps: int,
+    client_samples: Sequence[int] = (),
 ) -> OracleConfig:
     """The oracle's words for the package's settings."""
     optimizer = settings.server_optimizer
     adaptive = (
         {"server_betas": optimizer.betas, "server_tau": optimizer.tau} if isinstance(optimizer, ServerAdam) else {}
     )
+    made = schedule_of(settings, len(task.block_names), n_clients, client_samples)
+
+    def work(round_index: int, norms: dict[int, float]) -> dict[int, int]:
+        blocks = made.work_of(round_index, norms)
+        return dict(sorted((client, block) for block, cohort in blocks.items() for client in cohort))
+
+    by_client = settings.block_order in ("importance", "cyclic") or settings.cohort or settings.availability
     return OracleConfig(
+        work=work if by_client else None,
         block_names=task.block_names,
         schedule=tuple(schedule),
         n_clients=n_clients,
@@ -83,21 +100,41 @@ def loopback(flat: FlatBlocks, optimizer: ServerOptimizer, compression: Compress
     return LoopbackTransport(ServerShard(optimizer, values, compression=compression))
 
 
+def schedule_of(settings: Settings, n_blocks: int, n_clients: int, samples: Sequence[int] = ()) -> Schedule:
+    """Who trains what, as the strategy sets it up."""
+    cohorts = Cohorts(
+        n_clients, settings.cohort, settings.cohort_sampling, settings.seed, tuple(samples), settings.availability
+    )
+    return Schedule(settings.block_order, n_blocks, settings.seed, cohorts)
+
+
+def engine_on(
+    flat: FlatBlocks, settings: Settings, clients: Sequence[int], transport: Transport, *others: Sequence[int]
+) -> RoundEngine:
+    """An engine of a run in which other ranks host these ``others``."""
+    hosted = [clients, *others]
+    schedule = schedule_of(settings, len(flat.blocks), sum(map(len, hosted)))
+    return RoundEngine(flat, settings, clients, transport, schedule, turns_of_a_round(settings.cohort, hosted))
+
+
 def run_rounds(
     engine: RoundEngine, task: Task, model: nn.Module, make_optimizer: MakeOptimizer, total_steps: int
 ) -> dict[str, Tensor]:
     """Train every client of the engine for ``total_steps`` and return the model's weights after the drain."""
     local_steps = engine.settings.local_steps
     for first_step in range(0, total_steps, local_steps):
-        block = engine.begin_round()
-        for client in engine.client_ids:
+        for client in engine.begin_round():
             engine.begin_turn(client)
-            optimizer = _only_trainable(engine.flat, block, make_optimizer)
+            optimizer = _only_trainable(engine.flat, engine.block, make_optimizer)
             for step in range(first_step, min(first_step + local_steps, total_steps)):
+                if client is None:
+                    engine.after_step()
+                    continue
                 optimizer.zero_grad()
                 task.loss_fn(model, client, step).backward()
+                norm = gradient_norm(engine.flat.parameters(engine.block))
                 optimizer.step()
-                engine.after_step(samples_of(client, step))
+                engine.after_step(samples_of(client, step), norm)
             engine.end_turn()
         engine.end_round()
     engine.finish()
@@ -117,15 +154,17 @@ def run_on(
     task: Task,
     settings: Settings,
     *,
-    clients: Sequence[int],
+    hosted: Sequence[Sequence[int]],
+    rank: int,
     total_steps: int,
     make_optimizer: MakeOptimizer,
 ) -> dict[str, Tensor]:
-    """One whole run on this rank."""
+    """One whole run on this rank, which hosts the clients ``hosted[rank]``."""
     model = task.make_model()
     flat = FlatBlocks(model, blocks_of(model, task.block_names))
     transport = transport_of(flat)
-    engine = RoundEngine(flat, settings, clients, transport)
+    others = [clients for other, clients in enumerate(hosted) if other != rank]
+    engine = engine_on(flat, settings, hosted[rank], transport, *others)
     weights = run_rounds(engine, task, model, make_optimizer, total_steps)
     transport.close()
     return weights

@@ -117,6 +117,7 @@ def expected_weights(
     make_optimizer: MakeOptimizer = adamw_default,
     trains: Callable[[int, int], bool] = lambda client, step: True,
     samples: Callable[[int, int], int] | None = None,
+    client_samples: Sequence[int] = (),
 ) -> dict[str, Tensor]:
     """The oracle's weights for a fit with these settings; its blocks are the task's unless others are given."""
     if total_steps == 0:
@@ -124,7 +125,9 @@ def expected_weights(
     names = tuple(tuple(block) for block in block_names or task.block_names)
     n_rounds = -(-total_steps // settings.local_steps)
     schedule = [block_of_round(settings.block_order, len(names), t, settings.seed) for t in range(n_rounds)]
-    config = oracle_config(task, settings, schedule, n_clients=n_clients, total_steps=total_steps)
+    config = oracle_config(
+        task, settings, schedule, n_clients=n_clients, total_steps=total_steps, client_samples=client_samples
+    )
     config = replace(config, block_names=names, trains=trains, samples=samples)
     return run_oracle(config, task.make_model, loss_fn or task.loss_fn, make_optimizer).weights
 

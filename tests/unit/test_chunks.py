@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import struct
 from dataclasses import replace
 from typing import get_args
 
@@ -26,8 +27,7 @@ from lightning_parablock.transport.chunks import (
     shard_bounds,
 )
 
-HEADER = Header(Kind.DELTA, 3, 70_000, 5, 2, 2**33, 4 * 10, weight=17, since_ready_us=2**40)
-CHECKED_BYTES = 56  # the header's last 8 bytes are zero and mean nothing
+HEADER = Header(Kind.DELTA, 3, 70_000, 5, 2, 2**33, 4 * 10, weight=17, since_ready_us=2**40, gradient_norm=0.75)
 TOPOLOGIES = st.sampled_from(get_args(Topology))
 EXAMPLES = settings(max_examples=200, derandomize=True, deadline=None, database=None)
 
@@ -53,10 +53,11 @@ def test_what_is_sealed_can_be_opened() -> None:
 
 def test_the_layout_is_the_documented_one() -> None:
     raw = bytes(sealed()[:HEADER_BYTES].tolist())
-    fields = [(4, 2), (6, 2), (8, 4), (12, 4), (16, 4), (20, 4), (24, 8), (32, 8), (40, 4), (44, 8), (56, 8)]
+    fields = [(4, 2), (6, 2), (8, 4), (12, 4), (16, 4), (20, 4), (24, 8), (32, 8), (40, 4), (44, 8)]
     numbers = [int.from_bytes(raw[offset : offset + size], "little") for offset, size in fields]
     assert raw[:4] == b"PBLK"
-    assert numbers == [chunks.PROTOCOL_VERSION, 1, 3, 70_000, 5, 2, 2**33, 40, 17, 2**40, 0]
+    assert numbers == [chunks.PROTOCOL_VERSION, 1, 3, 70_000, 5, 2, 2**33, 40, 17, 2**40]
+    assert struct.unpack_from("<d", raw, 52) == (0.75,)
 
 
 def test_weight_and_time_are_the_senders_to_say() -> None:
@@ -89,7 +90,7 @@ def test_a_message_for_another_place_is_refused_and_both_are_named(change: dict[
 
 def test_every_damaged_bit_of_the_header_is_noticed() -> None:
     whole = sealed()
-    for byte, bit in itertools.product(range(CHECKED_BYTES), range(8)):
+    for byte, bit in itertools.product(range(HEADER_BYTES), range(8)):
         damaged = whole.clone()
         damaged[byte] ^= 1 << bit
         with pytest.raises(ProtocolError):

@@ -51,10 +51,10 @@ def test_holding_changes_neither_the_committed_value_nor_the_deltas() -> None:
 
 def test_a_merge_takes_exactly_its_own_delta_and_counts_the_version() -> None:
     client = client_with((0, 0, 1.0), (1, 1, 2.0), (2, 0, 3.0))
-    client.merge(0, 0)
+    client.merge(0, [1, 0])
     assert [(d.round, d.block) for d in client.in_flight] == [(1, 1), (2, 0)]
     assert client.versions == [1, 0]
-    client.merge(1, 1)
+    client.merge(1, [1, 1])
     assert [(d.round, d.block) for d in client.in_flight] == [(2, 0)]
     assert client.versions == [1, 1]
 

@@ -85,8 +85,8 @@ def test_stdlib_packages_of_two_clients() -> None:
     facts = json.loads(json.dumps(data.describe()))
     assert min(facts["rows_per_client"]) >= 3 and facts["rows_left_out"] == 0
     assert facts["source"] == "python-stdlib"
-    assert facts["train"]["tokens"] == 64 * len(data.train_set)
-    assert facts["train"]["sha256"] == data.train_fingerprint()
+    assert facts["train"][0]["tokens"] == 64 * len(data.train_set)
+    assert facts["train"][0]["sha256"] == data.train_fingerprint()
     assert facts["validation"]["examples"] == 5
 
 
@@ -147,7 +147,7 @@ def test_clients_are_the_processes_of_the_attached_trainer(tmp_path: Path) -> No
     data.trainer = SimpleNamespace(world_size=4, global_rank=2, lightning_module=module)  # type: ignore[assignment]
     data.setup("fit")
     facts = data.describe()
-    assert (facts["n_clients"], facts["client"], len(facts["rows_per_client"])) == (4, 2, 4)
+    assert (facts["n_clients"], facts["clients_here"], len(facts["rows_per_client"])) == (4, [2], 4)
 
 
 @pytest.mark.parametrize("client_id", [0, 1])

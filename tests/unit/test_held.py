@@ -14,7 +14,7 @@ from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.held import HeldModel
 from lightning_parablock.rounds import RoundEngine
 from lightning_parablock.settings import InFlightValue, Settings
-from tests.support.engine import blocks_of, loopback, run_rounds
+from tests.support.engine import blocks_of, loopback, run_rounds, schedule_of
 from tests.tasks import adamw_default, assert_same_bits, mlp_task
 
 K = 4
@@ -39,7 +39,7 @@ def test_at_the_start_the_model_is_w_and_nothing_is_stored() -> None:
     model, flat = three_blocks()
     before = weights(model)
     client = Client(0, [0, 0, 0])
-    held = HeldModel(flat, [client], "local")
+    held = HeldModel(flat, lambda: [client], "local")
     held.show_all(client)
     assert all(torch.equal(held.committed(client, b), flat.pack(b)) for b in range(3))
     assert_same_bits(weights(model), before)
@@ -49,7 +49,7 @@ def test_at_the_start_the_model_is_w_and_nothing_is_stored() -> None:
 def test_a_trained_block_keeps_w_beside_it_and_gives_it_up_when_it_is_committed() -> None:
     _, flat = three_blocks()
     client = Client(0, [0, 0, 0])
-    held = HeldModel(flat, [client], "local")
+    held = HeldModel(flat, lambda: [client], "local")
     w = flat.pack(1)
     start = held.begin_training(client, 1)
     assert torch.equal(start, w)
@@ -61,7 +61,7 @@ def test_a_trained_block_keeps_w_beside_it_and_gives_it_up_when_it_is_committed(
     held.show(client, 1)
     assert torch.equal(flat.pack(1), w + ((w + 1) - w))
     assert stored(held) == {1: 1}
-    client.merge(0, 1)
+    client.merge(0, [0, 1, 0])
     held.add_version(1, 1, w + 2)
     held.show(client, 1)
     assert torch.equal(flat.pack(1), w + 2)
@@ -71,16 +71,16 @@ def test_a_trained_block_keeps_w_beside_it_and_gives_it_up_when_it_is_committed(
 def test_two_clients_at_different_versions_see_their_own() -> None:
     _, flat = three_blocks()
     first, second = Client(0, [0, 0, 0]), Client(1, [0, 0, 0])
-    held = HeldModel(flat, [first, second], "local")
+    held = HeldModel(flat, lambda: [first, second], "local")
     w = flat.pack(0)
-    first.merge(0, 0)
+    first.merge(0, [1, 0, 0])
     held.add_version(0, 1, w + 5)
     for client, expected in ((first, w + 5), (second, w), (first, w + 5)):
         held.show(client, 0)
         assert torch.equal(flat.pack(0), expected)
         assert torch.equal(held.committed(client, 0), expected)
     assert stored(held) == {0: 1}
-    second.merge(0, 0)
+    second.merge(0, [1, 0, 0])
     held.show(second, 0)
     assert torch.equal(flat.pack(0), w + 5)
     assert stored(held) == {}
@@ -89,7 +89,7 @@ def test_two_clients_at_different_versions_see_their_own() -> None:
 def test_showing_w_and_undoing_it_leaves_no_trace() -> None:
     model, flat = three_blocks()
     client = Client(0, [0, 0, 0])
-    held = HeldModel(flat, [client], "local")
+    held = HeldModel(flat, lambda: [client], "local")
     w = [flat.pack(b) for b in range(3)]
     held.begin_training(client, 2)
     flat.unpack(2, w[2] * 3)
@@ -106,7 +106,7 @@ def test_showing_w_and_undoing_it_leaves_no_trace() -> None:
 def test_shift_moves_what_is_being_trained() -> None:
     _, flat = three_blocks()
     client = Client(0, [0, 0, 0])
-    held = HeldModel(flat, [client], "local")
+    held = HeldModel(flat, lambda: [client], "local")
     start = held.begin_training(client, 0)
     flat.unpack(0, start * 2)
     held.shift(0, torch.full_like(start, 0.25))
@@ -123,8 +123,8 @@ class Watched(RoundEngine):
         super().__init__(*args)  # type: ignore[arg-type]
         self._look = look
 
-    def after_step(self, samples: int = 1) -> None:
-        super().after_step(samples)
+    def after_step(self, samples: int = 1, gradient_norm: float | None = None) -> None:
+        super().after_step(samples, gradient_norm)
         self._look(self)
 
     def end_round(self) -> None:
@@ -135,7 +135,7 @@ class Watched(RoundEngine):
 def run_watched(settings: Settings, n_clients: int, look: Callable[[RoundEngine], None], total_steps: int = 30) -> None:
     model, flat = three_blocks()
     transport = loopback(flat, settings.server_optimizer)
-    engine = Watched(look, flat, settings, range(n_clients), transport)
+    engine = Watched(look, flat, settings, range(n_clients), transport, schedule_of(settings, 3, n_clients))
     run_rounds(engine, TASK, model, adamw_default, total_steps)
 
 
@@ -169,9 +169,9 @@ def test_whenever_a_block_is_not_being_trained_it_is_the_held_value(
     seen: set[int] = set()
 
     def look(engine: RoundEngine) -> None:
-        if not engine.has_open_turn:
+        if engine.active_client is None:
             return
-        client = engine._turn_of()
+        client = engine.clients[engine.active_client]
         versions = copy.copy(client.versions)
         for block in range(3):
             expected = engine.model.committed(client, block)

@@ -11,6 +11,7 @@ import pytest
 
 from lightning_parablock.blocks import Block
 from lightning_parablock.codec import codec_of
+from lightning_parablock.cohorts import Cohorts
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.planning.choice import HEADROOM, choose_local_steps
 from lightning_parablock.planning.compute import relative_step_costs
@@ -34,7 +35,7 @@ from lightning_parablock.planning.timing import (
 )
 from lightning_parablock.planning.traffic import busiest, traffic_by_role, traffic_of_clients
 from lightning_parablock.planning.units import parse_bps, parse_flop_per_s, readable_bps, readable_s
-from lightning_parablock.schedule import block_of_round
+from lightning_parablock.schedule import Schedule, block_of_round
 from lightning_parablock.settings import (
     COMPRESSIONS,
     MAX_AUTO_STEPS,
@@ -51,7 +52,7 @@ from lightning_parablock.transport.chunks import HEADER_BYTES, SEND_WINDOW, WIND
 
 CODECS = [*(kind() for kind in COMPRESSIONS.values()), Int8(group=64), TopK(keep=0.3)]
 TOPOLOGIES: list[Topology] = ["sharded", "star"]
-ORDERS: list[BlockOrder] = ["sequential", "reverse", "shuffle", "random"]
+ORDERS: list[BlockOrder] = ["sequential", "reverse", "shuffle", "random", "importance"]
 
 
 def messages(numel: int, n_clients: int, settings: Settings) -> list[tuple[int, int, Kind, int]]:
@@ -276,7 +277,8 @@ def test_round_times_are_those_of_the_method() -> None:
 def test_blocks_that_follow_each_other(order: BlockOrder, n_blocks: int) -> None:
     seen: set[tuple[int, int]] = set()
     for seed in range(60):
-        rounds = [block_of_round(order, n_blocks, t, seed) for t in range(6 * n_blocks + 1)]
+        made = Schedule(order, n_blocks, seed, Cohorts(1))
+        rounds = [block for t in range(6 * n_blocks + 1) for block in made.work_of(t, {})]
         seen |= set(itertools.pairwise(rounds))
     assert set(following_blocks(order, n_blocks)) == seen
 

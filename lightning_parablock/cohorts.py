@@ -1,0 +1,92 @@
+"""The clients of a run: which rank hosts whom, and who trains in which round."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.seeds import derive_seed
+from lightning_parablock.settings import Availability, CohortSampling
+
+
+@dataclass(frozen=True)
+class Cohorts:
+    """Draws the cohort of each round: the same on every rank, however many ranks there are.
+
+    Attributes:
+        n_clients: In all, numbered from 0.
+        size: How many train in a round; None for all who can be reached.
+        sampling: "uniform"; "size", in proportion to ``samples``, without replacement; "rotation", in turn.
+        seed: Of the run.
+        samples: Training samples of each client, for "size".
+        availability: Who can be reached in which round, see :data:`~lightning_parablock.settings.Availability`.
+    """
+
+    n_clients: int
+    size: int | None = None
+    sampling: CohortSampling = "uniform"
+    seed: int = 0
+    samples: tuple[int, ...] = ()
+    availability: Availability = ()
+
+    def of_round(self, round_index: int) -> tuple[int, ...]:
+        """Ids of the clients that train in the round, ascending; fewer than ``size`` where fewer can be reached."""
+        available: Sequence[int] = range(self.n_clients)
+        if self.availability:
+            available = self.availability[round_index % len(self.availability)]
+        if self.size is None or self.size >= len(available):
+            return tuple(available)
+        if self.sampling == "rotation":
+            first = round_index * self.size
+            return tuple(sorted(available[(first + i) % len(available)] for i in range(self.size)))
+        draw = random.Random(derive_seed(self.seed, "cohort of round", round_index))
+        if self.sampling == "size":
+            return _by_size([(client, self.samples[client]) for client in available], self.size, draw)
+        return tuple(sorted(draw.sample(available, self.size)))
+
+
+def _by_size(samples: Sequence[tuple[int, int]], size: int, draw: random.Random) -> tuple[int, ...]:
+    """Each next one is drawn in proportion to its samples among those that are left (Efraimidis and Spirakis, 2006)."""
+    keys = sorted((-math.log(1 - draw.random()) / n, client) for client, n in samples)
+    return tuple(sorted(client for _, client in keys[:size]))
+
+
+def hosted_clients(n_clients: int, n_ranks: int) -> list[list[int]]:
+    """For each rank the ids of the clients it hosts: runs of neighbours whose lengths differ by at most one."""
+    cuts = [n_clients * rank // n_ranks for rank in range(n_ranks + 1)]
+    return [list(range(low, high)) for low, high in itertools.pairwise(cuts)]
+
+
+def turns_of_a_round(cohort: int | None, hosted: Sequence[Sequence[int]]) -> int:
+    """How many clients a rank trains in turn at most: as long is a round on every rank, whoever has fewer idles."""
+    most = max(map(len, hosted))
+    return most if cohort is None else min(most, cohort)
+
+
+def read_availability(path: str) -> Availability:
+    """A trace of who can be reached: line t of a text file has the ids of the clients of round t, between spaces.
+
+    Raises:
+        ConfigurationError: there is no such file, a line is empty, or something in it is no client's number.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"availability: {path} cannot be read: {error}") from error
+    trace: list[tuple[int, ...]] = []
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if not words or not all(word.isascii() and word.isdigit() for word in words):
+            raise ConfigurationError(
+                f"availability: line {number} of {path} must have the numbers of the clients that can be reached in "
+                f"round {number - 1}, at least one, between spaces; got {line[:60]!r}"
+            )
+        trace.append(tuple(sorted(set(map(int, words)))))
+    if not trace:
+        raise ConfigurationError(f"availability: {path} is empty; it needs a line a round")
+    return tuple(trace)

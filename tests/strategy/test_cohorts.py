@@ -1,0 +1,27 @@
+"""More clients than ranks under Lightning: each trains in its turn, and the weights are the oracle's, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.strategy.worker_cohorts import CHOICES
+from tests.support.launch import run_ranks
+
+WORKER = ("-m", "tests.strategy.worker_cohorts")
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2, 3])
+def test_turns_equal_the_oracle_on_any_number_of_ranks(n_ranks: int) -> None:
+    for output in run_ranks(n_ranks, [*WORKER, "choices"], timeout_s=240):
+        equal = {line.split(" delay")[0] for line in output.splitlines() if line.startswith("EQUAL")}
+        assert equal == {f"EQUAL {case}" for case in CHOICES}
+
+
+def test_a_thousand_clients_on_two_ranks_equal_the_oracle_in_flat_memory() -> None:
+    turns = 0
+    for output in run_ranks(2, [*WORKER, "thousand"], timeout_s=300):
+        (line,) = [line for line in output.splitlines() if line.startswith("EQUAL")]
+        assert "1000 clients" in line
+        turns += int(line.split()[-3])
+        assert "FLAT" in output
+    assert turns == 28 * 20

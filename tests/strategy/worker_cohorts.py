@@ -1,0 +1,144 @@
+"""Clients that take turns on a few ranks, under Lightning, against the oracle, in which each has a model of its own.
+
+Usage: worker_cohorts.py CASE, on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.cohorts import Cohorts
+from tests.support.lightning_run import Steps, TaskModule, expected_weights, patterns_of, trainer_for
+from tests.tasks import adamw_default, assert_same_bits, mlp_task, transformer_task
+
+K, SEED = 3, 11
+TASK = transformer_task(tied=True)
+CHOICES: dict[str, dict[str, Any]] = {
+    "all": {},
+    "some": {"cohort": 3},
+    "one": {"cohort": 1, "cohort_sampling": "rotation", "block_order": "sequential"},
+    "by size": {"cohort": 2, "cohort_sampling": "size", "weighting": "samples"},
+    "important": {"cohort": 4, "block_order": "importance", "visit_more": {"": 1.0}},
+    "cyclic": {"cohort": 4, "block_order": "cyclic", "server_optimizer": "yogi"},
+    "kept": {"cohort": 3, "block_optimizer_state": "offload", "compression": "int8"},
+}
+
+
+class OwnData(TaskModule):
+    """A module that has data of its own for each client: client i has 4 + i samples, taken in order."""
+
+    def client_dataloader(self, client: int) -> DataLoader[tuple[int, int]]:
+        return DataLoader(Steps(samples_of(client), client), batch_size=1)
+
+
+def samples_of(client: int) -> int:
+    return 4 + client % 7
+
+
+def own_steps(cohorts: Cohorts) -> Callable[[int, int], int]:
+    """(client, step of the common clock) -> which of its samples a client takes: it stands still while it sits out."""
+    taken: dict[tuple[int, int], int] = {}
+
+    def sample(client: int, step: int) -> int:
+        before = [t for t in range(step // K) if client in cohorts.of_round(t)]
+        taken[client, step] = (len(before) * K + step % K) % samples_of(client)
+        return taken[client, step]
+
+    return sample
+
+
+def check(case: str, delay_steps: int, n_clients: int, n_rounds: int, task: Any = TASK, **changes: Any) -> None:
+    """One fit of so many rounds equals the oracle on every rank."""
+    options = CHOICES[case] | changes
+    strategy = ParaBlockStrategy(
+        local_steps=K,
+        delay_steps=delay_steps,
+        blocks=patterns_of(task),
+        seed=SEED,
+        clients=n_clients,
+        max_rounds=n_rounds,
+        chunk_bytes=4096,
+        **({"block_order": "random"} | options),
+    )
+    module = OwnData(task, adamw_default)
+    watch = Watch()
+    trainer = trainer_for(strategy, max_epochs=-1, devices=int(os.environ["WORLD_SIZE"]), callbacks=[watch])
+    trainer.fit(module, DataLoader(Steps(1, 0)))
+    settings = strategy.settings
+    samples = tuple(samples_of(client) for client in range(n_clients))
+    cohorts = Cohorts(n_clients, settings.cohort, settings.cohort_sampling, SEED, samples)
+    sample = own_steps(cohorts)
+
+    def loss(model: nn.Module, client: int, step: int) -> Tensor:
+        return task.loss_fn(model, client, sample(client, step))
+
+    expected = expected_weights(
+        task,
+        settings,
+        n_clients=n_clients,
+        total_steps=K * n_rounds,
+        loss_fn=loss,
+        client_samples=samples,
+        samples=(lambda client, step: 1) if settings.weighting == "samples" else None,
+    )
+    assert_same_bits(module.weights(), expected)
+    trained = [(record.round, record.client) for record in strategy.round_records if record.steps]
+    hosted = strategy.hosted_clients
+    assert trained == [(t, c) for t in range(n_rounds) for c in cohorts.of_round(t) if c in hosted]
+    print(f"EQUAL {case} delay {delay_steps}, {n_clients} clients, {len(trained)} turns here")
+    if case == "some" and n_clients == 1000:
+        watch.must_be_flat()
+
+
+class Watch(Callback):
+    """Bytes of all tensors that are alive when a round begins."""
+
+    def __init__(self) -> None:
+        self.alive_bytes: dict[int, int] = {}
+
+    @override
+    def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, *_: Any) -> None:
+        engine = trainer.strategy._engine
+        if engine.at_round_start and engine.round % 4 == 0:
+            gc.collect()
+            storages = [thing.untyped_storage() for thing in gc.get_objects() if is_tensor(thing)]
+            self.alive_bytes[engine.round] = sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+    def must_be_flat(self) -> None:
+        rounds = sorted(self.alive_bytes)
+        assert len(rounds) >= 6, rounds
+        settled = [self.alive_bytes[t] for t in rounds[1:]]
+        assert max(settled) - min(settled) < 0.02 * max(settled), self.alive_bytes
+        print("FLAT", settled)
+
+
+def is_tensor(thing: object) -> bool:
+    return type(thing) in (Tensor, nn.Parameter)
+
+
+def thousand() -> None:
+    """1,000 clients, cohorts of 20."""
+    check("some", K, 1000, 28, task=mlp_task(), cohort=20)
+
+
+def choices() -> None:
+    """Every way to choose cohorts and orders at several delays, more clients than ranks."""
+    for index, case in enumerate(CHOICES):
+        for delay_steps in (0, K, K + 2, 2 * K)[index % 2 :: 2]:
+            check(case, delay_steps, 5 if case != "all" else 4, 7)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"thousand": thousand, "choices": choices}[sys.argv[1]]()
