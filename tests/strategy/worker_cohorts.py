@@ -20,7 +20,7 @@ from typing_extensions import override
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.cohorts import Cohorts
 from tests.support.lightning_run import Steps, TaskModule, expected_weights, patterns_of, trainer_for
-from tests.tasks import adamw_default, assert_same_bits, mlp_task, transformer_task
+from tests.tasks import _pool, adamw_default, assert_same_bits, mlp_task, transformer_task
 
 K, SEED = 3, 11
 TASK = transformer_task(tied=True)
@@ -111,6 +111,7 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, *_: Any) -> None:
         engine = trainer.strategy._engine
         if engine.at_round_start and engine.round % 4 == 0:
+            _pool.cache_clear()  # the task's own batches
             gc.collect()
             storages = [thing.untyped_storage() for thing in gc.get_objects() if is_tensor(thing)]
             self.alive_bytes[engine.round] = sum({s.data_ptr(): s.nbytes() for s in storages}.values())
