@@ -17,6 +17,7 @@ clients and every zeta, and as Q keeps lengths:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,47 +55,51 @@ class Constants:
 class Problem:
     """Replicas of the problem for one number of clients: they share Q and lambda, each has its own c, e and start.
 
-    A point is a tensor of shape (replicas, d), one row a replica.
+    A point is a tensor of shape (rows, d): the replicas with the first zeta, then the same ones with the next.
 
     Args:
         constants: Of the problem.
-        heterogeneity: zeta, the largest root of the mean squared distance between a client's gradient and their mean.
+        heterogeneity: Each zeta, the most that a client's gradient is away from their mean (root of the mean square).
         clients: N, even.
-        replicas: How many.
-        seed: Of all that is drawn but the noise of the gradients; c and the start do not depend on N or zeta.
+        replicas: How many for each zeta.
+        seed: Of all that is drawn but the noise of the gradients; c and the start do not depend on N.
     """
 
-    def __init__(self, constants: Constants, *, heterogeneity: float, clients: int, replicas: int, seed: int) -> None:
+    def __init__(
+        self, constants: Constants, *, heterogeneity: Sequence[float], clients: int, replicas: int, seed: int
+    ) -> None:
         if clients % 2:
             raise ValueError(f"clients = {clients}: an even number is needed, that the signs sum to zero")
-        self.constants, self.heterogeneity, self.clients = constants, heterogeneity, clients
+        self.constants, self.heterogeneity, self.clients = constants, tuple(heterogeneity), clients
         draw, d = torch.Generator().manual_seed(seed), constants.scalars
         self._rotation: Tensor = torch.linalg.qr(torch.randn(d, d, generator=draw, dtype=torch.float64))[0].float()
         self._curvature = torch.linspace(*constants.curvature, d)
-        self._centre = 4 * torch.rand(replicas, d, generator=draw) - 2
-        self.start = torch.randn(replicas, d, generator=draw) @ self._rotation
-        order = torch.rand(clients, replicas, d, generator=draw).argsort(dim=0)
-        self._signs = (2 * (order % 2) - 1).float()
+        centre = 4 * torch.rand(replicas, d, generator=draw) - 2
+        start = torch.randn(replicas, d, generator=draw) @ self._rotation
+        signs = 2 * (torch.rand(clients, replicas, d, generator=draw).argsort(dim=0) % 2) - 1
+        self._centre, self.start = (value.repeat(len(heterogeneity), 1) for value in (centre, start))
+        self._tilts = torch.cat([signs * (zeta / math.sqrt(d)) for zeta in heterogeneity], dim=1)
 
     def gradient(self, x: Tensor, client: int | None = None) -> Tensor:
-        """Exact gradient of f_i, or of f where no client is named, shape (replicas, d)."""
+        """Exact gradient of f_i, or of f where no client is named, shape (rows, d)."""
         return self._gradient_in_y(x, client) @ self._rotation
 
     def block_gradient(self, x: Tensor, client: int, block: int) -> Tensor:
-        """The part of client ``client``'s exact gradient that belongs to a block, shape (replicas, d / D)."""
+        """The part of client ``client``'s exact gradient that belongs to a block, shape (rows, d / D)."""
         return self._gradient_in_y(x, client) @ self._rotation[:, self.slice_of(block)]
 
     def value(self, x: Tensor, client: int | None = None) -> Tensor:
-        """f_i, or f where no client is named, shape (replicas,)."""
+        """f_i, or f where no client is named, shape (rows,)."""
         y = x @ self._rotation.T
         terms = self._curvature / 2 * (y - self._centre) ** 2 + self.constants.bump * y**2 / (1 + y**2)
-        return (terms if client is None else terms + self._tilt(client) * y.sin()).sum(-1)
+        return (terms if client is None else terms + self._tilts[client] * y.sin()).sum(-1)
 
     def noise(self, steps: int, generator: torch.Generator) -> Tensor:
-        """Noise of the gradients of one block in so many steps, shape (steps, replicas, d / D)."""
-        c = self.constants
-        shape = (steps, len(self.start), c.scalars // c.blocks)
-        return torch.randn(shape, generator=generator) * (c.noise / math.sqrt(c.scalars))
+        """Noise of the gradients of one block in so many steps, shape (steps, rows, d / D); the same for every zeta."""
+        c, n_zetas = self.constants, len(self.heterogeneity)
+        shape = (steps, len(self.start) // n_zetas, c.scalars // c.blocks)
+        noise = torch.randn(shape, generator=generator) * (c.noise / math.sqrt(c.scalars))
+        return noise.repeat(1, n_zetas, 1)
 
     def slice_of(self, block: int) -> slice:
         """Which scalars of x form a block."""
@@ -108,17 +113,14 @@ class Problem:
     def _gradient_in_y(self, x: Tensor, client: int | None) -> Tensor:
         y = x @ self._rotation.T
         slope = self._curvature * (y - self._centre) + 2 * self.constants.bump * y / (1 + y * y) ** 2
-        return slope if client is None else slope + self._tilt(client) * y.cos()
-
-    def _tilt(self, client: int) -> Tensor:
-        return self._signs[client] * (self.heterogeneity / math.sqrt(self.constants.scalars))
+        return slope if client is None else slope + self._tilts[client] * y.cos()
 
 
 class RateModel(nn.Module):
-    """A point of all replicas.
+    """A point in every row.
 
     Attributes:
-        blocks: One parameter a block, each of shape (replicas, d / D).
+        blocks: One parameter a block, each of shape (rows, d / D).
     """
 
     def __init__(self, parts: list[Tensor]) -> None:
@@ -128,5 +130,5 @@ class RateModel(nn.Module):
             self.register_parameter(f"block{index}", block)
 
     def point(self) -> Tensor:
-        """The point, shape (replicas, d)."""
+        """The point, shape (rows, d)."""
         return torch.cat([block.detach() for block in self.blocks], dim=1)

@@ -40,8 +40,8 @@ def step_size(problem: Problem, rounds: int, local_steps: int) -> float:
 
 
 @torch.no_grad()
-def mean_squared_gradient(problem: Problem, run: Run) -> list[float]:
-    """(1 / T) sum over t < T of |grad f(W_t)|^2, one number a replica; W_t is the committed model as round t begins.
+def mean_squared_gradient(problem: Problem, run: Run) -> Tensor:
+    """(1 / T) sum over t < T of |grad f(W_t)|^2, shape (zetas, replicas); W_t is the committed model as round t begins.
 
     The replicas are rows of the same parameters. All that engine, server and SGD do is elementwise, so each goes
     its own way, and all of them cost little more than one.
@@ -64,7 +64,7 @@ def mean_squared_gradient(problem: Problem, run: Run) -> list[float]:
         engine.end_round()
     engine.finish()
     engine.transport.close()
-    return (total / run.rounds).tolist()
+    return (total / run.rounds).view(len(problem.heterogeneity), -1)
 
 
 def _squared_gradient(engine: RoundEngine, model: RateModel, problem: Problem) -> Tensor:

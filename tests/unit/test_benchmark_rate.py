@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,14 @@ CLIENTS, ZETA, REPLICAS = 4, 5.0, 3
 CONSTANTS = Constants(scalars=12, blocks=3, noise=2.0)
 
 
-def problem(**changes: float) -> Problem:
-    arguments = {"heterogeneity": ZETA, "clients": CLIENTS, "replicas": REPLICAS, "seed": 0} | changes
-    return Problem(CONSTANTS, **arguments)  # type: ignore[arg-type]
+def problem(**changes: Any) -> Problem:
+    arguments: dict[str, Any] = {
+        "heterogeneity": (ZETA,),
+        "clients": CLIENTS,
+        "replicas": REPLICAS,
+        "seed": 0,
+    } | changes
+    return Problem(CONSTANTS, **arguments)
 
 
 def points(n: int) -> list[torch.Tensor]:
@@ -46,7 +52,7 @@ def test_f_is_the_mean_of_its_clients_and_the_same_for_all_of_them() -> None:
     made, x = problem(), points(1)[0]
     mean = torch.stack([made.gradient(x, client) for client in range(CLIENTS)]).mean(0)
     torch.testing.assert_close(mean, made.gradient(x), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(problem(clients=2, heterogeneity=0.0).gradient(x), made.gradient(x))
+    torch.testing.assert_close(problem(clients=2, heterogeneity=(0.0,)).gradient(x), made.gradient(x))
 
 
 def test_no_pair_of_points_breaks_the_smoothness_and_some_come_near_it() -> None:
@@ -97,30 +103,42 @@ def test_an_odd_number_of_clients_is_refused() -> None:
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
+def means(made: Problem, run: Run) -> list[float]:
+    return mean_squared_gradient(made, run).flatten().tolist()
+
+
 def test_without_noise_delay_0_is_block_coordinate_descent_by_hand() -> None:
-    made = Problem(Constants(scalars=12, blocks=1, noise=0.0), heterogeneity=0.0, clients=2, replicas=2, seed=0)
+    made = Problem(Constants(scalars=12, blocks=1, noise=0.0), heterogeneity=(0.0,), clients=2, replicas=2, seed=0)
     eta, x, total = step_size(made, 8, 2), made.start, torch.zeros(2)
     for _ in range(8):
         total += made.gradient(x).square().sum(-1)
         for _ in range(2):
             x = x - eta * made.gradient(x)
-    assert mean_squared_gradient(made, Run(8, 2, 0, seed=3)) == pytest.approx((total / 8).tolist(), rel=1e-4)
+    assert means(made, Run(8, 2, 0, seed=3)) == pytest.approx((total / 8).tolist(), rel=1e-4)
 
 
 def test_parablock_shows_each_commit_one_round_later() -> None:
     """With one block and no noise it is visible by itself: the first two rounds begin at the same W."""
-    made = Problem(Constants(scalars=12, blocks=1, noise=0.0), heterogeneity=0.0, clients=2, replicas=2, seed=0)
+    made = Problem(Constants(scalars=12, blocks=1, noise=0.0), heterogeneity=(0.0,), clients=2, replicas=2, seed=0)
     at_start = made.gradient(made.start).square().sum(-1).tolist()
-    assert mean_squared_gradient(made, Run(2, 2, 2, seed=3)) == pytest.approx(at_start, rel=1e-6)
-    assert mean_squared_gradient(made, Run(2, 2, 0, seed=3)) != pytest.approx(at_start, rel=1e-2)
+    assert means(made, Run(2, 2, 2, seed=3)) == pytest.approx(at_start, rel=1e-6)
+    assert means(made, Run(2, 2, 0, seed=3)) != pytest.approx(at_start, rel=1e-2)
 
 
 def test_replicas_go_their_own_way() -> None:
     made, other = problem(), problem()
     other.start[0] += 1.0
-    first, second = (mean_squared_gradient(p, Run(6, 2, 2, seed=5)) for p in (made, other))
+    first, second = (means(p, Run(6, 2, 2, seed=5)) for p in (made, other))
     assert first[0] != second[0]
     assert first[1:] == pytest.approx(second[1:], rel=1e-6)
+
+
+def test_each_zeta_goes_its_own_way() -> None:
+    run = Run(6, 2, 2, seed=5)
+    both = mean_squared_gradient(problem(heterogeneity=(0.0, ZETA)), run)
+    alone = [mean_squared_gradient(problem(heterogeneity=(zeta,)), run)[0] for zeta in (0.0, ZETA)]
+    torch.testing.assert_close(both, torch.stack(alone), rtol=1e-6, atol=0.0)
+    assert not torch.allclose(both[0], both[1], rtol=1e-3)
 
 
 # --- the figures ------------------------------------------------------------------------------------------------------
