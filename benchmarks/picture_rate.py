@@ -16,6 +16,7 @@ STYLES: dict[str, dict[str, Any]] = {
     PARABLOCK: {"linestyle": "-", "marker": "o", "markersize": 4},
     FEDBCD: {"linestyle": "--", "marker": "s", "markersize": 7, "markerfacecolor": "none"},
 }
+NAMES = {PARABLOCK: "ParaBlock", FEDBCD: "FedBCD"}
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -40,12 +41,15 @@ def _draw_means(axis: Axes, values: dict[str, Any], where: dict[str, Any], colou
     for row in _picked(values["rows"], where):
         fit = slopes[row["method"], row["clients"]]
         low, high = fit["interval"]
-        label = f"N = {row['clients']}, {row['method']}: {fit['slope']:.3f} [{low:.3f}, {high:.3f}]"
+        label = f"N = {row['clients']}, {NAMES[row['method']]}: {fit['slope']:.3f} [{low:.3f}, {high:.3f}]"
         means = [sum(replicas) / len(replicas) for replicas in row["mean_squared_gradient"]]
         axis.loglog(row["rounds"], means, color=colour[row["clients"]], label=label, **STYLES[row["method"]])
     rounds = values["rows"][0]["rounds"]
-    axis.loglog(rounds, [300 * t**-0.5 for t in rounds], color="grey", linewidth=1, label="slope -1/2")
-    axis.set(title=f"K = {where['local_steps']}, zeta = {where['heterogeneity']:g}", ylabel="mean of |grad f(W_t)|²")
+    axis.loglog(rounds, [600 * t**-0.5 for t in rounds], color="grey", linewidth=1, label="slope -1/2")
+    axis.set(
+        title=f"K = {where['local_steps']}, ζ = {where['heterogeneity']:g}",
+        ylabel="mean of |∇f(W)|² over a run (no unit)",
+    )
     _finish(axis, rounds, "slope, 95 % interval")
 
 
@@ -58,7 +62,7 @@ def _draw_prices(axis: Axes, values: dict[str, Any], zeta: float, colour: Mappin
         axis.semilogx(rounds, ratios, marker="o", markersize=4, label=_name(found), **look)
         axis.fill_between(rounds, low, high, color=look["color"], alpha=0.15)
     axis.axhline(1.0, color="grey", linewidth=1)
-    axis.set(title=f"price of one round of staleness, zeta = {zeta:g}", ylabel="parablock / fedbcd")
+    axis.set(title=f"price of one round of staleness, ζ = {zeta:g}", ylabel="ParaBlock / FedBCD, mean of |∇f(W)|²")
     _finish(axis, rounds, None)
 
 
