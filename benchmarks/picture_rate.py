@@ -45,7 +45,7 @@ def _draw_means(axis: Axes, values: dict[str, Any], where: dict[str, Any], colou
         means = [sum(replicas) / len(replicas) for replicas in row["mean_squared_gradient"]]
         axis.loglog(row["rounds"], means, color=colour[row["clients"]], label=label, **STYLES[row["method"]])
     rounds = values["rows"][0]["rounds"]
-    axis.loglog(rounds, [45 * t**-0.5 for t in rounds], color="grey", linewidth=1, label="slope -1/2")
+    axis.loglog(rounds, [15 * t**-0.5 for t in rounds], color="grey", linewidth=1, label="slope -1/2")
     axis.set(
         title=f"K = {where['local_steps']}, ζ = {where['heterogeneity']:g}",
         ylabel="mean of |∇f(W)|² over a run (no unit)",
