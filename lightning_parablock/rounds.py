@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.client import Client, InFlight
+from lightning_parablock.drift import lr_of_mean, relative_drift
 from lightning_parablock.feedback import Residuals
 from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.held import HeldModel
@@ -50,6 +51,8 @@ class _Turn:
     stood_still_s: float = 0.0
     exposed_s: float = 0.0
     wait_peer_s: float = 0.0
+    samples: int = 0
+    drift: float | None = None
 
 
 class RoundEngine:
@@ -155,7 +158,7 @@ class RoundEngine:
             self._uploads[client.id] = Upload(torch.zeros_like(client.start), weight=0)
         self.flat.close_master()
         turn = self._turns[self.round, client.id]
-        turn.end_s, turn.steps = time.time(), client.steps
+        turn.end_s, turn.steps, turn.samples = time.time(), client.steps, client.samples
         client.start, self._active = None, None
 
     def end_round(self) -> None:
@@ -312,6 +315,7 @@ class RoundEngine:
         turn = self._turns[round_index, client.id]
         commit = self._wait(client, round_index)
         block = turn.block
+        turn.drift = self._drift(client, round_index, block, commit)
         version = client.versions[block] + 1
         is_first = version not in (self.clients[c].versions[block] for c in self.clients if c != client.id)
         if is_first and self.settings.compression.is_lossy:
@@ -324,6 +328,14 @@ class RoundEngine:
         elif client is self._loaded:
             self.model.show(client, block)
         self._finish_record(client, round_index)
+
+    def _drift(self, client: Client, round_index: int, block: int, commit: Tensor) -> float | None:
+        """How far the client's delta of the round is from the mean; None where it has no part in it, or nobody knows."""
+        lr = lr_of_mean(self.settings, round_index, is_exact=self.flat.is_exact)
+        flying = next((d for d in client.in_flight if (d.round, d.block) == (round_index, block)), None)
+        if lr is None or flying is None or flying.weight == 0:
+            return None
+        return relative_drift(flying.delta, self.model.committed(client, block), commit, lr)
 
     def _shift_active(self, client: Client) -> None:
         """A commit of the active block inside the round: s' = held; X += s' - s; s = s'. Optimizer state stays."""
@@ -368,6 +380,8 @@ class RoundEngine:
             exchange_start_s=facts.start_s,
             exchange_ready_s=facts.ready_s,
             exchange_end_s=facts.end_s,
+            samples=turn.samples,
+            drift=turn.drift,
         )
         self.records.append(record)
         if len(self.records) > MAX_RECORDS:
