@@ -330,7 +330,7 @@ class RoundEngine:
         self._finish_record(client, round_index)
 
     def _drift(self, client: Client, round_index: int, block: int, commit: Tensor) -> float | None:
-        """How far the client's delta of the round is from the mean; None where it has no part in it, or nobody knows."""
+        """How far the client's delta of the round is from the mean; None where it has no part in it, or none knows."""
         lr = lr_of_mean(self.settings, round_index, is_exact=self.flat.is_exact)
         flying = next((d for d in client.in_flight if (d.round, d.block) == (round_index, block)), None)
         if lr is None or flying is None or flying.weight == 0:

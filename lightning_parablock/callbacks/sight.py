@@ -50,7 +50,7 @@ class ClientSight(Callback):
     - ``parablock/samples_client_{i}``, ``_total``: samples trained on so far.
 
     The losses are those that ``validation_step`` returns: a scalar, a dict with a scalar ``loss``, or a dict with
-    ``loss_sums`` and ``loss_counts`` of shape (samples,); without any, what the module logs under ``monitor`` as a mean.
+    ``loss_sums`` and ``loss_counts`` of shape (samples,); without any, the mean that the module logs under ``monitor``.
     Own rows are those of the last validation loader, unless all clients have the same there and the strategy has cut
     it into shards. Labels need ``loss_sums``, and a first validation loader that does not shuffle, over a data set with
     ``row_labels`` (for each sample an index) and ``label_names``. All clients need the callback with the same options.

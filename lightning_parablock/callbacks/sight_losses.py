@@ -93,7 +93,8 @@ def _sums(outputs: Any, batch: Any) -> Tensor | None:
 def _labels(loader: Any) -> tuple[list[list[int]], list[str]]:
     """For each batch of a loader the label numbers of its rows, and the labels' names; empty where there are none."""
     dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "batch_sampler", None)
-    labels, names = getattr(dataset, "row_labels", None), list(getattr(dataset, "label_names", ()))
+    labels: Any = getattr(dataset, "row_labels", None)
+    names: list[str] = list(getattr(dataset, "label_names", ()))
     if labels is None or sampler is None:
         return [], []
     if len(names) > MAX_LABELS:

@@ -128,7 +128,7 @@ class TokenExamples(Dataset[dict[str, Tensor]]):
         """Name the label of every row that the examples were made from."""
         self.label_names = sorted(set(labels))
         number = {name: index for index, name in enumerate(self.label_names)}
-        self.row_labels = [number[labels[row]] for row in self.rows.tolist()]
+        self.row_labels = [number[labels[int(row)]] for row in self.rows]
 
 
 def make_examples(
@@ -157,7 +157,7 @@ def make_examples(
         if len(ids) == at_most:
             break
     table = torch.tensor(ids, dtype=torch.int32).reshape(len(ids), form.sequence_length)
-    columns = (torch.tensor(column, dtype=torch.int32) for column in (starts, lengths, origins))
+    columns = [torch.tensor(column, dtype=torch.int32) for column in (starts, lengths, origins)]
     return TokenExamples(table, *columns, dropped_rows=dropped)
 
 

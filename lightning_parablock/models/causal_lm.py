@@ -112,7 +112,7 @@ class CausalLM(pl.LightningModule):
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
         """Add the batch to ``val_loss`` and ``val_perplexity``, means over all tokens of all clients.
 
         Of several loaders only the first counts there. Returns each example's loss for
