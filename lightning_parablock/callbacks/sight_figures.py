@@ -76,6 +76,8 @@ class Sums:
 
 def _sums_of_one(client: ClientFigures) -> Sums:
     loss, drift = client.loss, client.drift
+    if loss is not None and math.isnan(loss):
+        loss = math.inf  # a maximum would pass NaN by, or not, as the order of the clients has it
     return Sums(
         added=(
             1.0,

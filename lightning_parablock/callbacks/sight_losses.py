@@ -44,7 +44,7 @@ class Losses:
         if found is None:
             return
         self._of_loader[loader] = self._of_loader.get(loader, 0) + found.sum(dim=1)
-        if loader == 0 and batch_index < len(self._order) and found.shape[1] == len(self._order[batch_index]):
+        if loader == 0 and _by_row(outputs) and batch_index < len(self._order):
             self._of_label.index_add_(1, torch.tensor(self._order[batch_index]), found)
 
     def of_labels(self) -> dict[str, Sum]:
@@ -79,9 +79,13 @@ class Losses:
         }
 
 
+def _by_row(outputs: Any) -> bool:
+    return isinstance(outputs, Mapping) and "loss_sums" in outputs
+
+
 def _sums(outputs: Any, batch: Any) -> Tensor | None:
     """Loss sums and their numbers of terms, shape (2, samples), or (2, 1) where only the batch's mean is known."""
-    if isinstance(outputs, Mapping) and "loss_sums" in outputs:
+    if _by_row(outputs):
         return torch.stack([outputs[name].detach().cpu().double() for name in ("loss_sums", "loss_counts")])
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     if not isinstance(loss, Tensor) or loss.numel() != 1:
