@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_it_holds_on_every_rank(outputs: list[str], scenario: str) -> None:
     for output in outputs:
         assert f"HOLDS {scenario}" in output.splitlines()
+
+
+@pytest.mark.parametrize("shared", ["clients", "aggregates"])
+def test_nobody_waits_for_a_client_that_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: str) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    survivor, _ = run_ranks(2, ["-m", "tests.strategy.worker_sight", shared], timeout_s=120, expect_code=None)
+    assert re.search(r"PeerLostError: round 0, block .*: client 1 \(rank 1 on .*\) ended on an error", survivor)
+    assert "this client is broken" in survivor and "nobody noticed" not in survivor
 
 
 def columns(folder: Path) -> set[str]:

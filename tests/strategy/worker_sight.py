@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,7 +264,19 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 }
 
 
+class Breaks(Callback):
+    """Raises on rank 1 where the others are about to meet it."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if RANK == 1 and not trainer.sanity_checking:
+            raise ZeroDivisionError("this client is broken")
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        shared: Any = sys.argv[1]
+        run(callbacks=[Breaks(), ClientSight(shared)], val_check_interval=3)
+        raise SystemExit("nobody noticed")
     SCRATCH.mkdir(parents=True, exist_ok=True)
     save_tiny_llama(SCRATCH / "llama")
     run_scenarios(SCENARIOS)
