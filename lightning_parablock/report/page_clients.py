@@ -119,12 +119,12 @@ def _panels(run: RunFiles, local_steps: int) -> list[_Panel]:
         return COLOURS[index % len(COLOURS)]
 
     own = [line(f"client {i}", points, colour(i)) for i, points in _by_client(run, LOSS).items()]
-    n_own, of_label = len(own), _named(run, LABEL)
-    labels = [line(name, points, colour(n_own + i)) for i, (name, points) in enumerate(of_label.items())]
     drifts = [
         _Line(f"client {i}", [one.round + 1 for one in some], [one.drift or 0.0 for one in some], colour(i))
         for i, some in _drifts(run.rounds).items()
     ]
+    n_clients, of_label = max(len(own), len(drifts)), _named(run, LABEL)
+    labels = [line(name, points, colour(n_clients + i)) for i, (name, points) in enumerate(of_label.items())]
     means = overall(DRIFT, ("mean", "mean", "dot"), ("max", "highest", "dash")) if not _by_client(run, DRIFT) else []
     return [
         _Panel("own validation loss", [*own, *overall(LOSS, ("mean", "mean", "dot"), ("worst", "worst", "dash"))]),
