@@ -10,8 +10,10 @@ from torch import Tensor
 
 from benchmarks.rate_problem import Problem, RateModel
 from lightning_parablock.blocks import Block
+from lightning_parablock.cohorts import Cohorts
 from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.rounds import RoundEngine
+from lightning_parablock.schedule import Schedule
 from lightning_parablock.server import ServerShard
 from lightning_parablock.settings import ServerSGD, Settings
 from lightning_parablock.transport.loopback import LoopbackTransport
@@ -53,12 +55,12 @@ def mean_squared_gradient(problem: Problem, run: Run) -> Tensor:
     total = torch.zeros(len(problem.start), dtype=torch.float64)
     for _ in range(run.rounds):
         total += _squared_gradient(engine, model, problem)
-        block = engine.begin_round()
-        for client in engine.client_ids:
+        for client in engine.begin_round():
+            assert client is not None, "every client trains in every round"
             engine.begin_turn(client)
             for noise in problem.noise(run.local_steps, generator):
-                gradient = problem.block_gradient(model.point(), client, block)
-                model.blocks[block].sub_(eta * (gradient + noise))
+                gradient = problem.block_gradient(model.point(), client, engine.block)
+                model.blocks[engine.block].sub_(eta * (gradient + noise))
                 engine.after_step()
             engine.end_turn()
         engine.end_round()
@@ -79,4 +81,5 @@ def _engine(model: RateModel, problem: Problem, run: Run) -> RoundEngine:
     flat = FlatBlocks(model, [Block(name, (name,), model.get_parameter(name).numel()) for name in names])
     server = ServerShard(ServerSGD(), [flat.pack(block) for block in range(len(names))])
     settings = Settings(local_steps=run.local_steps, delay_steps=run.delay_steps, seed=run.seed)
-    return RoundEngine(flat, settings, range(problem.clients), LoopbackTransport(server))
+    schedule = Schedule(settings.block_order, len(names), settings.seed, Cohorts(problem.clients))
+    return RoundEngine(flat, settings, range(problem.clients), LoopbackTransport(server), schedule)

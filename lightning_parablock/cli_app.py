@@ -25,7 +25,9 @@ from rich.console import Console
 from typing_extensions import override
 
 import lightning_parablock
-from lightning_parablock.callbacks import RoundMetrics, RoundProgressBar, Timeline
+from lightning_parablock.callbacks import ClientSight, RoundMetrics, RoundProgressBar, Timeline
+from lightning_parablock.callbacks.sight import Shared
+from lightning_parablock.callbacks.sight_figures import WORST
 from lightning_parablock.cli_errors import one_line
 from lightning_parablock.cli_evaluate import EVALUATE, EVALUATE_HELP, evaluate_parser
 from lightning_parablock.cli_export import EXPORT, EXPORT_HELP, export_parser
@@ -65,7 +67,7 @@ class ParaBlockCLI(LightningCLI):
     def __init__(self, run: Run, args: Sequence[str], defaults: dict[str, Any] = DEFAULTS) -> None:
         self.run = run
         self._defaults = defaults
-        self._timeline = Timeline()
+        self._timeline, self._own_only = Timeline(), False
         super().__init__(
             LightningModule,
             subclass_mode_model=True,
@@ -91,6 +93,13 @@ class ParaBlockCLI(LightningCLI):
             default=None,
             help="Folder of this run: logs, configuration, manifest, timeline. Default: a folder named by date and "
             "time in trainer.default_root_dir, or in ./runs.",
+        )
+        parser.add_argument(
+            "--shared",
+            type=Shared,
+            default="clients",
+            help="What each client tells the others of itself, beside its deltas: 'clients', its losses, rounds, "
+            "times, host and sizes of its data; 'aggregates', only sums, maxima and minima over all; or 'nothing'.",
         )
         if command == "fit":
             _add_fit_arguments(parser)
@@ -183,7 +192,8 @@ class ParaBlockCLI(LightningCLI):
         self.trainer.fit(model, **kwargs)
         fit_s = time.monotonic() - started_s
         after = self._held_out(model, {**kwargs, "ckpt_path": None})
-        summary = summarise(self._timeline.records, before, after, fit_s)
+        clients = self.trainer.world_size if self._own_only else None
+        summary = summarise(self._timeline.records, before, after, fit_s, clients=clients)
         if self.run.manifest is not None:
             self.run.manifest.add(result=summary.as_dict())
         if self.trainer.is_global_zero:
@@ -207,7 +217,10 @@ class ParaBlockCLI(LightningCLI):
         results = self.trainer.validate(
             model, datamodule=kwargs.get("datamodule"), ckpt_path=kwargs.get("ckpt_path"), verbose=False
         )
-        return held_out_metrics({name: value for result in results for name, value in result.items()})
+        found: dict[str, Any] = {name: value for result in results for name, value in result.items()}
+        if self.trainer.world_size > 1 and WORST in self.trainer.callback_metrics:
+            found[WORST] = self.trainer.callback_metrics[WORST]
+        return held_out_metrics(found)
 
     def _callbacks(self, given: Namespace) -> list[Callback]:
         listed: Any = given.callbacks or []
@@ -216,7 +229,15 @@ class ParaBlockCLI(LightningCLI):
             callbacks.append(RoundProgressBar())
         if not any(isinstance(c, RoundMetrics) for c in callbacks):
             callbacks.append(RoundMetrics())
-        return callbacks if self._dry_run else [*callbacks, RunFacts(self.run), self._timeline]
+        if self._dry_run:
+            return callbacks
+        sights = [c for c in callbacks if isinstance(c, ClientSight)]
+        if not sights:
+            sights = [ClientSight(self._get(self.config, "shared"))]
+            callbacks.append(sights[0])
+        self._own_only = sights[0].shared != "clients"
+        self._timeline = Timeline(own_only=self._own_only)
+        return [*callbacks, RunFacts(self.run, self._own_only), self._timeline]
 
     def _run_folder_arguments(self, given: Namespace) -> dict[str, Any]:
         folder = self.run.open_folder(self._get(self.config, "run_dir"), given.default_root_dir)

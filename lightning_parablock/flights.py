@@ -20,6 +20,8 @@ class Turn:
     stood_still_s: float = 0.0
     exposed_s: float = 0.0
     wait_peer_s: float = 0.0
+    samples: int = 0
+    drift: float | None = None
 
 
 @dataclass
@@ -68,4 +70,6 @@ class Flight:
             exchange_start_s=facts.start_s,
             exchange_ready_s=facts.ready_s,
             exchange_end_s=facts.end_s,
+            samples=turn.samples,
+            drift=turn.drift,
         )

@@ -18,6 +18,8 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 
+from lightning_parablock.callbacks.sight import ClientSight
+
 _OPTIONS = (
     "max_steps",
     "max_epochs",
@@ -33,7 +35,7 @@ _OPTIONS = (
     "fast_dev_run",
     "reload_dataloaders_every_n_epochs",
 )
-_MEETING = (EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint, OnExceptionCheckpoint, Timer)
+_MEETING = (ClientSight, EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint, OnExceptionCheckpoint, Timer)
 
 
 def meeting_facts(trainer: Trainer) -> dict[str, str]:
@@ -72,6 +74,7 @@ def _look_once_a_round(callback: Any, a_round_begins: Callable[[], bool]) -> Non
 
 def _described(callback: Callback) -> str:
     own = {
+        ClientSight: ("shared", "_monitor"),
         EarlyStopping: ("monitor", "_check_on_train_epoch_end"),
         GradientAccumulationScheduler: ("scheduling",),
         ModelCheckpoint: (

@@ -25,6 +25,10 @@ class RoundRecord:
         exchange_start_s: When this client submitted its delta.
         exchange_ready_s: When every client had submitted.
         exchange_end_s: When the commit had arrived.
+        samples: On how many it trained; 0 where it took no part.
+        drift: Norm of its delta less the mean delta, over the mean delta's norm, dimensionless; None where it took no
+            part, or where the commit does not tell the mean: with a server optimizer other than SGD, a lossy
+            compression, or parameters that are not float32.
     """
 
     round: int
@@ -42,3 +46,5 @@ class RoundRecord:
     exchange_start_s: float
     exchange_ready_s: float
     exchange_end_s: float
+    samples: int = 0
+    drift: float | None = None

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.client import Client, InFlight
+from lightning_parablock.drift import lr_of_mean, relative_drift
 from lightning_parablock.feedback import Residuals
 from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.flights import Flight, Turn
@@ -191,7 +192,7 @@ class RoundEngine:
             self._uploads[client.id] = Upload(torch.zeros_like(client.start), weight=0)
         self.flat.close_master()
         turn = self._turns[client.id]
-        turn.end_s, turn.steps = time.time(), self.steps
+        turn.end_s, turn.steps, turn.samples = time.time(), self.steps, client.samples
         client.start = None
 
     def end_round(self) -> None:
@@ -410,7 +411,7 @@ class RoundEngine:
         flight = self._flights.get(round_index)
         if flight is None:  # the clock has not reached the first exchange yet
             return
-        self._land(flight)
+        self._land(round_index, flight)
         self._advance_clock(round_index, flight)
         for block in flight.work:
             self.model.show(self._loaded, block)
@@ -418,10 +419,10 @@ class RoundEngine:
     def _take_in(self, client: Client, round_index: int) -> None:
         flight = self._flights.get(round_index)
         if flight is not None:
-            self._land(flight)
+            self._land(round_index, flight)
             client.merge(round_index, self._versions_after(flight))
 
-    def _land(self, flight: Flight) -> None:
+    def _land(self, round_index: int, flight: Flight) -> None:
         """Take the commits from their exchanges, once: each becomes the newest version of its block."""
         if flight.has_landed:
             return
@@ -430,6 +431,7 @@ class RoundEngine:
             commit = exchange.wait()
             until_s = time.time()
             flight.note_wait(block, stood_from_s, until_s)
+            self._note_drift(round_index, flight, block, commit)
             if self._active is not None:
                 self._turns[self._active.id].stood_still_s += until_s - stood_from_s
             if self.settings.compression.is_lossy:
@@ -453,6 +455,16 @@ class RoundEngine:
 
     def _versions_after(self, flight: Flight) -> list[int]:
         return [version + (block in flight.work) for block, version in enumerate(self._clock.versions)]
+
+    def _note_drift(self, round_index: int, flight: Flight, block: int, commit: Tensor) -> None:
+        """How far the delta of each client here is from the mean; None where it has no part in it, or nobody knows."""
+        lr = lr_of_mean(self.settings, round_index, is_exact=self.flat.is_exact)
+        if lr is None:
+            return
+        for client, upload in flight.uploads.items():
+            turn = flight.turns[client]
+            if turn.block == block and upload.weight:
+                turn.drift = relative_drift(upload.delta, self.model.committed(self._clock, block), commit, lr)
 
     def _shift_active(self, client: Client) -> None:
         """A commit of the active block inside the round: s' = held; X += s' - s; s = s'. Optimizer state stays."""

@@ -70,7 +70,7 @@ from lightning_parablock.refusals import (
 )
 from lightning_parablock.resume import Checkpoints, settled_by
 from lightning_parablock.rounds import RoundEngine
-from lightning_parablock.samples import batch_samples
+from lightning_parablock.samples import batch_samples, samples_or_one
 from lightning_parablock.schedule import Schedule, draw_factors
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import (
@@ -506,7 +506,8 @@ class ParaBlockStrategy(WatchedStrategy):
         if any(idles) or self._rounds().active_client is None:
             # A loss that nothing depends on: the optimizer finds no gradient and moves nothing.
             return torch.zeros((), device=self.root_device, requires_grad=True)
-        self._samples += batch_samples(args[0]) if self.settings.weighting == "samples" else 1
+        count = batch_samples if self.settings.weighting == "samples" else samples_or_one
+        self._samples += count(args[0])
         return super().training_step(*args, **kwargs)
 
     @override

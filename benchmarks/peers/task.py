@@ -29,7 +29,7 @@ class PeerModel(CausalLM):
         super().__init__(**options)
         self.sums: list[Sums] = []
 
-    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep the summed loss of a batch."""
         total, count = token_loss(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
         self.sums.append((float(total), int(count)))

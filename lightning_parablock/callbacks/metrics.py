@@ -11,7 +11,7 @@ from lightning_parablock.callbacks.gather import NewRecords
 from lightning_parablock.records import RoundRecord
 
 PREFIX = "parablock/"
-_FIELDS = ("round", "exposed_s", "wait_peer_s", "compute_s", "exchange_s", "upload_bytes", "download_bytes")
+_FIELDS = ("round", "exposed_s", "wait_peer_s", "compute_s", "exchange_s", "upload_bytes", "download_bytes", "samples")
 
 
 class RoundMetrics(Callback):
@@ -19,8 +19,9 @@ class RoundMetrics(Callback):
 
     Names: ``parablock/round`` (from 0), ``parablock/block`` (index in ``trainer.strategy.blocks``),
     ``parablock/exposed_s``, ``parablock/wait_peer_s``, ``parablock/compute_s``, ``parablock/exchange_s`` (seconds),
-    ``parablock/upload_bytes`` and ``parablock/download_bytes``; what they mean stands at
-    :class:`~lightning_parablock.records.RoundRecord`. Loggers write rank 0's client.
+    ``parablock/upload_bytes`` and ``parablock/download_bytes``, ``parablock/samples`` and, where it is known,
+    ``parablock/drift``; what they mean stands at :class:`~lightning_parablock.records.RoundRecord`. Loggers write rank
+    0's client.
     """
 
     def __init__(self) -> None:
@@ -58,4 +59,6 @@ class RoundMetrics(Callback):
 def metrics_of(record: RoundRecord, block_index: dict[str, int]) -> dict[str, float]:
     """The figures of one round under their logged names."""
     metrics = {PREFIX + name: float(getattr(record, name)) for name in _FIELDS}
+    if record.drift is not None:
+        metrics[PREFIX + "drift"] = record.drift
     return {**metrics, PREFIX + "block": float(block_index.get(record.block, -1))}

@@ -22,19 +22,21 @@ class Timeline(Callback):
 
     Args:
         folder: Where to write; None takes the trainer's log directory.
+        own_only: Each client keeps its rounds to itself: those of the first rank's clients are written.
 
     Attributes:
-        records: The rounds of all clients, on every rank, once fit has ended.
+        records: The rounds of all clients (or this rank's own), on every rank, once fit has ended.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
-        self._folder = folder
+    def __init__(self, folder: str | None = None, own_only: bool = False) -> None:
+        self._folder, self._own_only = folder, own_only
         self.records: list[RoundRecord] = []
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # After the drain, and never on an exception's way out: Lightning skips this hook there, so nobody waits.
-        per_rank = gather_objects(trainer.strategy, round_records(trainer.strategy))
+        own = round_records(trainer.strategy)
+        per_rank = [own] if self._own_only else gather_objects(trainer.strategy, own)
         self.records = sorted((r for records in per_rank for r in records), key=lambda r: (r.round, r.client))
         folder = self._folder or trainer.log_dir or trainer.default_root_dir  # on every rank: log_dir is a broadcast
         if trainer.is_global_zero and self.records:

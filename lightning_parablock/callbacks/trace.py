@@ -51,6 +51,8 @@ def _events(record: RoundRecord, origin_s: float) -> list[Event]:
         "wait_peer_s": record.wait_peer_s,
         "upload_bytes": record.upload_bytes,
         "download_bytes": record.download_bytes,
+        "samples": record.samples,
+        "drift": record.drift,
     }
     exchange = (record.exchange_start_s, record.exchange_end_s - record.exchange_start_s)
     spans = [

@@ -40,6 +40,7 @@ class TextDataOptions:
     val_source: str | Sequence[str] | None
     val_split: str
     val_examples: int | None
+    client_val_fraction: float
     test_source: str | Sequence[str] | None
     test_split: str
     train_examples: int | None
@@ -101,6 +102,8 @@ class TextDataOptions:
             optional = name not in ("sequence_length", "batch_size", "num_workers")
             _require(whole or (optional and value is None), f"{name} must be a whole number >= {low}, got {value!r}")
         _require(0 <= self.val_fraction < 1, f"val_fraction must be in [0, 1), got {self.val_fraction}")
+        own = self.client_val_fraction
+        _require(0 <= own < 1, f"client_val_fraction must be in [0, 1), got {own}")
         _require(0 < self.alpha < math.inf, f"alpha must be a finite number > 0, got {self.alpha}")
         if self.n_clients is not None and self.client_id is not None:
             _require(

@@ -120,7 +120,9 @@ def partition_by_file(row_files: Sequence[str], files: Sequence[str], n_clients:
     return _group([owner[file] for file in row_files], n_clients)
 
 
-def hold_out(strata: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def hold_out(
+    strata: Sequence[str], fraction: float, seed: int, option: str = "val_fraction"
+) -> tuple[list[int], list[int]]:
     """Split row indices into (training, held out); the split does not depend on the number of clients.
 
     Each stratum gives its part of the held-out rows, to within one row, by systematic sampling over a seeded
@@ -130,6 +132,7 @@ def hold_out(strata: Sequence[str], fraction: float, seed: int) -> tuple[list[in
         strata: Stratum of every row: its label, its file, or the same word for all.
         fraction: Part of the rows to hold out, in [0, 1); at least one row if it is > 0.
         seed: Seed of the draw.
+        option: Name of the option that set ``fraction``, for messages.
 
     Raises:
         DataError: there are fewer than two rows to split.
@@ -138,7 +141,7 @@ def hold_out(strata: Sequence[str], fraction: float, seed: int) -> tuple[list[in
     if fraction == 0:
         return list(range(n_rows)), []
     if n_rows < 2:
-        raise DataError(f"val_fraction={fraction} needs at least 2 rows, found {n_rows}; set 0 or val_source")
+        raise DataError(f"{option}={fraction} needs at least 2 rows, found {n_rows}; set 0 or give more rows")
     rng = np.random.default_rng([seed, _HELD_OUT])
     order: list[int] = rng.permutation(n_rows).tolist()
     shuffled = sorted(order, key=list(strata).__getitem__)

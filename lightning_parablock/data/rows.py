@@ -63,6 +63,13 @@ def label_of(row: Row, column: str) -> str:
     return str(value)
 
 
+def labels_if_any(rows: Sequence[Row], column: str | None) -> list[str] | None:
+    """The label of every row; None where there is no such column, or a row is without it."""
+    if column is None or any(column not in row.values for row in rows):
+        return None
+    return [label_of(row, column) for row in rows]
+
+
 def require_columns(rows: Sequence[Row], columns: Iterable[str], source: str) -> None:
     """Check that every row has every one of ``columns``; the message names the columns there are.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lightning_parablock.data.options import TextDataOptions, packages_wanted
 from lightning_parablock.data.partition import (
@@ -41,6 +42,18 @@ class Split:
     left_out: int
 
 
+class Share(NamedTuple):
+    """The rows of one client.
+
+    Args:
+        train: What it trains on.
+        own: What it holds out to measure the model on data like its own; nobody trains on them.
+    """
+
+    train: list[Row]
+    own: list[Row]
+
+
 def load_split(options: TextDataOptions, seed: int) -> Split:
     """Read the sources and hold rows out; the same on every rank and for every number of clients.
 
@@ -68,11 +81,11 @@ def load_test_rows(options: TextDataOptions) -> list[Row]:
     return _other_rows(options, options.test)
 
 
-def deal(split: Split, options: TextDataOptions, n_clients: int, seed: int) -> list[list[Row]]:
-    """The training rows of each client: disjoint, and together all of ``split.train``.
+def deal(split: Split, options: TextDataOptions, n_clients: int, seed: int) -> list[Share]:
+    """The rows of each client: disjoint, and together all of ``split.train``.
 
     Raises:
-        DataError: the partition does not work out, or a client would get no row.
+        DataError: the partition does not work out, or a client would get no row, or too few to hold some out.
     """
     shares = _shares(split, options, n_clients, seed)
     for client, share in enumerate(shares):
@@ -82,7 +95,14 @@ def deal(split: Split, options: TextDataOptions, n_clients: int, seed: int) -> l
                 f"partition {options.partition!r}, {len(split.validation)} rows held out); give it rows, or lower "
                 "val_fraction"
             )
-    return [[split.train[index] for index in share] for share in shares]
+    return [_with_own([split.train[index] for index in share], options, seed) for share in shares]
+
+
+def _with_own(rows: list[Row], options: TextDataOptions, seed: int) -> Share:
+    """Hold out a client's own part, spread over its labels where the partition goes by labels."""
+    strata = _labels(rows, options) or [""] * len(rows)
+    train, own = hold_out(strata, options.client_val_fraction, seed, "client_val_fraction")
+    return Share([rows[index] for index in train], [rows[index] for index in own])
 
 
 def _shares(split: Split, options: TextDataOptions, n_clients: int, seed: int) -> Shares:

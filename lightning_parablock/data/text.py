@@ -11,11 +11,12 @@ from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_parablock.data.formats import Format
 from lightning_parablock.data.options import Partition, TextDataOptions
-from lightning_parablock.data.rows import Row
+from lightning_parablock.data.own import OwnExamples
+from lightning_parablock.data.rows import Row, labels_if_any
 from lightning_parablock.data.sampler import ClientSampler, order_seed
 from lightning_parablock.data.split import Split, deal, load_split, load_test_rows
 from lightning_parablock.data.tokenize import IGNORED_LABEL, TokenExamples, Tokenizer, make_examples
@@ -41,7 +42,8 @@ class FederatedTextDataModule(pl.LightningDataModule):
 
     Batches are dicts of ``input_ids``, ``attention_mask`` and ``labels``, each (batch, sequence_length) torch.long;
     labels are -100 where nothing is to be predicted. The training sets of the clients are disjoint; the validation
-    set is the same on all of them and disjoint from every training set.
+    set is the same on all of them and disjoint from every training set. With ``client_val_fraction`` there are two
+    validation loaders: the shared examples, and this client's own, which nobody trains on either.
 
     Args:
         source: Where the rows come from: a hub id, one or more local JSON Lines files or folders of them, or
@@ -59,13 +61,16 @@ class FederatedTextDataModule(pl.LightningDataModule):
             means the prompt column and a line break.
         partition: Who gets which rows: ``iid`` (equal parts at random), ``label`` (whole labels), ``dirichlet``
             (each label in proportions drawn from Dirichlet(alpha)), ``files`` (one file a client).
-        label_field: Column of the labels for ``label`` and ``dirichlet``; None means ``package`` with python-stdlib.
+        label_field: Column of the labels for ``label``, ``dirichlet`` and the validation loss by label; None means
+            ``package`` with python-stdlib.
         client_labels: For ``label``: the labels of each client, a list a client; other rows are left out.
         alpha: Concentration of ``dirichlet``, dimensionless, > 0; small values give each client few labels.
         val_fraction: Part of the rows held out for validation, in [0, 1); not used when ``val_source`` is given.
         val_source: A source of validation rows of its own: hub id, files or folders; used whole.
         val_split: Split of a hub data set in ``val_source``.
         val_examples: At most so many validation (or test) examples, evenly spaced over all of them; None keeps all.
+        client_val_fraction: Part of each client's own rows that it holds out for a validation of its own, in [0, 1),
+            beside ``val_fraction``'s; ``val_examples`` limits these too.
         test_source: A source of rows for test and predict; None takes the validation rows.
         test_split: Split of a hub data set in ``test_source``.
         train_examples: At most so many training examples a client; None keeps all.
@@ -102,6 +107,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         val_source: str | list[str] | None = None,
         val_split: str = "test",
         val_examples: int | None = None,
+        client_val_fraction: float = 0.0,
         test_source: str | list[str] | None = None,
         test_split: str = "test",
         train_examples: int | None = None,
@@ -123,6 +129,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         self._split: Split | None = None
         self._train: _Training | None = None
         self._val: TokenExamples | None = None
+        self._own: dict[int, TokenExamples] | None = None
         self._test: TokenExamples | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -138,6 +145,8 @@ class FederatedTextDataModule(pl.LightningDataModule):
             self._setup_train(self._rows())
         if stage in (None, "fit", "validate") and self._val is None and self._rows().validation:
             self._val = self._held_out_examples(self._rows().validation, "validation")
+        if stage in (None, "fit", "validate") and self.options.client_val_fraction:
+            self._setup_own(self._rows())
         if stage in (None, "test", "predict") and self._test is None:
             rows = self._rows().validation if self.options.test is None else load_test_rows(self.options)
             if rows or stage is not None:
@@ -154,8 +163,10 @@ class FederatedTextDataModule(pl.LightningDataModule):
         return self._loader(examples, self.options.batch_size, sampler, drop_last=self.options.drop_last)
 
     def val_dataloader(self) -> Any:
-        """The held-out examples, the same on every client; no loader at all where nothing is held out."""
-        return [] if self._val is None else self._loader(self._val, self._val_batch_size)
+        """The shared held-out examples, then this client's own; one loader where there is one, else none or two."""
+        held_out = [self._val, None if self._own is None else OwnExamples(self._own)]
+        loaders = [self._loader(examples, self._val_batch_size) for examples in held_out if examples is not None]
+        return loaders[0] if len(loaders) == 1 else loaders
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The test examples."""
@@ -221,6 +232,11 @@ class FederatedTextDataModule(pl.LightningDataModule):
         return _present(self._val, "validate")
 
     @property
+    def own_val_set(self) -> TokenExamples:
+        """The held-out examples of this client's own; there with ``client_val_fraction``, after the same."""
+        return next(iter(_present(self._own, "validate").values()))
+
+    @property
     def test_set(self) -> TokenExamples:
         """The test examples; there after ``setup("test")`` or ``setup("predict")``."""
         return _present(self._test, "test")
@@ -253,6 +269,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
             "rows_held_out": len(split.validation),
             "train": [_facts(examples) for examples in training.examples.values()],
             "validation": None if self._val is None else _facts(self._val),
+            "own_validation": None if self._own is None else [_facts(examples) for examples in self._own.values()],
         }
 
     @property
@@ -272,7 +289,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
             raise ConfigurationError(
                 f"client_id counts from 0: it must be below n_clients={n_clients}, got {max(hosted)}"
             )
-        shares = deal(split, self.options, n_clients, self.seed)
+        shares = [share.train for share in deal(split, self.options, n_clients, self.seed)]
         examples: dict[int, TokenExamples] = {}
         for client, share in enumerate(shares):
             is_here = client in hosted
@@ -284,6 +301,22 @@ class FederatedTextDataModule(pl.LightningDataModule):
                     log.warning("client %d: %d rows dropped: no answer token in them", client, made.dropped_rows)
                 log.info("client %d of %d: %d rows, %s", client, n_clients, len(share), _facts(made))
         self._train = _Training(examples, [len(share) for share in shares])
+
+    def _setup_own(self, split: Split) -> None:
+        n_clients, hosted = self.clients
+        if self._own is not None and list(self._own) == list(hosted):
+            return
+        shares = deal(split, self.options, n_clients, self.seed)
+        for other, share in enumerate(shares):  # the same error on every rank
+            self._check_own(self._examples(share.own, 1), share.own, other)
+        self._own = {client: self._held_out_examples(shares[client].own, "own validation") for client in hosted}
+
+    def _check_own(self, examples: TokenExamples, rows: Sequence[Row], client: int) -> None:
+        if len(examples) == 0:
+            raise DataError(
+                f"the {len(rows)} rows that client {client} holds out give no example of "
+                f"{self.options.sequence_length} tokens; raise client_val_fraction, or lower sequence_length"
+            )
 
     @property
     def _least_examples(self) -> int:
@@ -306,7 +339,11 @@ class FederatedTextDataModule(pl.LightningDataModule):
                 f"the {len(rows)} {what} rows give no example of {self.options.sequence_length} tokens; raise "
                 "val_fraction, give another source, or lower sequence_length"
             )
-        return examples if self.options.val_examples is None else examples.evenly_spaced(self.options.val_examples)
+        if self.options.val_examples is not None:
+            examples = examples.evenly_spaced(self.options.val_examples)
+        if (labels := labels_if_any(rows, self.options.label_column)) is not None:
+            examples.label(labels)
+        return examples
 
     def _examples(self, rows: Sequence[Row], at_most: int | None) -> TokenExamples:
         return make_examples(rows, self.tokenizer, self.options.text_format, at_most)
@@ -325,7 +362,12 @@ class FederatedTextDataModule(pl.LightningDataModule):
         return cast(Tokenizer, tokenizer)
 
     def _loader(
-        self, examples: TokenExamples, batch_size: int, sampler: ClientSampler | None = None, *, drop_last: bool = False
+        self,
+        examples: Dataset[dict[str, Any]],
+        batch_size: int,
+        sampler: ClientSampler | None = None,
+        *,
+        drop_last: bool = False,
     ) -> DataLoader[dict[str, Any]]:
         workers = self.options.num_workers
         return DataLoader(

@@ -6,6 +6,7 @@ import hashlib
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,8 @@ from lightning_parablock.errors import ConfigurationError
 
 IGNORED_LABEL = -100
 _ROWS_A_CALL = 64
+_Example = tuple[list[int], int, int]
+"""Tokens, position of the first label, index of the row."""
 
 
 class Tokenizer(Protocol):
@@ -77,11 +80,18 @@ class TokenExamples(Dataset[dict[str, Tensor]]):
         ids: (examples, sequence_length) int32 token ids, padded at the end.
         starts: (examples,) int32 position of the first label; before it stands the prompt.
         lengths: (examples,) int32 tokens before the padding.
+        rows: (examples,) int32 index of the row an example is from; a packed window is from the row it begins in.
         dropped_rows: Rows that gave no example because no answer token was left.
+
+    Attributes:
+        row_labels: For each example the index of its row's label in ``label_names``; None where rows have no labels.
+        label_names: The labels.
     """
 
-    def __init__(self, ids: Tensor, starts: Tensor, lengths: Tensor, dropped_rows: int = 0) -> None:
-        self.ids, self.starts, self.lengths, self.dropped_rows = ids, starts, lengths, dropped_rows
+    def __init__(self, ids: Tensor, starts: Tensor, lengths: Tensor, rows: Tensor, dropped_rows: int = 0) -> None:
+        self.ids, self.starts, self.lengths, self.rows, self.dropped_rows = ids, starts, lengths, rows, dropped_rows
+        self.row_labels: list[int] | None = None
+        self.label_names: list[str] = []
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -111,7 +121,14 @@ class TokenExamples(Dataset[dict[str, Tensor]]):
         if len(self) <= at_most:
             return self
         chosen = torch.arange(at_most) * len(self) // at_most
-        return TokenExamples(self.ids[chosen], self.starts[chosen], self.lengths[chosen], self.dropped_rows)
+        parts = (self.ids[chosen], self.starts[chosen], self.lengths[chosen], self.rows[chosen])
+        return TokenExamples(*parts, dropped_rows=self.dropped_rows)
+
+    def label(self, labels: Sequence[str]) -> None:
+        """Name the label of every row that the examples were made from."""
+        self.label_names = sorted(set(labels))
+        number = {name: index for index, name in enumerate(self.label_names)}
+        self.row_labels = [number[labels[int(row)]] for row in self.rows]
 
 
 def make_examples(
@@ -126,20 +143,22 @@ def make_examples(
     ids: list[list[int]] = []
     starts: list[int] = []
     lengths: list[int] = []
+    origins: list[int] = []
     dropped = 0
     for example in build(rows, tokenizer, form):
         if example is None:
             dropped += 1
             continue
-        tokens, start = example
+        tokens, start, row = example
         ids.append(tokens + [_pad_id(tokenizer)] * (form.sequence_length - len(tokens)))
         starts.append(start)
         lengths.append(len(tokens))
+        origins.append(row)
         if len(ids) == at_most:
             break
     table = torch.tensor(ids, dtype=torch.int32).reshape(len(ids), form.sequence_length)
-    spans = (torch.tensor(starts, dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32))
-    return TokenExamples(table, *spans, dropped_rows=dropped)
+    columns = [torch.tensor(column, dtype=torch.int32) for column in (starts, lengths, origins)]
+    return TokenExamples(table, *columns, dropped_rows=dropped)
 
 
 def template_fields(template: str) -> list[str]:
@@ -160,21 +179,25 @@ def template_fields(template: str) -> list[str]:
     return list(dict.fromkeys(fields))
 
 
-def _windows(rows: Sequence[Row], tokenizer: Tokenizer, form: TextFormat) -> Iterator[tuple[list[int], int]]:
+def _windows(rows: Sequence[Row], tokenizer: Tokenizer, form: TextFormat) -> Iterator[_Example]:
     size = form.sequence_length
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stream: list[int] = []
+    origins: list[int] = []  # the row of each token in the stream
+    numbers = count()
     for chunk in _chunks(rows):
         for tokens in _encode(tokenizer, [text_of(row, form.text_field) for row in chunk]):
             stream += tokens + end
+            origins += [next(numbers)] * len(tokens + end)
         whole = len(stream) - len(stream) % size
-        yield from ((stream[start : start + size], 0) for start in range(0, whole, size))
-        stream = stream[whole:]
+        yield from ((stream[start : start + size], 0, origins[start]) for start in range(0, whole, size))
+        stream, origins = stream[whole:], origins[whole:]
 
 
-def _prompts(rows: Sequence[Row], tokenizer: Tokenizer, form: TextFormat) -> Iterator[tuple[list[int], int] | None]:
+def _prompts(rows: Sequence[Row], tokenizer: Tokenizer, form: TextFormat) -> Iterator[_Example | None]:
     begin = _begin_ids(tokenizer)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    numbers = count()
     for chunk in _chunks(rows):
         pairs = [form.pair(row, tokenizer) for row in chunk]
         prompts = _encode(tokenizer, [prompt for prompt, _ in pairs])
@@ -182,7 +205,8 @@ def _prompts(rows: Sequence[Row], tokenizer: Tokenizer, form: TextFormat) -> Ite
         for prompt, answer in zip(prompts, answers, strict=True):
             # A chat template may have begun the text itself.
             begun = prompt if prompt[: len(begin)] == begin else begin + prompt
-            yield _fit(begun, answer, end, form.sequence_length) if answer else None
+            row, fitted = next(numbers), _fit(begun, answer, end, form.sequence_length) if answer else None
+            yield None if fitted is None else (*fitted, row)
 
 
 def _fit(prompt: list[int], answer: list[int], end: list[int], size: int) -> tuple[list[int], int] | None:

@@ -21,7 +21,7 @@ from lightning_parablock.models.loading import (
     random_model,
     resolve_model,
 )
-from lightning_parablock.models.metrics import TokenLoss, TokenPerplexity, token_loss
+from lightning_parablock.models.metrics import TokenLoss, TokenPerplexity, token_loss, token_losses
 
 Batch = dict[str, Tensor]
 _NOT_KEPT = ("_name_or_path", "id2label", "label2id")
@@ -112,13 +112,20 @@ class CausalLM(pl.LightningModule):
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add the batch to ``val_loss`` and ``val_perplexity``, means over all tokens of all clients."""
-        self._evaluate("val", self.val_metrics, batch)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
+        """Add the batch to ``val_loss`` and ``val_perplexity``, means over all tokens of all clients.
+
+        Of several loaders only the first counts there. Returns each example's loss for
+        :class:`~lightning_parablock.callbacks.ClientSight`.
+        """
+        sums, counts = token_losses(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+        if dataloader_idx == 0:
+            self._note("val", self.val_metrics, sums.sum(), counts.sum())
+        return {"loss_sums": sums, "loss_counts": counts}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to ``test_loss`` and ``test_perplexity``, means over all tokens of all clients."""
-        self._evaluate("test", self.test_metrics, batch)
+        self._note("test", self.test_metrics, *self._loss(batch))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
         """Greedy completions, one dict an example with the texts ``prompt`` and ``completion``."""
@@ -163,11 +170,17 @@ class CausalLM(pl.LightningModule):
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         return token_loss(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
 
-    def _evaluate(self, stage: str, metrics: torch.nn.ModuleDict, batch: Batch) -> None:
-        total, count = self._loss(batch)
+    def _note(self, stage: str, metrics: torch.nn.ModuleDict, total: Tensor, count: Tensor) -> None:
         for name, metric in metrics.items():
             cast(TokenLoss, metric).update(total, count)
-            self.log(f"{stage}_{name}", cast(TokenLoss, metric), on_step=False, on_epoch=True, prog_bar=name == "loss")
+            self.log(
+                f"{stage}_{name}",
+                cast(TokenLoss, metric),
+                on_step=False,
+                on_epoch=True,
+                prog_bar=name == "loss",
+                add_dataloader_idx=False,
+            )
 
     def _complete(self, prompt: Tensor) -> dict[str, str]:
         generate = cast(Any, self.network).generate

@@ -15,6 +15,14 @@ from lightning_parablock.data.tokenize import IGNORED_LABEL
 _SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
+def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What :func:`token_loss` gives, for each example: two tensors of shape (batch,), float32 and torch.long."""
+    targets = labels[:, 1:]
+    predictions = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+    losses = functional.cross_entropy(predictions, targets.reshape(-1), ignore_index=IGNORED_LABEL, reduction="none")
+    return losses.view_as(targets).sum(dim=1), (targets != IGNORED_LABEL).sum(dim=1)
+
+
 def token_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Summed cross entropy, in nats, of each next token, and the number of tokens summed over.
 

@@ -86,7 +86,7 @@ def loss_figure(run: RunFiles, local_steps: int) -> Figure | None:
         for index, (name, points) in enumerate(sorted(losses.items())):
             xs, ys = _placed(points, place)
             mode = "lines+markers" if len(points) < 60 else "lines"
-            style = {"color": _COLOURS[index % len(_COLOURS)]}
+            style = {"color": COLOURS[index % len(COLOURS)]}
             figure.add_trace(
                 Scatter(x=xs, y=ys, mode=mode, name=name, legendgroup=name, showlegend=column == 1, line=style),
                 row=1,
@@ -94,7 +94,7 @@ def loss_figure(run: RunFiles, local_steps: int) -> Figure | None:
             )
         figure.update_xaxes(title_text=title, row=1, col=column)
     figure.update_yaxes(title_text="loss, nats a token" if "val_loss" in losses else "loss", row=1, col=1)
-    return _laid_out(figure, height_px=380)
+    return laid_out(figure, height_px=380)
 
 
 def timeline_figure(rounds: Sequence[ClientRound]) -> Figure | None:
@@ -109,7 +109,7 @@ def timeline_figure(rounds: Sequence[ClientRound]) -> Figure | None:
         mine = [one for one in rounds if one.block == block]
         bars = [(f"client {one.client}", one.start_s, one.compute_s, one) for one in mine]
         bars += [(f"client {one.client} exchange", one.exchange_start_s, one.exchange_s, one) for one in mine]
-        figure.add_trace(_bars(Bar, block, bars, color=_COLOURS[index % len(_COLOURS)]))
+        figure.add_trace(_bars(Bar, block, bars, color=COLOURS[index % len(COLOURS)]))
     for name, colour, spans in (
         ("stood still for the exchange", EXPOSED_COLOUR, [(one, one.exposed) for one in rounds]),
         ("stood still for a slower client", WAITING_COLOUR, [(one, one.waiting) for one in rounds]),
@@ -122,7 +122,7 @@ def timeline_figure(rounds: Sequence[ClientRound]) -> Figure | None:
     figure.update_layout(barmode="overlay", bargap=0.15, xaxis_title="seconds since the first round began")
     figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1])
     figure.update_xaxes(rangeslider={"visible": True, "thickness": 0.06})
-    return _laid_out(figure, height_px=220 + _ROW_PX * len(rows))
+    return laid_out(figure, height_px=220 + _ROW_PX * len(rows))
 
 
 def hidden_figure(rounds: Sequence[ClientRound]) -> Figure | None:
@@ -143,10 +143,10 @@ def hidden_figure(rounds: Sequence[ClientRound]) -> Figure | None:
         Bar(name="stood still for a slower client", x=numbers, y=waiting, marker_color=WAITING_COLOUR),
     ])  # fmt: skip
     figure.update_layout(barmode="stack", xaxis_title="round", yaxis_title="seconds")
-    return _laid_out(figure, height_px=300)
+    return laid_out(figure, height_px=300)
 
 
-_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#aec7e8",
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#aec7e8",
             "#ffbb78", "#98df8a", "#c5b0d5", "#c49c94", "#f7b6d2", "#dbdb8d", "#9edae5")  # fmt: skip
 
 
@@ -173,7 +173,8 @@ def _placed(points: Sequence[Point], place: Any) -> tuple[list[float], list[floa
     return [x for x, _ in known], [y for _, y in known]
 
 
-def _laid_out(figure: Figure, height_px: int) -> Figure:
+def laid_out(figure: Figure, height_px: int) -> Figure:
+    """The figure with the height and looks that all of the page have."""
     figure.update_layout(
         height=height_px,
         template="plotly_white",

@@ -101,10 +101,15 @@ class Run:
 
 
 class RunFacts(Callback):
-    """Tells every rank the run's folder, and the manifest what only the ranks together know: hosts and data."""
+    """Tells every rank the run's folder, and the manifest what only the ranks together know: hosts and data.
 
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    Args:
+        run: The run.
+        own_only: Each client keeps its host and data to itself, and the manifest has the first one's.
+    """
+
+    def __init__(self, run: Run, own_only: bool = False) -> None:
+        self._run, self._own_only = run, own_only
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -113,7 +118,8 @@ class RunFacts(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        per_client = gather_objects(trainer.strategy, {"host": socket.gethostname(), "data": data_facts(trainer)})
+        own = {"host": socket.gethostname(), "data": data_facts(trainer, own_only=self._own_only)}
+        per_client = [own] if self._own_only else gather_objects(trainer.strategy, own)
         manifest = self._run.manifest
         if manifest is not None:
             manifest.add(
@@ -124,13 +130,15 @@ class RunFacts(Callback):
             )
 
 
-def data_facts(trainer: Trainer) -> dict[str, Any] | None:
-    """What the data module says of this client's data, where it says anything."""
+def data_facts(trainer: Trainer, *, own_only: bool = False) -> dict[str, Any] | None:
+    """What the data module says of this client's data, where it says anything; not of others' with ``own_only``."""
     module: Any = getattr(trainer, "datamodule", None)
     describe, fingerprint = (getattr(module, name, None) for name in ("describe", "train_fingerprint"))
     if describe is None and fingerprint is None:
         return None
     described: dict[str, Any] = describe() if describe is not None else {}
+    if own_only:
+        described = {name: value for name, value in described.items() if name != "rows_per_client"}
     return {**described, "train_fingerprint": fingerprint() if fingerprint is not None else None}
 
 

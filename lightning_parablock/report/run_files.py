@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning_parablock.callbacks.metrics import PREFIX
+from lightning_parablock.callbacks.sight_figures import DRIFT, LOSS, PARTICIPATION, SAMPLES
 from lightning_parablock.callbacks.trace import EXPOSED, WAITING
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.report.run_folder import MANIFEST_NAME
 
 METRICS_NAME, TIMELINE_NAME = "metrics.csv", "timeline.json"
+_SIGHT = tuple(f"{name}_" for name in (LOSS, DRIFT, PARTICIPATION, SAMPLES))
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class ClientRound:
         waiting: The same for a slower client.
         upload_bytes: Sent for the exchange, headers included.
         download_bytes: Received for it.
+        samples: On how many it trained; None where the run did not say.
+        drift: See :class:`~lightning_parablock.records.RoundRecord`.
     """
 
     client: int
@@ -54,6 +58,8 @@ class ClientRound:
     exchange_s: float = 0.0
     exposed: tuple[float, float] = (0.0, 0.0)
     waiting: tuple[float, float] = (0.0, 0.0)
+    samples: int | None = None
+    drift: float | None = None
 
     @property
     def exchange_end_s(self) -> float:
@@ -69,12 +75,14 @@ class RunFiles:
         folder: The run's folder.
         manifest: What the run was, and how it ended.
         metrics: Logged values by name, in order; empty where no CSV log was written.
+        sight: Figures by client, over the clients and by label, by their logged names.
         rounds: Finished rounds of all clients, by round and client; empty where the run did not end by itself.
     """
 
     folder: Path
     manifest: dict[str, Any]
     metrics: dict[str, list[Point]] = field(default_factory=dict[str, list[Point]])
+    sight: dict[str, list[Point]] = field(default_factory=dict[str, list[Point]])
     rounds: list[ClientRound] = field(default_factory=list[ClientRound])
 
 
@@ -93,7 +101,9 @@ def read_run(folder: Path) -> RunFiles:
     try:
         found = RunFiles(folder, json.loads(manifest.read_text(encoding="utf-8")))
         if (metrics := folder / METRICS_NAME).is_file():
-            found.metrics = _points(metrics)
+            points = _points(metrics)
+            found.metrics = {name: some for name, some in points.items() if not name.startswith(PREFIX)}
+            found.sight = {name: some for name, some in points.items() if name.startswith(_SIGHT)}
         if (timeline := folder / TIMELINE_NAME).is_file():
             found.rounds = _rounds(json.loads(timeline.read_text(encoding="utf-8"))["traceEvents"])
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -106,7 +116,7 @@ def _points(path: Path) -> dict[str, list[Point]]:
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             for name, value in row.items():
-                if value and name not in ("step", "epoch") and not name.startswith(PREFIX):
+                if value and name not in ("step", "epoch"):
                     points.setdefault(name, []).append(Point(int(row["step"]), float(value)))
     return points
 
@@ -124,6 +134,8 @@ def _rounds(events: Iterable[dict[str, Any]]) -> list[ClientRound]:
             compute_s=event["dur"] / 1e6,
             upload_bytes=args["upload_bytes"],
             download_bytes=args["download_bytes"],
+            samples=args.get("samples"),
+            drift=args.get("drift"),
         )
     for event in (event for event in spans if event["cat"] == "exchange"):
         one, span = rounds[event["pid"], event["args"]["round"]], (event["ts"] / 1e6, event["dur"] / 1e6)

@@ -10,6 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from lightning_parablock.callbacks.sight_figures import WORST
 from lightning_parablock.records import RoundRecord
 
 
@@ -22,11 +23,12 @@ class Summary:
         loss_after: The same after training.
         rounds: Finished rounds of a client.
         clients: Number of clients.
-        upload_bytes: Sent by all clients together, message headers included.
-        download_bytes: Received by all clients together, message headers included.
-        exchange_s: Seconds of exchange, over all clients.
+        of_all: Whether bytes and seconds are those of all clients, else of the first alone.
+        upload_bytes: Sent by these clients together, message headers included.
+        download_bytes: Received by these clients together, message headers included.
+        exchange_s: Seconds of exchange, over these clients.
         exposed_s: Seconds of those in which a client stood still.
-        wait_peer_s: Seconds in which a client stood still for a slower one, over all clients.
+        wait_peer_s: Seconds in which a client stood still for a slower one, over these clients.
         fit_s: Seconds of training.
     """
 
@@ -34,6 +36,7 @@ class Summary:
     loss_after: dict[str, float]
     rounds: int
     clients: int
+    of_all: bool
     upload_bytes: int
     download_bytes: int
     exchange_s: float
@@ -55,14 +58,21 @@ class Summary:
 
 
 def summarise(
-    records: Sequence[RoundRecord], before: Mapping[str, float], after: Mapping[str, float], fit_s: float
+    records: Sequence[RoundRecord],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    fit_s: float,
+    *,
+    clients: int | None = None,
 ) -> Summary:
-    """Add up the rounds of all clients."""
+    """Add up the rounds of all clients, or of some, of ``clients`` together."""
+    known = len({record.client for record in records})
     return Summary(
         loss_before=dict(before),
         loss_after=dict(after),
         rounds=len({record.round for record in records}),
-        clients=len({record.client for record in records}),
+        clients=clients or known,
+        of_all=clients in (None, known),
         upload_bytes=sum(record.upload_bytes for record in records),
         download_bytes=sum(record.download_bytes for record in records),
         exchange_s=math.fsum(record.exchange_s for record in records),
@@ -80,11 +90,12 @@ def summary_table(summary: Summary) -> Table:
     for name in summary.loss_after:
         before = summary.loss_before.get(name)
         was = "" if before is None else f"{before:.4f} before, "
-        table.add_row(f"held-out {_words(name)}", f"{was}{summary.loss_after[name]:.4f} after")
+        table.add_row(f"held-out {held_out_words(name)}", f"{was}{summary.loss_after[name]:.4f} after")
     clients = f"{summary.clients} client{'' if summary.clients == 1 else 's'}"
     table.add_row("training", f"{summary.fit_s:.0f} s, {summary.rounds} rounds, {clients}")
-    table.add_row("sent", f"{readable_bytes(summary.upload_bytes)} by all clients")
-    table.add_row("received", f"{readable_bytes(summary.download_bytes)} by all clients")
+    whose = "all clients" if summary.of_all else "this client"
+    table.add_row("sent", f"{readable_bytes(summary.upload_bytes)} by {whose}")
+    table.add_row("received", f"{readable_bytes(summary.download_bytes)} by {whose}")
     hidden = summary.hidden_share
     if hidden is not None:
         share = f"{100 * hidden:.1f} % of {summary.exchange_s:.1f} s ({summary.exposed_s:.1f} s stood still)"
@@ -107,5 +118,8 @@ def readable_bytes(size_bytes: float) -> str:
     return f"{size_bytes:.1f} TB"
 
 
-def _words(name: str) -> str:
+def held_out_words(name: str) -> str:
+    """The name of a held-out metric as a reader of the table would say it."""
+    if name == WORST:
+        return "loss of the worst client"
     return name.removeprefix("val_").removeprefix("val/").replace("_", " ")

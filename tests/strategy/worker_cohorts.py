@@ -120,7 +120,8 @@ class Watch(Callback):
         rounds = sorted(self.alive_bytes)
         assert len(rounds) >= 6, rounds
         settled = [self.alive_bytes[t] for t in rounds[1:]]
-        assert max(settled) - min(settled) < 0.02 * max(settled), self.alive_bytes
+        # What varies is the block of the round and message buffers; a delta kept for each turn would be 40,000 bytes.
+        assert max(settled) - min(settled) < 16_000, self.alive_bytes
         print("FLAT", settled)
 
 

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from lightning_parablock.cli import main
-from tests.unit.test_report_page import run_folder
+from tests.unit.test_report_page import run_folder, with_sight
 
 BLUE, ORANGE, RED = (0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E), (0xD6, 0x27, 0x28)
 
@@ -55,3 +55,13 @@ def test_the_screenshot_shows_blocks_and_waits(page: Path) -> None:
     pixels = (imread(picture)[..., :3] * 255).round().astype(int).reshape(-1, 3)
     counts = {colour: int((pixels == colour).all(axis=1).sum()) for colour in (BLUE, ORANGE, RED)}
     assert all(count > 500 for count in counts.values()), counts
+
+
+def test_figures_of_each_client_are_drawn(tmp_path: Path) -> None:
+    folder = with_sight(tmp_path)
+    assert main(["report", str(folder)]) == 0
+    drawn = browse(folder / "report.html", "--dump-dom")
+    assert drawn.count('class="plot-container') == 4
+    for text in ("own validation loss", "spread of it", "validation loss by label", "drift of each round"):
+        assert f">{text}</text>" in drawn, text
+    assert "&lt;odd&gt;" in drawn and "<odd>" not in drawn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from lightning_parablock.callbacks.trace import chrome_trace
 from lightning_parablock.cli import main
+from lightning_parablock.report.page_clients import CLIENT_HEADS, client_rows, clients_figure, label_rows
 from lightning_parablock.report.page_figures import Clock
 from lightning_parablock.report.run_files import Point, read_run
 from tests.unit.test_cli_report import record
@@ -37,6 +39,14 @@ METRICS = """epoch,parablock/block,parablock/round,step,train_loss,val_loss
 0,,,3,2.9,
 ,1.0,0.0,4,,
 1,,,12,,2.5
+"""
+
+
+SIGHT = """parablock/val_loss_client_0,parablock/val_loss_client_1,parablock/val_loss_mean,parablock/val_loss_worst,\
+parablock/val_loss_spread,parablock/val_loss_std,parablock/val_loss_label_<odd>,parablock/drift_mean,step,val_loss
+3.0,5.0,4.0,5.0,2.0,1.0,4.5,,0,
+,,,,,,,,0,3.0
+2.0,2.5,2.25,2.5,0.5,0.25,2.125,0.5,12,
 """
 
 
@@ -129,6 +139,54 @@ def test_a_folder_that_is_no_run(
     assert main(["report", str(tmp_path)]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()
+
+
+def with_sight(folder: Path) -> Path:
+    """A run of two clients in which the second took part in two of three rounds."""
+    run_folder(folder)
+    (folder / "metrics.csv").write_text(SIGHT)
+    facts = [(4, 0.5), (4, 0.25), (4, 1.0), (4, 1.5), (0, None), (4, 0.75)]
+    records = [
+        replace(record(t, c), samples=facts[c + 2 * t][0], drift=facts[c + 2 * t][1])
+        for t in range(3)
+        for c in range(2)
+    ]
+    (folder / "timeline.json").write_text(json.dumps(chrome_trace(records)))
+    return folder
+
+
+def test_each_client_has_its_figures(tmp_path: Path) -> None:
+    run = read_run(with_sight(tmp_path))
+    assert run.metrics == {"val_loss": [Point(0, 3.0)]}
+    assert run.sight["parablock/val_loss_worst"] == [Point(0, 5.0), Point(12, 2.5)]
+    names = ("client", "rounds", "trained in", "samples", "own validation loss", "drift")
+    rows = [[row[CLIENT_HEADS.index(name)] for name in names] for row in client_rows(run)]
+    assert rows == [["0", "3", "2", "8", "2.0000", "0.750"], ["1", "3", "3", "12", "2.5000, the worst", "0.833"]]
+    assert label_rows(run) == [("<odd>", "4.5000", "2.1250")]
+    figure = clients_figure(run, local_steps=4)
+    assert figure is not None
+    lines: dict[Any, Any] = {(line.name, line.xaxis): (tuple(line.x), tuple(line.y)) for line in figure.data}
+    assert lines == {
+        ("client 0", "x"): ((0.0, 3.0), (3.0, 2.0)),
+        ("client 1", "x"): ((0.0, 3.0), (5.0, 2.5)),
+        ("mean", "x"): ((0.0, 3.0), (4.0, 2.25)),
+        ("worst", "x"): ((0.0, 3.0), (5.0, 2.5)),
+        ("highest less lowest", "x2"): ((0.0, 3.0), (2.0, 0.5)),
+        ("standard deviation", "x2"): ((0.0, 3.0), (1.0, 0.25)),
+        ("<odd>", "x3"): ((0.0, 3.0), (4.5, 2.125)),
+        ("client 0", "x4"): ((1, 2), (0.5, 1.0)),
+        ("client 1", "x4"): ((1, 2, 3), (0.25, 1.5, 0.75)),
+        ("mean", "x4"): ((3.0,), (0.5,)),
+    }
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Validation loss by label</h2>" in page and "&lt;odd&gt;" in page and "2.5000, the worst" in page
+
+
+def test_clients_that_share_nothing_leave_only_what_is_known(tmp_path: Path) -> None:
+    run = read_run(run_folder(tmp_path))
+    assert clients_figure(run, 4) is None and label_rows(run) == []
+    assert [row[4:8] for row in client_rows(run)] == [("0", "", "", "")] * 2
 
 
 def test_help_and_a_mistyped_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,25 @@
+"""The rows that clients hold out for their own validation, one client's after the other's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data import ConcatDataset
+
+from lightning_parablock.data.tokenize import TokenExamples
+
+
+class OwnExamples(ConcatDataset[dict[str, Any]]):
+    """The own validation examples of the clients that a rank hosts.
+
+    Args:
+        examples: By client.
+
+    Attributes:
+        row_clients: For each example the number of its client.
+    """
+
+    def __init__(self, examples: Mapping[int, TokenExamples]) -> None:
+        super().__init__(list(examples.values()))
+        self.row_clients = [client for client, own in examples.items() for _ in range(len(own))]

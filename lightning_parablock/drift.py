@@ -1,0 +1,38 @@
+"""How far a client's own way lies from the way of all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_parablock.settings import ServerSGD, Settings
+
+
+def lr_of_mean(settings: Settings, round_index: int, *, is_exact: bool) -> float | None:
+    """By what a commit's increment must be divided to give the mean delta; None where it tells nothing of it.
+
+    A server optimizer with momentum commits earlier rounds too, a lossy codec adds what it left out before, and
+    parameters that are not float32 round the increment away.
+    """
+    if not isinstance(settings.server_optimizer, ServerSGD) or settings.compression.is_lossy or not is_exact:
+        return None
+    return settings.server_optimizer.lr_of(round_index) or None
+
+
+@torch.no_grad()
+def relative_drift(delta: Tensor, before: Tensor, after: Tensor, lr: float) -> float | None:
+    """|Delta_i - G| / |G|, Euclidean norms, dimensionless: 0 where the client moved as the mean of all did.
+
+    Args:
+        delta: The client's Delta_i of a round on a block, shape (numel,), float32.
+        before: W of the block before the round's commit, same shape.
+        after: W of the block after it, same shape; W moved by lr G.
+        lr: The server's learning rate of the round.
+
+    Returns:
+        None where the mean is zero.
+    """
+    mean = (after - before).div_(lr)
+    length = torch.linalg.vector_norm(mean)
+    apart = torch.linalg.vector_norm(mean.sub_(delta))
+    return float(apart / length) if length > 0 else None

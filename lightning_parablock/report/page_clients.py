@@ -1,0 +1,190 @@
+"""What the report page says of each client and each label: two tables, and figures over the rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightning_parablock.callbacks.sight_figures import CLIENT, DRIFT, LABEL, LOSS
+from lightning_parablock.report.page_figures import COLOURS, laid_out
+from lightning_parablock.report.run_files import ClientRound, Point, RunFiles
+from lightning_parablock.report.summary import readable_bytes
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+Row = tuple[str, ...]
+CLIENT_HEADS: Row = (
+    "client",
+    "host",
+    "training examples",
+    "rounds",
+    "trained in",
+    "samples",
+    "own validation loss",
+    "drift",
+    "computed",
+    "stood still for the exchange",
+    "stood still for a slower client",
+    "exchange hidden",
+    "sent",
+    "received",
+)
+LABEL_HEADS: Row = ("label", "first", "last")
+_PANEL_PX = 300
+
+
+def client_rows(run: RunFiles) -> list[Row]:
+    """One row a client, under :data:`CLIENT_HEADS`; the first client's alone where clients share nothing."""
+    hosts: Sequence[str] = run.manifest.get("hosts") or ()
+    data: Sequence[Mapping[str, Any] | None] = run.manifest.get("data") or ()
+    losses = {client: points[-1].value for client, points in _by_client(run, LOSS).items()}
+    clients = sorted({one.client for one in run.rounds} | set(range(len(hosts))) | set(losses))
+    return [
+        (
+            str(client),
+            hosts[client] if client < len(hosts) else "",
+            as_text((((data[client] if client < len(data) else None) or {}).get("train") or {}).get("examples")),
+            *_took_part([one for one in run.rounds if one.client == client]),
+            _loss_text(losses.get(client), losses),
+            *_spent([one for one in run.rounds if one.client == client]),
+        )
+        for client in clients
+    ]
+
+
+def label_rows(run: RunFiles) -> list[Row]:
+    """One row a label, under :data:`LABEL_HEADS`: the mean loss of the first and the last validation."""
+    found = _named(run, LABEL)
+    return [(label, f"{points[0].value:.4f}", f"{points[-1].value:.4f}") for label, points in found.items()]
+
+
+def clients_figure(run: RunFiles, local_steps: int) -> Figure | None:
+    """Own losses, their spread, losses by label and drift, each by round; None where nothing of it is known."""
+    from plotly.graph_objects import Scatter
+    from plotly.subplots import make_subplots
+
+    panels = [panel for panel in _panels(run, local_steps) if panel.lines]
+    if not panels:
+        return None
+    n_rows = (len(panels) + 1) // 2
+    titles = [panel.title for panel in panels]
+    figure = make_subplots(
+        rows=n_rows, cols=min(2, len(panels)), subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=0.2
+    )
+    shown: set[str] = set()
+    for index, panel in enumerate(panels):
+        row, column = index // 2 + 1, index % 2 + 1
+        for line in panel.lines:
+            style = {"color": line.colour, "dash": line.dash}
+            marks = "lines+markers" if len(line.xs) < 60 else "lines"
+            figure.add_trace(
+                Scatter(x=line.xs, y=line.ys, name=line.name, mode=marks, line=style, legendgroup=line.name,
+                        showlegend=line.name not in shown),
+                row=row,
+                col=column,
+            )  # fmt: skip
+            shown.add(line.name)
+        figure.update_xaxes(title_text="rounds", row=row, col=column)
+    height_px = 120 + _PANEL_PX * n_rows
+    # The legend stands above the titles of the first row, which laid_out's place for it would cover.
+    return laid_out(figure, height_px).update_layout(margin={"t": 70}, legend={"y": 1 + 30 / (height_px - 120)})
+
+
+@dataclass(frozen=True)
+class _Line:
+    name: str
+    xs: list[float]
+    ys: list[float]
+    colour: str
+    dash: str = "solid"
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    lines: list[_Line]
+
+
+def _panels(run: RunFiles, local_steps: int) -> list[_Panel]:
+    def line(name: str, points: Sequence[Point], colour: str, dash: str = "solid") -> _Line:
+        return _Line(name, [point.step / local_steps for point in points], [p.value for p in points], colour, dash)
+
+    def overall(prefix: str, *which: tuple[str, str, str]) -> list[_Line]:
+        known = [(name, run.sight.get(f"{prefix}_{key}"), dash) for key, name, dash in which]
+        return [line(name, points, "#222222", dash) for name, points, dash in known if points]
+
+    def colour(index: int) -> str:
+        return COLOURS[index % len(COLOURS)]
+
+    own = [line(f"client {i}", points, colour(i)) for i, points in _by_client(run, LOSS).items()]
+    drifts = [
+        _Line(f"client {i}", [one.round + 1 for one in some], [one.drift or 0.0 for one in some], colour(i))
+        for i, some in _drifts(run.rounds).items()
+    ]
+    n_clients, of_label = max(len(own), len(drifts)), _named(run, LABEL)
+    labels = [line(name, points, colour(n_clients + i)) for i, (name, points) in enumerate(of_label.items())]
+    means = overall(DRIFT, ("mean", "mean", "dot"), ("max", "highest", "dash")) if not _by_client(run, DRIFT) else []
+    return [
+        _Panel("own validation loss", [*own, *overall(LOSS, ("mean", "mean", "dot"), ("worst", "worst", "dash"))]),
+        _Panel(
+            "spread of it",
+            overall(LOSS, ("spread", "highest less lowest", "solid"), ("std", "standard deviation", "dashdot")),
+        ),
+        _Panel("validation loss by label", labels),
+        _Panel("drift of each round", [*drifts, *means]),
+    ]
+
+
+def _drifts(rounds: Sequence[ClientRound]) -> dict[int, list[ClientRound]]:
+    known = [one for one in rounds if one.drift is not None]
+    return {client: [r for r in known if r.client == client] for client in sorted({one.client for one in known})}
+
+
+def _named(run: RunFiles, prefix: str) -> dict[str, list[Point]]:
+    return {name.removeprefix(prefix): points for name, points in run.sight.items() if name.startswith(prefix)}
+
+
+def _by_client(run: RunFiles, prefix: str) -> dict[int, list[Point]]:
+    return {int(number): points for number, points in sorted(_named(run, prefix + CLIENT).items(), key=_number)}
+
+
+def _number(item: tuple[str, Any]) -> int:
+    return int(item[0])
+
+
+def _loss_text(loss: float | None, losses: Mapping[int, float]) -> str:
+    if loss is None:
+        return ""
+    return f"{loss:.4f}" + (", the worst" if len(losses) > 1 and loss == max(losses.values()) else "")
+
+
+def _took_part(rounds: Sequence[ClientRound]) -> tuple[str, str, str]:
+    known = [one.samples for one in rounds if one.samples is not None]
+    return str(len(rounds)), as_text(sum(n > 0 for n in known) if known else None), as_text(sum(known) or None)
+
+
+def _spent(rounds: Sequence[ClientRound]) -> Row:
+    drifts = [one.drift for one in rounds if one.drift is not None]
+    exchange_s = sum(one.exchange_s - one.waiting[1] for one in rounds)
+    exposed_s = sum(one.exposed[1] for one in rounds)
+    return (
+        f"{sum(drifts) / len(drifts):.3f}" if drifts else "",
+        f"{sum(one.compute_s for one in rounds):.1f} s",
+        f"{exposed_s:.1f} s",
+        f"{sum(one.waiting[1] for one in rounds):.1f} s",
+        as_percent(max(0.0, 1 - exposed_s / exchange_s)) if exchange_s > 0 else "",
+        readable_bytes(sum(one.upload_bytes for one in rounds)),
+        readable_bytes(sum(one.download_bytes for one in rounds)),
+    )
+
+
+def as_text(value: Any) -> str:
+    """A value of the manifest as the page shows it; whole numbers with a comma every three digits."""
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def as_percent(share: float | None) -> str:
+    """A share, 0 to 1, in percent."""
+    return "" if share is None else f"{100 * share:.1f} %"
