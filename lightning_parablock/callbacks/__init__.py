@@ -1,10 +1,11 @@
-"""Callbacks: metrics of each round, a progress bar that shows rounds, the timeline of a run, a Hugging Face folder."""
+"""Callbacks: metrics of rounds, a progress bar that shows them, a run's timeline, a model folder, a budget of bytes."""
 
 from __future__ import annotations
 
+from lightning_parablock.callbacks.byte_budget import ByteBudget
 from lightning_parablock.callbacks.export import HuggingFaceExport
 from lightning_parablock.callbacks.metrics import RoundMetrics
 from lightning_parablock.callbacks.progress import RoundProgressBar
 from lightning_parablock.callbacks.timeline import Timeline
 
-__all__ = ["HuggingFaceExport", "RoundMetrics", "RoundProgressBar", "Timeline"]
+__all__ = ["ByteBudget", "HuggingFaceExport", "RoundMetrics", "RoundProgressBar", "Timeline"]

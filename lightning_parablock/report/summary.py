@@ -21,6 +21,7 @@ class Summary:
         loss_before: Held-out metrics before training, by name; empty where none were measured.
         loss_after: The same after training.
         rounds: Finished rounds of a client.
+        steps: Optimizer steps of a client in them, the mean over the clients.
         clients: Number of clients.
         upload_bytes: Sent by all clients together, message headers included.
         download_bytes: Received by all clients together, message headers included.
@@ -33,6 +34,7 @@ class Summary:
     loss_before: dict[str, float]
     loss_after: dict[str, float]
     rounds: int
+    steps: int
     clients: int
     upload_bytes: int
     download_bytes: int
@@ -58,11 +60,13 @@ def summarise(
     records: Sequence[RoundRecord], before: Mapping[str, float], after: Mapping[str, float], fit_s: float
 ) -> Summary:
     """Add up the rounds of all clients."""
+    clients = len({record.client for record in records})
     return Summary(
         loss_before=dict(before),
         loss_after=dict(after),
         rounds=len({record.round for record in records}),
-        clients=len({record.client for record in records}),
+        steps=sum(record.steps for record in records) // max(clients, 1),
+        clients=clients,
         upload_bytes=sum(record.upload_bytes for record in records),
         download_bytes=sum(record.download_bytes for record in records),
         exchange_s=math.fsum(record.exchange_s for record in records),
