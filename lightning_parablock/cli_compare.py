@@ -34,8 +34,9 @@ def compare_parser() -> ParaBlockArgumentParser:
     parser = ParaBlockArgumentParser(
         prog=f"lightning-parablock {COMPARE}",
         description=f"{COMPARE_HELP} Every other option is one of fit and goes to every run, so --config base.yaml and "
-        "--trainer.devices 2 say what is trained, and by how many clients; a method's own settings win over them. The runs come one after the other, and what "
-        "they print goes to DIR/runs/METHOD-seedN.log. The same command again goes on where it was stopped.",
+        "--trainer.devices 2 say what is trained, and by how many clients; a method's own settings win over them. The "
+        "runs come one after the other, and what they print goes to DIR/runs/METHOD-seedN.log. The same command again "
+        "goes on where it was stopped.",
     )
     parser.add_argument(
         "--strategies",

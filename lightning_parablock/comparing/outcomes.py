@@ -12,7 +12,7 @@ from typing import Any
 from lightning_parablock.comparing.limits import step_samples
 from lightning_parablock.comparing.runs import PlannedRun, last_words
 from lightning_parablock.report.page_figures import Clock
-from lightning_parablock.report.run_files import RunFiles, read_run
+from lightning_parablock.report.run_files import ClientRound, RunFiles, read_run
 
 LOSS = "val_loss"
 
@@ -40,7 +40,7 @@ class Outcome:
         loss_before: Held-out loss before training, with the shipped model in nats a token; None where not measured.
         loss_after: The same of the committed model after the last exchange.
         samples: That a client trained on; None where the batch size is not known.
-        seconds: Of training, measurements of the held-out loss within it included.
+        seconds: From the first round's start to the last exchange's end, held-out losses on the way included.
         sent_mb: Megabytes that a client sent in exchanges, the mean over the clients.
         rounds: Finished rounds.
         hidden_share: Share of the exchanges that ran behind computation, 0 to 1; None where nothing was exchanged.
@@ -103,7 +103,7 @@ def outcome_of(run: PlannedRun, *, finished: bool) -> Outcome:
         "loss_before": _loss(result["loss_before"]),
         "loss_after": _loss(result["loss_after"]),
         "samples": None if each is None else steps * each,
-        "seconds": result["fit_s"],
+        "seconds": _seconds(files.rounds, result["fit_s"]),
         "sent_mb": result["upload_bytes"] / clients / 1e6,
         "rounds": result["rounds"],
         "hidden_share": result["hidden_share"],
@@ -131,6 +131,11 @@ def _spread(values: Sequence[float | None]) -> Spread | None:
     return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
 
 
+def _seconds(rounds: Sequence[ClientRound], fit_s: float) -> float:
+    """Without what it takes the clients to meet; a strategy without rounds tells only all of it together."""
+    return max((max(one.start_s + one.compute_s, one.exchange_end_s) for one in rounds), default=fit_s)
+
+
 def _loss(metrics: Mapping[str, float]) -> float | None:
     """``val_loss``, else the first held-out loss there is."""
     return metrics.get(LOSS, next((value for name, value in metrics.items() if "loss" in name), None))
@@ -140,16 +145,17 @@ def _curve(files: RunFiles, figures: Mapping[str, Any], each: int | None) -> lis
     """From before training to after the last exchange; between them what was measured on the way."""
     steps: int = files.manifest["result"]["steps"]
     clock = Clock(files.rounds, _local_steps(files)) if files.rounds else None
-    on_the_way = [p for p in files.metrics.get(LOSS, []) if 0 < p.step < steps and clock is not None]
+    # Lightning counts the step after which it validates from 0, and those before and after training from 1.
+    on_the_way = [(p.step + 1, p.value) for p in files.metrics.get(LOSS, []) if 0 < p.step < steps - 1]
     points = [
         CurvePoint(
-            point.value,
-            point.step,
-            None if each is None else point.step * each,
-            clock.seconds_of(point.step) if clock else None,
-            clock.megabytes_of(point.step) if clock else None,
+            loss,
+            step,
+            None if each is None else step * each,
+            clock.seconds_of(step) if clock else None,
+            clock.megabytes_of(step) if clock else None,
         )
-        for point in on_the_way
+        for step, loss in on_the_way
     ]
     if figures["loss_before"] is not None:
         points.insert(0, CurvePoint(figures["loss_before"], 0, 0.0, 0.0, 0.0))

@@ -20,7 +20,7 @@ from lightning_parablock.report.run import TERMINATED
 from lightning_parablock.report.run_folder import MANIFEST_NAME
 
 _NOT_COMPARED = ("run_dir", "config")
-_STEPS_OF_ENDING = ((signal.SIGINT, 60.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
+_STEPS_OF_ENDING = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 """Signals to a run that is to end, and the seconds it has after each."""
 
 

@@ -106,9 +106,8 @@ def _run_all(series: Series, plans: Sequence[PlannedRun]) -> None:
     outcomes: list[Outcome] = []
     for number, run in enumerate(plans, start=1):
         title = f"[{number}/{len(plans)}] {run.method}, seed {run.seed}"
-        if not series.overwrite and is_finished(run):
-            print(f"{title}: kept", flush=True)
-        else:
+        kept = not series.overwrite and is_finished(run)
+        if not kept:
             print(f"{title}: running; it prints to {run.log}", flush=True)
             forget(run)
             try:
@@ -116,7 +115,7 @@ def _run_all(series: Series, plans: Sequence[PlannedRun]) -> None:
             except (KeyboardInterrupt, SystemExit) as error:
                 _leave(len(outcomes), error)
         outcomes.append(outcome_of(run, finished=manifest_of(run.folder).get("state") == "finished"))
-        print(f"{title}: {_said(outcomes[-1])}", flush=True)
+        print(f"{title}: {'kept: ' if kept else ''}{_said(outcomes[-1])}", flush=True)
         _write(series, what, outcomes)
     console = Console()
     console = console if console.is_terminal else Console(width=140)
