@@ -18,7 +18,7 @@ from tests.support.launch import ROOT
 
 TOYS = ["--model", "tests.support.cli_toys.Toy", "--data", "tests.support.cli_toys.ToyData"]
 CLIENTS = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--strategy.blocks", "2"]
-COMPARE = ["compare", *TOYS, *CLIENTS, "--strategy.local_steps", "4"]
+COMPARE = ["compare", *TOYS, *CLIENTS, "--strategy.local_steps", "4", "--model.learning_rate", "0.05"]
 BUDGET_BYTES = 10_000
 
 
@@ -55,7 +55,7 @@ def test_two_methods_at_equal_bytes_and_a_second_start(
     assert (out / "runs" / "parablock-seed0" / "manifest.json").stat().st_mtime_ns == before
     assert "the toy broke" not in (out / "compare.md").read_text()
     assert main([*args, "--strategies", "parablock", "--model.learning_rate", "0.1"]) == 2
-    assert "model.init_args.learning_rate was 0.05 and is 0.1" in capsys.readouterr().err
+    assert "another configuration: model.init_args.learning_rate was 0.05 and is 0.1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
