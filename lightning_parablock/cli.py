@@ -4,6 +4,7 @@ lightning-parablock fit --config configs/quickstart.yaml --strategy parablock --
 lightning-parablock train.py fit --strategy parablock    (a script that knows nothing of this package)
 lightning-parablock export --ckpt_path last.ckpt --output model
 lightning-parablock evaluate --ckpt_path last.ckpt --data.source gsm8k_test.jsonl --data.format gsm8k
+lightning-parablock compare --config configs/quickstart.yaml --trainer.devices 2 --strategies parablock,fedavg,fedit
 lightning-parablock report runs/20260131-120000
 lightning-parablock plan --model llama3-8b --clients 10 --rate 1gbit --step_s 2.5 --dtype bfloat16
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_parablock.cli_app import ParaBlockCLI
+from lightning_parablock.cli_compare import COMPARE, run_compare
 from lightning_parablock.cli_evaluate import EVALUATE, run_evaluate
 from lightning_parablock.cli_export import EXPORT, run_export
 from lightning_parablock.cli_plan import PLAN, run_plan
@@ -32,7 +34,13 @@ from lightning_parablock.launcher import end_others
 from lightning_parablock.report.run import FAILED, INTERRUPTED, TERMINATED, USAGE, Run
 from lightning_parablock.scripts import is_script, run_script
 
-COMMANDS = {EVALUATE: run_evaluate, EXPORT: run_export, PLAN: run_plan, REPORT: run_report}
+COMMANDS = {
+    COMPARE: run_compare,
+    EVALUATE: run_evaluate,
+    EXPORT: run_export,
+    PLAN: run_plan,
+    REPORT: run_report,
+}
 """Those that are none of LightningCLI's."""
 
 

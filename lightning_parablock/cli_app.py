@@ -28,6 +28,7 @@ import lightning_parablock
 from lightning_parablock.callbacks import ClientSight, RoundMetrics, RoundProgressBar, Timeline
 from lightning_parablock.callbacks.sight import Shared
 from lightning_parablock.callbacks.sight_figures import WORST
+from lightning_parablock.cli_compare import COMPARE, COMPARE_HELP, compare_parser
 from lightning_parablock.cli_errors import one_line
 from lightning_parablock.cli_evaluate import EVALUATE, EVALUATE_HELP, evaluate_parser
 from lightning_parablock.cli_export import EXPORT, EXPORT_HELP, export_parser
@@ -110,6 +111,7 @@ class ParaBlockCLI(LightningCLI):
         super()._add_subcommands(parser, **kwargs)
         # Only shown here: they need no trainer, and cli.py runs them without one.
         for name, command, what in (
+            (COMPARE, compare_parser(), COMPARE_HELP),
             (EVALUATE, evaluate_parser(), EVALUATE_HELP),
             (EXPORT, export_parser(), EXPORT_HELP),
             (PLAN, plan_parser(), PLAN_HELP),
@@ -266,7 +268,7 @@ class ParaBlockCLI(LightningCLI):
         settings = getattr(self.trainer.strategy, "settings", None)
         if settings is None:
             raise ConfigurationError(
-                "--dry-run needs a ParaBlock strategy; give --strategy parablock, fedbcd or fedavg"
+                "--dry-run needs a ParaBlock strategy; give --strategy parablock, fedbcd, fedavg or diloco"
             )
         if self._get(self.config, "trainer.strategy").get("init_args", {}).get("seed") is None:
             settings = dataclasses.replace(settings, seed=self._get(self.config, "seed_everything"))
@@ -286,6 +288,32 @@ class ParaBlockCLI(LightningCLI):
         data.prepare_data()
         data.setup("fit")
         return data.describe()
+
+
+class _Configuration(ParaBlockCLI):
+    """The command line read and checked, and nothing built."""
+
+    @override
+    def _set_seed(self) -> None:
+        pass
+
+    @override
+    def instantiate_classes(self) -> None:
+        self._dump_config()
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def read_configuration(args: Sequence[str]) -> dict[str, Any]:
+    """The resolved configuration of a command line, as its run's manifest would have it.
+
+    Raises:
+        ConfigurationError: a setting of the strategy is wrong.
+        SystemExit: a word of the command line is wrong; the parser has said so.
+    """
+    return _Configuration(Run(), args).config_dump
 
 
 def _console() -> Console:

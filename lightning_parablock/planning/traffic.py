@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from lightning_parablock.codec import codec_of
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.schedule import block_of_round
 from lightning_parablock.settings import Compression, Settings, Topology
 from lightning_parablock.transport.chunks import HEADER_BYTES, chunks_of, shard_bounds
 
@@ -59,6 +62,33 @@ def traffic_by_role(numel: int, n_clients: int, settings: Settings) -> dict[str,
     if settings.topology == "star":
         return {"client 0, which serves": clients[0], "every other client": clients[1]}
     return {"every client": busiest(clients)}
+
+
+def rounds_within(budget_bytes: float, numels: Sequence[int], n_clients: int, settings: Settings) -> int:
+    """How many rounds from the first one on a client can upload with so many bytes, the mean over the clients.
+
+    Args:
+        budget_bytes: Of all exchanges together.
+        numels: Of the blocks, in order.
+        n_clients: That all take part in every round.
+        settings: Their block order and seed tell which blocks come first.
+
+    Raises:
+        ConfigurationError: it is not enough for one round, or one client alone sends nothing.
+    """
+    if n_clients == 1:
+        raise ConfigurationError("a budget of bytes needs several clients: one alone sends nothing")
+    each = [sum(t.upload_bytes for t in traffic_of_clients(n, n_clients, settings)) / n_clients for n in numels]
+    spent, rounds = 0.0, 0
+    while (
+        spent := spent + each[block_of_round(settings.block_order, len(each), rounds, settings.seed)]
+    ) <= budget_bytes:
+        rounds += 1
+    if rounds == 0:
+        raise ConfigurationError(
+            f"a budget of {budget_bytes:,.0f} bytes is less than the {spent:,.0f} a client sends in the first round"
+        )
+    return rounds
 
 
 def busiest(clients: list[Traffic]) -> Traffic:

@@ -1,4 +1,4 @@
-"""Rates as people write them, and numbers as people read them."""
+"""Rates and amounts as people write them, and numbers as people read them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from lightning_parablock.settings import nearest
 
 _BITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
 _BPS = {"bps": 1.0, "kbps": 1e3, "mbps": 1e6, "gbps": 1e9, "tbps": 1e12}
+_BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12}
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _FLOPS = {"flops": 1.0, "gflops": 1e9, "tflops": 1e12, "pflops": 1e15}
 
 
@@ -30,6 +32,33 @@ def parse_flop_per_s(name: str, value: Any) -> float:
         ConfigurationError: it is neither; the message names the nearest unit.
     """
     return _parse(name, value, _FLOPS, "floating-point operations a second, such as 50gflops or 100tflops")
+
+
+def parse_bytes(name: str, value: Any) -> float:
+    """Bytes: a number, or such as "500MB"; units are powers of 1000.
+
+    Raises:
+        ConfigurationError: it is neither; the message names the nearest unit.
+    """
+    return _parse(name, value, _BYTES, "bytes, such as 500MB or 1.5GB")
+
+
+def parse_s(name: str, value: Any) -> float:
+    """Seconds: a number, or such as "10min" or "2h".
+
+    Raises:
+        ConfigurationError: it is neither; the message names the nearest unit.
+    """
+    return _parse(name, value, _SECONDS, "seconds, such as 90, 10min or 2h")
+
+
+def parse_number(name: str, value: Any) -> float:
+    """A number without a unit.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    return _parse(name, value, {}, "a number more than 0")
 
 
 def readable_bps(rate_bps: float) -> str:
@@ -53,7 +82,8 @@ def _parse(name: str, value: Any, units: dict[str, float], kind: str) -> float:
         raise ConfigurationError(f"{name} must be {kind}, got {value!r}")
     number, unit = found[1], found[2]
     if unit and unit not in units:
-        raise ConfigurationError(f"{name} must be {kind}, got {value!r}; unit {unit!r}: {nearest(unit, [*units])}")
+        hint = f"; unit {unit!r}: {nearest(unit, [*units])}" if units else ""
+        raise ConfigurationError(f"{name} must be {kind}, got {value!r}{hint}")
     try:
         rate = float(number) * units.get(unit, 1.0)
     except ValueError as error:

@@ -22,6 +22,7 @@ class Summary:
         loss_before: Held-out metrics before training, by name; empty where none were measured.
         loss_after: The same after training.
         rounds: Finished rounds of a client.
+        steps: Optimizer steps of a client in them, the mean over the clients.
         clients: Number of clients.
         of_all: Whether bytes and seconds are those of all clients, else of the first alone.
         upload_bytes: Sent by these clients together, message headers included.
@@ -35,6 +36,7 @@ class Summary:
     loss_before: dict[str, float]
     loss_after: dict[str, float]
     rounds: int
+    steps: int
     clients: int
     of_all: bool
     upload_bytes: int
@@ -71,6 +73,7 @@ def summarise(
         loss_before=dict(before),
         loss_after=dict(after),
         rounds=len({record.round for record in records}),
+        steps=sum(record.steps for record in records) // max(known, 1),
         clients=clients or known,
         of_all=clients in (None, known),
         upload_bytes=sum(record.upload_bytes for record in records),

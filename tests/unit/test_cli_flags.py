@@ -27,6 +27,13 @@ def test_every_registered_preset_sets_its_delay() -> None:
         "parablock": {"delay_steps": None},
         "fedbcd": {"delay_steps": 0},
         "fedavg": {"delay_steps": 0, "blocks": 1},
+        "diloco": {
+            "delay_steps": 0,
+            "blocks": 1,
+            "local_steps": 500,
+            "server_optimizer": "nesterov",
+            "block_optimizer_state": "keep",
+        },
     }
 
 

@@ -1,0 +1,61 @@
+"""Ends training when a client has sent so many bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
+from typing_extensions import override
+
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.planning.traffic import rounds_within
+
+
+class ByteBudget(Callback):
+    """Ends fit after as many rounds as so many sent bytes allow.
+
+    How many these are follows from the blocks, their order and the compression alone, and is known before the first
+    step: every client ends at the same round, and a run again ends there, too, whatever the network does.
+
+    Args:
+        budget_bytes: What a client may send in exchanges, message headers included; the mean over the clients.
+
+    Raises:
+        ConfigurationError: before the first step: the strategy is not this package's, there is one client alone, or the
+            budget is less than the first round needs.
+    """
+
+    def __init__(self, budget_bytes: int) -> None:
+        if budget_bytes < 1:
+            raise ConfigurationError(f"budget_bytes must be >= 1, got {budget_bytes}")
+        self._budget_bytes = budget_bytes
+        self._rounds = 0
+        self._is_set = False
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        strategy: Any = trainer.strategy
+        if not hasattr(strategy, "round_records"):
+            raise ConfigurationError("a budget of bytes needs a ParaBlock strategy: only its exchanges are counted")
+        numels = [block.numel for block in strategy.blocks]
+        self._rounds = rounds_within(self._budget_bytes, numels, trainer.world_size, strategy.settings)
+        self._is_set = False
+        self._set_last_step(trainer)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._set_last_step(trainer)
+
+    def _set_last_step(self, trainer: Trainer) -> None:
+        """As soon as K is known, which with local_steps="auto" is in round 0."""
+        settings: Any = trainer.strategy.settings  # type: ignore[attr-defined]
+        if self._is_set or settings.pending:
+            return
+        self._is_set = True
+        steps = self._rounds * settings.local_steps
+        if trainer.max_steps < 0 or steps < trainer.max_steps:
+            trainer.fit_loop.epoch_loop.max_steps = steps
+        rank_zero_info(f"parablock: {self._budget_bytes:,} bytes a client are enough for {self._rounds} rounds")
