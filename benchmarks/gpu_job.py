@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from benchmarks.fits import bare_trainer
-from benchmarks.memory_job import add_adapters, resident_bytes, train_only
+from benchmarks.memory_job import LORA_RANK, resident_bytes, train_only
 from benchmarks.workloads import loader, module_and_blocks
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks import partition
+from lightning_parablock.models.lora import Adapters, add_adapters
 
 
 def memory(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def memory(plan: Mapping[str, Any]) -> dict[str, Any]:
             parameter.requires_grad_(True)
     strategy: Any = ParaBlockStrategy(**plan["strategy"]) if plan["method"] == "parablock" else "auto"
     if plan["method"] == "lora":
-        add_adapters(module)
+        add_adapters(cast(Any, module).network, Adapters(LORA_RANK))
     steps = plan["rounds"] * plan["strategy"]["local_steps"]
     _forget_peak()
     bare_trainer(strategy, steps, **plan["trainer"]).fit(module, loader(plan["model"], steps, 0))

@@ -7,7 +7,7 @@ import importlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from benchmarks.workloads import PACKAGE, loader
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks import Block, partition
 from lightning_parablock.models import CausalLM
+from lightning_parablock.models.lora import Adapters, add_adapters
 
 LORA_RANK = 16
 TINY = (
@@ -90,19 +91,11 @@ def _train(plan: Mapping[str, Any], module: CausalLM) -> None:
     options = plan["strategy"]
     steps, rank = plan["rounds"] * options["local_steps"], int(os.environ["RANK"])
     if plan["method"] == "lora":
-        add_adapters(module)
+        add_adapters(module.network, Adapters(LORA_RANK))
     is_alone = plan["method"] != "parablock"
     strategy: Any = "auto" if is_alone else ParaBlockStrategy(**options)
     trainer = bare_trainer(strategy, steps, num_nodes=1 if is_alone else int(os.environ["WORLD_SIZE"]))
     trainer.fit(module, loader(plan["model"], steps, rank))
-
-
-def add_adapters(module: Any) -> None:
-    """LoRA on all linear layers; everything else is frozen."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-    module.network = cast(Any, get_peft_model)(module.network, config)
 
 
 def _warm_up() -> None:

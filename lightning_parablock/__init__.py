@@ -1,7 +1,7 @@
 """lightning-parablock: federated block coordinate fine-tuning under PyTorch Lightning, by one flag.
 
-Importing this package registers the strategies "parablock", "fedbcd" (delay 0) and "fedavg" (one block, delay 0), so
-that ``Trainer(strategy="parablock")`` works.
+Importing this package registers the strategies "parablock", "fedbcd" (delay 0), "fedavg" (one block, delay 0) and
+"diloco" (one block, Nesterov on the server), so that ``Trainer(strategy="parablock")`` works.
 """
 
 from __future__ import annotations

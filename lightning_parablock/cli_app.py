@@ -245,7 +245,7 @@ class ParaBlockCLI(LightningCLI):
         settings = getattr(self.trainer.strategy, "settings", None)
         if settings is None:
             raise ConfigurationError(
-                "--dry-run needs a ParaBlock strategy; give --strategy parablock, fedbcd or fedavg"
+                "--dry-run needs a ParaBlock strategy; give --strategy parablock, fedbcd, fedavg or diloco"
             )
         if self._get(self.config, "trainer.strategy").get("init_args", {}).get("seed") is None:
             settings = dataclasses.replace(settings, seed=self._get(self.config, "seed_everything"))

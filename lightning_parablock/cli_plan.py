@@ -54,7 +54,7 @@ def run_plan(args: Sequence[str]) -> None:
     """
     options = PlanOptions(**plan_parser().parse_args(_with_values(args)).as_dict())
     config = config_of(options.model, options.gguf_file, options.layers)
-    module = module_without_weights(config, options.dtype)
+    module = module_without_weights(config, options.dtype, options.adapters)
     blocks = partition(module, options.settings.blocks, options.settings.unmatched)
     probed = probe(config, options.step, options.chunk_bytes) if options.probe else None
     if is_first_rank():
@@ -101,13 +101,14 @@ def _pace(options: PlanOptions, mean_flops: float, probed: Probed | None) -> _Pa
 
 
 def _premises(options: PlanOptions, links: Links, pace: _Pace) -> Premises:
+    adapters = f", LoRA of rank {options.lora_rank}" if options.lora_rank else ""
     return Premises(
         model=options.model,
         n_clients=options.n_clients,
         links=links,
         links_from=f"{NOMINAL_GOODPUT:.0%} of the rate given" if options.rate is not None else "the slowest, measured",
         speed_from=pace.known_from,
-        step=f"{options.batch_size} x {options.sequence_length} tokens, {options.dtype} weights",
+        step=f"{options.batch_size} x {options.sequence_length} tokens, {options.dtype} weights{adapters}",
         half=options.dtype == "bfloat16",
     )
 

@@ -11,6 +11,7 @@ import torch
 from lightning_parablock.cli_probe import launched_ranks
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.loading import Dtype
+from lightning_parablock.models.lora import ALL_LINEAR, Adapters
 from lightning_parablock.models.speed import Step
 from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links
 from lightning_parablock.planning.units import parse_bps, parse_flop_per_s
@@ -44,6 +45,8 @@ class PlanOptions:
         batch_size: Sequences an optimizer step and client.
         sequence_length: Tokens a sequence.
         dtype: Type of the weights. With bfloat16 the block in training has a float32 master copy.
+        lora_rank: Rank of LoRA adapters; with them only the adapters are trained and sent. 0 for none; as in fit.
+        lora_targets: Layers with adapters, as in fit.
         local_steps: Local steps a round (K) in the table; more are recommended only where no compression hides the
             exchange behind so many.
         blocks: How the model is cut: "layers", a number of blocks, or a list of regular expressions; as in fit.
@@ -67,6 +70,8 @@ class PlanOptions:
     batch_size: int = 1
     sequence_length: int = 128
     dtype: Dtype = "float32"
+    lora_rank: int = 0
+    lora_targets: str | list[str] = ALL_LINEAR
     local_steps: int = 16
     blocks: Literal["layers"] | int | list[str] = "layers"
     unmatched: Unmatched = "error"
@@ -87,7 +92,7 @@ class PlanOptions:
             self.rate is not None or measures_links,
             "rate is missing: give --rate 100mbit, or start plan --probe under torchrun, which measures it",
         )
-        _ = self.settings, self.n_clients, self.nominal_links  # checked before the model is looked up
+        _ = self.settings, self.adapters, self.n_clients, self.nominal_links  # checked before the model is looked up
         parse_flop_per_s("flop_rate", self.flop_rate)
 
     @property
@@ -103,6 +108,11 @@ class PlanOptions:
             chunk_bytes=self.chunk_bytes,
             seed=self.seed,
         )
+
+    @property
+    def adapters(self) -> Adapters:
+        """Those that the model gets; none where the rank is 0."""
+        return Adapters(self.lora_rank, targets=self.lora_targets)
 
     @property
     def n_clients(self) -> int:

@@ -12,6 +12,16 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "parablock": ("blocks exchanged behind the next round's local steps (arXiv 2511.19959)", {}),
     "fedbcd": ("federated block coordinate descent, waiting for every exchange", {"delay_steps": 0}),
     "fedavg": ("federated averaging: one block holding everything, waiting", {"blocks": 1, "delay_steps": 0}),
+    "diloco": (
+        "one block holding everything, many local steps, Nesterov's momentum on the server (arXiv 2311.08105)",
+        {
+            "blocks": 1,
+            "delay_steps": 0,
+            "local_steps": 500,
+            "server_optimizer": "nesterov",
+            "block_optimizer_state": "keep",
+        },
+    ),
 }
 
 

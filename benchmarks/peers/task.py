@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, Subset
 
 from benchmarks.gsm8k import HUB_ID
@@ -60,10 +58,8 @@ def model_of(job: Job) -> PeerModel:
     """The same weights on every client, adapters too."""
     torch.set_num_threads(1)
     pl.seed_everything(job.seed, verbose=False)
-    module = PeerModel(model=MODEL, layers=job.of_size.layers, learning_rate=job.learning_rate)
-    if job.of_method.kind == "lora":
-        module.network = _with_adapters(module.network)
-    return module
+    rank = LORA_RANK if job.of_method.kind == "lora" else 0
+    return PeerModel(model=MODEL, layers=job.of_size.layers, learning_rate=job.learning_rate, lora_rank=rank)
 
 
 def data_of(job: Job, module: PeerModel) -> PeerData:
@@ -106,9 +102,3 @@ def point(step: int, sums: Sums, start_bytes: int, *, drained: bool = False) -> 
     total, count = sums
     sent = sent_bytes() - start_bytes
     return {"step": step, "total": total, "count": count, "sent_bytes": sent, "drained": drained}
-
-
-def _with_adapters(network: nn.Module) -> Any:
-    peft: Any = importlib.import_module("peft")
-    config = peft.LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", lora_dropout=0.0)
-    return peft.get_peft_model(network, config)

@@ -21,6 +21,7 @@ from lightning_parablock.models.loading import (
     random_model,
     resolve_model,
 )
+from lightning_parablock.models.lora import ALL_LINEAR, Adapters, add_adapters
 from lightning_parablock.models.metrics import TokenLoss, TokenPerplexity, token_loss
 
 Batch = dict[str, Tensor]
@@ -49,6 +50,11 @@ class CausalLM(pl.LightningModule):
             two bytes each.
         random_weights: Draw the weights at random rather than load them; for benchmarks of shapes.
         predict_tokens: Tokens that predict adds at most to each prompt.
+        lora_rank: Rank of LoRA adapters (arXiv 2106.09685), made by peft; with them everything else is frozen, and they
+            alone form blocks and are sent. 0 for none.
+        lora_alpha: Adapters are scaled by lora_alpha / lora_rank, dimensionless; None is twice the rank.
+        lora_targets: Layers with adapters: "all-linear" (every linear layer but the head), a list of the last parts of
+            their names such as [q_proj, v_proj], or one regular expression for whole names; as in peft.
         architecture: transformers' configuration, as JSON text, to build without pretrained weights. Checkpoints carry
             it, so that they load where the pretrained weights are not at hand.
 
@@ -70,12 +76,16 @@ class CausalLM(pl.LightningModule):
         dtype: Dtype = "float32",
         random_weights: bool = False,
         predict_tokens: int = 32,
+        lora_rank: int = 0,
+        lora_alpha: float | None = None,
+        lora_targets: str | list[str] = ALL_LINEAR,
         architecture: str | None = None,
     ) -> None:
         super().__init__()
         _check_options(layers, learning_rate, weight_decay, adam_betas, adam_epsilon, predict_tokens)
         if dtype not in get_args(Dtype):
             raise ConfigurationError(f"dtype={dtype!r} is not known; choose from {', '.join(get_args(Dtype))}")
+        adapters = Adapters(lora_rank, lora_alpha, lora_targets)
         self.save_hyperparameters()
         self._source = (model, gguf_file)
         self._adamw: dict[str, Any] = {"lr": learning_rate, "betas": tuple(adam_betas), "eps": adam_epsilon}
@@ -83,6 +93,7 @@ class CausalLM(pl.LightningModule):
         self._tokenizer: Any = None
         self._location: str | None = None
         self.network = self._build(layers, random_weights, architecture, dtype)
+        add_adapters(self.network, adapters)
         # from_pretrained leaves a model in eval mode and Lightning keeps what it finds: dropout would stay off
         self.network.train()
         if activation_checkpointing:

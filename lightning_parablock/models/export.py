@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.causal_lm import CausalLM, network_of_architecture
 from lightning_parablock.models.loading import load_tokenizer, resolve_model
+from lightning_parablock.models.lora import Adapters, add_adapters, without_adapters
 
 _UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, KeyError, ValueError)
 _OWN = "network."
@@ -21,7 +22,7 @@ _OWN = "network."
 
 
 def export_checkpoint(ckpt_path: Path, output: Path, *, overwrite: bool = False, tokenizer: bool = True) -> None:
-    """Make the folder of the model in a Lightning checkpoint of :class:`CausalLM`.
+    """Make the folder of the model in a Lightning checkpoint of :class:`CausalLM`, adapters merged into its weights.
 
     Args:
         ckpt_path: The checkpoint.
@@ -38,6 +39,7 @@ def export_checkpoint(ckpt_path: Path, output: Path, *, overwrite: bool = False,
     hyperparameters: dict[str, Any] = checkpoint["hyper_parameters"]
     found = _tokenizer_of(hyperparameters) if tokenizer else None
     network = network_of_architecture(hyperparameters["architecture"], None)
+    add_adapters(network, Adapters.of(hyperparameters))
     state = {n.removeprefix(_OWN): t for n, t in checkpoint["state_dict"].items() if n.startswith(_OWN)}
     try:
         network.load_state_dict(state)
@@ -51,7 +53,7 @@ def write_model_folder(output: Path, network: PreTrainedModel, tokenizer: Any, *
 
     Args:
         output: The folder to make.
-        network: The model; tied weights are written once.
+        network: The model; tied weights are written once, LoRA adapters merged into the weights of what is written.
         tokenizer: A transformers tokenizer, or None for none.
         overwrite: Replace what is at ``output``.
 
@@ -64,7 +66,7 @@ def write_model_folder(output: Path, network: PreTrainedModel, tokenizer: Any, *
     temporary, old = (output.with_name(f".{output.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
         temporary.mkdir(parents=True)
-        network.save_pretrained(temporary)
+        without_adapters(network).save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         if output.exists():

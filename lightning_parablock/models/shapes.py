@@ -12,6 +12,7 @@ from transformers import LlamaConfig, PretrainedConfig
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.causal_lm import CausalLM
 from lightning_parablock.models.loading import Dtype, keep_first_layers, load_config, resolve_model
+from lightning_parablock.models.lora import Adapters
 
 _LLAMA3: dict[str, Any] = {
     "vocab_size": 128_256,
@@ -59,7 +60,10 @@ def config_of(model: str, gguf_file: str | None = None, layers: int | None = Non
     return config
 
 
-def module_without_weights(config: PretrainedConfig, dtype: Dtype = "float32") -> CausalLM:
+def module_without_weights(
+    config: PretrainedConfig, dtype: Dtype = "float32", adapters: Adapters | None = None
+) -> CausalLM:
     """The module that ``fit`` trains, named alike in all its parts, on the meta device: shapes without memory."""
+    options = adapters.as_options() if adapters is not None else {}
     with torch.device("meta"):
-        return CausalLM("a shape", architecture=config.to_json_string(use_diff=False), dtype=dtype)
+        return CausalLM("a shape", architecture=config.to_json_string(use_diff=False), dtype=dtype, **options)

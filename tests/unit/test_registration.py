@@ -9,13 +9,20 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import StrategyRegistry
 
 import lightning_parablock
-from lightning_parablock import ParaBlockStrategy
+from lightning_parablock import ParaBlockStrategy, ServerNesterov
 from lightning_parablock.registration import PRESETS, register
 
 PRESET_SETTINGS: dict[str, dict[str, Any]] = {
     "parablock": {"local_steps": 16, "delay_steps": 16, "blocks": "layers", "block_order": "shuffle"},
     "fedbcd": {"local_steps": 16, "delay_steps": 0, "blocks": "layers", "block_order": "shuffle"},
     "fedavg": {"local_steps": 16, "delay_steps": 0, "blocks": 1, "block_order": "shuffle"},
+    "diloco": {
+        "local_steps": 500,
+        "delay_steps": 0,
+        "blocks": 1,
+        "server_optimizer": ServerNesterov(lr=0.7, momentum=0.9),
+        "block_optimizer_state": "keep",
+    },
 }
 
 
