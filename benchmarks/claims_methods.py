@@ -54,15 +54,15 @@ class Method:
 BLOCKING = {"delay_steps": 0}
 RELAY = {"cohort": 1, "cohort_sampling": "rotation", "block_order": "sequential", "delay_steps": 0}
 LEADING = {
-    "fedbcd": Method("FedBCD", (3e-4, 1e-3, 3e-3), strategy=BLOCKING),
+    "fedbcd": Method("FedBCD", (3e-4, 1e-3, 3e-3, 1e-2), strategy=BLOCKING),
     "parablock": Method("ParaBlock"),
 }
 OTHERS = {
-    "fedavg": Method("FedAvg", (3e-4, 1e-3, 3e-3), strategy={"blocks": 1, **BLOCKING}),
+    "fedavg": Method("FedAvg", (1e-3, 3e-3, 1e-2), strategy={"blocks": 1, **BLOCKING}),
     "lora": Method(
         "LoRA, FedAvg of adapters", (1e-3, 3e-3, 1e-2), strategy={"blocks": 1, **BLOCKING}, model={"lora_rank": 16}
     ),
-    "fedcybgd": Method("FedCyBGD", (3e-4, 1e-3, 3e-3), strategy=RELAY, turns=N_CLIENTS),
+    "fedcybgd": Method("FedCyBGD", (1e-3, 3e-3, 1e-2), strategy=RELAY, turns=N_CLIENTS),
 }
 
 
