@@ -34,7 +34,7 @@ check: install ## lint, format, types and the direction of imports
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
-# One that fails does not keep the others from running. GSM8K_TRAIN and GSM8K_TEST name local files, else the hub is asked.
+# One that fails does not keep the others from running. CONTRIBUTING.md says which variables name local data files.
 BENCH = failed=; for file in benchmarks/bench_*.py; do name=$$(basename $$file .py); echo "== $$name"; \
 	$(BIN)/python -m benchmarks.$$name $(1) || failed="$$failed $$name"; done; \
 	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }

@@ -12,6 +12,10 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "parablock": ("blocks exchanged behind the next round's local steps (arXiv 2511.19959)", {}),
     "fedbcd": ("federated block coordinate descent, waiting for every exchange", {"delay_steps": 0}),
     "fedavg": ("federated averaging: one block holding everything, waiting", {"blocks": 1, "delay_steps": 0}),
+    "fedcybgd": (
+        "a relay: one client a round trains the next block, and all wait for it (arXiv 2406.11706)",
+        {"cohort": 1, "cohort_sampling": "rotation", "block_order": "sequential", "delay_steps": 0},
+    ),
     "diloco": (
         "one block holding everything, many local steps, Nesterov's momentum on the server (arXiv 2311.08105)",
         {

@@ -22,8 +22,8 @@ class ByteBudget(Callback):
         budget_bytes: What a client may send in exchanges, message headers included; the mean over the clients.
 
     Raises:
-        ConfigurationError: before the first step: the strategy is not this package's, there is one client alone, or the
-            budget is less than the first round needs.
+        ConfigurationError: before the first step: the strategy is not this package's, there is one client alone, the
+            budget is less than the first round needs, or not all clients train one known block in every round.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -38,6 +38,12 @@ class ByteBudget(Callback):
         strategy: Any = trainer.strategy
         if not hasattr(strategy, "round_records"):
             raise ConfigurationError("a budget of bytes needs a ParaBlock strategy: only its exchanges are counted")
+        settings = strategy.settings
+        if strategy.takes_turns or settings.block_order in ("cyclic", "importance"):
+            raise ConfigurationError(
+                "a budget of bytes counts rounds in which every client trains one known block; with clients, cohort or "
+                f"block_order={settings.block_order!r} set max_rounds instead"
+            )
         numels = [block.numel for block in strategy.blocks]
         self._rounds = rounds_within(self._budget_bytes, numels, trainer.world_size, strategy.settings)
         self._is_set = False

@@ -56,8 +56,9 @@ class ClientSight(Callback):
     ``loss_sums`` and ``loss_counts`` of shape (samples,); without any, the mean that the module logs under ``monitor``.
     Of more than 64 clients only figures over all are logged. Own rows are those of the last validation loader (where
     a rank hosts several clients, its data set tells by ``row_clients`` whose), unless all clients have the same there
-    and the strategy has cut it into shards. Labels need ``loss_sums``, and a first validation loader that does not shuffle, over a data set with
-    ``row_labels`` (for each sample an index) and ``label_names``. All clients need the callback with the same options.
+    and the strategy has cut it into shards. Labels need ``loss_sums``, and a first validation loader that does not
+    shuffle, over a data set with ``row_labels`` (for each sample an index) and ``label_names``. All clients need the
+    callback with the same options.
 
     Args:
         shared: What leaves a client: "clients", its figures, which all see; "aggregates", only what is summed or

