@@ -33,7 +33,7 @@ class ClaimsModel(CausalLM):
         self.trained_examples += len(batch["input_ids"])
         return super().training_step(batch, batch_idx)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """``val_loss`` is the mean over all tokens, ``val_example_loss`` over examples of each one's mean."""
         logits = self(batch["input_ids"], batch["attention_mask"])
         for one, labels in zip(logits.split(1), batch["labels"].split(1), strict=True):

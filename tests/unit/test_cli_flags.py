@@ -27,6 +27,12 @@ def test_every_registered_preset_sets_its_delay() -> None:
         "parablock": {"delay_steps": None},
         "fedbcd": {"delay_steps": 0},
         "fedavg": {"delay_steps": 0, "blocks": 1},
+        "fedcybgd": {
+            "delay_steps": 0,
+            "cohort": 1,
+            "cohort_sampling": "rotation",
+            "block_order": "sequential",
+        },
         "diloco": {
             "delay_steps": 0,
             "blocks": 1,

@@ -16,6 +16,14 @@ PRESET_SETTINGS: dict[str, dict[str, Any]] = {
     "parablock": {"local_steps": 16, "delay_steps": 16, "blocks": "layers", "block_order": "shuffle"},
     "fedbcd": {"local_steps": 16, "delay_steps": 0, "blocks": "layers", "block_order": "shuffle"},
     "fedavg": {"local_steps": 16, "delay_steps": 0, "blocks": 1, "block_order": "shuffle"},
+    "fedcybgd": {
+        "local_steps": 16,
+        "delay_steps": 0,
+        "blocks": "layers",
+        "cohort": 1,
+        "cohort_sampling": "rotation",
+        "block_order": "sequential",
+    },
     "diloco": {
         "local_steps": 500,
         "delay_steps": 0,
