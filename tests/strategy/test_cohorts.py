@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.strategy.worker_cohorts import CHOICES
@@ -15,6 +17,15 @@ def test_turns_equal_the_oracle_on_any_number_of_ranks(n_ranks: int) -> None:
     for output in run_ranks(n_ranks, [*WORKER, "choices"], timeout_s=240):
         equal = {line.split(" delay")[0] for line in output.splitlines() if line.startswith("EQUAL")}
         assert equal == {f"EQUAL {case}" for case in CHOICES}
+
+
+@pytest.mark.parametrize("n_ranks", [1, 2])
+def test_turns_go_on_from_any_checkpoint_with_the_same_bits(
+    n_ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COHORT_SCRATCH", str(tmp_path))
+    for output in run_ranks(n_ranks, [*WORKER, "resume"], timeout_s=300):
+        assert "RESUMED" in output.splitlines()
 
 
 def test_a_thousand_clients_on_two_ranks_equal_the_oracle_in_flat_memory() -> None:
