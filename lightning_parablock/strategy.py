@@ -314,6 +314,12 @@ class ParaBlockStrategy(WatchedStrategy):
         partial = self.settings.cohort is not None or bool(self.settings.availability)
         return partial or self.n_clients != self.world_size
 
+    @property
+    def round_steps(self) -> int:
+        """Optimizer steps of a round on a rank: the local steps of each of its turns."""
+        hosted = hosted_clients(self.n_clients, self.world_size)
+        return self.settings.local_steps * turns_of_a_round(self.settings.cohort, hosted)
+
     # --- set-up, in Lightning's order ---------------------------------------------------------------------------------
 
     @override

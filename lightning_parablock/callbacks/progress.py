@@ -99,8 +99,10 @@ class RoundProgressBar(RichProgressBar):
 
 def _of_total(trainer: Trainer) -> str:
     """`` of 30`` where the number of rounds is known."""
-    settings = getattr(trainer.strategy, "settings", None)
+    strategy: Any = trainer.strategy
     steps = trainer.estimated_stepping_batches
-    if settings is None or steps == float("inf"):
+    if not hasattr(strategy, "round_steps"):
         return ""
-    return f" of {math.ceil(steps / settings.local_steps)}"
+    limits = [strategy.settings.max_rounds, None if steps == float("inf") else math.ceil(steps / strategy.round_steps)]
+    known = [limit for limit in limits if limit is not None]
+    return f" of {min(known)}" if known else ""

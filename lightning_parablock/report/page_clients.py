@@ -37,15 +37,13 @@ _PANEL_PX = 300
 
 def client_rows(run: RunFiles) -> list[Row]:
     """One row a client, under :data:`CLIENT_HEADS`; the first client's alone where clients share nothing."""
-    hosts: Sequence[str] = run.manifest.get("hosts") or ()
-    data: Sequence[Mapping[str, Any] | None] = run.manifest.get("data") or ()
+    homes = _homes(run)
     losses = {client: points[-1].value for client, points in _by_client(run, LOSS).items()}
-    clients = sorted({one.client for one in run.rounds} | set(range(len(hosts))) | set(losses))
+    clients = sorted({one.client for one in run.rounds} | set(homes) | set(losses))
     return [
         (
             str(client),
-            hosts[client] if client < len(hosts) else "",
-            as_text((((data[client] if client < len(data) else None) or {}).get("train") or {}).get("examples")),
+            *homes.get(client, ("", "")),
             *_took_part([one for one in run.rounds if one.client == client]),
             _loss_text(losses.get(client), losses),
             *_spent([one for one in run.rounds if one.client == client]),
@@ -54,18 +52,31 @@ def client_rows(run: RunFiles) -> list[Row]:
     ]
 
 
+def _homes(run: RunFiles) -> dict[int, tuple[str, str]]:
+    """Client -> its host, and the number of its training examples, where the data module has told."""
+    hosts: Sequence[str] = run.manifest.get("hosts") or ()
+    data: Sequence[Mapping[str, Any] | None] = run.manifest.get("data") or ()
+    homes: dict[int, tuple[str, str]] = {}
+    for rank, host in enumerate(hosts):
+        told: Mapping[str, Any] = (data[rank] if rank < len(data) else None) or {}
+        clients: Sequence[int] = told.get("clients_here") or [rank]
+        train: Sequence[Mapping[str, Any]] = told.get("train") or [{}] * len(clients)
+        homes |= {c: (host, as_text(facts.get("examples"))) for c, facts in zip(clients, train, strict=False)}
+    return homes
+
+
 def label_rows(run: RunFiles) -> list[Row]:
     """One row a label, under :data:`LABEL_HEADS`: the mean loss of the first and the last validation."""
     found = _named(run, LABEL)
     return [(label, f"{points[0].value:.4f}", f"{points[-1].value:.4f}") for label, points in found.items()]
 
 
-def clients_figure(run: RunFiles, local_steps: int) -> Figure | None:
+def clients_figure(run: RunFiles, round_steps: int) -> Figure | None:
     """Own losses, their spread, losses by label and drift, each by round; None where nothing of it is known."""
     from plotly.graph_objects import Scatter
     from plotly.subplots import make_subplots
 
-    panels = [panel for panel in _panels(run, local_steps) if panel.lines]
+    panels = [panel for panel in _panels(run, round_steps) if panel.lines]
     if not panels:
         return None
     n_rows = (len(panels) + 1) // 2
@@ -107,9 +118,9 @@ class _Panel:
     lines: list[_Line]
 
 
-def _panels(run: RunFiles, local_steps: int) -> list[_Panel]:
+def _panels(run: RunFiles, round_steps: int) -> list[_Panel]:
     def line(name: str, points: Sequence[Point], colour: str, dash: str = "solid") -> _Line:
-        return _Line(name, [point.step / local_steps for point in points], [p.value for p in points], colour, dash)
+        return _Line(name, [point.step / round_steps for point in points], [p.value for p in points], colour, dash)
 
     def overall(prefix: str, *which: tuple[str, str, str]) -> list[_Line]:
         known = [(name, run.sight.get(f"{prefix}_{key}"), dash) for key, name, dash in which]

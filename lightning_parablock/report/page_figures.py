@@ -25,25 +25,25 @@ class Clock:
 
     Args:
         rounds: Of all clients.
-        local_steps: K.
+        round_steps: Optimizer steps of a round on a rank: K for each turn.
     """
 
     rounds: Sequence[ClientRound]
-    local_steps: int
+    round_steps: int
 
     def round_of(self, step: int) -> float:
         """Rounds that had passed, with the part of the running one."""
-        return step / self.local_steps
+        return step / self.round_steps
 
     def seconds_of(self, step: int) -> float | None:
-        """Seconds since the first round began, on the first client; None after what the timeline knows."""
-        first = self._first_client
-        passed, rest = divmod(step, self.local_steps)
+        """Seconds since the first round began, on each round's first client; None after what the timeline knows."""
+        first = self._first_clients
+        passed, rest = divmod(step, self.round_steps)
         if passed >= len(first):
             last = first[-1]
-            is_end = step == len(first) * self.local_steps
+            is_end = step == len(first) * self.round_steps
             return max(last.start_s + last.compute_s, last.exchange_end_s) if is_end else None
-        return first[passed].start_s + first[passed].compute_s * rest / self.local_steps
+        return first[passed].start_s + first[passed].compute_s * rest / self.round_steps
 
     def megabytes_of(self, step: int) -> float | None:
         """Sent by a client in the exchanges that were over by then, the mean over the clients."""
@@ -58,8 +58,12 @@ class Clock:
         return len({one.client for one in self.rounds})
 
     @cached_property
-    def _first_client(self) -> list[ClientRound]:
-        return [one for one in self.rounds if one.client == self.rounds[0].client]
+    def _first_clients(self) -> list[ClientRound]:
+        first: dict[int, ClientRound] = {}
+        for one in self.rounds:
+            if one.round not in first or one.client < first[one.round].client:
+                first[one.round] = one
+        return [first[number] for number in sorted(first)]
 
     @cached_property
     def _sent(self) -> tuple[list[float], list[int]]:
@@ -69,7 +73,7 @@ class Clock:
         return [one.exchange_end_s for one in ended], sent_bytes
 
 
-def loss_figure(run: RunFiles, local_steps: int) -> Figure | None:
+def loss_figure(run: RunFiles, round_steps: int) -> Figure | None:
     """Every logged loss by round, by second and by byte, side by side; None where none was logged."""
     from plotly.graph_objects import Scatter
     from plotly.subplots import make_subplots
@@ -77,7 +81,7 @@ def loss_figure(run: RunFiles, local_steps: int) -> Figure | None:
     losses = {name: points for name, points in run.metrics.items() if "loss" in name}
     if not losses:
         return None
-    clock = Clock(run.rounds, local_steps)
+    clock = Clock(run.rounds, round_steps)
     axes: list[tuple[str, Any]] = [("rounds", clock.round_of)]
     if run.rounds:
         axes += [("seconds", clock.seconds_of), ("MB sent by a client", clock.megabytes_of)]

@@ -23,7 +23,7 @@ MANIFEST: dict[str, Any] = {
     "command": ["lightning-parablock", "fit", "<b>"],
     "clients": 2,
     "hosts": ["north", "south"],
-    "data": [{"train": {"examples": 1234}}, None],
+    "data": [{"clients_here": [0], "train": [{"examples": 1234}]}, None],
     "strategy": {"settings": {"local_steps": "4", "compression": "NoCompression()"}},
     "versions": {"torch": "2.13.0"},
     "result": {
@@ -77,7 +77,7 @@ def test_a_run_is_read_back_as_it_was(tmp_path: Path) -> None:
 
 def test_steps_become_rounds_seconds_and_bytes(tmp_path: Path) -> None:
     rounds = read_run(run_folder(tmp_path)).rounds
-    clock = Clock(rounds, local_steps=4)
+    clock = Clock(rounds, round_steps=4)
     first, second = (one for one in rounds if one.client == 0 and one.round < 2)
     assert clock.round_of(6) == 1.5
     assert clock.seconds_of(0) == first.start_s == 0.0
@@ -163,7 +163,7 @@ def test_each_client_has_its_figures(tmp_path: Path) -> None:
     rows = [[row[CLIENT_HEADS.index(name)] for name in names] for row in client_rows(run)]
     assert rows == [["0", "3", "2", "8", "2.0000", "0.750"], ["1", "3", "3", "12", "2.5000, the worst", "0.833"]]
     assert label_rows(run) == [("<odd>", "4.5000", "2.1250")]
-    figure = clients_figure(run, local_steps=4)
+    figure = clients_figure(run, round_steps=4)
     assert figure is not None
     lines: dict[Any, Any] = {(line.name, line.xaxis): (tuple(line.x), tuple(line.y)) for line in figure.data}
     assert lines == {
