@@ -1,13 +1,39 @@
-"""What the method may add to a client's local steps: a warm-up of the learning rate, and FedProx's proximal term."""
+"""What a client's local steps may have of their own: a warm-up, FedProx's proximal term, an earlier end."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+
+class OwnSteps:
+    """When a client has made its own part of a round's local steps, where its machine is slow.
+
+    Args:
+        steps: On so many it trains; None for all.
+        seconds: Or until so many have passed since the round began here; None for no limit.
+    """
+
+    def __init__(self, steps: int | None, seconds: float | None) -> None:
+        self._steps, self._seconds = steps, seconds
+        self._began_s = time.monotonic()
+        self._decided: tuple[int, bool] = (0, False)
+
+    def begin(self) -> None:
+        """The client's part of a round begins."""
+        self._began_s, self._decided = time.monotonic(), (0, False)
+
+    def are_over(self, steps_made: int) -> bool:
+        """Whether the next step is to be passed by; one answer for all batches of a step, and never for the first."""
+        if steps_made != self._decided[0]:
+            late = self._seconds is not None and time.monotonic() - self._began_s > self._seconds
+            self._decided = steps_made, late or (self._steps is not None and steps_made >= self._steps)
+        return self._decided[1]
 
 
 @contextmanager

@@ -137,6 +137,9 @@ class ServerYogi(ServerAdam):
     """ServerAdam whose v moves by no more than (1 - beta2) G^2: v = v - (1 - beta2) G^2 sign(v - G^2)."""
 
 
+OWN_SETTINGS = ("upload_bps", "own_local_steps", "own_local_s")
+"""Settings that may differ from rank to rank: a site's link and speed."""
+
 SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {
     "sgd": ServerSGD,
     "nesterov": ServerNesterov,
@@ -254,6 +257,8 @@ class Settings:
     block_optimizer_state: BlockOptimizerState = "reset"
     local_warmup_steps: int = 0
     proximal_mu: float = 0.0
+    own_local_steps: int | None = None
+    own_local_s: float | None = None
     buffers: Buffers = "local"
     exchange_timeout_s: float = 300.0
     straggler_timeout_s: float = 3600.0
@@ -293,6 +298,13 @@ class Settings:
                 isinstance(value, (int, float)) and 0 < value < float("inf"),
                 f"{name} must be a finite number of seconds > 0, got {value!r}",
             )
+        if self.own_local_steps is not None:
+            _check_int("own_local_steps", self.own_local_steps, at_least=1, unit="optimizer steps of each round")
+        own_s = cast(Any, self.own_local_s)
+        _require(
+            own_s is None or (isinstance(own_s, (int, float)) and 0 < own_s < float("inf")),
+            f"own_local_s must be a finite number of seconds > 0, or None for no limit, got {own_s!r}",
+        )
         cap = cast(Any, self.upload_bps)
         _require(
             cap is None or (isinstance(cap, (int, float)) and 0 < cap < float("inf")),
@@ -326,6 +338,11 @@ class Settings:
             f"cohort={self.cohort} clients a round, but the run has clients={self.clients}",
         )
         _require(
+            self.buffers == "local" or not (self.clients or self.cohort or self.availability),
+            "buffers='average' needs one client a rank in every round: where clients take turns each keeps its own; "
+            "leave buffers at 'local'",
+        )
+        _require(
             not self.pending or self.block_order != "cyclic",
             "local_steps='auto' needs every client to train the same block in a round, and with block_order='cyclic' "
             "they do not; give local_steps a number",
@@ -357,8 +374,8 @@ class Settings:
         return dataclasses.replace(self, pending=(), **dict.fromkeys(self.pending, local_steps))
 
     def fingerprint(self) -> dict[str, str]:
-        """One printable value a setting that every rank must share: all but a client's cap on its own link."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in ("pending", "upload_bps")]
+        """One printable value a setting that every rank must share: all but those of a site's own."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("pending", *OWN_SETTINGS)]
         return {name: repr(AUTO if name in self.pending else getattr(self, name)) for name in names}
 
 

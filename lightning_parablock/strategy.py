@@ -55,7 +55,7 @@ from lightning_parablock.flat import FlatBlocks, hash_tensors
 from lightning_parablock.gradients import gradient_norm
 from lightning_parablock.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length
 from lightning_parablock.loaders import Cutting, cut_or_keep
-from lightning_parablock.local_steps import add_proximal_term, warmed_up
+from lightning_parablock.local_steps import OwnSteps, add_proximal_term, warmed_up
 from lightning_parablock.meetings import keep_time_by_rounds, meeting_facts
 from lightning_parablock.positioned import Position, PositionedLoader, Stand, position_of
 from lightning_parablock.random_state import RandomState, seed_all
@@ -156,6 +156,10 @@ class ParaBlockStrategy(WatchedStrategy):
             equal steps to what it is; for optimizers whose state was reset.
         proximal_mu: Weight mu of FedProx's proximal term (arXiv 1812.06127): mu times the way from the round's start is
             added to the gradient, in float32, before it is clipped. Dimensionless; 0 for none.
+        own_local_steps: On how many of a round's local steps this rank's clients train, for slow machines: they let the
+            others pass by, and their data with them. Ranks may have different ones. None for all.
+        own_local_s: The same by time: seconds after which a client lets the round's other steps pass by. What it
+            computes then depends on its speed, so a run cannot be repeated to the bit.
         buffers: What is no parameter, such as the running statistics of BatchNorm: "local" keeps each client's own, a
             checkpoint has the first client's; "average" shows the clients' mean wherever the committed model is shown
             (validation, checkpoints, the end of fit) and gives each client its own back to go on training.
@@ -209,6 +213,8 @@ class ParaBlockStrategy(WatchedStrategy):
         block_optimizer_state: BlockOptimizerState = "reset",
         local_warmup_steps: int = 0,
         proximal_mu: float = 0.0,
+        own_local_steps: int | None = None,
+        own_local_s: float | None = None,
         buffers: Buffers = "local",
         exchange_timeout_s: float = 300.0,
         straggler_timeout_s: float = 3600.0,
@@ -256,6 +262,8 @@ class ParaBlockStrategy(WatchedStrategy):
             block_optimizer_state=block_optimizer_state,
             local_warmup_steps=local_warmup_steps,
             proximal_mu=proximal_mu,
+            own_local_steps=own_local_steps,
+            own_local_s=own_local_s,
             buffers=buffers,
             exchange_timeout_s=exchange_timeout_s,
             straggler_timeout_s=straggler_timeout_s,
@@ -282,6 +290,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._random_outside: RandomState | None = None
         self._step_clock: StepClock | None = None
         self._block_states = BlockStates(self.settings.block_optimizer_state)
+        self._own_steps = OwnSteps(own_local_steps, own_local_s)
         self._turn_keeper: TurnKeeper | None = None
         self._client_samples: tuple[int, ...] = ()
         self._gradient_norm: float | None = None
@@ -418,6 +427,7 @@ class ParaBlockStrategy(WatchedStrategy):
             self._turn_keeper = TurnKeeper(self._module(), self._schedulers, self._local_optimizer, self.settings.seed)
         self._step_clock = StepClock(device)
         self._block_states = BlockStates(self.settings.block_optimizer_state)
+        self._own_steps.begin()
         self._stepped, self._samples = False, 0  # an earlier fit may have failed between a step and its batch's end
         if self._resumed is not None:
             go_on(engine, self._resumed)
@@ -488,6 +498,7 @@ class ParaBlockStrategy(WatchedStrategy):
             self._turn_keeper.begin_round()
         client = turns[engine.turn]
         engine.begin_turn(client)
+        self._own_steps.begin()
         if self._turn_keeper is not None:
             self._turn_keeper.begin_turn(client, engine.round)
         if client is not None:
@@ -509,7 +520,7 @@ class ParaBlockStrategy(WatchedStrategy):
         assert self._trainer is not None
         loaders = _training_loaders(self._trainer)
         idles = [loader.idles() for loader in loaders if hasattr(loader, "idles")]
-        if any(idles) or self._rounds().active_client is None:
+        if any(idles) or self._rounds().active_client is None or self._own_steps.are_over(self._rounds().steps):
             # A loss that nothing depends on: the optimizer finds no gradient and moves nothing.
             return torch.zeros((), device=self.root_device, requires_grad=True)
         count = batch_samples if self.settings.weighting == "samples" else samples_or_one

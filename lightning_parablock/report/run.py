@@ -123,7 +123,7 @@ class RunFacts(Callback):
         manifest = self._run.manifest
         if manifest is not None:
             manifest.add(
-                clients=trainer.world_size,
+                clients=getattr(trainer.strategy, "n_clients", trainer.world_size),
                 hosts=[facts["host"] for facts in per_client],
                 data=[facts["data"] for facts in per_client],
                 strategy=strategy_facts(trainer.strategy),

@@ -28,6 +28,11 @@ def test_turns_go_on_from_any_checkpoint_with_the_same_bits(
         assert "RESUMED" in output.splitlines()
 
 
+def test_sites_of_different_speed_and_precision_end_with_the_same_weights() -> None:
+    for output in run_ranks(2, [*WORKER, "sites"], timeout_s=120):
+        assert "SITES" in output.splitlines()
+
+
 def test_a_thousand_clients_on_two_ranks_equal_the_oracle_in_flat_memory() -> None:
     turns = 0
     for output in run_ranks(2, [*WORKER, "thousand"], timeout_s=300):

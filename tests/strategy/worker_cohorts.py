@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
@@ -21,7 +22,8 @@ from typing_extensions import override
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.cohorts import Cohorts
-from tests.support.lightning_run import Steps, TaskModule, expected_weights, patterns_of, trainer_for
+from lightning_parablock.flat import hash_tensors
+from tests.support.lightning_run import Steps, TaskModule, expected_weights, fit, patterns_of, trainer_for
 from tests.tasks import _pool, adamw_default, assert_same_bits, mlp_task, transformer_task
 
 K, SEED = 3, 11
@@ -194,6 +196,43 @@ def resume() -> None:
     print("RESUMED")
 
 
+def sites() -> None:
+    """A slow site trains on one step of three, and in another precision; both sites end with the same weights."""
+    rank = int(os.environ["RANK"])
+    for weighting in ("uniform", "samples"):
+        strategy = ParaBlockStrategy(
+            local_steps=K,
+            delay_steps=K + 2,
+            blocks=patterns_of(TASK),
+            seed=SEED,
+            weighting=weighting,
+            own_local_steps=1 if rank == 1 else None,
+        )
+        weights = fit(TASK, strategy, rank, 7 * K, devices=N_RANKS).weights()
+        expected = expected_weights(
+            TASK,
+            strategy.settings,
+            n_clients=N_RANKS,
+            total_steps=7 * K,
+            trains=lambda client, step: client != 1 or step % K == 0,
+            samples=(lambda client, step: 1) if weighting == "samples" else None,
+        )
+        assert_same_bits(weights, expected)
+    strategy = ParaBlockStrategy(local_steps=K, blocks=patterns_of(TASK), seed=SEED, own_local_s=1e-9)
+    mixed = fit(TASK, strategy, rank, 7 * K, devices=N_RANKS, precision="bf16-mixed" if rank == 1 else "32-true")
+    told = strategy_hashes(mixed)
+    assert len(set(told)) == 1, told
+    assert all(record.samples == 1 for record in strategy.round_records), "time is over after the first step"
+    print("SITES")
+
+
+def strategy_hashes(module: TaskModule) -> list[str]:
+    """A hash of every rank's weights."""
+    hashes: list[Any] = [None] * N_RANKS
+    dist.all_gather_object(hashes, hash_tensors(module.weights().values()))
+    return hashes
+
+
 def thousand() -> None:
     """1,000 clients, cohorts of 20."""
     check("some", K, 1000, 28, task=mlp_task(), cohort=20)
@@ -208,4 +247,4 @@ def choices() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"thousand": thousand, "choices": choices, "resume": resume}[sys.argv[1]]()
+    {"thousand": thousand, "choices": choices, "resume": resume, "sites": sites}[sys.argv[1]]()

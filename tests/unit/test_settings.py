@@ -13,6 +13,7 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.settings import (
     BF16,
     COMPRESSIONS,
+    OWN_SETTINGS,
     Int4,
     Int8,
     NoCompression,
@@ -77,6 +78,9 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"visit_more": (("(", 2.0),), "block_order": "random"}, "visit_more: '\\(' is not a regular expression"),
     ({"block_order": "cyclic", "pending": ("local_steps",)}, "local_steps='auto' needs every client to train the same"),
     ({"clients": 4, "pending": ("local_steps",)}, "local_steps='auto' needs every rank to train one client a round"),
+    ({"cohort": 2, "buffers": "average"}, "buffers='average' needs one client a rank in every round"),
+    ({"own_local_steps": 0}, "own_local_steps must be a whole number >= 1"),
+    ({"own_local_s": -1.0}, "own_local_s must be a finite number of seconds > 0"),
     ({"cohort": 0}, "cohort must be a whole number >= 1"),
     ({"max_rounds": 0}, "max_rounds must be a whole number >= 1"),
     ({"clients": 2.5}, "clients must be a whole number >= 1"),
@@ -254,7 +258,7 @@ def test_the_fingerprint_tells_every_setting() -> None:
     differing = {name for name in one.fingerprint() if one.fingerprint()[name] != other.fingerprint()[name]}
     assert differing == {"server_optimizer"}
     assert Settings(compression=Int8()).fingerprint() != Settings(compression=Int8(64)).fingerprint()
-    assert set(one.fingerprint()) == set(Settings.__dataclass_fields__) - {"pending", "upload_bps"}
+    assert set(one.fingerprint()) == set(Settings.__dataclass_fields__) - {"pending", *OWN_SETTINGS}
 
 
 @pytest.mark.parametrize(("delay_steps", "pending", "agreed"), [(None, ["delay_steps"], 9), (3, [], 3), (300, [], 300)])
