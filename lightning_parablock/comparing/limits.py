@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lightning_parablock.cohorts import hosted_clients, turns_of_a_round
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.planning.units import parse_bytes, parse_number, parse_s
 
@@ -53,13 +54,14 @@ class Limit:
             ConfigurationError: nothing limits the training, or the budget is less than one step.
         """
         trainer = configuration["trainer"]
-        return [*self._end(configuration, trainer), *self._points(trainer)]
+        return [*self._end(configuration, trainer), *self._points(trainer, rank_steps_a_step(configuration))]
 
     def _end(self, configuration: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[str]:
         if self.amount is None:
             if not is_limited(trainer):
                 raise ConfigurationError("how long does each method train? give --trainer.max_steps or --budget")
-            return []
+            longer = round(trainer.get("max_steps", -1) * rank_steps_a_step(configuration))
+            return ["--trainer.max_steps", str(longer)] if longer > trainer.get("max_steps", -1) > 0 else []
         if self.equal == "samples":
             return ["--trainer.max_steps", str(self._steps(configuration)), "--trainer.max_epochs", "-1"]
         if self.equal == "seconds":
@@ -76,15 +78,15 @@ class Limit:
             )
         if self.amount < each:
             raise ConfigurationError(f"a budget of {self.amount:g} samples is less than one step's {each}")
-        return int(self.amount // each)
+        return round(self.amount // each * rank_steps_a_step(configuration))
 
-    def _points(self, trainer: Mapping[str, Any]) -> list[str]:
+    def _points(self, trainer: Mapping[str, Any], longer: float) -> list[str]:
         """Validations while it trains, unless the configuration asks for some of its own."""
         own = trainer.get("val_check_interval") is not None or trainer.get("check_val_every_n_epoch") not in (None, 1)
         if own or not self.points:
             return []
         configured = trainer.get("max_steps", -1)
-        steps = math.ceil(configured / (self.points + 1)) if configured > 0 else _STEPS_BETWEEN_POINTS
+        steps = math.ceil(configured * longer / (self.points + 1)) if configured > 0 else _STEPS_BETWEEN_POINTS
         batches = steps * trainer.get("accumulate_grad_batches", 1)
         return ["--trainer.val_check_interval", str(batches), "--trainer.check_val_every_n_epoch", "null"]
 
@@ -100,6 +102,21 @@ def step_samples(configuration: Mapping[str, Any]) -> int | None:
     batch_size = data.get("batch_size")
     accumulated = configuration["trainer"].get("accumulate_grad_batches") or 1
     return batch_size * accumulated if isinstance(batch_size, int) else None
+
+
+def rank_steps_a_step(configuration: Mapping[str, Any]) -> float:
+    """Optimizer steps of a rank for one of each client, the mean over the clients: 1 where each rank trains its own.
+
+    Where m of n clients train in a round of T turns, a rank makes n T / m.
+    """
+    trainer = configuration["trainer"]
+    strategy = trainer.get("strategy")
+    options: Mapping[str, Any] = (strategy.get("init_args") or {}) if isinstance(strategy, Mapping) else {}
+    devices = str(trainer.get("devices"))
+    n_ranks = (int(devices) if devices.isdigit() else 1) * (trainer.get("num_nodes") or 1)
+    n_clients, cohort = options.get("clients") or n_ranks, options.get("cohort")
+    turns = turns_of_a_round(cohort, hosted_clients(n_clients, n_ranks))
+    return n_clients * turns / (cohort or n_clients)
 
 
 def days_to_seconds(duration_s: float) -> str:

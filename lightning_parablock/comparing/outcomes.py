@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_parablock.comparing.limits import step_samples
+from lightning_parablock.comparing.limits import rank_steps_a_step, step_samples
 from lightning_parablock.comparing.runs import PlannedRun, last_words
 from lightning_parablock.report.page_figures import Clock
+from lightning_parablock.report.round_steps import round_steps
 from lightning_parablock.report.run_files import ClientRound, RunFiles, read_run
 
 LOSS = "val_loss"
@@ -144,14 +144,15 @@ def _loss(metrics: Mapping[str, float]) -> float | None:
 def _curve(files: RunFiles, figures: Mapping[str, Any], each: int | None) -> list[CurvePoint]:
     """From before training to after the last exchange; between them what was measured on the way."""
     steps: int = files.manifest["result"]["steps"]
-    clock = Clock(files.rounds, _local_steps(files)) if files.rounds else None
+    longer = rank_steps_a_step(files.manifest["configuration"])
+    clock = Clock(files.rounds, round_steps(files)) if files.rounds else None
     # Lightning counts the step after which it validates from 0, and those before and after training from 1.
-    on_the_way = [(p.step + 1, p.value) for p in files.metrics.get(LOSS, []) if 0 < p.step < steps - 1]
+    on_the_way = [(p.step + 1, p.value) for p in files.metrics.get(LOSS, []) if 0 < p.step < steps * longer - 1]
     points = [
         CurvePoint(
             loss,
-            step,
-            None if each is None else step * each,
+            round(step / longer),
+            None if each is None else step / longer * each,
             clock.seconds_of(step) if clock else None,
             clock.megabytes_of(step) if clock else None,
         )
@@ -163,10 +164,3 @@ def _curve(files: RunFiles, figures: Mapping[str, Any], each: int | None) -> lis
         names = ("samples", "seconds", "sent_mb")
         points.append(CurvePoint(figures["loss_after"], steps, *(figures[name] for name in names)))
     return points
-
-
-def _local_steps(files: RunFiles) -> int:
-    """K, which with local_steps="auto" the rounds tell alone."""
-    said = str(files.manifest["strategy"]["settings"]["local_steps"])
-    rounds = len({one.round for one in files.rounds})
-    return int(said) if said.isdigit() else math.ceil(files.manifest["result"]["steps"] / rounds)

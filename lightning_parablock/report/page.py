@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_parablock.cohorts import hosted_clients, turns_of_a_round
 from lightning_parablock.report.page_clients import (
     CLIENT_HEADS,
     LABEL_HEADS,
@@ -17,6 +15,7 @@ from lightning_parablock.report.page_clients import (
     label_rows,
 )
 from lightning_parablock.report.page_figures import hidden_figure, loss_figure, timeline_figure
+from lightning_parablock.report.round_steps import round_steps
 from lightning_parablock.report.run_files import RunFiles
 from lightning_parablock.report.summary import held_out_words
 
@@ -30,11 +29,11 @@ def write_page(run: RunFiles, path: Path) -> None:
 
     environment = Environment(loader=PackageLoader("lightning_parablock.report", "."), autoescape=select_autoescape())
     figures = {
-        "Loss": loss_figure(run, _round_steps(run.manifest)),
+        "Loss": loss_figure(run, round_steps(run)),
         "Timeline": timeline_figure(run.rounds),
         "Exchange of each round": hidden_figure(run.rounds),
     }
-    by_client = clients_figure(run, _round_steps(run.manifest))
+    by_client = clients_figure(run, round_steps(run))
     html = environment.get_template("page.html").render(
         name=run.folder.resolve().name,
         state=run.manifest.get("state", "unknown"),
@@ -79,16 +78,3 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
         for name, value in after.items()
     ]
     return [(name, value) for name, value in found if value]
-
-
-def _round_steps(manifest: Mapping[str, Any]) -> int:
-    """Optimizer steps of a round on a rank: as many as local steps, for each turn that it has."""
-    settings = (manifest.get("strategy") or {}).get("settings") or {}
-    n_ranks = len(manifest.get("hosts") or ()) or 1
-    hosted = hosted_clients(_number(settings, "clients") or n_ranks, n_ranks)
-    return (_number(settings, "local_steps") or 1) * turns_of_a_round(_number(settings, "cohort"), hosted)
-
-
-def _number(settings: Mapping[str, Any], name: str) -> int | None:
-    found = str(settings.get(name))
-    return int(found) if found.isdigit() else None

@@ -14,7 +14,7 @@ from lightning_parablock.callbacks.byte_budget import ByteBudget
 from lightning_parablock.callbacks.trace import chrome_trace
 from lightning_parablock.cli import main
 from lightning_parablock.cli_compare import split_words
-from lightning_parablock.comparing.limits import Limit, days_to_seconds
+from lightning_parablock.comparing.limits import Limit, days_to_seconds, rank_steps_a_step
 from lightning_parablock.comparing.methods import methods_of, seeds_of
 from lightning_parablock.comparing.outcomes import Outcome, outcome_of, rows_of
 from lightning_parablock.comparing.picture import draw_losses, line_of
@@ -157,6 +157,26 @@ def test_samples_as_configured_or_as_many_whole_steps_as_fit() -> None:
         Limit.of("samples", "5", 0).words(CONFIGURATION)
     with pytest.raises(ConfigurationError, match=r"batch_size; give --trainer\.max_steps"):
         Limit.of("samples", "31", 0).words({**CONFIGURATION, "data": None})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "devices", "expected"),
+    [
+        ({}, 4, 1),
+        ({"cohort": 1}, 4, 4),  # a relay of four clients on four ranks
+        ({"cohort": 2, "clients": 4}, 1, 4),  # two turns a round, in half of the rounds
+        ({"clients": 8}, 2, 4),  # four turns a round
+        ({"clients": 8, "cohort": 2}, 2, 8),
+    ],
+)
+def test_where_clients_take_turns_ranks_make_more_steps_for_equal_samples(
+    strategy: dict[str, Any], devices: int, expected: int
+) -> None:
+    trainer = {**CONFIGURATION["trainer"], "devices": devices, "strategy": {"init_args": strategy}}
+    found = {**CONFIGURATION, "trainer": trainer}
+    assert rank_steps_a_step(found) == expected
+    words = Limit.of("samples", None, 0).words(found)
+    assert words == ([] if expected == 1 else ["--trainer.max_steps", str(8 * expected)])
 
 
 def test_seconds_and_bytes_replace_the_configured_steps() -> None:
