@@ -7,7 +7,7 @@ block is being trained, or has a delta in flight, or another client of this rank
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,13 +22,11 @@ class HeldModel:
 
     Args:
         flat: The module's blocks; their values now are version 0 of W on every client.
-        current: Tells the clients whose values may be asked for: W of no other one is kept.
+        current: The clients whose values may be asked for, a list that its owner changes: W of no other one is kept.
         in_flight_value: "local" or "anchor".
     """
 
-    def __init__(
-        self, flat: FlatBlocks, current: Callable[[], Iterable[Client]], in_flight_value: InFlightValue
-    ) -> None:
+    def __init__(self, flat: FlatBlocks, current: Sequence[Client], in_flight_value: InFlightValue) -> None:
         self.flat = flat
         self._current = current
         self._in_flight_value: InFlightValue = in_flight_value
@@ -110,4 +108,4 @@ class HeldModel:
             del self._stored[block][version]
 
     def _needed(self, block: int) -> set[int]:
-        return {client.versions[block] for client in self._current()}
+        return {client.versions[block] for client in self._current}

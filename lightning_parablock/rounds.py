@@ -80,7 +80,6 @@ class RoundEngine:
         self.schedule = schedule
         versions = [0] * len(flat.blocks)
         self.clients = {i: Client(i, versions) for i in clients}
-        self.model = HeldModel(flat, self._current_clients, settings.in_flight_value)
         self.round = self.turn = self.steps = self.block = 0
         self.turns: list[int | None] = []
         self.records: list[RoundRecord] = []
@@ -91,6 +90,9 @@ class RoundEngine:
         self._turn_is_open = False
         self._active: Client | None = None
         self._loaded: Client = next(iter(self.clients.values()))
+        # A list and not a method: through a method engine, model and process group would outlive their last user.
+        self._current = [self._clock, self._loaded]
+        self.model = HeldModel(flat, self._current, settings.in_flight_value)
         self._residuals = Residuals()
         self._uploads: dict[int, Upload] = {}
         self._turns: dict[int, Turn] = {}
@@ -127,6 +129,7 @@ class RoundEngine:
         hosted = [client for client in self.clients if client in cohort]
         self.turns = [*hosted, *[None] * ((self._n_turns or len(hosted)) - len(hosted))]
         self.turn = self.steps = 0
+        self._current[:] = [self._clock, self._loaded, *(self.clients[client] for client in hosted)]
         return self.turns
 
     def begin_turn(self, client_id: int | None) -> None:
@@ -344,9 +347,6 @@ class RoundEngine:
     @property
     def _hosted(self) -> list[int]:
         return [client for client in self.turns if client is not None]
-
-    def _current_clients(self) -> list[Client]:
-        return [self._clock, self._loaded, *(self.clients[client] for client in self._hosted)]
 
     def _block_of(self, client_id: int) -> int:
         return next(block for block, cohort in self._work.items() if client_id in cohort)

@@ -39,7 +39,7 @@ def test_at_the_start_the_model_is_w_and_nothing_is_stored() -> None:
     model, flat = three_blocks()
     before = weights(model)
     client = Client(0, [0, 0, 0])
-    held = HeldModel(flat, lambda: [client], "local")
+    held = HeldModel(flat, [client], "local")
     held.show_all(client)
     assert all(torch.equal(held.committed(client, b), flat.pack(b)) for b in range(3))
     assert_same_bits(weights(model), before)
@@ -49,7 +49,7 @@ def test_at_the_start_the_model_is_w_and_nothing_is_stored() -> None:
 def test_a_trained_block_keeps_w_beside_it_and_gives_it_up_when_it_is_committed() -> None:
     _, flat = three_blocks()
     client = Client(0, [0, 0, 0])
-    held = HeldModel(flat, lambda: [client], "local")
+    held = HeldModel(flat, [client], "local")
     w = flat.pack(1)
     start = held.begin_training(client, 1)
     assert torch.equal(start, w)
@@ -71,7 +71,7 @@ def test_a_trained_block_keeps_w_beside_it_and_gives_it_up_when_it_is_committed(
 def test_two_clients_at_different_versions_see_their_own() -> None:
     _, flat = three_blocks()
     first, second = Client(0, [0, 0, 0]), Client(1, [0, 0, 0])
-    held = HeldModel(flat, lambda: [first, second], "local")
+    held = HeldModel(flat, [first, second], "local")
     w = flat.pack(0)
     first.merge(0, [1, 0, 0])
     held.add_version(0, 1, w + 5)
@@ -89,7 +89,7 @@ def test_two_clients_at_different_versions_see_their_own() -> None:
 def test_showing_w_and_undoing_it_leaves_no_trace() -> None:
     model, flat = three_blocks()
     client = Client(0, [0, 0, 0])
-    held = HeldModel(flat, lambda: [client], "local")
+    held = HeldModel(flat, [client], "local")
     w = [flat.pack(b) for b in range(3)]
     held.begin_training(client, 2)
     flat.unpack(2, w[2] * 3)
@@ -106,7 +106,7 @@ def test_showing_w_and_undoing_it_leaves_no_trace() -> None:
 def test_shift_moves_what_is_being_trained() -> None:
     _, flat = three_blocks()
     client = Client(0, [0, 0, 0])
-    held = HeldModel(flat, lambda: [client], "local")
+    held = HeldModel(flat, [client], "local")
     start = held.begin_training(client, 0)
     flat.unpack(0, start * 2)
     held.shift(0, torch.full_like(start, 0.25))
