@@ -15,7 +15,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_parablock.errors import DataError
-from lightning_parablock.positioned import Position, Stand, seed_generators
+from lightning_parablock.positioned import Position, Stand, generators_of, seed_generators
 from lightning_parablock.random_state import Stream
 from lightning_parablock.seeds import derive_seed
 
@@ -70,7 +70,7 @@ class ClientStream:
         """Begin where the client stands: the order is the pass's, what is drawn beside it the turn's."""
         self._stream = Stream(derive_seed(self._seed, self.passes, self.batches))
         with Stream(derive_seed(self._seed, self.passes)).use():
-            seed_generators(self._loader)
+            seed_generators((generator, 0) for generator in generators_of(self._loader))
             if _is_indexed(self._loader):
                 self._iterator = iter(_behind(self._loader, self.passes, self.batches))
                 return

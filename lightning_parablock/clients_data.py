@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning_parablock.client_loaders import ClientStream
 from lightning_parablock.cohorts import turns_of_a_round
 from lightning_parablock.errors import ConfigurationError, DataError
+from lightning_parablock.lengths import length_of
 from lightning_parablock.loaders import Cutting, cut, dataset_fingerprint
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import Settings
@@ -91,17 +92,17 @@ def agree_on_epoch(loaders: Mapping[int, Any], site: Site, settings: Settings, b
     Raises:
         DataError: a client has no batch; the same on every rank.
     """
-    told = site.gather([(client, _length(loader), _samples(loader)) for client, loader in loaders.items()])
-    everybody = sorted(entry for rank in told for entry in rank)
+    told = site.gather([(client, length_of(loader), _samples(loader)) for client, loader in loaders.items()])
+    everybody = [entry for rank in told for entry in rank]  # in their order: ranks host runs of neighbours
     empty = [client for client, length, _ in everybody if length == 0]
     if empty:
         raise DataError(
             f"the training data of client {empty[0]} have no batch ({len(empty)} of {len(everybody)} clients have "
             "none); every client needs at least one"
         )
-    n_clients, lengths = len(everybody), [length for _, length, _ in everybody]
+    n_clients, known = len(everybody), [length for _, length, _ in everybody if length is not None]
     cohort, batches_a_turn = settings.cohort or n_clients, settings.local_steps * batches_a_step
-    rounds = ceil(n_clients / cohort) if -1 in lengths else ceil(sum(lengths) / (cohort * batches_a_turn))
+    rounds = ceil(n_clients / cohort if len(known) < n_clients else sum(known) / (cohort * batches_a_turn))
     turns = turns_of_a_round(settings.cohort, [[client for client, *_ in rank] for rank in told])
     said = f"{n_clients} clients on {len(told)} ranks, {cohort} a round in {turns} turns, {rounds} rounds an epoch"
     return ClientsEpoch(rounds * turns * batches_a_turn, tuple(samples for *_, samples in everybody), said)
@@ -126,14 +127,6 @@ def refuse_reloading(trainer: Trainer) -> None:
             "Trainer(reload_dataloaders_every_n_epochs=...) makes loaders anew, and clients that take turns would lose "
             "their place in them; leave it out"
         )
-
-
-def _length(loader: Any) -> int:
-    """Batches of a loader, -1 where it cannot tell."""
-    try:
-        return len(loader)
-    except (TypeError, NotImplementedError):
-        return -1
 
 
 def _samples(loader: Any) -> int:

@@ -131,7 +131,7 @@ def agree_on_length(loader: Any, epoch: Epoch) -> tuple[Any, list[int | None]]:
     Raises:
         DataError: a client has no batches at all while others have; the same on every client.
     """
-    own = _length(loader)
+    own = length_of(loader)
     lengths: list[int | None] = list(epoch.gather(own))
     known = [n for n in lengths if n is not None]
     if 0 in known and any(lengths):
@@ -146,7 +146,8 @@ def agree_on_length(loader: Any, epoch: Epoch) -> tuple[Any, list[int | None]]:
     return StandIn(loader), lengths
 
 
-def _length(loader: Any) -> int | None:
+def length_of(loader: Any) -> int | None:
+    """Batches of a loader; None where it cannot tell."""
     try:
         return len(loader)
     except (TypeError, NotImplementedError):

@@ -7,7 +7,7 @@ over what was trained already, batch by batch, and goes on with the very next on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class PositionedLoader(StandIn):
     """
 
     def __init__(self, loader: Any, stand: Callable[[PositionedLoader], Stand]) -> None:
-        generators = [(generator, generator.initial_seed()) for generator in _generators(loader)]
+        generators = [(generator, generator.initial_seed()) for generator in generators_of(loader)]
         super().__init__(loader, _own={"stand": stand, "generators": generators, "position": None, "stream": None})
 
     def __len__(self) -> int:
@@ -89,8 +89,7 @@ class PositionedLoader(StandIn):
     def _begin_stream(self, stream: Stream) -> Iterator[Any]:
         with stream.use():
             # A generator of the loader's own would go on from epoch to epoch: here it begins each one anew.
-            for generator, seed in self._own["generators"]:
-                generator.manual_seed(derive_seed(seed, int(torch.randint(2**62, ()).item())))
+            seed_generators(self._own["generators"])
             return iter(self._loader)
 
 
@@ -108,13 +107,14 @@ def position_of(loader: PositionedLoader, fetched_ahead: int) -> Position | None
     return {**own["position"], "batches": own["position"]["batches"] - fetched_ahead}
 
 
-def seed_generators(loader: Any) -> None:
-    """Give a loader's own generators, which would go on from pass to pass, a seed from the current random stream."""
-    for generator in _generators(loader):
-        generator.manual_seed(derive_seed(0, int(torch.randint(2**62, ()).item())))
+def seed_generators(generators: Iterable[tuple[torch.Generator, int]]) -> None:
+    """Give generators, which would go on from pass to pass, a seed from the current random stream and their own."""
+    for generator, seed in generators:
+        generator.manual_seed(derive_seed(seed, int(torch.randint(2**62, ()).item())))
 
 
-def _generators(loader: Any) -> list[torch.Generator]:
+def generators_of(loader: Any) -> list[torch.Generator]:
+    """The generators that a loader and its samplers have of their own."""
     holders = (
         loader,
         getattr(loader, "sampler", None),

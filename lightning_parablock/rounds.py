@@ -100,11 +100,6 @@ class RoundEngine:
         self._norms: dict[int, float] = {}
 
     @property
-    def client_ids(self) -> list[int]:
-        """Ids of the clients of this rank."""
-        return list(self.clients)
-
-    @property
     def has_open_turn(self) -> bool:
         """Whether a turn is under way, be it an idle one."""
         return self._turn_is_open

@@ -326,8 +326,11 @@ class ParaBlockStrategy(WatchedStrategy):
     @property
     def round_steps(self) -> int:
         """Optimizer steps of a round on a rank: the local steps of each of its turns."""
-        hosted = hosted_clients(self.n_clients, self.world_size)
-        return self.settings.local_steps * turns_of_a_round(self.settings.cohort, hosted)
+        return self.settings.local_steps * self._turns
+
+    @property
+    def _turns(self) -> int:
+        return turns_of_a_round(self.settings.cohort, hosted_clients(self.n_clients, self.world_size))
 
     # --- set-up, in Lightning's order ---------------------------------------------------------------------------------
 
@@ -414,14 +417,8 @@ class ParaBlockStrategy(WatchedStrategy):
         refuse_uneven_loaders(len(_training_loaders(self._trainer)), uneven=self._uneven_training or self.takes_turns)
         device, backend = self.root_device, self.process_group_backend
         self._transport = open_transport(self._federation, self._flat, self.settings, device=device, backend=backend)
-        hosted = self._federation.membership.clients
         engine = self._engine = RoundEngine(
-            self._flat,
-            self.settings,
-            hosted[self.global_rank],
-            self._transport,
-            self._schedule(),
-            turns_of_a_round(self.settings.cohort, hosted),
+            self._flat, self.settings, self.hosted_clients, self._transport, self._schedule(), self._turns
         )
         if self.takes_turns:
             self._turn_keeper = TurnKeeper(self._module(), self._schedulers, self._local_optimizer, self.settings.seed)
