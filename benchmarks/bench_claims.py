@@ -3,9 +3,10 @@
 Four clients fine-tune SmolLM2-135M-Instruct, cut to its first layers, on GSM8K and on an instruction set, dealt out iid
 and by Dirichlet(0.1) over labels (GSM8K's: how many calculations an answer makes). ParaBlock stands beside FedBCD,
 FedAvg, LoRA and FedCyBGD, and beside itself with another order, value in flight, K or delay; AdamW's learning rate is
-each method's own, the best of three or four on a seed of its own. Every client trains on as many examples in every
-method. One pair of runs has the whole model. Every run is a real Lightning fit over gloo on unshaped links. Seconds on
-100 Mbit/s are planned, not timed: by the planner's formula from the processor seconds of each round and its bytes.
+each method's own, the best of three or four on a seed of its own, and falls to zero on a straight line. Every client
+trains on as many examples in every method. One pair of runs has the whole model. Every run is a real Lightning fit over
+gloo on unshaped links. Seconds on 100 Mbit/s are planned, not timed: by the planner's formula from the processor
+seconds of each round and its bytes.
 
 Finished runs are kept in results/claims_runs; a second start goes on after them, and makes what was missing before.
 
@@ -94,7 +95,7 @@ def _make(workers: Workers, run: Run, source: dict[str, Any], done: Records) -> 
         "seed": run.seed,
         "steps": steps * method.turns,
         "evaluate_every_steps": every * method.turns,
-        "model": {"model": MODEL, "layers": size.layers, "learning_rate": rate, **method.model},
+        "model": {"model": MODEL, "layers": size.layers, "learning_rate": rate, "falling_steps": steps, **method.model},
         "strategy": strategy,
         "data": claims_data.module_options(run, size, source),
     }

@@ -18,6 +18,8 @@ MOST_STEPS = 8
 REPORTED_LOSS = {"gsm8k": "token", "instruct": "example"}
 """Mean over all answer tokens, or over examples of each one's mean: the instruction set's answers have a median of two
 tokens, and a few long ones would decide the first mean."""
+VAL_SHARE = {"gsm8k": 1, "instruct": 3}
+"""Held-out examples in units of the size's: answers of two tokens must be more for the same precision."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +73,7 @@ def module_options(run: Run, size: Size, source: dict[str, Any]) -> dict[str, An
     return source | {
         "partition": run.partition,
         "alpha": ALPHA,
-        "val_examples": size.val_examples,
+        "val_examples": size.val_examples * VAL_SHARE[run.data],
         "sequence_length": size.sequence_length,
         "batch_size": BATCH_SIZE,
         "seed": run.seed,

@@ -32,7 +32,7 @@ def combined(answers: Sequence[Record], run_facts: Record, turns: int) -> dict[s
     """
     first, rounds = answers[0], _rounds(answers)
     compute_s, exchange_s = ([row[name] for row in rounds] for name in ("compute_s", "exchange_s"))
-    ahead = run_facts["delay_steps"] // run_facts["local_steps"]
+    delay_rounds = run_facts["delay_steps"] / run_facts["local_steps"]
     kind = 1 if REPORTED_LOSS[run_facts["data"]] == "token" else 2
     return {
         **run_facts,
@@ -45,7 +45,7 @@ def combined(answers: Sequence[Record], run_facts: Record, turns: int) -> dict[s
         "blocks": [row["block"] for row in rounds],
         "compute_s": compute_s,
         "exchange_s": exchange_s,
-        "planned_s": planned_s(compute_s, exchange_s, ahead),
+        "planned_s": planned_s(compute_s, exchange_s, delay_rounds),
         "block_scalars": first["block_scalars"],
         "rows_per_client": first["rows_per_client"],
         "seconds": max(answer["seconds"] for answer in answers),
@@ -68,19 +68,21 @@ def _rounds(answers: Iterable[Record]) -> list[dict[str, Any]]:
     return [found[number] for number in sorted(found)]
 
 
-def planned_s(compute_s: Sequence[float], exchange_s: Sequence[float], ahead: int) -> float:
-    """Seconds of a run whose round t waits, at its end, for the exchange of round t - ahead; one exchange at a time.
+def planned_s(compute_s: Sequence[float], exchange_s: Sequence[float], delay_rounds: float) -> float:
+    """Seconds of a run whose exchanges are due so many rounds after their round's end; one exchange at a time.
 
-    With ``ahead`` 0 that is the sum of C + M, with 1 the sum of max(C_t, M_(t-1)) between the first computation and
-    the last exchange.
+    With a delay of 0 that is the sum of C + M, with 1 the sum of max(C_t, M_(t-1)) between the first computation and
+    the last exchange; of 1.5, a round waits in its middle for the exchange of the round before the last.
     """
-    begun_s, arrived_s = 0.0, list[float]()
+    whole, part = int(delay_rounds), delay_rounds % 1
+    end_s, arrived_s = 0.0, list[float]()
     for number, (compute, exchange) in enumerate(zip(compute_s, exchange_s, strict=True)):
-        end_s = begun_s + compute
-        if 0 < ahead <= number:
-            end_s = max(end_s, arrived_s[number - ahead])
+        end_s += part * compute
+        due = number - 1 - whole
+        if due >= 0:
+            end_s = max(end_s, arrived_s[due])
+        end_s += (1 - part) * compute
         arrived_s.append(max(end_s, arrived_s[-1] if arrived_s else 0.0) + exchange)
-        begun_s = end_s if ahead else arrived_s[-1]
     return arrived_s[-1]
 
 

@@ -11,22 +11,34 @@ import torch
 from torch import Tensor
 
 from benchmarks.claims_methods import N_CLIENTS
+from benchmarks.gsm8k_job import quiet_trainer
 from benchmarks.sockets import TcpBytes, count_tcp_bytes
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.models import CausalLM
-from lightning_parablock.models.metrics import TokenLoss, token_loss
+from lightning_parablock.models.metrics import TokenLoss
 
 LOSSES = ("val_loss", "val_example_loss")
 
 
 class ClaimsModel(CausalLM):
-    """Counts the examples it trains on, and validates by token and by example."""
+    """Lets the learning rate fall to zero, counts the examples it trains on, and validates by token and by example.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    Args:
+        falling_steps: Optimizer steps of the client over which its learning rate falls, on a straight line.
+    """
+
+    def __init__(self, falling_steps: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.falling_steps = falling_steps
         self.trained_examples = 0
         self.example_loss = TokenLoss()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with the falling learning rate."""
+        optimizer = super().configure_optimizers()
+        falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=self.falling_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": falling, "interval": "step"}}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """As the parent's."""
@@ -35,11 +47,9 @@ class ClaimsModel(CausalLM):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """``val_loss`` is the mean over all tokens, ``val_example_loss`` over examples of each one's mean."""
-        logits = self(batch["input_ids"], batch["attention_mask"])
-        for one, labels in zip(logits.split(1), batch["labels"].split(1), strict=True):
-            total, count = token_loss(one, labels)
-            cast(TokenLoss, self.val_metrics["loss"]).update(total, count)
-            self.example_loss.update(total / count, torch.ones_like(count))
+        sums, counts = self.losses(batch)
+        cast(TokenLoss, self.val_metrics["loss"]).update(sums.sum(), counts.sum())
+        self.example_loss.update((sums / counts).sum(), torch.tensor(len(counts)))
         self.log("val_loss", cast(TokenLoss, self.val_metrics["loss"]), on_step=False, on_epoch=True)
         self.log("val_example_loss", self.example_loss, on_step=False, on_epoch=True)
 
@@ -86,8 +96,8 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
     """One fit of this host's client; all take part.
 
     Args:
-        plan: ``seed``, ``steps`` of the run, ``evaluate_every_steps``, and options: ``model`` of CausalLM, ``strategy``
-            of ParaBlockStrategy, ``data`` of FederatedTextDataModule.
+        plan: ``seed``, ``steps`` of the run, ``evaluate_every_steps``, and options: ``model`` of ClaimsModel,
+            ``strategy`` of ParaBlockStrategy, ``data`` of FederatedTextDataModule.
 
     Returns:
         ``held_out_loss`` (see :class:`Watch`, from before the first step to after the drain); ``rounds``: a list a
@@ -98,7 +108,8 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
     pl.seed_everything(plan["seed"], verbose=False)
     module, data, watch = ClaimsModel(**plan["model"]), FederatedTextDataModule(**plan["data"]), Watch()
     strategy = ParaBlockStrategy(seed=plan["seed"], **plan["strategy"])
-    trainer = _trainer(plan, strategy, watch)
+    every = {"steps": plan["steps"], "evaluate_every_steps": plan["evaluate_every_steps"]}
+    trainer = quiet_trainer(strategy, watch, n_clients=N_CLIENTS, **every)
     started_s = time.time()
     before = trainer.validate(module, data, verbose=False)[0]
     trainer.fit(module, data)
@@ -127,21 +138,3 @@ def _facts(strategy: ParaBlockStrategy, data: FederatedTextDataModule) -> dict[s
 
 def _point(step: int, metrics: Mapping[str, float]) -> list[float]:
     return [step, *(metrics[name] for name in LOSSES)]
-
-
-def _trainer(plan: Mapping[str, Any], strategy: ParaBlockStrategy, watch: Watch) -> pl.Trainer:
-    return pl.Trainer(
-        strategy=strategy,
-        accelerator="cpu",
-        devices=1,
-        num_nodes=N_CLIENTS,
-        max_steps=plan["steps"],
-        val_check_interval=plan["evaluate_every_steps"],
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        callbacks=[watch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )

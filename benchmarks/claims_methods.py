@@ -54,7 +54,7 @@ class Method:
 BLOCKING = {"delay_steps": 0}
 RELAY = {"cohort": 1, "cohort_sampling": "rotation", "block_order": "sequential", "delay_steps": 0}
 LEADING = {
-    "fedbcd": Method("FedBCD", (3e-4, 1e-3, 3e-3, 1e-2), strategy=BLOCKING),
+    "fedbcd": Method("FedBCD", (1e-3, 3e-3, 1e-2), strategy=BLOCKING),
     "parablock": Method("ParaBlock"),
 }
 OTHERS = {
@@ -76,9 +76,11 @@ def _pair(name: str, title: str, options: Mapping[str, Any]) -> dict[str, Method
 
 EXTRAS = {
     "parablock_anchor": Method("ParaBlock, anchor", strategy={"in_flight_value": "anchor"}),
+    "parablock_half": Method("ParaBlock, delay K/2", strategy={"delay_steps": 2}),
     "parablock_2k": Method("ParaBlock, delay 2K", strategy={"delay_steps": 8}),
     **_pair("sequential", "sequential", {"block_order": "sequential"}),
     **_pair("random", "random order", {"block_order": "random"}),
+    **_pair("k2", "K = 2", {"local_steps": 2}),
     **_pair("k8", "K = 8", {"local_steps": 8}),
     **_pair("k16", "K = 16", {"local_steps": 16}),
 }
@@ -96,7 +98,7 @@ class Size:
         steps: Optimizer steps a client; all its examples of a run are different ones.
         trial_steps: The same in a trial of a learning rate.
         evaluate_every_steps: Between two held-out losses.
-        val_examples: Held-out examples, evenly spaced over the test rows.
+        val_examples: Held-out examples, evenly spaced over the test rows; of GSM8K (see claims_data.VAL_SHARE).
         seeds: Of data, order of blocks and adapters. Those at which each client draws as many examples as its steps
             need: with Dirichlet(0.1) seed 2 leaves one client 48 of GSM8K's 7,473 rows.
         learning_rate: Of all methods; None takes the best of each method's trials.
@@ -116,9 +118,9 @@ class Size:
 
 
 SIZES = {
-    "cut": Size(3, "layers", 4, 80, 40, evaluate_every_steps=16, val_examples=64, seeds=(0, 1, 3)),
+    "cut": Size(3, "layers", 4, 80, 40, evaluate_every_steps=20, val_examples=64, seeds=(0, 1, 3)),
     # Five blocks: the embedding is as large as each fifth of the rest.
-    "whole": Size(None, 5, 4, 80, 0, evaluate_every_steps=16, val_examples=32, seeds=(0,), learning_rate=3e-4),
+    "whole": Size(None, 5, 4, 80, 0, evaluate_every_steps=20, val_examples=32, seeds=(0,), learning_rate=3e-4),
     "quick": Size(1, 2, 2, 8, 4, 4, val_examples=8, seeds=(0,), sequence_length=32),
 }
 
@@ -150,15 +152,19 @@ def queue(size_name: str) -> list[Run]:
         return [Run("whole", *CELLS[0], method, seed=0) for method in LEADING]
     cells, extras = ((CELLS[0], CELLS[-1]), []) if size_name == "quick" else (CELLS, EXTRAS)
     first, *later = SIZES[size_name].seeds
-    runs = [run for methods in (LEADING, OTHERS) for run in _with_trials(size_name, methods, cells, first)]
-    runs += [Run(size_name, *cell, name, seed) for seed in later for cell in cells for name in (*LEADING, *OTHERS)]
-    return runs + [Run(size_name, *cells[0], name, seed) for seed in SIZES[size_name].seeds for name in extras]
+    return [
+        *_with_trials(size_name, LEADING, cells),
+        *(Run(size_name, *cells[0], name, first) for name in extras),
+        *_with_trials(size_name, OTHERS, cells),
+        *(Run(size_name, *cells[0], name, seed) for seed in later for name in extras),
+    ]
 
 
-def _with_trials(size_name: str, methods: Mapping[str, Method], cells: Sequence[Cell], seed: int) -> Iterator[Run]:
+def _with_trials(size_name: str, methods: Mapping[str, Method], cells: Sequence[Cell]) -> Iterator[Run]:
     for name, method in methods.items():
         for rate in method.learning_rates:
             yield Run(size_name, *cells[0], name, TRIAL_SEED, rate)
-    for cell in cells:
-        for name in methods:
-            yield Run(size_name, *cell, name, seed)
+    for seed in SIZES[size_name].seeds:
+        for cell in cells:
+            for name in methods:
+                yield Run(size_name, *cell, name, seed)

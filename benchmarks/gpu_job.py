@@ -52,8 +52,8 @@ def _activations(plan: Mapping[str, Any], module: Any, names: tuple[str, ...]) -
     device = next(module.parameters()).device
     _forget_peak()
     for batch in loader(plan["model"], 2, 0):
-        total, count = module._loss({name: value.to(device) for name, value in batch.items()})
-        (total / count).backward()
+        sums, counts = module.losses({name: value.to(device) for name, value in batch.items()})
+        (sums.sum() / counts.sum()).backward()
         module.zero_grad()
     return _peak_bytes() - gradients_bytes
 

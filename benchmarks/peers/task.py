@@ -14,7 +14,6 @@ from benchmarks.peers.job import Job, rank, sent_bytes
 from benchmarks.peers.methods import BATCH_SIZE, LORA_RANK, MODEL, N_CLIENTS, SEQUENCE_LENGTH
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.models import CausalLM
-from lightning_parablock.models.metrics import token_loss
 
 Sums = tuple[float, int]
 """Summed loss in nats and the number of tokens summed over."""
@@ -29,8 +28,8 @@ class PeerModel(CausalLM):
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Keep the summed loss of a batch."""
-        total, count = token_loss(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
-        self.sums.append((float(total), int(count)))
+        sums, counts = self.losses(batch)
+        self.sums.append((float(sums.sum()), int(counts.sum())))
 
     def taken_sums(self) -> Sums:
         """The sums since the last call."""
@@ -85,8 +84,8 @@ def data_of(job: Job, module: PeerModel) -> PeerData:
 
 def loss_of(module: PeerModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Mean loss a predicted token of a batch, in nats: what :meth:`CausalLM.training_step` minimises."""
-    total, count = token_loss(module(batch["input_ids"], batch["attention_mask"]), batch["labels"])
-    return total / count.clamp(min=1)
+    sums, counts = module.losses(batch)
+    return sums.sum() / counts.sum().clamp(min=1)
 
 
 def warm_up(module: PeerModel, optimizer: torch.optim.Optimizer) -> None:

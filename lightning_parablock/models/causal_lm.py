@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from typing import Any, cast, get_args
 
@@ -22,7 +23,7 @@ from lightning_parablock.models.loading import (
     resolve_model,
 )
 from lightning_parablock.models.lora import ALL_LINEAR, Adapters, add_adapters
-from lightning_parablock.models.metrics import TokenLoss, TokenPerplexity, token_loss, token_losses
+from lightning_parablock.models.metrics import TokenLoss, TokenPerplexity, token_losses
 
 Batch = dict[str, Tensor]
 _NOT_KEPT = ("_name_or_path", "id2label", "label2id")
@@ -94,6 +95,8 @@ class CausalLM(pl.LightningModule):
         self._location: str | None = None
         self.network = self._build(layers, random_weights, architecture, dtype)
         add_adapters(self.network, adapters)
+        # a few architectures of transformers have no such option
+        self._cuts_logits = "logits_to_keep" in inspect.signature(self.network.forward).parameters
         # from_pretrained leaves a model in eval mode and Lightning keeps what it finds: dropout would stay off
         self.network.train()
         if activation_checkpointing:
@@ -116,10 +119,25 @@ class CausalLM(pl.LightningModule):
         """Logits, (batch, sequence, vocabulary), of (batch, sequence) token ids."""
         return self.network(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
 
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Each example's summed loss, in nats, and its number of predicted tokens; two tensors of shape (batch,).
+
+        Logits, the largest tensor of a model with many words, are made only at positions where some example of the
+        batch has a next token to predict.
+        """
+        targets = batch["labels"][:, 1:]
+        positions = (targets != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        if self._cuts_logits:
+            logits = self.network(**inputs, use_cache=False, logits_to_keep=positions).logits
+        else:
+            logits = self(**inputs)[:, positions]
+        return token_losses(logits, targets[:, positions])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss a predicted token of the batch, in nats: the scalar to minimise."""
-        total, count = self._loss(batch)
-        loss = total / count.clamp(min=1)
+        sums, counts = self.losses(batch)
+        loss = sums.sum() / counts.sum().clamp(min=1)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
         return loss
 
@@ -129,14 +147,14 @@ class CausalLM(pl.LightningModule):
         Of several loaders only the first counts there. Returns each example's loss for
         :class:`~lightning_parablock.callbacks.ClientSight`.
         """
-        sums, counts = token_losses(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
+        sums, counts = self.losses(batch)
         if dataloader_idx == 0:
-            self._note("val", self.val_metrics, sums.sum(), counts.sum())
+            self._note("val", self.val_metrics, sums, counts)
         return {"loss_sums": sums, "loss_counts": counts}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add the batch to ``test_loss`` and ``test_perplexity``, means over all tokens of all clients."""
-        self._note("test", self.test_metrics, *self._loss(batch))
+        self._note("test", self.test_metrics, *self.losses(batch))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
         """Greedy completions, one dict an example with the texts ``prompt`` and ``completion``."""
@@ -178,12 +196,9 @@ class CausalLM(pl.LightningModule):
             self._location = resolve_model(*self._source)
         return self._location
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return token_loss(self(batch["input_ids"], batch["attention_mask"]), batch["labels"])
-
-    def _note(self, stage: str, metrics: torch.nn.ModuleDict, total: Tensor, count: Tensor) -> None:
+    def _note(self, stage: str, metrics: torch.nn.ModuleDict, sums: Tensor, counts: Tensor) -> None:
         for name, metric in metrics.items():
-            cast(TokenLoss, metric).update(total, count)
+            cast(TokenLoss, metric).update(sums.sum(), counts.sum())
             self.log(
                 f"{stage}_{name}",
                 cast(TokenLoss, metric),

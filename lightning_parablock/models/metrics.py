@@ -15,32 +15,23 @@ from lightning_parablock.data.tokenize import IGNORED_LABEL
 _SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What :func:`token_loss` gives, for each example: two tensors of shape (batch,), float32 and torch.long."""
-    targets = labels[:, 1:]
-    predictions = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross entropy, in nats, of each example's next tokens, and the number of tokens summed over.
+
+    Args:
+        logits: (batch, positions, vocabulary), any float dtype; computed in float32.
+        targets: (batch, positions) torch.long, the token after each position, -100 where nothing is to be predicted.
+
+    Returns:
+        Two tensors of shape (batch,): the sums (float32) and the counts (torch.long).
+    """
+    predictions = logits.reshape(-1, logits.shape[-1]).float()
     losses = functional.cross_entropy(predictions, targets.reshape(-1), ignore_index=IGNORED_LABEL, reduction="none")
     return losses.view_as(targets).sum(dim=1), (targets != IGNORED_LABEL).sum(dim=1)
 
 
-def token_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross entropy, in nats, of each next token, and the number of tokens summed over.
-
-    Args:
-        logits: (batch, sequence, vocabulary), any float dtype; computed in float32.
-        labels: (batch, sequence) torch.long, -100 where nothing is to be predicted.
-
-    Returns:
-        Two scalars: the sum (float32) and the count (torch.long).
-    """
-    targets = labels[:, 1:].reshape(-1)
-    predictions = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
-    total = functional.cross_entropy(predictions, targets, ignore_index=IGNORED_LABEL, reduction="sum")
-    return total, (targets != IGNORED_LABEL).sum()
-
-
 class TokenLoss(Metric):
-    """Mean cross entropy a token, in nats; update with the sums of :func:`token_loss`.
+    """Mean cross entropy a token, in nats; update with the sums of :func:`token_losses`.
 
     torchmetrics' own Perplexity takes log(softmax) in two steps, which is infinite for a token the model finds
     impossible, and keeps float32 sums; hence this metric of two sums, which adds up over batches and ranks.

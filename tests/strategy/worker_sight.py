@@ -22,7 +22,6 @@ from lightning_parablock.callbacks.sight_figures import ClientFigures, Sums
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models import CausalLM
-from lightning_parablock.models.metrics import token_loss
 from lightning_parablock.ranks import WatchedStrategy
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.strategy import ParaBlockStrategy
@@ -90,7 +89,7 @@ def mean_alone(module: CausalLM, examples: Any, chosen: list[int] | None = None)
     for index in range(len(examples)) if chosen is None else chosen:
         one = {name: tensor.unsqueeze(0) for name, tensor in examples[index].items()}
         with torch.no_grad():
-            total, count = token_loss(module(one["input_ids"], one["attention_mask"]), one["labels"])
+            total, count = module.losses(one)
         sums[0] += float(total)
         sums[1] += int(count)
     return sums[0] / sums[1]

@@ -14,7 +14,7 @@ from torch.nn import functional
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models import CausalLM
-from lightning_parablock.models.metrics import TokenLoss, token_loss
+from lightning_parablock.models.metrics import TokenLoss, token_losses
 from tests.unit.tiny_text import byte_tokenizer, save_tiny_llama, write_jsonl
 
 
@@ -46,18 +46,45 @@ def batch(n: int = 2, size: int = 6) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def test_token_loss_is_transformers_own(folder: Path) -> None:
-    module = CausalLM(str(folder)).eval()
-    one = batch()
-    total, count = token_loss(module(one["input_ids"], one["attention_mask"]), one["labels"])
-    torch.testing.assert_close(total / count, module.network(**one).loss)
-    assert int(count) == 8
+def answers() -> dict[str, Tensor]:
+    """Two examples whose labels begin and end at other places."""
+    ids = batch()["input_ids"]
+    labels = ids.clone()
+    labels[0, :3] = labels[0, 5:] = labels[1, :2] = labels[1, 4:] = -100
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def mean_of(losses: tuple[Tensor, Tensor]) -> Tensor:
+    return losses[0].sum() / losses[1].sum().clamp(min=1)
+
+
+@pytest.mark.parametrize("one", [batch(), answers()], ids=["every token", "answers"])
+def test_the_loss_and_its_gradient_are_transformers_own(folder: Path, one: dict[str, Tensor]) -> None:
+    module, theirs = CausalLM(str(folder)).eval(), CausalLM(str(folder)).eval()
+    loss, their_loss = mean_of(module.losses(one)), theirs.network(**one).loss
+    torch.testing.assert_close(loss, their_loss)
+    loss.backward()
+    their_loss.backward()
+    for mine, their in zip(module.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, their.grad)
+
+
+def test_logits_are_made_only_where_something_is_predicted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, shapes = CausalLM(str(folder)).eval(), list[torch.Size]()
+    module.network.lm_head.register_forward_hook(lambda _, __, logits: shapes.append(logits.shape))
+    sums, counts = module.losses(answers())
+    assert shapes == [
+        (2, 3, module.network.config.vocab_size)
+    ]  # before the tokens at 3, 4 of one and 2, 3 of the other
+    assert counts.tolist() == [2, 2]
+    monkeypatch.setattr(module, "_cuts_logits", False)  # as of an architecture whose forward has no such option
+    torch.testing.assert_close(module.losses(answers()), (sums, counts))
+    assert shapes[1][1] == 6
 
 
 def test_an_impossible_token_gives_a_finite_loss() -> None:
-    logits = torch.tensor([[[0.0, -500.0], [0.0, 0.0]]])
-    total, count = token_loss(logits, torch.tensor([[0, 1]]))
-    assert (float(total), int(count)) == (500.0, 1)
+    sums, counts = token_losses(torch.tensor([[[0.0, -500.0]]]), torch.tensor([[1]]))
+    assert (sums.tolist(), counts.tolist()) == ([500.0], [1])
 
 
 def test_metric_weighs_every_token_the_same_over_batches_and_modes() -> None:
@@ -148,8 +175,10 @@ def test_val_loss_is_the_mean_over_tokens_not_over_batches(
 def test_a_batch_without_labels_gives_zero_and_no_nan(folder: Path) -> None:
     module = CausalLM(str(folder))
     empty = {**batch(), "labels": torch.full((2, 6), -100)}
-    total, count = token_loss(module(empty["input_ids"], empty["attention_mask"]), empty["labels"])
-    assert (total.item() / max(int(count), 1), int(count)) == (0.0, 0)
+    loss = mean_of(module.losses(empty))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(not parameter.grad.any() for parameter in module.parameters())
 
 
 def test_a_checkpoint_loads_where_the_pretrained_weights_are_gone(
@@ -196,8 +225,7 @@ def test_activation_checkpointing_gives_the_same_gradients_and_stops_at_the_froz
             parameter.requires_grad_("layers.1." in name)
         calls: list[int] = []
         module.network.model.layers[0].mlp.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        total, _ = token_loss(module(batch()["input_ids"]), batch()["labels"])
-        total.backward()
+        module.losses(batch())[0].sum().backward()
         gradients.append({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
         forwards.append(len(calls))
     assert gradients[0].keys() == gradients[1].keys()
