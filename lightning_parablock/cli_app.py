@@ -53,6 +53,7 @@ DEFAULTS = {
     "model": {"class_path": MODEL_CLASS_PATH},
     "data": {"class_path": DATA_CLASS_PATH},
 }
+PRINT_CONFIG = "--print_config"
 EPILOG = "The options of the strategy, the model and the data: --strategy.help, --model.help, --data.help."
 
 
@@ -123,9 +124,30 @@ class ParaBlockCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
         try:
-            self.config = parser.parse_args(expand_argv(args))
+            words = expand_argv(args)
+            quiet = [word for word in words if not word.startswith(PRINT_CONFIG)]
+            self.config = parser.parse_args(quiet)
+            if self._take_chosen_classes() or quiet != words:
+                self.config = parser.parse_args(words)
         except ConfigurationError as error:
             parser.error(str(error), error)
+
+    def _take_chosen_classes(self) -> bool:
+        """Make other classes than the defaults defaults themselves; True if there are any.
+
+        Or options that nobody gave would have, in another class, the values of those of the same name in the default
+        class: a module's own learning rate, for example, that of CausalLM.
+        """
+        command: str = self.config.subcommand
+        chosen = dict[str, Any]()
+        for name, default in self._defaults.items():
+            value = self.config[command].get(name)
+            if isinstance(value, Namespace) and value.class_path != default["class_path"]:
+                chosen[name] = {"class_path": value.class_path}
+        if chosen:
+            assert isinstance(self.parser, ParaBlockArgumentParser)
+            self.parser.commands[list(self.subcommands()).index(command)].set_defaults(chosen)
+        return bool(chosen)
 
     @override
     def _parse_ckpt_path(self) -> None:

@@ -165,3 +165,21 @@ def test_any_other_model_data_and_strategy(monkeypatch: pytest.MonkeyPatch) -> N
     assert config["trainer"]["strategy"] == "ddp"
     assert config["model"]["init_args"]["layers"] == 2
     assert config["data"]["class_path"] == f"{toys}.ToyData"
+
+
+def test_another_model_keeps_its_own_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    toy = "tests.support.cli_toys.Toy"
+    (overlay := tmp_path / "toy.yaml").write_text(f"model: {{class_path: {toy}, init_args: {{layers: 3}}}}")
+    for words, layers in ((("--model", toy), 4), (("--config", str(overlay)), 3)):
+        model = resolved(monkeypatch, *words)["model"]["init_args"]
+        assert (model["learning_rate"], model["layers"]) == (0.05, layers)  # CausalLM's is 1e-4
+    assert (
+        resolved(monkeypatch, "--model", toy, "--model.learning_rate", "1")["model"]["init_args"]["learning_rate"] == 1
+    )
+
+
+def test_print_config_has_the_defaults_of_the_class_that_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        ParaBlockCLI(Run(), ["fit", "--model", "tests.support.cli_toys.Toy", "--print_config"])
+    assert ended.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["learning_rate"] == 0.05
