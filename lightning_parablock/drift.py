@@ -7,6 +7,9 @@ from torch import Tensor
 
 from lightning_parablock.settings import ServerSGD, Settings
 
+PIECE = 1 << 20
+"""Scalars that are compared at a time: the memory of a whole block beside it would be missed elsewhere."""
+
 
 def lr_of_mean(settings: Settings, round_index: int, *, is_exact: bool) -> float | None:
     """By what a commit's increment must be divided to give the mean delta; None where it tells nothing of it.
@@ -32,7 +35,10 @@ def relative_drift(delta: Tensor, before: Tensor, after: Tensor, lr: float) -> f
     Returns:
         None where the mean is zero.
     """
-    mean = (after - before).div_(lr)
-    length = torch.linalg.vector_norm(mean)
-    apart = torch.linalg.vector_norm(mean.sub_(delta))
-    return float(apart / length) if length > 0 else None
+    norms = list[Tensor]()
+    for own, old, new in zip(delta.split(PIECE), before.split(PIECE), after.split(PIECE), strict=True):
+        mean = (new - old).div_(lr)
+        length = torch.linalg.vector_norm(mean)
+        norms.append(torch.stack([torch.linalg.vector_norm(mean.sub_(own)), length]))
+    apart, length = torch.linalg.vector_norm(torch.stack(norms), dim=0).tolist()
+    return apart / length if length > 0 else None

@@ -31,6 +31,14 @@ def test_by_hand() -> None:
     assert relative_drift(torch.tensor([3.0, 4.0]), before, before, 1.0) is None
 
 
+def test_it_is_of_the_whole_block_however_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    delta, before, mean = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
+    whole = relative_drift(delta, before, before + mean, 1.0)
+    monkeypatch.setattr("lightning_parablock.drift.PIECE", 64)
+    assert relative_drift(delta, before, before + mean, 1.0) == pytest.approx(whole, rel=1e-6)
+    assert whole == pytest.approx(float((mean - delta).norm() / mean.norm()), rel=1e-6)
+
+
 def test_only_plain_averaging_tells_the_mean() -> None:
     plain = Settings(server_optimizer=ServerSGD(lr=0.5))
     assert lr_of_mean(plain, 0, is_exact=True) == 0.5
