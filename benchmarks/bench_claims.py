@@ -114,12 +114,12 @@ def _learning_rate(run: Run, done: Records) -> float:
     fixed = run.trial_rate or SIZES[run.size].learning_rate
     if fixed is not None:
         return fixed
-    named = run.method
+    named, factor = run.method, METHODS[run.method].rate_factor
     while not METHODS[named].learning_rates:
         named = METHODS[named].baseline
     tried = [other for other in done if other.trial_rate and (other.size, other.method) == (run.size, named)]
     try:
-        return best_rate(done[other] for other in tried)
+        return factor * best_rate(done[other] for other in tried)
     except ValueError as error:
         raise RunFailedError(f"{named}: {error}") from error
 

@@ -28,7 +28,8 @@ def combined(answers: Sequence[Record], run_facts: Record, turns: int) -> dict[s
     Returns:
         ``run_facts``, and ``held_out_loss``: [steps a client, loss]; ``other_loss``, the final one of the kind that is
         not reported; ``examples`` a client; ``sent_bytes`` at the socket and ``upload_bytes`` of the round records,
-        means over clients; ``compute_s`` and ``exchange_s`` of each round; and ``planned_s``.
+        means over clients; ``drift``, the mean over rounds and clients; ``compute_s`` and ``exchange_s`` of each
+        round; and ``planned_s``.
     """
     first, rounds = answers[0], _rounds(answers)
     compute_s, exchange_s = ([row[name] for row in rounds] for name in ("compute_s", "exchange_s"))
@@ -43,6 +44,7 @@ def combined(answers: Sequence[Record], run_facts: Record, turns: int) -> dict[s
         "received_bytes": fmean(answer["received_bytes"] for answer in answers),
         "upload_bytes": fmean(sum(row[3] for row in answer["rounds"]) for answer in answers),
         "blocks": [row["block"] for row in rounds],
+        "drift": fmean(drifts) if (drifts := [row[5] for a in answers for row in a["rounds"] if row[5]]) else None,
         "compute_s": compute_s,
         "exchange_s": exchange_s,
         "planned_s": planned_s(compute_s, exchange_s, delay_rounds),
@@ -57,7 +59,7 @@ def _rounds(answers: Iterable[Record]) -> list[dict[str, Any]]:
     found: dict[int, dict[str, Any]] = defaultdict(lambda: {"compute_s": 0.0, "exchange_s": 0.0})
     for answer in answers:
         step = 0
-        for number, block, steps, upload_bytes, download_bytes in answer["rounds"]:
+        for number, block, steps, upload_bytes, download_bytes, _ in answer["rounds"]:
             row = found[number]
             cpu_s = sum(answer["step_cpu_s"].get(str(one), 0.0) for one in range(step, step + steps))
             link_s = 8 * max(upload_bytes, download_bytes) / (NOMINAL_GOODPUT * RATE_MBIT * 1e6)
@@ -130,6 +132,7 @@ def _row(key: tuple[str, ...], runs: Mapping[int, Record], baselines: Mapping[in
         "spread": stdev(losses.values()) if len(losses) > 1 else None,
         "over_baseline_percent": over,
         "close": abs(fmean(over)) <= CLOSE_PERCENT if over else None,
+        "drift": fmean(drifts) if (drifts := [run["drift"] for run in runs.values() if run.get("drift")]) else None,
         "planned_s": fmean(run["planned_s"] for run in runs.values()),
         "sent_bytes": fmean(run["sent_bytes"] for run in runs.values()),
     }
@@ -140,11 +143,11 @@ def markdown(rows: Iterable[Record]) -> str:
     parts: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for row in rows:
         parts[row["size"], row["data"], row["partition"]].append(_line(row))
-    head = "| learning rate | loss, mean | spread | seeds | over its FedBCD | planned s | sent, MB |"
+    head = "| learning rate | loss, mean | spread | seeds | over its FedBCD | drift | planned s | sent, MB |"
     lines = list[str]()
     for (size, data, partition), made in parts.items():
         title = f"{data}, {partition}, {size} model: loss by {REPORTED_LOSS[data]}"
-        lines += [f"| {title} {head}", f"|{' --- |' * 8}", *made, ""]
+        lines += [f"| {title} {head}", f"|{' --- |' * 9}", *made, ""]
     return "\n".join(lines)
 
 
@@ -157,6 +160,7 @@ def _line(row: Record) -> str:
         "" if row["spread"] is None else f"{row['spread']:.4f}",
         f"{len(row['losses'])}",
         f"{fmean(over):+.1f} % ({min(over):+.1f} to {max(over):+.1f})" if over else "",
+        "" if row["drift"] is None else f"{row['drift']:.2f}",
         f"{row['planned_s']:.0f}",
         f"{row['sent_bytes'] / 1e6:.0f}",
     )

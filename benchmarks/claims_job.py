@@ -130,7 +130,7 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
 def _facts(strategy: ParaBlockStrategy, data: FederatedTextDataModule) -> dict[str, Any]:
     records = strategy.round_records
     return {
-        "rounds": [[r.round, r.block, r.steps, r.upload_bytes, r.download_bytes] for r in records],
+        "rounds": [[r.round, r.block, r.steps, r.upload_bytes, r.download_bytes, r.drift] for r in records],
         "block_scalars": {block.name: block.numel for block in strategy.blocks},
         "rows_per_client": data.describe()["rows_per_client"],
     }

@@ -7,7 +7,8 @@ with the FedBCD of the same order and K.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ class Method:
         strategy: Options of ParaBlockStrategy, put over those of the size.
         model: Options of CausalLM.
         turns: Steps of the run for each step of a client: the number of clients where they take turns.
+        rate_factor: By which the learning rate is multiplied.
     """
 
     title: str
@@ -44,6 +46,7 @@ class Method:
     strategy: Mapping[str, Any] = field(default_factory=dict[str, Any])
     model: Mapping[str, Any] = field(default_factory=dict[str, Any])
     turns: int = 1
+    rate_factor: float = 1.0
 
     def missing(self) -> list[str]:
         """Options that this version of the package does not have."""
@@ -66,23 +69,27 @@ OTHERS = {
 }
 
 
-def _pair(name: str, title: str, options: Mapping[str, Any]) -> dict[str, Method]:
+def _pair(name: str, title: str, rate_factor: float = 1.0, **options: Any) -> dict[str, Method]:
     """FedBCD and ParaBlock with the same further options."""
+    blocking = {**BLOCKING, **options}
+    of_pair = f"fedbcd_{name}"
     return {
-        f"fedbcd_{name}": Method(f"FedBCD, {title}", strategy={**BLOCKING, **options}),
-        f"parablock_{name}": Method(f"ParaBlock, {title}", baseline=f"fedbcd_{name}", strategy=options),
+        of_pair: Method(f"FedBCD, {title}", strategy=blocking, rate_factor=rate_factor),
+        f"parablock_{name}": Method(f"ParaBlock, {title}", baseline=of_pair, strategy=options, rate_factor=rate_factor),
     }
 
 
 EXTRAS = {
     "parablock_anchor": Method("ParaBlock, anchor", strategy={"in_flight_value": "anchor"}),
     "parablock_half": Method("ParaBlock, delay K/2", strategy={"delay_steps": 2}),
+    **_pair("k2", "K = 2", local_steps=2),
+    **_pair("keep", "optimizer state kept", block_optimizer_state="keep"),
+    **_pair("slow", "a third of the learning rate", rate_factor=1 / 3),
     "parablock_2k": Method("ParaBlock, delay 2K", strategy={"delay_steps": 8}),
-    **_pair("sequential", "sequential", {"block_order": "sequential"}),
-    **_pair("random", "random order", {"block_order": "random"}),
-    **_pair("k2", "K = 2", {"local_steps": 2}),
-    **_pair("k8", "K = 8", {"local_steps": 8}),
-    **_pair("k16", "K = 16", {"local_steps": 16}),
+    **_pair("k8", "K = 8", local_steps=8),
+    **_pair("sequential", "sequential", block_order="sequential"),
+    **_pair("random", "random order", block_order="random"),
+    **_pair("k16", "K = 16", local_steps=16),
 }
 METHODS = {**LEADING, **OTHERS, **EXTRAS}
 
@@ -153,18 +160,22 @@ def queue(size_name: str) -> list[Run]:
     cells, extras = ((CELLS[0], CELLS[-1]), []) if size_name == "quick" else (CELLS, EXTRAS)
     first, *later = SIZES[size_name].seeds
     return [
-        *_with_trials(size_name, LEADING, cells),
-        *(Run(size_name, *cells[0], name, first) for name in extras),
-        *_with_trials(size_name, OTHERS, cells),
-        *(Run(size_name, *cells[0], name, seed) for seed in later for name in extras),
+        *_trials(size_name, LEADING, cells[0]),
+        *_runs(size_name, LEADING, cells, [first]),
+        *_runs(size_name, extras, cells[:1], [first]),
+        *_runs(size_name, LEADING, cells, later),
+        *_trials(size_name, OTHERS, cells[0]),
+        *_runs(size_name, OTHERS, cells, [first, *later]),
+        *_runs(size_name, extras, cells[:1], later),
     ]
 
 
-def _with_trials(size_name: str, methods: Mapping[str, Method], cells: Sequence[Cell]) -> Iterator[Run]:
+def _trials(size_name: str, methods: Mapping[str, Method], cell: Cell) -> Iterator[Run]:
     for name, method in methods.items():
         for rate in method.learning_rates:
-            yield Run(size_name, *cells[0], name, TRIAL_SEED, rate)
-    for seed in SIZES[size_name].seeds:
-        for cell in cells:
-            for name in methods:
-                yield Run(size_name, *cell, name, seed)
+            yield Run(size_name, *cell, name, TRIAL_SEED, rate)
+
+
+def _runs(size_name: str, methods: Iterable[str], cells: Iterable[Cell], seeds: Iterable[int]) -> Iterator[Run]:
+    for seed, cell, name in itertools.product(seeds, cells, methods):
+        yield Run(size_name, *cell, name, seed)
