@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_parablock import ParaBlockStrategy
@@ -124,10 +124,15 @@ class Size:
     sequence_length: int = 128
 
 
+CUT = Size(3, "layers", 4, 80, 40, evaluate_every_steps=20, val_examples=64, seeds=(0, 1, 3))
 SIZES = {
-    "cut": Size(3, "layers", 4, 80, 40, evaluate_every_steps=20, val_examples=64, seeds=(0, 1, 3)),
+    "cut": CUT,
     # Five blocks: the embedding is as large as each fifth of the rest.
-    "whole": Size(None, 5, 4, 80, 0, evaluate_every_steps=20, val_examples=32, seeds=(0,), learning_rate=3e-4),
+    "whole": Size(None, 5, 4, 80, 0, evaluate_every_steps=20, val_examples=32, seeds=(0,), learning_rate=2e-4),
+    **{
+        f"cut_{steps}": replace(CUT, steps=steps, evaluate_every_steps=steps // 4, seeds=(0,), learning_rate=3e-3)
+        for steps in (40, 160, 320)
+    },
     "quick": Size(1, 2, 2, 8, 4, 4, val_examples=8, seeds=(0,), sequence_length=32),
 }
 
@@ -153,10 +158,10 @@ class Run:
 def queue(size_name: str) -> list[Run]:
     """All runs of one size, the most telling first; a method's trials stand before its first run.
 
-    The whole model has one pair of runs; quick ones have two cells and no extra rows.
+    The whole model and other numbers of steps have one pair of runs; quick ones have two cells and no extra rows.
     """
-    if size_name == "whole":
-        return [Run("whole", *CELLS[0], method, seed=0) for method in LEADING]
+    if size_name not in ("cut", "quick"):
+        return [Run(size_name, *CELLS[0], method, seed=0) for method in LEADING]
     cells, extras = ((CELLS[0], CELLS[-1]), []) if size_name == "quick" else (CELLS, EXTRAS)
     first, *later = SIZES[size_name].seeds
     return [

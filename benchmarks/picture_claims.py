@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from benchmarks.claims_figures import CLOSE_PERCENT
 from benchmarks.picture_quality import COLOURS, draw_curves
 
+ALL_CELLS = ("cut", "quick")
+"""Sizes whose runs are of all methods, data sets and partitions."""
 MORE_COLOURS = {**COLOURS, "lora": "tab:red", "fedcybgd": "tab:purple"}
 
 
@@ -17,12 +19,12 @@ def draw(values: dict[str, Any]) -> Figure:
     """The figure of ``results/claims.json``'s values."""
     rows = values["table"]
     figure, axes = plt.subplots(2, 3, figsize=(16, 8.5))
-    runs = [run for run in values["runs"] if not run["failed"] and run["size"] != "whole"]
+    runs = [run for run in values["runs"] if not run["failed"] and run["size"] in ALL_CELLS]
     cells = list(dict.fromkeys((run["data"], run["partition"]) for run in runs))
     for axis, cell in zip(axes[:, :2].flat, cells, strict=False):
         _draw_cell(axis, [run for run in runs if (run["data"], run["partition"]) == cell], cell)
     _draw_over(axes[0, 2], [row for row in rows if "parablock" in row["method"] and row["over_baseline_percent"]])
-    _draw_seconds(axes[1, 2], [row for row in rows if row["method"] in MORE_COLOURS and row["size"] != "whole"])
+    _draw_seconds(axes[1, 2], [row for row in rows if row["method"] in MORE_COLOURS and row["size"] in ALL_CELLS])
     return figure
 
 

@@ -83,8 +83,9 @@ def test_trials_stand_before_the_first_run_of_their_method_and_have_a_seed_that_
     assert all(TRIAL_SEED not in size.seeds for size in SIZES.values())
 
 
-def test_the_whole_model_has_one_pair() -> None:
-    assert [(one.method, one.data, one.partition) for one in queue("whole")] == [
+@pytest.mark.parametrize("size", ["whole", "cut_40", "cut_160", "cut_320"])
+def test_the_whole_model_and_other_numbers_of_steps_have_one_pair(size: str) -> None:
+    assert [(one.method, one.data, one.partition) for one in queue(size)] == [
         ("fedbcd", "gsm8k", "iid"),
         ("parablock", "gsm8k", "iid"),
     ]
