@@ -70,6 +70,12 @@ def _make_all(options: argparse.Namespace, runs: list[Run], missing: Mapping[str
     kept.mkdir(parents=True, exist_ok=True)
     done: Records = {} if options.quick else _read(runs, kept)
     print(f"{len(done)} of {len(runs)} runs are there; missing: {dict(missing)}", flush=True)
+
+    def show() -> None:
+        _publish(options, {run: done[run] for run in runs if run in done}, missing, len(runs) - len(done))
+
+    if done:
+        show()
     with tempfile.TemporaryDirectory() as scratch, Workers(N_CLIENTS, linked=False) as workers:
         sources = claims_data.sources(options, Path(scratch))
         for run in [run for run in runs if run not in done]:
@@ -78,8 +84,7 @@ def _make_all(options: argparse.Namespace, runs: list[Run], missing: Mapping[str
                 (kept / f"{run.name}.json").write_text(json.dumps(done[run], indent=1))
                 losses = [round(loss, 4) for _, loss in done[run]["held_out_loss"]]
                 print(f"{run.name}: {losses} in {done[run]['seconds']:.0f} s", flush=True)
-            # After each: hours lie between the first and the last.
-            _publish(options, {run: done[run] for run in runs if run in done}, missing, len(runs) - len(done))
+            show()  # after each: hours lie between the first and the last
 
 
 def _read(runs: list[Run], kept: Path) -> Records:

@@ -7,7 +7,6 @@ JSON a topology.
 from __future__ import annotations
 
 import datetime
-import gc
 import json
 import os
 import sys
@@ -70,7 +69,6 @@ def _count(federation: Federation, settings: Settings, meeting: _Meeting) -> dic
     others = [ids for ids in federation.membership.clients if client not in ids]
     engine = engine_on(flat, settings, [client], transport, *others)
     messages, original = _watch_isend()
-    gc.collect()  # the transport before this one, whose connections would close while these are counted
     meeting.wait_for_all("open")
     before = count_tcp_bytes()
     meeting.wait_for_all("counted before")
