@@ -44,7 +44,7 @@ def combined(answers: Sequence[Record], run_facts: Record, turns: int) -> dict[s
         "received_bytes": fmean(answer["received_bytes"] for answer in answers),
         "upload_bytes": fmean(sum(row[3] for row in answer["rounds"]) for answer in answers),
         "blocks": [row["block"] for row in rounds],
-        "drift": fmean(drifts) if (drifts := [row[5] for a in answers for row in a["rounds"] if row[5]]) else None,
+        "drift": _mean_of_known(row[5] for answer in answers for row in answer["rounds"]),
         "compute_s": compute_s,
         "exchange_s": exchange_s,
         "planned_s": planned_s(compute_s, exchange_s, delay_rounds),
@@ -52,6 +52,11 @@ def combined(answers: Sequence[Record], run_facts: Record, turns: int) -> dict[s
         "rows_per_client": first["rows_per_client"],
         "seconds": max(answer["seconds"] for answer in answers),
     }
+
+
+def _mean_of_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _rounds(answers: Iterable[Record]) -> list[dict[str, Any]]:
@@ -132,7 +137,7 @@ def _row(key: tuple[str, ...], runs: Mapping[int, Record], baselines: Mapping[in
         "spread": stdev(losses.values()) if len(losses) > 1 else None,
         "over_baseline_percent": over,
         "close": abs(fmean(over)) <= CLOSE_PERCENT if over else None,
-        "drift": fmean(drifts) if (drifts := [run["drift"] for run in runs.values() if run.get("drift")]) else None,
+        "drift": _mean_of_known(run.get("drift") for run in runs.values()),
         "planned_s": fmean(run["planned_s"] for run in runs.values()),
         "sent_bytes": fmean(run["sent_bytes"] for run in runs.values()),
     }

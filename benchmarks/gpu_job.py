@@ -52,8 +52,7 @@ def _activations(plan: Mapping[str, Any], module: Any, names: tuple[str, ...]) -
     device = next(module.parameters()).device
     _forget_peak()
     for batch in loader(plan["model"], 2, 0):
-        sums, counts = module.losses({name: value.to(device) for name, value in batch.items()})
-        (sums.sum() / counts.sum()).backward()
+        module.mean_loss({name: value.to(device) for name, value in batch.items()}).backward()
         module.zero_grad()
     return _peak_bytes() - gradients_bytes
 

@@ -69,8 +69,7 @@ def activations(plan: Mapping[str, Any]) -> dict[str, Any]:
         gradients_bytes = train_only(module, names)
         _forget_peak()
         for batch in batches:
-            sums, counts = module.losses(batch)
-            (sums.sum() / counts.sum()).backward()
+            module.mean_loss(batch).backward()
             module.zero_grad()
         found.append(resident_bytes("VmHWM") - base - weights_bytes - gradients_bytes)
     return {"activations_bytes": found[1:]}

@@ -147,7 +147,7 @@ def agree_on_length(loader: Any, epoch: Epoch) -> tuple[Any, list[int | None]]:
 
 
 def length_of(loader: Any) -> int | None:
-    """Batches of a loader; None where it cannot tell."""
+    """Batches of a loader, or examples of a data set; None where it cannot tell (a stream has no length)."""
     try:
         return len(loader)
     except (TypeError, NotImplementedError):

@@ -84,8 +84,7 @@ def data_of(job: Job, module: PeerModel) -> PeerData:
 
 def loss_of(module: PeerModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Mean loss a predicted token of a batch, in nats: what :meth:`CausalLM.training_step` minimises."""
-    sums, counts = module.losses(batch)
-    return sums.sum() / counts.sum().clamp(min=1)
+    return module.mean_loss(batch)
 
 
 def warm_up(module: PeerModel, optimizer: torch.optim.Optimizer) -> None:

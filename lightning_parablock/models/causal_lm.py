@@ -134,10 +134,14 @@ class CausalLM(pl.LightningModule):
             logits = self(**inputs)[:, positions]
         return token_losses(logits, targets[:, positions])
 
+    def mean_loss(self, batch: Batch) -> Tensor:
+        """Mean loss a predicted token of the batch, in nats, a scalar; 0 where nothing is to be predicted."""
+        sums, counts = self.losses(batch)
+        return sums.sum() / counts.sum().clamp(min=1)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss a predicted token of the batch, in nats: the scalar to minimise."""
-        sums, counts = self.losses(batch)
-        loss = sums.sum() / counts.sum().clamp(min=1)
+        loss = self.mean_loss(batch)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
         return loss
 
