@@ -216,7 +216,11 @@ class HostCluster:
         self.session.ask("link", host=i, up=False)
 
     def restore_link(self, i: int) -> None:
-        """Plug host i in again."""
+        """Plug host i in again.
+
+        Who asked for a host's address (ARP) while it was cut asks again a second after, so the first packet may take
+        that long to get through.
+        """
         self.session.ask("link", host=i, up=True)
 
     def set_rate(self, i: int, rate: str) -> None:
