@@ -98,11 +98,12 @@ def _make(workers: Workers, run: Run, source: dict[str, Any], done: Records) -> 
     every = size.evaluate_every_steps if run.trial_rate is None else steps
     rate = _learning_rate(run, done)
     strategy = {"blocks": size.blocks, "local_steps": size.local_steps, "uneven_clients": "shorten", **method.strategy}
+    model = {"model": MODEL, "layers": size.layers, "learning_rate": rate, "falling_steps": steps * method.turns}
     plan = {
         "seed": run.seed,
         "steps": steps * method.turns,
         "evaluate_every_steps": every * method.turns,
-        "model": {"model": MODEL, "layers": size.layers, "learning_rate": rate, "falling_steps": steps, **method.model},
+        "model": {**model, **method.model},
         "strategy": strategy,
         "data": claims_data.module_options(run, size, source),
     }

@@ -25,7 +25,7 @@ class ClaimsModel(CausalLM):
     """Lets the learning rate fall to zero, counts the examples it trains on, and validates by token and by example.
 
     Args:
-        falling_steps: Optimizer steps of the client over which its learning rate falls, on a straight line.
+        falling_steps: Optimizer steps of the run over which its learning rate falls, on a straight line.
     """
 
     def __init__(self, falling_steps: int, **options: Any) -> None:

@@ -63,7 +63,10 @@ LEADING = {
 OTHERS = {
     "fedavg": Method("FedAvg", (1e-3, 3e-3, 1e-2), strategy={"blocks": 1, **BLOCKING}),
     "lora": Method(
-        "LoRA, FedAvg of adapters", (1e-3, 3e-3, 1e-2), strategy={"blocks": 1, **BLOCKING}, model={"lora_rank": 16}
+        "LoRA, FedAvg of adapters",
+        (1e-3, 3e-3, 1e-2, 3e-2),
+        strategy={"blocks": 1, **BLOCKING},
+        model={"lora_rank": 16},
     ),
     "fedcybgd": Method("FedCyBGD", (1e-3, 3e-3, 1e-2), strategy=RELAY, turns=N_CLIENTS),
 }

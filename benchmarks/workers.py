@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ from benchmarks.results import REPOSITORY
 LIMIT_S = 1200.0
 AFTER_A_FAILURE_S = 30.0
 POLL_S = 0.02
+STARTER_POLL_S = 1.0
 LAST_WORDS = 1500
 
 P = ParamSpec("P")
@@ -163,13 +165,12 @@ def _write(path: Path, value: Any) -> None:
 
 
 def _serve(folder: Path) -> None:
-    """A worker's life: wait for the next job, answer it. Its starter ends it, or an error does."""
-    host, number, starter = os.environ["RANK"], 0, os.getppid()
+    """A worker's life: wait for the next job, answer it. Its starter ends it, or an error, or the starter's own end."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    host, number = os.environ["RANK"], 0
     while True:
         path = folder / f"job-{number}.json"
         while not path.exists():
-            if os.getppid() != starter:
-                return
             time.sleep(POLL_S)
         order = json.loads(path.read_text())
         answer = folder / f"answer-{number}-{host}.json"
@@ -181,6 +182,13 @@ def _serve(folder: Path) -> None:
             _write(answer, {"error": f"host {host}: {type(error).__name__}: {error}\n{last}"})
             sys.exit(1)
         number += 1
+
+
+def _end_with(starter: int) -> None:
+    """In the middle of a job, too: nobody is left to hear the answer, and a job may take hours."""
+    while os.getppid() == starter:
+        time.sleep(STARTER_POLL_S)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 import uuid
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +63,40 @@ def test_a_process_that_ends_and_one_that_never_does_are_failures(monkeypatch: p
         assert found["failed"].startswith(("host 0 ended with 0", "host 1 ended with 3"))
         with pytest.raises(RunFailedError, match=r"not finished after 0\.5 s"):
             workers.run(f"{HERE}:fail", {"rank": 5}, rate_mbit=None, limit_s=0.5)
+
+
+def show_pid(plan: dict[str, Any]) -> None:
+    Path(plan["folder"], os.environ["RANK"]).write_text(str(os.getpid()))
+    time.sleep(LIMIT_S)
+
+
+def test_workers_in_the_middle_of_a_job_end_with_a_starter_that_is_killed(tmp_path: Path) -> None:
+    code = f"""
+from benchmarks.workers import Workers
+with Workers(2, linked=False) as workers:
+    workers.run({HERE + ":show_pid"!r}, {{"folder": {str(tmp_path)!r}}}, rate_mbit=None)
+"""
+    starter = subprocess.Popen([sys.executable, "-c", code])
+    files = [tmp_path / "0", tmp_path / "1"]
+    _wait_until(lambda: all(file.exists() and file.read_text() for file in files))
+    starter.kill()
+    starter.wait(LIMIT_S)
+    _wait_until(lambda: not any(_is_alive(int(file.read_text())) for file in files))
+
+
+def _wait_until(true: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + LIMIT_S / 2  # well before the job itself is over
+    while not true():
+        assert time.monotonic() < until_s
+        time.sleep(0.1)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether the process runs; a dead one whom nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_what_succeeds_says_so() -> None:
