@@ -21,7 +21,8 @@ def evaluate_parser() -> ParaBlockArgumentParser:
     parser = ParaBlockArgumentParser(
         prog=f"lightning-parablock {EVALUATE}",
         description=f"{EVALUATE_HELP} Exact match generates an answer to each question greedily and compares the "
-        "number after ####. The rows are those of data.test_source or, without one, of data.source, whole.",
+        "number after ####. The rows are those of data.test_source or, without one, of data.source, whole. Of rows "
+        "longer than data.sequence_length the loss is that of the answer's part that fits; examples_cut counts them.",
     )
     parser.add_argument("--ckpt_path", type=str, required=True, help="A checkpoint that CausalLM saved.")
     parser.add_argument("--output", type=str | None, default=None, help="A JSON file to write the figures to.")
@@ -63,6 +64,12 @@ def _measured(ckpt_path: Path, data: FederatedTextDataModule, predict_tokens: in
 
     read_checkpoint(ckpt_path)
     module = CausalLM.load_from_checkpoint(ckpt_path, map_location="cpu", predict_tokens=predict_tokens)
+    if data.tokenizer_name is None:
+        data.tokenizer = module.tokenizer
+    data.setup("test")
+    generates = data.options.format == "gsm8k"
+    if generates:
+        _refuse_cut_prompts(data)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             accelerator=accelerator,
@@ -73,10 +80,24 @@ def _measured(ckpt_path: Path, data: FederatedTextDataModule, predict_tokens: in
             default_root_dir=folder,
         )
         (losses,) = trainer.test(module, datamodule=data, verbose=False)
-        figures: dict[str, Any] = {"examples": len(data.test_set), **{name: float(v) for name, v in losses.items()}}
-        if data.options.format == "gsm8k":
+        cut = int(data.test_set.lost.any(dim=1).sum())
+        figures: dict[str, Any] = {"examples": len(data.test_set), "examples_cut": cut}
+        figures |= {name: float(value) for name, value in losses.items()}
+        if generates:
             figures |= _exact_match(trainer, module, data)
     return figures
+
+
+def _refuse_cut_prompts(data: FederatedTextDataModule) -> None:
+    """Half a question cannot be answered, and to leave it out would leave out the hard ones."""
+    examples = data.test_set
+    cut = int((examples.lost[:, 0] > 0).sum())
+    if cut:
+        longest = int((examples.lengths + examples.lost.sum(dim=1)).max())
+        raise ConfigurationError(
+            f"{cut} of {len(examples)} questions are too long for data.sequence_length={data.options.sequence_length}, "
+            f"of which a quarter is kept for the answer; {longest} holds every row whole"
+        )
 
 
 def _exact_match(trainer: Any, module: Any, data: FederatedTextDataModule) -> dict[str, Any]:
@@ -90,8 +111,5 @@ def _exact_match(trainer: Any, module: Any, data: FederatedTextDataModule) -> di
         else:
             metric.update(one["completion"], answer)
     if without == len(completed):
-        raise ConfigurationError(
-            f"no answer of the {without} test rows ends in a number after ####; if "
-            f"{data.options.sequence_length} tokens cut them off, raise data.sequence_length"
-        )
+        raise ConfigurationError(f"no answer of the {without} test rows ends in a number after ####")
     return {"exact_match": float(metric.compute()), "examples_without_a_number": without}

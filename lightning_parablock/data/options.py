@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from lightning_parablock.data.formats import FORMATS, Format
@@ -89,7 +89,9 @@ class TextDataOptions:
         return TextFormat(self.sequence_length, answer_field=self.answer_field, template=self._prompt_template())
 
     def _other(self, name: str | Sequence[str], split: str) -> Source:
-        return Source(_one_or_many(name), self.config_name if name == self.source else None, split)
+        other = Source(_one_or_many(name), self.config_name, split)
+        # A configuration is that of one data set of the hub: of the training rows' where they are from there.
+        return other if name == self.source or self.train.kind != "hub" else replace(other, config_name=None)
 
     def _prompt_template(self) -> str:
         return self.template if self.template is not None else f"{{{self.prompt_field}}}\n"

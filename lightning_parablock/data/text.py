@@ -19,7 +19,7 @@ from lightning_parablock.data.own import OwnExamples
 from lightning_parablock.data.rows import Row, labels_if_any
 from lightning_parablock.data.sampler import ClientSampler, order_seed
 from lightning_parablock.data.split import Split, deal, load_split, load_test_rows
-from lightning_parablock.data.tokenize import IGNORED_LABEL, TokenExamples, Tokenizer, make_examples
+from lightning_parablock.data.tokenize import TokenExamples, Tokenizer, make_examples
 from lightning_parablock.errors import ConfigurationError, DataError
 
 log = logging.getLogger(__name__)
@@ -131,6 +131,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         self._val: TokenExamples | None = None
         self._own: dict[int, TokenExamples] | None = None
         self._test: TokenExamples | None = None
+        self._test_rows: Sequence[Row] = ()
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split and tokenise what ``stage`` needs; a second call repeats nothing.
@@ -150,7 +151,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         if stage in (None, "test", "predict") and self._test is None:
             rows = self._rows().validation if self.options.test is None else load_test_rows(self.options)
             if rows or stage is not None:
-                self._test = self._held_out_examples(rows, "test")
+                self._test, self._test_rows = self._held_out_examples(rows, "test"), rows
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The examples of the first client of this process; their order depends on (seed, client, epoch) alone."""
@@ -242,10 +243,9 @@ class FederatedTextDataModule(pl.LightningDataModule):
         return _present(self._test, "test")
 
     def test_answers(self) -> list[str]:
-        """The labelled text of each test example, as far as its window holds it."""
-        examples = (self.test_set[index] for index in range(len(self.test_set)))
-        labels = [item["labels"][item["labels"] != IGNORED_LABEL] for item in examples]
-        return cast(Any, self.tokenizer).batch_decode(labels, skip_special_tokens=True)
+        """The answer of each test example's row, whole, whatever its window holds of it."""
+        form = self.options.text_format
+        return [form.pair(self._test_rows[row], self.tokenizer)[1] for row in self.test_set.rows.tolist()]
 
     def train_fingerprint(self) -> str:
         """Hash (SHA-256, hexadecimal) of these training examples: token ids, lengths, label positions."""

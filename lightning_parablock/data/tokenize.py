@@ -19,8 +19,10 @@ from lightning_parablock.errors import ConfigurationError
 
 IGNORED_LABEL = -100
 _ROWS_A_CALL = 64
-_Example = tuple[list[int], int, int]
-"""Tokens, position of the first label, index of the row."""
+_Lost = tuple[int, int]
+"""Tokens for which the window had no room: of the prompt's beginning, of the answer's end."""
+_Example = tuple[list[int], int, int, _Lost]
+"""Tokens, position of the first label, index of the row, what was lost of it."""
 
 
 class Tokenizer(Protocol):
@@ -81,6 +83,8 @@ class TokenExamples(Dataset[dict[str, Tensor]]):
         starts: (examples,) int32 position of the first label; before it stands the prompt.
         lengths: (examples,) int32 tokens before the padding.
         rows: (examples,) int32 index of the row an example is from; a packed window is from the row it begins in.
+        lost: (examples, 2) int32 tokens for which the window had no room: of the prompt's beginning, of the answer's
+            end.
         dropped_rows: Rows that gave no example because no answer token was left.
 
     Attributes:
@@ -88,8 +92,11 @@ class TokenExamples(Dataset[dict[str, Tensor]]):
         label_names: The labels.
     """
 
-    def __init__(self, ids: Tensor, starts: Tensor, lengths: Tensor, rows: Tensor, dropped_rows: int = 0) -> None:
-        self.ids, self.starts, self.lengths, self.rows, self.dropped_rows = ids, starts, lengths, rows, dropped_rows
+    def __init__(
+        self, ids: Tensor, starts: Tensor, lengths: Tensor, rows: Tensor, lost: Tensor, dropped_rows: int = 0
+    ) -> None:
+        self.ids, self.starts, self.lengths, self.rows, self.lost = ids, starts, lengths, rows, lost
+        self.dropped_rows = dropped_rows
         self.row_labels: list[int] | None = None
         self.label_names: list[str] = []
 
@@ -121,7 +128,7 @@ class TokenExamples(Dataset[dict[str, Tensor]]):
         if len(self) <= at_most:
             return self
         chosen = torch.arange(at_most) * len(self) // at_most
-        parts = (self.ids[chosen], self.starts[chosen], self.lengths[chosen], self.rows[chosen])
+        parts = (part[chosen] for part in (self.ids, self.starts, self.lengths, self.rows, self.lost))
         return TokenExamples(*parts, dropped_rows=self.dropped_rows)
 
     def label(self, labels: Sequence[str]) -> None:
@@ -144,20 +151,23 @@ def make_examples(
     starts: list[int] = []
     lengths: list[int] = []
     origins: list[int] = []
+    losses: list[_Lost] = []
     dropped = 0
     for example in build(rows, tokenizer, form):
         if example is None:
             dropped += 1
             continue
-        tokens, start, row = example
+        tokens, start, row, lost = example
         ids.append(tokens + [_pad_id(tokenizer)] * (form.sequence_length - len(tokens)))
         starts.append(start)
         lengths.append(len(tokens))
         origins.append(row)
+        losses.append(lost)
         if len(ids) == at_most:
             break
     table = torch.tensor(ids, dtype=torch.int32).reshape(len(ids), form.sequence_length)
     columns = [torch.tensor(column, dtype=torch.int32) for column in (starts, lengths, origins)]
+    columns.append(torch.tensor(losses, dtype=torch.int32).reshape(len(losses), 2))
     return TokenExamples(table, *columns, dropped_rows=dropped)
 
 
@@ -190,7 +200,7 @@ def _windows(rows: Sequence[Row], tokenizer: Tokenizer, form: TextFormat) -> Ite
             stream += tokens + end
             origins += [next(numbers)] * len(tokens + end)
         whole = len(stream) - len(stream) % size
-        yield from ((stream[start : start + size], 0, origins[start]) for start in range(0, whole, size))
+        yield from ((stream[start : start + size], 0, origins[start], (0, 0)) for start in range(0, whole, size))
         stream, origins = stream[whole:], origins[whole:]
 
 
@@ -205,21 +215,23 @@ def _prompts(rows: Sequence[Row], tokenizer: Tokenizer, form: TextFormat) -> Ite
         for prompt, answer in zip(prompts, answers, strict=True):
             # A chat template may have begun the text itself.
             begun = prompt if prompt[: len(begin)] == begin else begin + prompt
-            row, fitted = next(numbers), _fit(begun, answer, end, form.sequence_length) if answer else None
-            yield None if fitted is None else (*fitted, row)
+            row = next(numbers)
+            yield _fit(begun, answer + end, row, form.sequence_length) if answer else None
 
 
-def _fit(prompt: list[int], answer: list[int], end: list[int], size: int) -> tuple[list[int], int] | None:
-    """Tokens of one example and the position of its first label, or None where no label would be left.
+def _fit(prompt: list[int], answer: list[int], row: int, size: int) -> _Example | None:
+    """The example of a row, or None where no label would be left.
 
     Too long: the answer loses its end first, down to a quarter of the window; then the prompt loses its beginning.
     """
-    answer = answer + end
     kept_answer = min(len(answer), max(size - len(prompt), size // 4, 1))
-    prompt = prompt[max(len(prompt) - (size - kept_answer), 0) :]
-    tokens = prompt + answer[:kept_answer]
+    lost = max(len(prompt) - (size - kept_answer), 0)
+    kept_prompt = prompt[lost:]
+    tokens = kept_prompt + answer[:kept_answer]
     # The token at position 0 is predicted from nothing: an example needs a label behind it.
-    return (tokens, len(prompt)) if len(tokens) > max(len(prompt), 1) else None
+    if len(tokens) <= max(len(kept_prompt), 1):
+        return None
+    return tokens, len(kept_prompt), row, (lost, len(answer) - kept_answer)
 
 
 def _fill(template: str, row: Row) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.data.jsonl import find_files, read_file
 from lightning_parablock.data.rows import Row, label_of, require_columns, text_of
 from lightning_parablock.data.sources import Source, files_of, load_rows
@@ -160,3 +161,19 @@ def test_a_hub_failure_becomes_one_clear_error(monkeypatch: pytest.MonkeyPatch) 
         load_rows(Source("owner/sums"))
     with pytest.raises(DataError, match="does not exist"):
         load_rows(Source("no/such/file"))
+
+
+@pytest.mark.parametrize(
+    ("source", "test_source", "expected"),
+    [
+        ("owner/sums", "owner/sums", "main"),
+        ("rows.jsonl", "owner/sums", "main"),
+        ("python-stdlib", "owner/sums", "main"),
+        ("owner/sums", "owner/others", None),  # whose configurations have other names
+    ],
+)
+def test_a_configuration_is_that_of_the_data_set_of_the_hub(
+    source: str, test_source: str, expected: str | None
+) -> None:
+    data = FederatedTextDataModule(source, config_name="main", test_source=test_source)
+    assert data.options.test == Source(test_source, expected, "test")

@@ -62,7 +62,9 @@ def test_prompt_and_padding_are_masked() -> None:
     ],
 )
 def test_too_long_examples_keep_answer_tokens(question: str, answer: str, kept_prompt: str, kept_answer: str) -> None:
-    item = make_examples(answered(question, answer), TOKENIZER, TextFormat(8, answer_field="a", template="{q}"))[0]
+    examples = make_examples(answered(question, answer), TOKENIZER, TextFormat(8, answer_field="a", template="{q}"))
+    item, kept_tokens = examples[0], len(kept_answer)
+    assert examples.lost.tolist() == [[len(question) - len(kept_prompt), len(answer) + 1 - kept_tokens]]
     tokens = ids(kept_answer.removesuffix("|")) + ([END] if kept_answer.endswith("|") else [])
     assert item["input_ids"].tolist() == ids(kept_prompt) + tokens
     assert item["labels"].tolist() == [-100] * len(kept_prompt) + tokens

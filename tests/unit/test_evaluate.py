@@ -99,7 +99,16 @@ def test_a_model_that_knows_the_answers_matches(
 def test_other_formats_have_no_exact_match(checkpoint: Path, tmp_path: Path) -> None:
     rows = [{"instruction": "Do", "output": "done"}] * 2
     figures = evaluate(checkpoint, tmp_path, rows, "--data.format", "alpaca", "--data.val_examples", "1")
-    assert set(figures) == {"examples", "test_loss", "test_perplexity"}
+    assert set(figures) == {"examples", "examples_cut", "test_loss", "test_perplexity"}
+
+
+def test_answers_that_do_not_fit_are_compared_whole(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CausalLM, "_complete", lambda self, prompt: {"prompt": "", "completion": "#### 1250"})
+    rows = [{"question": "1?", "answer": "a long way " * 5 + "#### 1250"}, {"question": "1?", "answer": "#### 1"}]
+    figures = evaluate(checkpoint, tmp_path, rows)
+    assert (figures["exact_match"], figures["examples_without_a_number"], figures["examples_cut"]) == (0.5, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +118,7 @@ def test_other_formats_have_no_exact_match(checkpoint: Path, tmp_path: Path) -> 
         (["--output", "nowhere/x.json"], "the folder of output nowhere/x.json does not exist"),
         (["--data.source", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--data.formt", "gsm8k"], "did you mean --data.format?"),
-        (["--data.sequence_length", "12"], "raise data.sequence_length"),
+        (["--data.sequence_length", "12"], "1 of 1 questions are too long for data.sequence_length=12"),
     ],
 )
 def test_what_cannot_be_measured(
