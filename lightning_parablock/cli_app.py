@@ -7,7 +7,7 @@ import dataclasses
 import pickle
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -21,7 +21,6 @@ from lightning.pytorch.strategies.launchers import (
     _MultiProcessingLauncher,  # pyright: ignore[reportPrivateUsage]
 )
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from rich.console import Console
 from typing_extensions import override
 
 import lightning_parablock
@@ -44,6 +43,7 @@ from lightning_parablock.cli_plan import PLAN, PLAN_HELP, plan_parser
 from lightning_parablock.cli_report import REPORT, REPORT_HELP, report_parser
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launched import launched_devices
+from lightning_parablock.report.console import console
 from lightning_parablock.report.dry_run import print_plan
 from lightning_parablock.report.run import Run, RunFacts
 from lightning_parablock.report.summary import held_out_metrics, summarise, summary_table
@@ -216,12 +216,14 @@ class ParaBlockCLI(LightningCLI):
         self.trainer.fit(model, **kwargs)
         fit_s = time.monotonic() - started_s
         after = self._held_out(model, {**kwargs, "ckpt_path": None})
-        clients = self.trainer.world_size if self._own_only else None
-        summary = summarise(self._timeline.records, before, after, fit_s, clients=clients)
+        strategy: Any = self.trainer.strategy
+        clients = getattr(strategy, "n_clients", self.trainer.world_size)
+        told = len(getattr(strategy, "hosted_clients", (0,))) if self._own_only else clients
+        summary = summarise(self._timeline.records, before, after, fit_s, clients=clients, clients_told=told)
         if self.run.manifest is not None:
             self.run.manifest.add(result=summary.as_dict())
         if self.trainer.is_global_zero:
-            _console().print(summary_table(summary))
+            console().print(summary_table(summary))
             print(f"run folder: {self.run.folder}")
 
     @property
@@ -259,7 +261,8 @@ class ParaBlockCLI(LightningCLI):
         if not sights:
             sights = [ClientSight(self._get(self.config, "shared"))]
             callbacks.append(sights[0])
-        self._own_only = sights[0].shared != "clients"
+        _refuse_more_shared(self._get(self.config, "shared"), sights)
+        self._own_only = any(sight.shared != "clients" for sight in sights)
         self._timeline = Timeline(own_only=self._own_only)
         return [*callbacks, RunFacts(self.run, self._own_only), self._timeline]
 
@@ -295,7 +298,7 @@ class ParaBlockCLI(LightningCLI):
         if self._get(self.config, "trainer.strategy").get("init_args", {}).get("seed") is None:
             settings = dataclasses.replace(settings, seed=self._get(self.config, "seed_everything"))
         n_ranks = self.trainer.num_devices * self.trainer.num_nodes
-        print_plan(_console(), self.model, settings, n_ranks, self._describe_data(n_ranks))
+        print_plan(console(), self.model, settings, n_ranks, self._describe_data(n_ranks))
 
     def _describe_data(self, n_ranks: int) -> dict[str, Any] | None:
         """What the data module says of the first client's data; nothing where it says nothing."""
@@ -338,12 +341,6 @@ def read_configuration(args: Sequence[str]) -> dict[str, Any]:
     return _Configuration(Run(), args).config_dump
 
 
-def _console() -> Console:
-    """Standard output; as wide as a screen where it is a file, whose reader would see tables broken into 80 columns."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
-
-
 def _add_fit_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
@@ -356,6 +353,17 @@ def _add_fit_arguments(parser: LightningArgumentParser) -> None:
         default=True,
         help="Measure the held-out loss before and after training, where there are validation data.",
     )
+
+
+def _refuse_more_shared(shared: Shared, sights: Sequence[ClientSight]) -> None:
+    """What a client tells is what the option says, or less: never more by a callback that says nothing of it."""
+    strict = get_args(Shared)
+    for sight in sights:
+        if strict.index(sight.shared) < strict.index(shared):
+            raise ConfigurationError(
+                f"--shared {shared}, but the ClientSight in trainer.callbacks has shared={sight.shared!r}, which tells "
+                f"more: give it shared: {shared}, too"
+            )
 
 
 def _refuse_forks(trainer: Trainer) -> Trainer:

@@ -17,7 +17,7 @@ COMPARE_HELP = "Train by several methods from one configuration: one table and o
 _OURS = ("--strategies", "--equal", "--budget", "--seeds", "--points", "--out", "--overwrite", "--help", "-h")
 _FLAGS = ("--overwrite", "--help", "-h")
 _OF_FIT = ("--config", "--model", "--data", "--trainer", "--optimizer", "--lr_scheduler", "--ckpt_path",
-           "--weights_only", "--validate_before_and_after")  # fmt: skip
+           "--weights_only", "--validate_before_and_after", "--shared")  # fmt: skip
 _INSTEAD = {
     "--strategy": "name the methods with --strategies a,b",
     "--trainer.strategy": "name the methods with --strategies a,b",

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from lightning_parablock.blocks import Block, partition
 from lightning_parablock.cli_parser import ParaBlockArgumentParser
 from lightning_parablock.cli_plan_options import PlanOptions
@@ -19,6 +17,7 @@ from lightning_parablock.models.shapes import SHAPES, config_of, module_without_
 from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links
 from lightning_parablock.planning.units import parse_flop_per_s
 from lightning_parablock.planning.variants import Workload, recommended, variants
+from lightning_parablock.report.console import console
 from lightning_parablock.report.dry_run import model_size
 from lightning_parablock.report.large_models import large_models_table, rows_of
 from lightning_parablock.report.plan import Premises, print_plan, settings_yaml
@@ -78,11 +77,10 @@ def _print(options: PlanOptions, module: CausalLM, blocks: Sequence[Block], prob
     workload = Workload(model_size(module, blocks), tuple(each / pace.flop_per_s for each in flops))
     found = variants(workload, options.n_clients, options.settings, links)
     chosen = recommended(found)
-    console = Console()
-    console = console if console.is_terminal else Console(width=180)
+    screen = console(file_width=180)
     premises = _premises(options, links, pace)
-    print_plan(console, premises, blocks, workload, found, chosen)
-    console.print(large_models_table(_large_rows(options, pace, links), options.local_steps))
+    print_plan(screen, premises, blocks, workload, found, chosen)
+    screen.print(large_models_table(_large_rows(options, pace, links), options.local_steps))
     if options.output is not None:
         _write(Path(options.output).expanduser(), settings_yaml(chosen, premises))
 
@@ -110,6 +108,7 @@ def _premises(options: PlanOptions, links: Links, pace: _Pace) -> Premises:
         speed_from=pace.known_from,
         step=f"{options.batch_size} x {options.sequence_length} tokens, {options.dtype} weights{adapters}",
         half=options.dtype == "bfloat16",
+        adapters=options.adapters,
     )
 
 

@@ -19,6 +19,8 @@ from lightning_parablock.positioned import Position, Stand, generators_of, seed_
 from lightning_parablock.random_state import Stream
 from lightning_parablock.seeds import derive_seed
 
+_END: Any = object()
+
 
 @dataclass(frozen=True)
 class TurnId:
@@ -59,24 +61,34 @@ class ClientStream:
                 self._open()
             assert self._iterator is not None
             with self._stream.use():
-                batch = next(self._iterator, None)
-            if batch is not None:
+                batch = next(self._iterator, _END)
+            if batch is None:
+                raise DataError(
+                    f"the training data of client {self._client} have a None in place of batch {self.batches}, counted "
+                    f"from 0, of pass {self.passes}"
+                )
+            if batch is not _END:
                 self.batches += 1
                 return batch
             self.go_to(self.passes + 1, 0)
-        raise DataError(f"the training data of client {self._client} have no batch, or a None in place of one")
+        raise DataError(f"the training data of client {self._client} have no batch")
 
     def _open(self) -> None:
-        """Begin where the client stands: the order is the pass's, what is drawn beside it the turn's."""
-        self._stream = Stream(derive_seed(self._seed, self.passes, self.batches))
-        with Stream(derive_seed(self._seed, self.passes)).use():
+        """Begin where the client stands: the order is the pass's, what is drawn beside it the turn's.
+
+        Of a stream nobody knows when it draws its order: all that it draws is the pass's, and is drawn again.
+        """
+        of_pass = Stream(derive_seed(self._seed, self.passes))
+        with of_pass.use():
             seed_generators((generator, 0) for generator in generators_of(self._loader))
             if _is_indexed(self._loader):
                 self._iterator = iter(_behind(self._loader, self.passes, self.batches))
+                self._stream = Stream(derive_seed(self._seed, self.passes, self.batches))
                 return
             self._iterator = iter(self._loader)
             for _ in range(self.batches):
                 next(self._iterator, None)
+        self._stream = of_pass
 
 
 class ClientsLoader:

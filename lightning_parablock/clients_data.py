@@ -117,11 +117,16 @@ def streams_of(loaders: Mapping[int, Any], site: Site) -> dict[int, ClientStream
 
 
 def refuse_reloading(trainer: Trainer) -> None:
-    """Refuse loaders that are made anew while clients stand in the middle of theirs.
+    """Refuse loaders that are made anew, or begin anew, while clients stand in the middle of theirs.
 
     Raises:
         ConfigurationError: the trainer would do so.
     """
+    if getattr(trainer, "overfit_batches", 0):
+        raise ConfigurationError(
+            "Trainer(overfit_batches=...) trains on the first batches again and again, and clients that take turns go "
+            "on through all of theirs; give them smaller data sets"
+        )
     if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
         raise ConfigurationError(
             "Trainer(reload_dataloaders_every_n_epochs=...) makes loaders anew, and clients that take turns would lose "
@@ -130,6 +135,7 @@ def refuse_reloading(trainer: Trainer) -> None:
 
 
 def _samples(loader: Any) -> int:
-    """Examples of a client, 1 where nobody can tell: then all count the same."""
-    known = length_of(getattr(loader, "dataset", None))
-    return 1 if known is None else known
+    """Examples of a client in one pass, 1 where nobody can tell: then all count the same."""
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None) or getattr(loader, "sampler", None)
+    known = [length_of(told) for told in (sampler, getattr(loader, "dataset", None))]
+    return next((length for length in known if length is not None), 1)

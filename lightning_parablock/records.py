@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+
+class OfClientAndRound(Protocol):
+    """What one client did in one round."""
+
+    @property
+    def client(self) -> int:
+        """Number of the client."""
+        ...
+
+    @property
+    def round(self) -> int:
+        """Number of the round."""
+        ...
+
+
+T = TypeVar("T", bound=OfClientAndRound)
+
+
+def first_of_each_round(records: Iterable[T]) -> dict[int, T]:
+    """By round the one of its first client, whatever order they come in."""
+    first: dict[int, T] = {}
+    for record in records:
+        if record.round not in first or record.client < first[record.round].client:
+            first[record.round] = record
+    return first
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,35 @@ def refuse_parameters(module: torch.nn.Module, blocks: Iterable[Block]) -> None:
             )
 
 
+def refuse_untrained(block_names: Sequence[str]) -> None:
+    """Refuse blocks that no round would train.
+
+    Raises:
+        ConfigurationError: there are some.
+    """
+    if block_names:
+        raise ConfigurationError(
+            f"no round would train {', '.join(block_names)}: with block_order='cyclic' and cohort_sampling='rotation' "
+            "blocks and cohorts turn in step; choose block_order='sequential', cohort_sampling='uniform', or another "
+            "number of blocks"
+        )
+
+
+def refuse_rate_steps(trainer: Trainer, local_steps: int, *, turns: int) -> None:
+    """Refuse a scheduler that would step at other places in each client's turn of a round.
+
+    Raises:
+        ConfigurationError: its frequency does not go into the batches of a turn.
+    """
+    batches = local_steps * trainer.accumulate_grad_batches
+    for config in trainer.lr_scheduler_configs:
+        if turns > 1 and config.interval == "step" and batches % config.frequency:
+            raise ConfigurationError(
+                f"the learning rate scheduler steps every {config.frequency} batches, and a client's turn has "
+                f"{batches}: clients of a round would have different rates; choose a frequency that goes into it"
+            )
+
+
 def the_optimizer(optimizers: Sequence[Optimizer | LightningOptimizer]) -> Optimizer:
     """The user's only optimizer, if its state can be dropped block by block.
 

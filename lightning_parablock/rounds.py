@@ -110,6 +110,11 @@ class RoundEngine:
         return self._active.id if self._active is not None else None
 
     @property
+    def wants_gradient_norm(self) -> bool:
+        """Whether the step that runs may be the first on which the active client trains in this round."""
+        return self.schedule.order == "importance" and self._active is not None and not self._active.samples
+
+    @property
     def start(self) -> Tensor:
         """s of the active client: the value of its block from which its delta is measured, shape (numel,)."""
         assert self._active is not None and self._active.start is not None, "no client is training"
@@ -117,9 +122,9 @@ class RoundEngine:
 
     # --- the verbs of a round, in order -------------------------------------------------------------------------------
 
-    def begin_round(self) -> list[int | None]:
-        """Look up who trains what in the round; returns :attr:`turns`."""
-        self._work = self.schedule.work_of(self.round, self._norms)
+    def begin_round(self, work: Work | None = None) -> list[int | None]:
+        """Look up who trains what in the round, where it has not been looked up before; returns :attr:`turns`."""
+        self._work = self.schedule.work_of(self.round, self._norms) if work is None else work
         cohort = {client for clients in self._work.values() for client in clients}
         hosted = [client for client in self.clients if client in cohort]
         self.turns = [*hosted, *[None] * ((self._n_turns or len(hosted)) - len(hosted))]
@@ -248,6 +253,8 @@ class RoundEngine:
         flights, now_s = self._flights, time.time()
         return {
             "round": self.round,
+            "running": [[block, list(cohort)] for block, cohort in self._work.items()],
+            "block": self.block,
             "turn": self.turn,
             "steps": self.steps,
             "is_open": self._turn_is_open,
@@ -302,7 +309,8 @@ class RoundEngine:
         self.round = round_index
 
     def _reopen_round(self, state: Mapping[str, Any], turns: dict[int, Turn]) -> None:
-        self.begin_round()
+        # As it was looked up: gradient norms that have been merged inside the round would draw another block now.
+        self.begin_round({block: tuple(cohort) for block, cohort in state["running"]})
         self.turn = state["turn"]
         self._uploads = self._uploads_of(state["uploads"])
         if state["is_open"]:
@@ -310,7 +318,7 @@ class RoundEngine:
             if client_id is not None and state["steps"] >= self._delay_rest_steps > 0:
                 self._take_in(self.clients[client_id], self._due_in_turn)
             self.begin_turn(client_id)  # s is the held value, also where a commit has moved it since
-            self.steps = state["steps"]
+            self.steps, self.block = state["steps"], state["block"]
             if client_id is not None:
                 active = state["active"]
                 self.flat.unpack(self.block, active["values"])

@@ -54,6 +54,17 @@ class Schedule:
             work.setdefault((round_index + client) % self.n_blocks, []).append(client)
         return {block: tuple(work[block]) for block in sorted(work)}
 
+    def untrained_blocks(self) -> list[int]:
+        """Blocks that no round trains, as a cyclic order and a cohort that rotates may turn in step."""
+        if self.order != "cyclic" or self.cohorts.sampling != "rotation" or self.cohorts.availability:
+            return []
+        left = set(range(self.n_blocks))
+        for t in range(math.lcm(self.n_blocks, self.cohorts.n_clients)):
+            left.difference_update(self.work_of(t, {}))
+            if not left:
+                break
+        return sorted(left)
+
     def _block_of(self, round_index: int, norms: Mapping[int, float]) -> int:
         if self.order == "importance" and round_index >= self.n_blocks:
             return _important(norms, self._factors, derive_seed(self.seed, "block of round", round_index))

@@ -326,6 +326,16 @@ class Settings:
         _check_choice("buffers", self.buffers, get_args(Buffers))
         _check_blocks(self.blocks)
 
+    @property
+    def draws_cohorts(self) -> bool:
+        """Whether there may be rounds in which not all clients train."""
+        return self.cohort is not None or bool(self.availability)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the clients are counted apart from the ranks, or do not all train in every round."""
+        return self.clients is not None or self.draws_cohorts
+
     def _check_cohort(self) -> None:
         _check_choice("cohort_sampling", self.cohort_sampling, get_args(CohortSampling))
         _require(
@@ -338,7 +348,7 @@ class Settings:
             f"cohort={self.cohort} clients a round, but the run has clients={self.clients}",
         )
         _require(
-            self.buffers == "local" or not (self.clients or self.cohort or self.availability),
+            self.buffers == "local" or not self.takes_turns,
             "buffers='average' needs one client a rank in every round: where clients take turns each keeps its own; "
             "leave buffers at 'local'",
         )
@@ -348,8 +358,9 @@ class Settings:
             "they do not; give local_steps a number",
         )
         _require(
-            not self.pending or (self.clients is None and self.cohort is None),
-            "local_steps='auto' needs every rank to train one client a round; with clients or cohort give it a number",
+            not self.pending or not self.takes_turns,
+            "local_steps='auto' needs every rank to train one client a round; with clients, cohort or availability "
+            "give it a number",
         )
 
     def _check_visits(self) -> None:
@@ -404,6 +415,12 @@ def resolve_compression(value: str | Compression) -> Compression:
         return value
     _check_choice("compression", value, tuple(COMPRESSIONS))
     return COMPRESSIONS[value]()
+
+
+def option_word(value: Compression | ServerOptimizer) -> str:
+    """The word that stands for the object, with its settings, as an option of the strategy."""
+    words: dict[type, str] = {kind: word for word, kind in (*COMPRESSIONS.items(), *SERVER_OPTIMIZERS.items())}
+    return words[type(value)]
 
 
 def resolve_blocks(value: BlocksSpec) -> str | int | tuple[str, ...]:

@@ -53,6 +53,7 @@ from lightning_parablock.cohorts import Cohorts, hosted_clients, read_availabili
 from lightning_parablock.errors import ConfigurationError, DivergenceError, PeerError
 from lightning_parablock.flat import FlatBlocks, hash_tensors
 from lightning_parablock.gradients import gradient_norm
+from lightning_parablock.idling import Idling, refuse_meeting_logs, refuse_scaler
 from lightning_parablock.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length
 from lightning_parablock.loaders import Cutting, cut_or_keep
 from lightning_parablock.local_steps import OwnSteps, add_proximal_term, warmed_up
@@ -63,9 +64,11 @@ from lightning_parablock.ranks import StartMethod, WatchedStrategy
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.refusals import (
     refuse_parameters,
+    refuse_rate_steps,
     refuse_trainer,
     refuse_uncovered,
     refuse_uneven_loaders,
+    refuse_untrained,
     the_optimizer,
 )
 from lightning_parablock.resume import Checkpoints, settled_by
@@ -93,6 +96,7 @@ from lightning_parablock.settings import (
     resolve_steps,
 )
 from lightning_parablock.takeover import (
+    finish_unstarted_fit,
     isolate_validation,
     silence_batch_broadcasts,
     silence_loader_warning,
@@ -284,7 +288,8 @@ class ParaBlockStrategy(WatchedStrategy):
         self._own_buffers: Replaced = []
         self._stepped = False
         self._unmatched: list[nn.Parameter] = []
-        self._uneven_evaluation = self._in_evaluation_step = False
+        self._uneven_evaluation = self._in_evaluation_step = self._in_training_step = False
+        self._idling = Idling()
         self._resumed: Resumed | None = None
         self._passed: dict[int, Position] = {}
         self._random_outside: RandomState | None = None
@@ -315,13 +320,12 @@ class ParaBlockStrategy(WatchedStrategy):
     @property
     def hosted_clients(self) -> tuple[int, ...]:
         """Numbers of the clients that this rank hosts."""
-        return tuple(hosted_clients(self.n_clients, self.world_size)[self.global_rank])
+        return tuple(self._hosting[self.global_rank])
 
     @property
     def takes_turns(self) -> bool:
-        """Whether clients do not all train in every round, each on a rank of its own."""
-        partial = self.settings.cohort is not None or bool(self.settings.availability)
-        return partial or self.n_clients != self.world_size
+        """Whether the clients are counted apart from the ranks, or do not all train in every round."""
+        return self.settings.takes_turns
 
     @property
     def round_steps(self) -> int:
@@ -330,7 +334,11 @@ class ParaBlockStrategy(WatchedStrategy):
 
     @property
     def _turns(self) -> int:
-        return turns_of_a_round(self.settings.cohort, hosted_clients(self.n_clients, self.world_size))
+        return turns_of_a_round(self.settings.cohort, self._hosting)
+
+    @property
+    def _hosting(self) -> list[list[int]]:
+        return hosted_clients(self.n_clients, self.world_size)
 
     # --- set-up, in Lightning's order ---------------------------------------------------------------------------------
 
@@ -345,6 +353,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._insert_callbacks(trainer)
         silence_batch_broadcasts(trainer)
         isolate_validation(trainer, self._note_random_state)
+        finish_unstarted_fit(trainer, self._finish_unstarted)
         self._uneven_evaluation = False
         self._uneven_training = False
         self._samples = 0
@@ -415,6 +424,9 @@ class ParaBlockStrategy(WatchedStrategy):
         """Open the transport, begin the first round and return its block's parameters. Collective."""
         assert self._flat is not None and self._federation is not None and self._trainer is not None
         refuse_uneven_loaders(len(_training_loaders(self._trainer)), uneven=self._uneven_training or self.takes_turns)
+        self._idling = self._who_idles()
+        refuse_scaler(self._gradient_scale(), self._idling)
+        refuse_rate_steps(self._trainer, self.settings.local_steps, turns=self._turns)
         device, backend = self.root_device, self.process_group_backend
         self._transport = open_transport(self._federation, self._flat, self.settings, device=device, backend=backend)
         engine = self._engine = RoundEngine(
@@ -428,6 +440,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._stepped, self._samples = False, 0  # an earlier fit may have failed between a step and its batch's end
         if self._resumed is not None:
             go_on(engine, self._resumed)
+            self._stop_at_max_rounds()
         if not engine.has_open_turn:
             self._begin_turn()
         return engine.flat.parameters(engine.block)
@@ -436,6 +449,10 @@ class ParaBlockStrategy(WatchedStrategy):
     def on_train_start(self) -> None:
         # The last of the hooks before the first step: what callbacks draw when they start must not count twice.
         super().on_train_start()
+        self._begin_or_go_on()
+
+    def _begin_or_go_on(self) -> None:
+        """Random states as a client begins with them, or everything beside the rounds as a checkpoint has it."""
         resumed, self._resumed = self._resumed, None
         if resumed is None or resumed.own is None:
             if self._turn_keeper is not None:
@@ -483,16 +500,28 @@ class ParaBlockStrategy(WatchedStrategy):
             self._turn_keeper.end_turn(client)
         if engine.round_is_over:
             engine.end_round()
-            if engine.round == self.settings.max_rounds:
-                assert self._trainer is not None
-                self._trainer.should_stop = True
+            if self._turn_keeper is not None:
+                self._turn_keeper.end_round()
+            self._stop_at_max_rounds()
+
+    def _who_idles(self) -> Idling:
+        """Collective: what a rank does on its own the others do not know."""
+        return Idling(
+            out_of_data=self._uneven_training,
+            own_steps=any(self.gather_objects(not self._own_steps.are_all)),
+            sits_out=self.settings.draws_cohorts and self.world_size > 1,
+            idle_turns=len(set(map(len, self._hosting))) > 1,
+        )
+
+    def _stop_at_max_rounds(self) -> None:
+        if self.settings.max_rounds is not None and self._rounds().round >= self.settings.max_rounds:
+            assert self._trainer is not None
+            self._trainer.should_stop = True
 
     def _begin_turn(self) -> None:
         """Begin the next turn, and the next round where the last one is over."""
         engine = self._rounds()
         turns = engine.turns or engine.begin_round()
-        if engine.at_round_start and self._turn_keeper is not None:
-            self._turn_keeper.begin_round()
         client = turns[engine.turn]
         engine.begin_turn(client)
         self._own_steps.begin()
@@ -509,20 +538,35 @@ class ParaBlockStrategy(WatchedStrategy):
         BlockStates("reset").leave(self._local_optimizer(), (0, 0), engine.flat.parameters(engine.block))
         engine.finish()
         self._refuse_divergence()
-        self._show_mean_buffers()
+        self._show_common_buffers()
         transport.close()
+
+    def _finish_unstarted(self) -> None:
+        """Drain where a checkpoint was saved at the end of training, so that nothing was left to train. Collective."""
+        if self._resumed is not None:
+            rank_zero_info("parablock: the checkpoint is from the end of training; only what was in flight is merged")
+            self.start_rounds()
+            self._begin_or_go_on()
+            self.finish_rounds()
 
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         assert self._trainer is not None
         loaders = _training_loaders(self._trainer)
         idles = [loader.idles() for loader in loaders if hasattr(loader, "idles")]
+        self._note_rates()
         if any(idles) or self._rounds().active_client is None or self._own_steps.are_over(self._rounds().steps):
             # A loss that nothing depends on: the optimizer finds no gradient and moves nothing.
             return torch.zeros((), device=self.root_device, requires_grad=True)
         count = batch_samples if self.settings.weighting == "samples" else samples_or_one
         self._samples += count(args[0])
-        return super().training_step(*args, **kwargs)
+        self._in_training_step = True
+        try:
+            output = super().training_step(*args, **kwargs)
+        finally:
+            self._in_training_step = False
+        refuse_meeting_logs(self._trainer, self._idling)
+        return output
 
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
@@ -536,11 +580,12 @@ class ParaBlockStrategy(WatchedStrategy):
         def closure_then_master() -> Any:
             loss = closure()
             parameters = flat.parameters(engine.block)
-            if self.settings.block_order == "importance" and engine.steps == 0:
-                self._gradient_norm = gradient_norm(parameters)
+            if engine.wants_gradient_norm:
+                self._gradient_norm = gradient_norm(parameters) / self._gradient_scale()
             flat.put_master_in_place()
             if self.settings.proximal_mu:
-                add_proximal_term(parameters, flat.parts(engine.block, engine.start), self.settings.proximal_mu)
+                mu = self._gradient_scale() * self.settings.proximal_mu
+                add_proximal_term(parameters, flat.parts(engine.block, engine.start), mu)
             return loss
 
         try:
@@ -549,6 +594,11 @@ class ParaBlockStrategy(WatchedStrategy):
         finally:
             flat.take_master_back()
         return output
+
+    def _gradient_scale(self) -> float:
+        """By which gradients are multiplied until the optimizer's step, in 16-mixed."""
+        scaler: Any = getattr(self.precision_plugin, "scaler", None)
+        return 1.0 if scaler is None else scaler.get_scale()
 
     @override
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -574,7 +624,7 @@ class ParaBlockStrategy(WatchedStrategy):
     def on_validation_start(self) -> None:
         if self._in_rounds():
             assert self._engine is not None
-            self._own_buffers = self._show_mean_buffers()
+            self._own_buffers = self._show_common_buffers()
             self._replaced = self._engine.show_committed()
 
     @override
@@ -592,7 +642,7 @@ class ParaBlockStrategy(WatchedStrategy):
             return super().lightning_module_state_dict()
         engine = self._engine
         assert engine is not None
-        own_buffers = self._show_mean_buffers()
+        own_buffers = self._show_common_buffers()
         replaced = engine.show_committed()
         changed = {p.data_ptr() for block in replaced for p in engine.flat.parameters(block)}
         changed |= {buffer.data_ptr() for buffer, _ in own_buffers}
@@ -670,6 +720,11 @@ class ParaBlockStrategy(WatchedStrategy):
                 f"a {what} of all clients in a step of validation or test, where they have different or unknown "
                 "numbers of batches: some would wait for others that have none left; log with on_step=False and "
                 "on_epoch=True"
+            )
+        if self._in_training_step and self._idling.in_steps:
+            raise ConfigurationError(
+                f"a {what} of all clients in training_step, where clients pass steps by ({self._idling.why}): some "
+                "would wait for others that do not come; log without sync_dist, or in validation"
             )
         try:
             return super()._guard(what, collective)
@@ -781,7 +836,9 @@ class ParaBlockStrategy(WatchedStrategy):
             self.n_clients, s.cohort, s.cohort_sampling, s.seed, self._client_samples, availability=s.availability
         )
         factors = draw_factors(s.visit_more, [block.name for block in self.blocks])
-        return Schedule(s.block_order, len(self.blocks), s.seed, cohorts, factors)
+        schedule = Schedule(s.block_order, len(self.blocks), s.seed, cohorts, factors)
+        refuse_untrained([self.blocks[block].name for block in schedule.untrained_blocks()])
+        return schedule
 
     def _clients_loader(self, loader: object) -> ClientsLoader:
         """Batches of whichever client of this rank has its turn; collective."""
@@ -799,8 +856,16 @@ class ParaBlockStrategy(WatchedStrategy):
         return TurnId(engine.round, engine.turn, engine.active_client)
 
     def _schedulers(self) -> list[Any]:
+        """Those that step with the local steps: every client of a round goes through the same part of them."""
         assert self._trainer is not None
-        return [config.scheduler for config in self._trainer.lr_scheduler_configs]
+        return [config.scheduler for config in self._trainer.lr_scheduler_configs if config.interval == "step"]
+
+    def _note_rates(self) -> None:
+        """Rates that only change between epochs are the same for all clients of a round as they are."""
+        assert self._trainer is not None
+        only_by_epoch = bool(self._trainer.lr_scheduler_configs) and not self._schedulers()
+        if self._turn_keeper is not None and self._rounds().at_round_start and not only_by_epoch:
+            self._turn_keeper.note_rates()
 
     def _settle_local_steps(self, engine: RoundEngine) -> None:
         """Take note of a step; once there are enough, K is agreed on, and the clock of round 0 has K steps."""
@@ -817,11 +882,16 @@ class ParaBlockStrategy(WatchedStrategy):
         settings = agree_on_local_steps(sizes, self.blocks, self.world_size, self.settings, measured)
         self.settings = engine.settings = settings
 
-    def _show_mean_buffers(self) -> Replaced:
-        """With buffers='average', collective; but after an error a client saves alone, and then saves its own."""
-        trainer = self._trainer
-        assert trainer is not None
-        if self.settings.buffers == "local" or self.world_size == 1 or self._failed:
+    def _show_common_buffers(self) -> Replaced:
+        """With buffers='average', collective; but after an error a client saves alone, and then saves its own.
+
+        Where clients take turns those of this rank's first client are shown: which one trained last is chance.
+        """
+        if self._failed:
+            return []
+        if self._turn_keeper is not None:
+            return self._turn_keeper.show(self.hosted_clients[0])
+        if self.settings.buffers == "local" or self.world_size == 1:
             return []
         self._refuse_differences(kinds(self._module()))
         return show_mean(self._module(), self.gather_objects, self.all_gather)

@@ -1,4 +1,4 @@
-"""The three places where Lightning's own behaviour is replaced on the trainer's instances, and why.
+"""The four places where Lightning's own behaviour is replaced on the trainer's instances, and why.
 
 Each is guarded, so that a Lightning version without the private attribute goes on unchanged.
 """
@@ -59,6 +59,22 @@ def isolate_validation(trainer: Trainer, note: Callable[[RandomState | None], No
     for name in ("run", "increment_progress_to_evaluation_end"):
         if hasattr(val_loop, name):
             setattr(val_loop, name, isolated(getattr(type(val_loop), name)))
+
+
+def finish_unstarted_fit(trainer: Trainer, finish: Callable[[], None]) -> None:
+    """A fit that goes on from its own end makes no step and calls no hook in which what was in flight could be merged.
+
+    Args:
+        trainer: Whose fit it is.
+        finish: Called whenever the loop of training is over, also where it has not begun.
+    """
+    fit_loop: Any = trainer.fit_loop
+
+    def run() -> None:
+        type(fit_loop).run(fit_loop)
+        finish()
+
+    fit_loop.run = run
 
 
 def silence_loader_warning() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
-from lightning_parablock.records import RoundRecord
+from lightning_parablock.records import RoundRecord, first_of_each_round
 
 T = TypeVar("T")
 
@@ -39,14 +40,8 @@ class NewRecords:
         self._last_round = -1
 
     def take(self, strategy: Any) -> list[RoundRecord]:
-        """The records that appeared since the last call, oldest first, of this rank's first client only."""
-        fresh: list[RoundRecord] = []
-        for record in reversed(getattr(strategy, "round_records", ())):
-            if record.round <= self._last_round:
-                break
-            fresh.append(record)
-        if not fresh:
-            return []
-        self._last_round = max(record.round for record in fresh)
-        first = min(record.client for record in fresh)
-        return [record for record in reversed(fresh) if record.client == first]
+        """The records that appeared since the last call, oldest first; of a round that of this rank's first client."""
+        newest_first = reversed(getattr(strategy, "round_records", ()))
+        first = first_of_each_round(takewhile(lambda record: record.round > self._last_round, newest_first))
+        self._last_round = max(first, default=self._last_round)
+        return [first[number] for number in sorted(first)]

@@ -65,7 +65,9 @@ class Sums:
             mean = loss / n_loss
             spread = highest + lowest
             found |= {f"{LOSS}_mean": mean, WORST: highest, f"{LOSS}_spread": spread}
-            found[f"{LOSS}_std"] = math.sqrt(max(0.0, loss_squares / n_loss - mean * mean))
+            # Of an infinite loss the difference is NaN, which a maximum would pass by.
+            variance = loss_squares / n_loss - mean * mean if math.isfinite(loss_squares) else math.inf
+            found[f"{LOSS}_std"] = math.sqrt(max(0.0, variance))
         if passed:
             found |= {f"{PARTICIPATION}_mean": rounds / n / passed, f"{PARTICIPATION}_min": -fewest / passed}
             found[f"{SAMPLES}_total"] = samples

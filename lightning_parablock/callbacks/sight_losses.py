@@ -64,10 +64,10 @@ class Losses:
 
         Args:
             hosted: Their numbers. Where the last loader's data set does not tell by ``row_clients`` whose its rows are,
-                they are the first one's.
+                they are the one client's; of several, nobody's.
         """
         if not self._of_client:
-            return {hosted[0]: self.own()}
+            return {hosted[0]: self.own() if len(hosted) == 1 else None}
         means = {client: tuple(sums.tolist()) for client, sums in self._of_client.items()}
         return {client: total / count for client, (total, count) in means.items() if count}
 

@@ -47,6 +47,7 @@ def _names(client: int) -> list[Event]:
 def _events(record: RoundRecord, origin_s: float) -> list[Event]:
     facts = {
         "round": record.round,
+        "exchange_s": record.exchange_s,
         "exposed_s": record.exposed_s,
         "wait_peer_s": record.wait_peer_s,
         "upload_bytes": record.upload_bytes,

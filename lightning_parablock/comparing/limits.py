@@ -51,26 +51,37 @@ class Limit:
         """The options that set this limit, given a method's resolved configuration of ``fit``.
 
         Raises:
-            ConfigurationError: nothing limits the training, or the budget is less than one step.
+            ConfigurationError: nothing limits the training, its time does in place of its samples or bytes, or the
+                budget is less than one step.
         """
         trainer = configuration["trainer"]
-        return [*self._end(configuration, trainer), *self._points(trainer, rank_steps_a_step(configuration))]
+        if self.equal != "seconds" and trainer.get("max_time"):
+            raise ConfigurationError(
+                f"trainer.max_time ends a method before it has had as many {self.equal} as the others; leave it out, "
+                "or say --equal seconds --budget 10min"
+            )
+        steps = self._steps(configuration)
+        return [*self._end(trainer, steps), *self._points(trainer, steps)]
 
-    def _end(self, configuration: Mapping[str, Any], trainer: Mapping[str, Any]) -> list[str]:
+    def _end(self, trainer: Mapping[str, Any], steps: int | None) -> list[str]:
         if self.amount is None:
             if not is_limited(trainer):
                 raise ConfigurationError("how long does each method train? give --trainer.max_steps or --budget")
-            longer = round(trainer.get("max_steps", -1) * rank_steps_a_step(configuration))
-            return ["--trainer.max_steps", str(longer)] if longer > trainer.get("max_steps", -1) > 0 else []
+            return [] if steps in (None, trainer["max_steps"]) else ["--trainer.max_steps", str(steps)]
         if self.equal == "samples":
-            return ["--trainer.max_steps", str(self._steps(configuration)), "--trainer.max_epochs", "-1"]
+            return ["--trainer.max_steps", str(steps), "--trainer.max_epochs", "-1"]
         if self.equal == "seconds":
             return ["--trainer.max_time", days_to_seconds(self.amount), *_NO_LIMIT]
         callback = "lightning_parablock.callbacks.ByteBudget"
         return ["--trainer.callbacks+", callback, "--trainer.callbacks.budget_bytes", str(int(self.amount)), *_NO_LIMIT]
 
-    def _steps(self, configuration: Mapping[str, Any]) -> int:
-        assert self.amount is not None
+    def _steps(self, configuration: Mapping[str, Any]) -> int | None:
+        """Optimizer steps of a rank, where they are what ends its training."""
+        if self.equal != "samples":
+            return None
+        if self.amount is None:
+            configured = configuration["trainer"].get("max_steps", -1)
+            return round(configured * rank_steps_a_step(configuration)) if configured > 0 else None
         each = step_samples(configuration)
         if each is None:
             raise ConfigurationError(
@@ -80,20 +91,19 @@ class Limit:
             raise ConfigurationError(f"a budget of {self.amount:g} samples is less than one step's {each}")
         return round(self.amount // each * rank_steps_a_step(configuration))
 
-    def _points(self, trainer: Mapping[str, Any], longer: float) -> list[str]:
+    def _points(self, trainer: Mapping[str, Any], steps: int | None) -> list[str]:
         """Validations while it trains, unless the configuration asks for some of its own."""
         own = trainer.get("val_check_interval") is not None or trainer.get("check_val_every_n_epoch") not in (None, 1)
         if own or not self.points:
             return []
-        configured = trainer.get("max_steps", -1)
-        steps = math.ceil(configured * longer / (self.points + 1)) if configured > 0 else _STEPS_BETWEEN_POINTS
-        batches = steps * trainer.get("accumulate_grad_batches", 1)
+        between = _STEPS_BETWEEN_POINTS if steps is None else math.ceil(steps / (self.points + 1))
+        batches = between * trainer.get("accumulate_grad_batches", 1)
         return ["--trainer.val_check_interval", str(batches), "--trainer.check_val_every_n_epoch", "null"]
 
 
 def is_limited(trainer: Mapping[str, Any]) -> bool:
     """Whether the trainer's options end a run by themselves."""
-    return trainer.get("max_steps", -1) > 0 or (trainer.get("max_epochs") or -1) > 0 or bool(trainer.get("max_time"))
+    return trainer.get("max_steps", -1) > 0 or (trainer.get("max_epochs") or -1) > 0
 
 
 def step_samples(configuration: Mapping[str, Any]) -> int | None:

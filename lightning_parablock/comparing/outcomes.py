@@ -39,7 +39,8 @@ class Outcome:
         error: The last line of a run that failed; None for one that is finished.
         loss_before: Held-out loss before training, with the shipped model in nats a token; None where not measured.
         loss_after: The same of the committed model after the last exchange.
-        samples: That a client trained on; None where the batch size is not known.
+        samples: That a client trained on, the mean over the clients; None where neither the rounds nor the batch size
+            tell.
         seconds: From the first round's start to the last exchange's end, held-out losses on the way included.
         sent_mb: Megabytes that a client sent in exchanges, the mean over the clients.
         rounds: Finished rounds.
@@ -96,13 +97,12 @@ def outcome_of(run: PlannedRun, *, finished: bool) -> Outcome:
         return Outcome(run.method, run.seed, run.folder, error=last_words(run))
     files = read_run(run.folder)
     result = files.manifest["result"]
-    clients = result["clients"] or 1
-    steps = result["steps"]
+    clients = files.clients_told
     each = step_samples(files.manifest["configuration"])
     figures: dict[str, Any] = {
         "loss_before": _loss(result["loss_before"]),
         "loss_after": _loss(result["loss_after"]),
-        "samples": None if each is None else steps * each,
+        "samples": _samples(files, clients, each),
         "seconds": _seconds(files.rounds, result["fit_s"]),
         "sent_mb": result["upload_bytes"] / clients / 1e6,
         "rounds": result["rounds"],
@@ -136,6 +136,14 @@ def _seconds(rounds: Sequence[ClientRound], fit_s: float) -> float:
     return max((max(one.start_s + one.compute_s, one.exchange_end_s) for one in rounds), default=fit_s)
 
 
+def _samples(files: RunFiles, clients: int, each: int | None) -> float | None:
+    """As the rounds tell: steps in which a client had nothing left are no samples."""
+    if files.rounds:
+        counts = [one.samples for one in files.rounds if one.samples is not None]
+        return sum(counts) / clients if len(counts) == len(files.rounds) else None
+    return None if each is None else files.manifest["result"]["steps"] * each
+
+
 def _loss(metrics: Mapping[str, float]) -> float | None:
     """``val_loss``, else the first held-out loss there is."""
     return metrics.get(LOSS, next((value for name, value in metrics.items() if "loss" in name), None))
@@ -145,7 +153,7 @@ def _curve(files: RunFiles, figures: Mapping[str, Any], each: int | None) -> lis
     """From before training to after the last exchange; between them what was measured on the way."""
     steps: int = files.manifest["result"]["steps"]
     longer = rank_steps_a_step(files.manifest["configuration"])
-    clock = Clock(files.rounds, round_steps(files)) if files.rounds else None
+    clock = Clock(files.rounds, round_steps(files), files.clients_told) if files.rounds else None
     # Lightning counts the step after which it validates from 0, and those before and after training from 1.
     on_the_way = [(p.step + 1, p.value) for p in files.metrics.get(LOSS, []) if 0 < p.step < steps * longer - 1]
     points = [

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 import torch
 from filelock import FileLock, Timeout
-from rich.console import Console
 
 from lightning_parablock.comparing.limits import Equal, Limit
 from lightning_parablock.comparing.methods import Method, methods_of, seeds_of
@@ -18,6 +17,7 @@ from lightning_parablock.comparing.picture import draw_losses
 from lightning_parablock.comparing.runs import PlannedRun, execute, forget, is_finished, manifest_of, planned
 from lightning_parablock.comparing.tables import NAME, screen_table, write_tables
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
+from lightning_parablock.report.console import console
 from lightning_parablock.report.run import INTERRUPTED
 
 
@@ -117,9 +117,7 @@ def _run_all(series: Series, plans: Sequence[PlannedRun]) -> None:
         outcomes.append(outcome_of(run, finished=manifest_of(run.folder).get("state") == "finished"))
         print(f"{title}: {'kept: ' if kept else ''}{_said(outcomes[-1])}", flush=True)
         _write(series, what, outcomes)
-    console = Console()
-    console = console if console.is_terminal else Console(width=140)
-    console.print(screen_table(what, rows_of(outcomes)))
+    console().print(screen_table(what, rows_of(outcomes)))
     print(f"results: {series.out / NAME}.md, .csv, .json, .png")
     failed = [one for one in outcomes if one.error is not None]
     if failed:

@@ -1,4 +1,4 @@
-"""Memory of a client by purpose, in the steady state of a run, without activations.
+"""Memory of a rank by purpose, in the steady state of a run, without activations.
 
 Bytes a parameter of a block, W being the bytes of a weight (4, or 2 with bfloat16)::
 
@@ -10,6 +10,10 @@ Bytes a parameter of a block, W being the bytes of a weight (4, or 2 with bfloat
     served shard     committed value 4, its server optimizer's state 4 a moment, error feedback 4         (host)
                      and of blocks in flight the last two as they were before the exchange               (host)
 
+Where a rank hosts several clients, deltas (in flight, and of the earlier turns of the running round) are there once for
+each turn of a round, and so is the error feedback from before; error feedback and optimizer states that are kept are
+there once for each client, in a long run of all blocks.
+
 Of messages at most ``WINDOW`` are received and ``SEND_WINDOW`` sent at once, a peer and kind, however long a block is.
 With delay 0 the active block is itself the one in flight, and its start value is its committed value.
 """
@@ -20,6 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_parablock.cohorts import hosted_clients, turns_of_a_round
 from lightning_parablock.planning.traffic import message_bytes
 from lightning_parablock.server import moments
 from lightning_parablock.settings import Settings
@@ -59,26 +64,31 @@ class MemoryPart:
 
 
 def exchanges_in_flight(settings: Settings) -> int:
-    """How many rounds' exchanges a client has under way at most while it computes."""
+    """How many rounds' exchanges a rank has under way at most while it computes."""
     return math.ceil(settings.delay_steps / settings.local_steps)
 
 
-def memory_parts(model: ModelSize, n_clients: int, settings: Settings) -> list[MemoryPart]:
-    """Memory of the client that needs most, in its largest round."""
-    active, flying = _largest_round(model, settings)
+def memory_parts(model: ModelSize, n_ranks: int, settings: Settings) -> list[MemoryPart]:
+    """Memory of the rank that needs most, in its largest round, when each of its clients has trained every block."""
+    hosted = hosted_clients(settings.clients or n_ranks, n_ranks)
+    n_hosted, turns = max(map(len, hosted)), turns_of_a_round(settings.cohort, hosted)
+    active, flying = _largest_round(model, turns, settings)
     lossy = settings.compression.is_lossy
     parts = [
         MemoryPart("weights", "device", model.weights_bytes),
-        *(MemoryPart(purpose, "device", active * each) for purpose, each in _of_active(model.weight_bytes)),
-        *_of_left_blocks(sum(model.numels) - active, settings),
-        *(MemoryPart(purpose, "device", size) for purpose, size in _of_flying(sum(flying), settings)),
-        MemoryPart("messages under way", "host", window_bytes(max(model.numels), n_clients, settings)),
-        *_of_server(sum(model.numels), sum(flying), n_clients, settings),
+        *(
+            MemoryPart(purpose, "device", active * each)
+            for purpose, each in _of_active(model.weight_bytes, turns, settings)
+        ),
+        *_of_left_blocks(n_hosted * sum(model.numels) - active, settings),
+        *(MemoryPart(purpose, "device", size) for purpose, size in _of_flying(sum(flying), turns, settings)),
+        MemoryPart("messages under way", "host", window_bytes(max(model.numels), n_ranks, settings)),
+        *_of_server(sum(model.numels), sum(flying), n_ranks, settings),
     ]
     if lossy:
         parts += [
-            MemoryPart("error feedback of the deltas", "host", FLOAT_BYTES * sum(model.numels)),
-            MemoryPart("error feedback from before the exchanges in flight", "host", FLOAT_BYTES * sum(flying)),
+            MemoryPart("error feedback of the deltas", "host", FLOAT_BYTES * n_hosted * sum(model.numels)),
+            MemoryPart("error feedback from before the exchanges in flight", "host", FLOAT_BYTES * turns * sum(flying)),
         ]
     return parts
 
@@ -88,15 +98,15 @@ def total_bytes(parts: Sequence[MemoryPart], *, on_device: bool) -> int:
     return sum(part.size_bytes for part in parts if part.on_device == on_device)
 
 
-def window_bytes(numel: int, n_clients: int, settings: Settings) -> int:
-    """Message buffers of the busiest client while a block of ``numel`` scalars travels, both directions and kinds."""
-    if n_clients == 1:
+def window_bytes(numel: int, n_ranks: int, settings: Settings) -> int:
+    """Message buffers of the busiest rank while a block of ``numel`` scalars travels, both directions and kinds."""
+    if n_ranks == 1:
         return 0
-    shards = shard_bounds(numel, n_clients, settings.topology)
+    shards = shard_bounds(numel, n_ranks, settings.topology)
     posted = [_window_of(shard, WINDOW, settings) for shard in shards]
     leaving = [_window_of(shard, SEND_WINDOW, settings) for shard in shards]
     # In: deltas on my shard from each peer, and the others' commits. Out: deltas on their shards, and my commits.
-    return max((n_clients - 1) * posted[me] + sum(posted) - posted[me] + sum(leaving) for me in range(n_clients))
+    return max((n_ranks - 1) * posted[me] + sum(posted) - posted[me] + sum(leaving) for me in range(n_ranks))
 
 
 def _window_of(shard: slice, window: int, settings: Settings) -> int:
@@ -104,13 +114,13 @@ def _window_of(shard: slice, window: int, settings: Settings) -> int:
     return sum(message_bytes(scalars, settings.compression) for scalars in sorted(sizes)[-window:])
 
 
-def _largest_round(model: ModelSize, settings: Settings) -> tuple[int, list[int]]:
+def _largest_round(model: ModelSize, turns: int, settings: Settings) -> tuple[int, list[int]]:
     """Scalars of the active block and of each block in flight, of the round that needs most memory."""
     n_flying = exchanges_in_flight(settings)
     if n_flying == 0:
         return max(model.numels), [max(model.numels)]
-    each_active = sum(each for _, each in _of_active(model.weight_bytes))
-    each_flying = sum(size for _, size in _of_flying(1, settings))
+    each_active = sum(each for _, each in _of_active(model.weight_bytes, turns, settings))
+    each_flying = sum(size for _, size in _of_flying(1, turns, settings))
     rounds = [(numel, _others(model.numels, index, n_flying)) for index, numel in enumerate(model.numels)]
     return max(rounds, key=lambda r: each_active * r[0] + each_flying * sum(r[1]))
 
@@ -121,7 +131,7 @@ def _others(numels: Sequence[int], active: int, n_flying: int) -> list[int]:
     return (others * n_flying)[:n_flying] if n_flying > len(others) else others[:n_flying]
 
 
-def _of_active(weight_bytes: int) -> list[tuple[str, int]]:
+def _of_active(weight_bytes: int, turns: int, settings: Settings) -> list[tuple[str, int]]:
     """Bytes a parameter of the active block, by purpose."""
     parts = [
         ("gradient of the active block", weight_bytes),
@@ -131,6 +141,8 @@ def _of_active(weight_bytes: int) -> list[tuple[str, int]]:
     if weight_bytes < FLOAT_BYTES:
         parts.append(("float32 master copy of the active block", FLOAT_BYTES))
         parts.append(("float32 gradient in the optimizer's step", FLOAT_BYTES))
+    if settings.delay_steps and turns > 1:  # at delay 0 they are the deltas in flight
+        parts.append(("deltas of the round's earlier turns", (turns - 1) * FLOAT_BYTES))
     return parts
 
 
@@ -142,20 +154,20 @@ def _of_left_blocks(scalars: int, settings: Settings) -> list[MemoryPart]:
     return [MemoryPart("optimizer state of the other blocks (AdamW)", where, ADAM_MOMENTS * FLOAT_BYTES * scalars)]
 
 
-def _of_flying(scalars: int, settings: Settings) -> list[tuple[str, int]]:
+def _of_flying(scalars: int, turns: int, settings: Settings) -> list[tuple[str, int]]:
     """Bytes of the blocks in flight on the device, by purpose."""
     committed = 0 if settings.delay_steps == 0 else FLOAT_BYTES * scalars
     return [
         ("committed values of the blocks in flight", committed),
-        ("deltas in flight", FLOAT_BYTES * scalars),
+        ("deltas in flight", turns * FLOAT_BYTES * scalars),
         ("commits that arrive", FLOAT_BYTES * scalars),
     ]
 
 
-def _of_server(scalars: int, flying: int, n_clients: int, settings: Settings) -> list[MemoryPart]:
+def _of_server(scalars: int, flying: int, n_ranks: int, settings: Settings) -> list[MemoryPart]:
     """What a server keeps of its shard of all blocks, and of those in flight as it was before."""
-    share = n_clients if settings.topology == "sharded" else 1
-    where = "host, client 0" if settings.topology == "star" and n_clients > 1 else "host"
+    share = n_ranks if settings.topology == "sharded" else 1
+    where = "host, client 0" if settings.topology == "star" and n_ranks > 1 else "host"
     states = moments(settings.server_optimizer)
     residuals = 1 if settings.compression.is_lossy else 0
     parts = (

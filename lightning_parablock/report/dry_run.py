@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightning_parablock.cohorts import Cohorts
 from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, ModelSize, memory_parts, total_bytes
 from lightning_parablock.planning.traffic import traffic_by_role
 from lightning_parablock.schedule import Schedule
-from lightning_parablock.settings import Settings
+from lightning_parablock.settings import Compression, ServerOptimizer, Settings, option_word
 
 MEGABYTE = 1_000_000
 
@@ -36,7 +37,8 @@ def print_plan(
     blocks = partition(module, settings.blocks, settings.unmatched)
     console.print(_method_table(settings, n_ranks, len(blocks)))
     console.print(_blocks_table(blocks, n_ranks, settings))
-    console.print(memory_table(memory_parts(model_size(module, blocks), n_ranks, settings)))
+    whose = "client" if (settings.clients or n_ranks) == n_ranks else "rank with its clients"
+    console.print(memory_table(memory_parts(model_size(module, blocks), n_ranks, settings), whose))
     console.print(_rounds_line(blocks, settings, rounds) + "\n")
     if data is not None:
         console.print(_data_table(data))
@@ -53,7 +55,7 @@ def model_size(module: nn.Module, blocks: Sequence[Block]) -> ModelSize:
     )
 
 
-def memory_table(parts: Sequence[MemoryPart]) -> Group:
+def memory_table(parts: Sequence[MemoryPart], whose: str = "client") -> Group:
     """Memory by purpose."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("for")
@@ -63,7 +65,7 @@ def memory_table(parts: Sequence[MemoryPart]) -> Group:
         table.add_row(part.purpose, part.where, mb(part.size_bytes))
     for place, on_device in (("device", True), ("host", False)):
         table.add_row("together", place, mb(total_bytes(parts, on_device=on_device)))
-    return Group("memory of a client in its largest round, without activations", table)
+    return Group(f"memory of a {whose} in its largest round, without activations", table)
 
 
 def plain_table(title: str) -> Table:
@@ -90,8 +92,20 @@ def _method_table(settings: Settings, n_ranks: int, n_blocks: int) -> Table:
     table.add_row("local steps", f"{steps} optimizer steps a round" if steps.isdigit() else steps)
     table.add_row("delay", _delay(settings))
     for name in ("block_order", "topology", "compression", "server_optimizer", "in_flight_value", "seed"):
-        table.add_row(name.replace("_", " "), str(getattr(settings, name)))
+        table.add_row(name.replace("_", " "), _said(getattr(settings, name)))
     return table
+
+
+def _said(value: object) -> str:
+    """As an option says it; of an object also what is not its default."""
+    if not isinstance(value, Compression | ServerOptimizer):
+        return str(value)
+    changed = [
+        f"{field.name} {getattr(value, field.name)}"
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != field.default
+    ]
+    return option_word(value) + (f" ({', '.join(changed)})" if changed else "")
 
 
 def _delay(settings: Settings) -> str:

@@ -178,7 +178,7 @@ def _took_part(rounds: Sequence[ClientRound]) -> tuple[str, str, str]:
 
 def _spent(rounds: Sequence[ClientRound]) -> Row:
     drifts = [one.drift for one in rounds if one.drift is not None]
-    exchange_s = sum(one.exchange_s - one.waiting[1] for one in rounds)
+    exchange_s = sum(one.transfer_s for one in rounds)
     exposed_s = sum(one.exposed[1] for one in rounds)
     return (
         f"{sum(drifts) / len(drifts):.3f}" if drifts else "",

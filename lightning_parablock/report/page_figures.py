@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from lightning_parablock.callbacks.picture import EXPOSED_COLOUR, natural
+from lightning_parablock.records import first_of_each_round
 from lightning_parablock.report.run_files import ClientRound, Point, RunFiles
 
 if TYPE_CHECKING:
@@ -26,24 +27,27 @@ class Clock:
     Args:
         rounds: Of all clients.
         round_steps: Optimizer steps of a round on a rank: K for each turn.
+        n_clients: Of how many clients these are.
     """
 
     rounds: Sequence[ClientRound]
     round_steps: int
+    n_clients: int
 
     def round_of(self, step: int) -> float:
         """Rounds that had passed, with the part of the running one."""
         return step / self.round_steps
 
     def seconds_of(self, step: int) -> float | None:
-        """Seconds since the first round began, on each round's first client; None after what the timeline knows."""
+        """Seconds since the first round began, on each round's first client; None where the timeline knows nothing."""
         first = self._first_clients
         passed, rest = divmod(step, self.round_steps)
-        if passed >= len(first):
-            last = first[-1]
-            is_end = step == len(first) * self.round_steps
-            return max(last.start_s + last.compute_s, last.exchange_end_s) if is_end else None
-        return first[passed].start_s + first[passed].compute_s * rest / self.round_steps
+        if passed in first:
+            return first[passed].start_s + first[passed].compute_s * rest / self.round_steps
+        if rest or passed - 1 not in first:  # not of this run, or of the part that was resumed
+            return None
+        last = first[passed - 1]
+        return max(last.start_s + last.compute_s, last.exchange_end_s)
 
     def megabytes_of(self, step: int) -> float | None:
         """Sent by a client in the exchanges that were over by then, the mean over the clients."""
@@ -51,19 +55,11 @@ class Clock:
         if now_s is None:
             return None
         ends_s, sent_bytes = self._sent
-        return sent_bytes[bisect_right(ends_s, now_s)] / self._n_clients / 1e6
+        return sent_bytes[bisect_right(ends_s, now_s)] / self.n_clients / 1e6
 
     @cached_property
-    def _n_clients(self) -> int:
-        return len({one.client for one in self.rounds})
-
-    @cached_property
-    def _first_clients(self) -> list[ClientRound]:
-        first: dict[int, ClientRound] = {}
-        for one in self.rounds:
-            if one.round not in first or one.client < first[one.round].client:
-                first[one.round] = one
-        return [first[number] for number in sorted(first)]
+    def _first_clients(self) -> dict[int, ClientRound]:
+        return first_of_each_round(self.rounds)
 
     @cached_property
     def _sent(self) -> tuple[list[float], list[int]]:
@@ -81,7 +77,7 @@ def loss_figure(run: RunFiles, round_steps: int) -> Figure | None:
     losses = {name: points for name, points in run.metrics.items() if "loss" in name}
     if not losses:
         return None
-    clock = Clock(run.rounds, round_steps)
+    clock = Clock(run.rounds, round_steps, run.clients_told)
     axes: list[tuple[str, Any]] = [("rounds", clock.round_of)]
     if run.rounds:
         axes += [("seconds", clock.seconds_of), ("MB sent by a client", clock.megabytes_of)]
@@ -139,8 +135,8 @@ def hidden_figure(rounds: Sequence[ClientRound]) -> Figure | None:
     by_round = [[one for one in rounds if one.round == number] for number in numbers]
     exposed = [sum(one.exposed[1] for one in some) / len(some) for some in by_round]
     waiting = [sum(one.waiting[1] for one in some) / len(some) for some in by_round]
-    whole = [sum(one.exchange_s for one in some) / len(some) for some in by_round]
-    hidden = [max(0.0, all_s - lost_s - peer_s) for all_s, lost_s, peer_s in zip(whole, exposed, waiting, strict=True)]
+    whole = [sum(one.transfer_s for one in some) / len(some) for some in by_round]
+    hidden = [max(0.0, all_s - lost_s) for all_s, lost_s in zip(whole, exposed, strict=True)]
     figure = Figure([
         Bar(name="hidden behind local steps", x=numbers, y=hidden, marker_color="#2ca02c"),
         Bar(name="stood still for the exchange", x=numbers, y=exposed, marker_color=EXPOSED_COLOUR),

@@ -11,13 +11,15 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from lightning_parablock.blocks import Block
+from lightning_parablock.cli_flags import MODEL_CLASS_PATH
+from lightning_parablock.models.lora import Adapters
 from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, total_bytes
 from lightning_parablock.planning.timing import Links
 from lightning_parablock.planning.units import readable_bps, readable_s
 from lightning_parablock.planning.variants import Variant, Workload, reason
 from lightning_parablock.report.dry_run import mb, memory_table, plain_table
 from lightning_parablock.report.summary import readable_bytes
-from lightning_parablock.settings import COMPRESSIONS, Compression
+from lightning_parablock.settings import option_word
 
 ROWS = 40
 """Blocks that are listed at most; of more the first and last ones."""
@@ -35,6 +37,7 @@ class Premises:
         speed_from: Where the step times come from.
         step: Batch, sequence length and type of the weights.
         half: Whether the weights are bfloat16.
+        adapters: Those that the model has; only they train and travel.
     """
 
     model: str
@@ -44,6 +47,7 @@ class Premises:
     speed_from: str
     step: str
     half: bool
+    adapters: Adapters
 
 
 def print_plan(
@@ -74,16 +78,16 @@ def settings_yaml(chosen: Variant, premises: Premises) -> str:
         "unmatched": settings.unmatched,
         "block_order": settings.block_order,
         "topology": settings.topology,
-        "compression": compression_name(settings.compression),
+        "compression": option_word(settings.compression),
+        "server_optimizer": option_word(settings.server_optimizer),
+        "chunk_bytes": settings.chunk_bytes,
+        **({"seed": settings.seed} if settings.seed else {}),
     }
     head = f"# lightning-parablock plan: {reason(chosen)}.\n# For a step of {premises.step}.\n"
     precision = {"trainer": {"precision": "bf16-true"}} if premises.half else {}
-    return head + yaml.safe_dump({"strategy": strategy, **precision}, sort_keys=False)
-
-
-def compression_name(compression: Compression) -> str:
-    """As the option of the strategy spells it."""
-    return next(name for name, kind in COMPRESSIONS.items() if kind is type(compression))
+    adapters = {"lora_rank": premises.adapters.rank, "lora_targets": premises.adapters.targets}
+    model = {"model": {"class_path": MODEL_CLASS_PATH, "init_args": adapters}} if premises.adapters.rank else {}
+    return head + yaml.safe_dump({"strategy": strategy, **precision, **model}, sort_keys=False)
 
 
 def gb(parts: Sequence[MemoryPart], *, on_device: bool) -> str:
@@ -146,7 +150,7 @@ def _variants_table(found: Sequence[Variant], chosen: Variant) -> Group:
     for v in found:
         table.add_row(
             v.settings.topology + (" *" if v is chosen else ""),
-            compression_name(v.settings.compression),
+            option_word(v.settings.compression),
             mb(v.round_bytes),
             bare_s(v.times.exchange_s),
             bare_s(v.times.blocking_s),

@@ -13,7 +13,7 @@ from lightning_parablock.report.run_files import RunFiles
 def round_steps(run: RunFiles) -> int:
     """The local steps of each turn that a rank has in a round; at least 1."""
     settings: Mapping[str, Any] = (run.manifest.get("strategy") or {}).get("settings") or {}
-    n_ranks = len(run.manifest.get("hosts") or ()) or 1
+    n_ranks = run.manifest.get("ranks") or len(run.manifest.get("hosts") or ()) or 1
     hosted = hosted_clients(_number(settings, "clients") or n_ranks, n_ranks)
     return _local_steps(run, settings) * turns_of_a_round(_number(settings, "cohort"), hosted)
 

@@ -124,6 +124,7 @@ class RunFacts(Callback):
         if manifest is not None:
             manifest.add(
                 clients=getattr(trainer.strategy, "n_clients", trainer.world_size),
+                ranks=trainer.world_size,
                 hosts=[facts["host"] for facts in per_client],
                 data=[facts["data"] for facts in per_client],
                 strategy=strategy_facts(trainer.strategy),

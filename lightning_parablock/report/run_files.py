@@ -39,6 +39,7 @@ class ClientRound:
         compute_s: Until its last local step was over.
         exchange_start_s: When its delta was submitted.
         exchange_s: From then until the commit had arrived.
+        transfer_s: From the moment when every client had submitted its delta until then.
         exposed: Start and length in seconds of the time it stood still for its exchange; length 0 for none.
         waiting: The same for a slower client.
         upload_bytes: Sent for the exchange, headers included.
@@ -56,6 +57,7 @@ class ClientRound:
     download_bytes: int
     exchange_start_s: float = 0.0
     exchange_s: float = 0.0
+    transfer_s: float = 0.0
     exposed: tuple[float, float] = (0.0, 0.0)
     waiting: tuple[float, float] = (0.0, 0.0)
     samples: int | None = None
@@ -84,6 +86,12 @@ class RunFiles:
     metrics: dict[str, list[Point]] = field(default_factory=dict[str, list[Point]])
     sight: dict[str, list[Point]] = field(default_factory=dict[str, list[Point]])
     rounds: list[ClientRound] = field(default_factory=list[ClientRound])
+
+    @property
+    def clients_told(self) -> int:
+        """Of how many clients the rounds are, those among them that never trained included; at least 1."""
+        result: dict[str, Any] = self.manifest.get("result") or {}
+        return result.get("clients_told") or len({one.client for one in self.rounds}) or 1
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -145,4 +153,5 @@ def _rounds(events: Iterable[dict[str, Any]]) -> list[ClientRound]:
             one.waiting = span
         else:
             one.exchange_start_s, one.exchange_s = span
+            one.transfer_s = event["args"].get("exchange_s", one.exchange_s)
     return [rounds[key] for key in sorted(rounds, key=lambda key: (key[1], key[0]))]

@@ -22,9 +22,9 @@ class Summary:
         loss_before: Held-out metrics before training, by name; empty where none were measured.
         loss_after: The same after training.
         rounds: Finished rounds of a client.
-        steps: Optimizer steps of a client in them, the mean over the clients.
+        steps: Optimizer steps of a client in them, the mean over these clients.
         clients: Number of clients.
-        of_all: Whether bytes and seconds are those of all clients, else of the first alone.
+        clients_told: Of how many of them bytes, seconds and steps are known: all, or those of the first rank.
         upload_bytes: Sent by these clients together, message headers included.
         download_bytes: Received by these clients together, message headers included.
         exchange_s: Seconds of exchange, over these clients.
@@ -38,7 +38,7 @@ class Summary:
     rounds: int
     steps: int
     clients: int
-    of_all: bool
+    clients_told: int
     upload_bytes: int
     download_bytes: int
     exchange_s: float
@@ -65,17 +65,18 @@ def summarise(
     after: Mapping[str, float],
     fit_s: float,
     *,
-    clients: int | None = None,
+    clients: int,
+    clients_told: int | None = None,
 ) -> Summary:
-    """Add up the rounds of all clients, or of some, of ``clients`` together."""
-    known = len({record.client for record in records})
+    """Add up the rounds of all clients, or of so many of them."""
+    told = clients if clients_told is None else clients_told
     return Summary(
         loss_before=dict(before),
         loss_after=dict(after),
         rounds=len({record.round for record in records}),
-        steps=sum(record.steps for record in records) // max(known, 1),
-        clients=clients or known,
-        of_all=clients in (None, known),
+        steps=sum(record.steps for record in records) // told,
+        clients=clients,
+        clients_told=told,
         upload_bytes=sum(record.upload_bytes for record in records),
         download_bytes=sum(record.download_bytes for record in records),
         exchange_s=math.fsum(record.exchange_s for record in records),
@@ -96,7 +97,8 @@ def summary_table(summary: Summary) -> Table:
         table.add_row(f"held-out {held_out_words(name)}", f"{was}{summary.loss_after[name]:.4f} after")
     clients = f"{summary.clients} client{'' if summary.clients == 1 else 's'}"
     table.add_row("training", f"{summary.fit_s:.0f} s, {summary.rounds} rounds, {clients}")
-    whose = "all clients" if summary.of_all else "this client"
+    told = summary.clients_told
+    whose = "all clients" if told == summary.clients else "this client" if told == 1 else f"the {told} clients here"
     table.add_row("sent", f"{readable_bytes(summary.upload_bytes)} by {whose}")
     table.add_row("received", f"{readable_bytes(summary.download_bytes)} by {whose}")
     hidden = summary.hidden_share

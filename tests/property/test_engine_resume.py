@@ -178,7 +178,41 @@ def test_cohorts_stopped_after_every_event_and_rebuilt(delay_steps: int, changes
         whole.advance()
         site.advance()
         site.load(site.saved())
+        if whole.engine.has_open_turn:
+            assert site.engine.block == whole.engine.block  # in an idle turn the last one
     assert_same_bits(site.finish(), whole.finish())
+
+
+@pytest.mark.parametrize("changes", [{}, {"cohort": 2}], ids=str)
+@pytest.mark.parametrize("delay_steps", [2, K + 1])
+def test_norms_merged_inside_a_round_do_not_change_its_block(delay_steps: int, changes: dict[str, Any]) -> None:
+    """After the first pass blocks are drawn by norms, some of which come in the middle of the round they draw."""
+    settings = replace(
+        settings_for(delay_steps, "local", ServerNesterov(), NoCompression()), block_order="importance", **changes
+    )
+    whole, site = Site(settings, 3), Site(settings, 3)
+    blocks: list[int] = []
+    while whole.engine.round < 3 * len(whole.engine.flat.blocks):
+        whole.advance()
+        site.advance()
+        site.load(site.saved())
+        blocks.append(whole.engine.block)
+        if whole.engine.has_open_turn:
+            assert site.engine.block == whole.engine.block
+    assert len(set(blocks)) == len(whole.engine.flat.blocks)
+    assert_same_bits(site.finish(), whole.finish())
+
+
+def test_the_norm_is_that_of_the_first_step_on_which_a_client_trains() -> None:
+    settings = replace(settings_for(K, "local", ServerSGD(), NoCompression()), block_order="importance")
+    engine = Site(settings, 1).engine
+    (client,) = engine.begin_round()
+    assert client is not None and not engine.wants_gradient_norm
+    engine.begin_turn(client)
+    for samples, norm, still_wanted in ((0, 0.0, True), (1, 3.0, False), (1, 5.0, False)):
+        engine.after_step(samples, norm)
+        assert engine.wants_gradient_norm == still_wanted
+    assert engine.clients[client].gradient_norm == 3.0
 
 
 @pytest.mark.parametrize("lost", ["in_flight", "server", "active", "residuals"])

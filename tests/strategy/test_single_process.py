@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -67,6 +69,22 @@ def test_choices_of_the_local_steps_equal_the_oracle(choice: str, delay_steps: i
         assert_same_bits(module.weights(), expected(plain, 30))
     (group,) = module.trainer.optimizers[0].param_groups
     assert group["lr"] == adamw_default(list(module.parameters())).param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("scale", [1024.0, 65536.0])
+def test_the_proximal_term_weighs_as_much_where_gradients_are_scaled(scale: float) -> None:
+    """In 16-mixed gradients are multiplied until the optimizer's step; the way from the round's start is not."""
+    moved: dict[tuple[float, float], float] = {}
+    for mu, start in itertools.product((0.0, 5.0), (1.0, scale)):
+        scaler = torch.amp.GradScaler("cpu", init_scale=start)  # pyright: ignore[reportPrivateImportUsage]
+        module = TaskModule(MLP, lambda parameters: torch.optim.SGD(parameters, lr=0.05))
+        before = module.weights()
+        precision = MixedPrecision("16-mixed", "cpu", scaler=scaler)  # type: ignore[arg-type]
+        fit(MLP, strategy_for(delay_steps=0, proximal_mu=mu, local_steps=8), 0, 8, module=module, plugins=[precision])
+        moved[mu, start] = sum(float((v - before[n]).square().sum()) for n, v in module.weights().items()) ** 0.5
+    assert moved[0.0, scale] == pytest.approx(moved[0.0, 1.0], rel=0.05)
+    assert moved[5.0, scale] == pytest.approx(moved[5.0, 1.0], rel=0.05)
+    assert moved[5.0, scale] < 0.8 * moved[0.0, scale]
 
 
 def test_the_proximal_term_is_clipped_with_the_gradient() -> None:

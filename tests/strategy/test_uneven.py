@@ -57,3 +57,21 @@ def test_saving_on_an_exception_waits_for_nobody(tmp_path: Path, monkeypatch: py
     assert "ZeroDivisionError: client 1 is broken" in failed
     assert re.search(r"PeerLostError: round \d+, block .* ended on an error of its own: ZeroDivisionError", survivor)
     assert (tmp_path / "saved" / "exception.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("meets without data", "different numbers of batches"),
+        ("meets in passed steps", "own_local_steps or own_local_s"),
+    ],
+)
+def test_a_meeting_in_steps_that_some_pass_by_is_refused_at_the_first(
+    how: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    outputs = run_ranks(2, ["-m", "tests.strategy.worker_alone", how], timeout_s=60, expect_code=None)
+    for output in outputs:
+        assert re.search(r"ConfigurationError: a \w+ of all clients in training_step, where clients pass", output)
+        assert f"({why}): some would wait for others that do not come" in output
+        assert "fitted" not in output

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_parablock.transport import membership
-from tests.strategy.trainer_toys import RANK, TASK, Do, K, batches, run
+from tests.strategy.trainer_toys import RANK, TASK, Do, K, batches, run, strategy
 from tests.support.lightning_run import TaskModule
 from tests.tasks import adamw_default
 
@@ -51,7 +51,33 @@ def fails() -> None:
     run(Failing(TASK, adamw_default), enable_checkpointing=True, callbacks=[save])
 
 
+class Meeting(TaskModule):
+    """Logs in training what all clients make together."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("value", 1.0, on_step=True, sync_dist=True)
+        return super().training_step(batch, batch_idx)
+
+
+def meets_without_data() -> None:
+    """Client 0 has five batches, client 1 six, which it would train on alone."""
+    run(Meeting(TASK, adamw_default), used=strategy(uneven_clients="go_on"), train=batches(5 + RANK))
+
+
+def meets_in_passed_steps() -> None:
+    """Client 1 trains on the first step of each round alone."""
+    run(Meeting(TASK, adamw_default), used=strategy(own_local_steps=1 if RANK == 1 else None))
+
+
+CASES = {
+    "stops": stops,
+    "stops before validation": stops_before_validation,
+    "fails": fails,
+    "meets without data": meets_without_data,
+    "meets in passed steps": meets_in_passed_steps,
+}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"stops": stops, "stops before validation": stops_before_validation, "fails": fails}[sys.argv[1]]()
+    CASES[sys.argv[1]]()
     print("fitted", flush=True)

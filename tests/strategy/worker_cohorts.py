@@ -189,7 +189,7 @@ def resume() -> None:
         expected = noisy_fit(scratch / f"whole{index}", **options)
         saved = sorted((scratch / f"whole{index}").glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
         assert len(saved) >= 8, saved
-        for path in (saved[1], saved[3], saved[-2]):
+        for path in (saved[1], saved[3], saved[4], saved[-2], saved[-1]):  # the last one lies at max_rounds on one rank
             assert_same_bits(noisy_fit(scratch / f"again{index}", str(path), **options), expected)
         other = noisy_fit(scratch / f"other{index}", **options, in_flight_value="anchor")
         assert any(not torch.equal(other[name], value) for name, value in expected.items()), "nothing matters here"
@@ -243,6 +243,7 @@ def choices() -> None:
     for index, case in enumerate(CHOICES):
         for delay_steps in (0, K, K + 2, 2 * K)[index % 2 :: 2]:
             check(case, delay_steps, 5 if case != "all" else 4, 7)
+    check("all", K + 1, N_RANKS, 7)  # one client a rank: the same rules as for any number
 
 
 if __name__ == "__main__":

@@ -195,6 +195,28 @@ def stopped_and_resumed(
     return scenario
 
 
+def resumed_at_the_end(**limit: Any) -> Callable[[], None]:
+    """A scenario: nothing is left to train, and what was in flight when it was saved is merged all the same."""
+
+    def scenario() -> None:
+        strategy = {"delay_steps": 2 * K, "max_rounds": limit.get("max_rounds")}
+        options = {"max_epochs": EPOCHS} | {k: v for k, v in limit.items() if k != "max_rounds"}
+        path = SCRATCH / f"end-{'-'.join(limit)}.ckpt"
+        last = 4 * K if "max_rounds" in limit else limit.get("max_steps", EPOCHS * BATCHES)
+        saver = SaveAt("on_train_epoch_end" if not limit else "on_train_batch_end", last, path)
+        saving = Net()
+        trainer_for(strategy, [saver], **options).fit(saving, **loaders("shuffled"))
+        assert saver.saved == 1, saver.saved
+        resumed = Net()
+        trainer_for(strategy, [], **options).fit(resumed, **loaders("shuffled"), ckpt_path=path)
+        assert resumed.losses == []
+        assert_same_bits(weights(resumed), weights(saving))
+        saved = torch.load(path, weights_only=True)["state_dict"]
+        assert any(not torch.equal(saved[name], value) for name, value in weights(saving).items()), "nothing was left"
+
+    return scenario
+
+
 def seed_something_else() -> None:
     torch.manual_seed(99)
     random.seed(99)
@@ -237,6 +259,9 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     ),
     "uneven": stopped_and_resumed("uneven", "on_train_batch_end", 9, data="uneven", max_epochs=2),  # client 1 idles
     "accumulation": stopped_and_resumed("accumulate", "on_validation_end", 8, accumulate_grad_batches=2),
+    "at max_steps": resumed_at_the_end(max_steps=13),  # in the middle of a round
+    "at max_epochs": resumed_at_the_end(),
+    "at max_rounds": resumed_at_the_end(max_rounds=4),
     **{
         data: stopped_and_resumed(data, "on_train_batch_end", 14, data=data, max_epochs=2)
         for data in TRAIN

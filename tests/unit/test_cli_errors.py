@@ -31,6 +31,10 @@ def complaint(capsys: pytest.CaptureFixture[str], args: list[str]) -> str:
     ("words", "named"),
     [
         ("--strategy parablok", "did you mean 'parablock'"),
+        (
+            "--shared aggregates --trainer.callbacks+ lightning_parablock.callbacks.ClientSight",
+            "--shared aggregates, but the ClientSight in trainer.callbacks has shared='clients', which tells more",
+        ),
         ("--strategy.local_step 8", "--strategy.local_step is not known; did you mean --strategy.local_steps?"),
         ("--trainer.strategy.local_step 8", "did you mean --strategy.local_steps?"),
         ("--strategy.block_order shufle", "did you mean 'shuffle'?"),

@@ -12,7 +12,9 @@ from rich.console import Console
 
 from lightning_parablock.blocks import Block
 from lightning_parablock.cli import main
+from lightning_parablock.cli_app import read_configuration
 from lightning_parablock.cli_plan_options import PlanOptions
+from lightning_parablock.models.lora import Adapters
 from lightning_parablock.planning.choice import choose_local_steps
 from lightning_parablock.planning.memory import ModelSize
 from lightning_parablock.planning.timing import Links
@@ -72,6 +74,25 @@ def test_a_plan_and_the_file_that_fit_takes(
     said = " ".join(capsys.readouterr().out.split())
     assert "blocks 2" in said
     assert f"local steps {strategy['local_steps']} optimizer steps" in said
+
+
+def test_what_was_planned_for_is_in_the_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_parablock.cli_plan.SHAPES", [])
+    output = tmp_path / "plan.yaml"
+    given = ["--lora_rank", "2", "--lora_targets", r".*\.(q|v)_[a-z]+", "--server_optimizer", "nesterov"]
+    given += ["--chunk_bytes", "4096", "--seed", "5"]
+    assert run("--model", str(folder), "--rate", "1gbit", "--step_s", "1", *given, "--output", str(output)) == 0
+    assert r".*\.(q|v)_[a-z]+" in capsys.readouterr().out  # and not taken for markup
+    source = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {i} of many"} for i in range(30)])
+    data = ["--data.source", str(source), "--data.sequence_length", "8", "--trainer.accelerator", "cpu"]
+    configuration = read_configuration(["fit", "--config", str(output), "--model.model", str(folder), *data])
+    strategy = configuration["trainer"]["strategy"]["init_args"]
+    planned = {name: strategy[name] for name in ("server_optimizer", "chunk_bytes", "seed")}
+    assert planned == {"server_optimizer": "nesterov", "chunk_bytes": 4096, "seed": 5}
+    model = configuration["model"]["init_args"]
+    assert (model["lora_rank"], model["lora_targets"]) == (2, r".*\.(q|v)_[a-z]+")
 
 
 def test_an_estimate_says_so(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +164,7 @@ def workload(numels: tuple[int, ...], step_s: float) -> Workload:
 
 
 LINKS = Links(1e6, 1e6)
-PREMISES = Premises("m", 2, LINKS, "given", "given", "1 x 8 tokens", half=False)
+PREMISES = Premises("m", 2, LINKS, "given", "given", "1 x 8 tokens", half=False, adapters=Adapters())
 
 
 @pytest.mark.parametrize(("step_s", "compression", "more"), [(9, "none", 0), (0.2, "int8", 0), (1e-3, "topk", 240)])

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -18,7 +19,7 @@ from lightning_parablock.report.manifest import Manifest, git_sha, write_atomica
 from lightning_parablock.report.run import FAILED, INTERRUPTED, USAGE, Run
 from lightning_parablock.report.run_folder import claim_run_folder, new_run_folder, remove_if_empty
 from lightning_parablock.report.summary import held_out_metrics, readable_bytes, summarise, summary_table
-from lightning_parablock.settings import Int8, Settings
+from lightning_parablock.settings import Int8, ServerAdam, Settings
 from lightning_parablock.strategy import ParaBlockStrategy
 
 
@@ -145,12 +146,16 @@ def test_an_interrupted_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert json.loads((tmp_path / "manifest.json").read_text())["state"] == "interrupted: Ctrl-C"
 
 
-def test_the_plan_names_everything() -> None:
+def printed_plan(settings: Settings, width: int, data: dict[str, Any] | None = None, **options: Any) -> str:
+    """The plan of four square layers on two ranks, without the blanks at the ends of lines."""
     console = Console(width=140, file=io.StringIO(), record=True)
-    module = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+    print_plan(console, nn.Sequential(*(nn.Linear(width, width) for _ in range(4))), settings, 2, data, **options)
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines())
+
+
+def test_the_plan_names_everything() -> None:
     settings = Settings(local_steps=4, delay_steps=4, blocks=2, block_order="sequential")
-    print_plan(console, module, settings, 2, {"source": "toy", "rows_per_client": [3, 4]}, rounds=3)
-    text = console.export_text()
+    text = printed_plan(settings, 8, {"source": "toy", "rows_per_client": [3, 4]}, rounds=3)
     for expected in (
         "clients +2",
         r"0\.\.1 +144",
@@ -162,24 +167,38 @@ def test_the_plan_names_everything() -> None:
 
 
 def test_a_plan_of_compressed_exchanges_whose_length_is_not_known_yet() -> None:
-    console = Console(width=140, file=io.StringIO(), record=True)
-    module = nn.Sequential(*(nn.Linear(256, 256) for _ in range(4)))
-    settings = ParaBlockStrategy(local_steps="auto", blocks=2, compression=Int8()).settings
-    print_plan(console, module, settings, 2, None)
-    text = console.export_text()
-    for expected in ("local steps +agreed by the clients in round 0", "delay +as many as local steps", "Int8"):
+    text = printed_plan(ParaBlockStrategy(local_steps="auto", blocks=2, compression=Int8()).settings, 256)
+    for expected in (
+        "local steps +agreed by the clients in round 0",
+        "delay +as many as local steps",
+        "compression +int8\n",
+    ):
         assert re.search(expected, text), expected
     block = 2 * (256 * 256 + 256)
     assert f"{block:,}" in text
     # A delta of one half and a commit of the other, and their headers: 132 bytes a group of 256, a header a message.
-    assert f" {(block * (1 + 2 / 256) + 4 * 64 + 2) / 1e6:.2f} / 0.13 " in text
+    assert f" {(block * (1 + 2 / 256) + 4 * 64 + 2) / 1e6:.2f} / 0.13\n" in text
+
+
+def test_a_plan_of_many_clients_speaks_of_a_rank_and_of_options_as_they_are_given() -> None:
+    text = printed_plan(Settings(blocks=2, clients=1000, cohort=20, server_optimizer=ServerAdam(lr=0.1)), 256)
+    for expected in (
+        "clients +1000 on 2 ranks\n",
+        "cohort +20 clients a round, uniform\n",
+        "compression +none\n",
+        r"server optimizer +adam \(lr 0.1\)\n",
+        "memory of a rank with its clients in its largest round",
+        f"deltas in flight +device +{20 * 4 * 2 * (256 * 256 + 256) / 1e6:.2f}\n",
+    ):
+        assert re.search(expected, text), expected
 
 
 def test_the_summary_adds_up_all_clients() -> None:
     records = [record(t, c, exposed_s=0.5 * c) for t in range(3) for c in range(2)]
-    summary = summarise(records, {"val_loss": 2.0}, {"val_loss": 1.5}, fit_s=15.0)
+    summary = summarise(records, {"val_loss": 2.0}, {"val_loss": 1.5}, fit_s=15.0, clients=2)
     assert (summary.rounds, summary.clients) == (3, 2)
     assert (summary.upload_bytes, summary.download_bytes) == (6000, 12000)
+    assert (summary.steps, summary.clients_told) == (12, 2)
     assert summary.hidden_share == pytest.approx(1 - 1.5 / 12)
     console = Console(width=100, file=io.StringIO(), record=True)
     console.print(summary_table(summary))
@@ -188,10 +207,24 @@ def test_the_summary_adds_up_all_clients() -> None:
         assert expected in text
 
 
+@pytest.mark.parametrize(
+    ("clients", "told", "steps", "whose"),
+    [(8, 8, 3, "all clients"), (8, 4, 6, "the 4 clients here"), (8, 1, 24, "this client")],
+)
+def test_clients_without_a_round_are_clients_too(clients: int, told: int, steps: int, whose: str) -> None:
+    records = [record(t, c) for t in range(3) for c in range(2)]
+    summary = summarise(records, {}, {}, 1.0, clients=clients, clients_told=told)
+    assert (summary.clients, summary.clients_told, summary.steps) == (clients, told, steps)
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(summary_table(summary))
+    text = console.export_text()
+    assert f"3 rounds, {clients} clients" in text and f"6.0 kB by {whose} " in text
+
+
 def test_nothing_exchanged_has_no_hidden_share() -> None:
-    summary = summarise([record(0, 0, exchange_s=0.0)], {}, {}, fit_s=1.0)
+    summary = summarise([record(0, 0, exchange_s=0.0)], {}, {}, fit_s=1.0, clients=1)
     assert summary.hidden_share is None
-    assert summarise([record(0, 0, exchange_s=1.0, exposed_s=2.0)], {}, {}, fit_s=1.0).hidden_share == 0.0
+    assert summarise([record(0, 0, exchange_s=1.0, exposed_s=2.0)], {}, {}, fit_s=1.0, clients=1).hidden_share == 0.0
 
 
 def test_only_losses_and_perplexities_are_held_out_metrics() -> None:

@@ -72,6 +72,9 @@ def test_new_records_are_handed_out_once_and_of_the_first_client_only() -> None:
     assert new.take(strategy) == []
     records.extend([record(1, 2), record(1, 3), record(2, 2), record(2, 3)])
     assert [(r.round, r.client) for r in new.take(strategy)] == [(1, 2), (2, 2)]
+    # Rounds that are over at once, in which other clients of the rank trained.
+    records.extend([record(3, 3), record(4, 2), record(5, 2), record(5, 3)])
+    assert [(r.round, r.client) for r in new.take(strategy)] == [(3, 3), (4, 2), (5, 2)]
     assert NewRecords().take(SimpleNamespace()) == []
 
 

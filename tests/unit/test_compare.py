@@ -19,10 +19,11 @@ from lightning_parablock.comparing.methods import methods_of, seeds_of
 from lightning_parablock.comparing.outcomes import Outcome, outcome_of, rows_of
 from lightning_parablock.comparing.picture import draw_losses, line_of
 from lightning_parablock.comparing.runs import PlannedRun, forget, is_finished, last_words
-from lightning_parablock.comparing.tables import csv_text, markdown, write_tables
+from lightning_parablock.comparing.tables import csv_text, markdown, screen_table, write_tables
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.planning.traffic import rounds_within, traffic_of_clients
 from lightning_parablock.records import RoundRecord
+from lightning_parablock.report.console import console
 from lightning_parablock.schedule import block_of_round
 from lightning_parablock.settings import Settings
 
@@ -196,6 +197,29 @@ def test_held_out_losses_on_the_way() -> None:
     assert options(Limit.of("samples", None, 3).words(unknown))["val_check_interval"] == "100"
 
 
+@pytest.mark.parametrize(
+    ("equal", "budget", "interval"),
+    [
+        ("samples", "600", "50"),  # 100 steps of 3 x 2 samples: a point after each 25 of them, of 2 batches each
+        ("samples", "24", "2"),
+        ("seconds", "10min", "200"),
+        ("bytes", "2MB", "200"),
+    ],
+)
+def test_points_are_spread_over_the_budget_and_not_over_the_configured_steps(
+    equal: Any, budget: str, interval: str
+) -> None:
+    assert options(Limit.of(equal, budget, 3).words(CONFIGURATION))["val_check_interval"] == interval
+
+
+@pytest.mark.parametrize(("equal", "budget"), [("samples", None), ("samples", "31"), ("bytes", "2MB")])
+def test_a_time_limit_makes_nothing_else_equal(equal: Any, budget: str | None) -> None:
+    timed = {**CONFIGURATION, "trainer": {**CONFIGURATION["trainer"], "max_time": "00:00:05:00"}}
+    with pytest.raises(ConfigurationError, match=f"before it has had as many {equal} as the others; leave it out"):
+        Limit.of(equal, budget, 0).words(timed)
+    assert options(Limit.of("seconds", "60", 0).words(timed))["max_time"] == "00:00:01:00"
+
+
 @pytest.mark.parametrize("order", ["sequential", "shuffle", "random"])
 @pytest.mark.parametrize(("topology", "n_clients"), [("star", 3), ("sharded", 2)])
 def test_a_budget_of_bytes_is_as_many_whole_rounds_as_fit(order: Any, topology: Any, n_clients: int) -> None:
@@ -234,13 +258,14 @@ def made_up(
         RoundRecord(
             round=t, block="all", client=client, steps=4, start_s=100.0 + 2 * t, end_s=101.0 + 2 * t, compute_s=1.0,
             exchange_s=0.5, exposed_s=0.25, wait_peer_s=0.0, upload_bytes=1_000_000, download_bytes=1_000_000,
-            exchange_start_s=101.0 + 2 * t, exchange_ready_s=101.0 + 2 * t, exchange_end_s=101.5 + 2 * t,
+            exchange_start_s=101.0 + 2 * t, exchange_ready_s=101.0 + 2 * t, exchange_end_s=101.5 + 2 * t, samples=24,
         )
         for t in range(rounds) for client in range(2)
     ]  # fmt: skip
     result = {
-        "loss_before": {"val_perplexity": 7.4, "val_loss": 2.0}, "loss_after": {"val_loss": after}, "clients": 2,
-        "rounds": rounds, "steps": 4 * rounds, "upload_bytes": 2_000_000 * rounds, "fit_s": 60.0, "hidden_share": 0.5,
+        "loss_before": {"val_perplexity": 7.4, "val_loss": 2.0}, "loss_after": {"val_loss": after},
+        "clients": 2, "clients_told": 2, "rounds": rounds, "steps": 4 * rounds, "upload_bytes": 2_000_000 * rounds,
+        "fit_s": 60.0, "hidden_share": 0.5,
     }  # fmt: skip
     manifest = {"state": state, "configuration": {**run.configuration, "run_dir": "elsewhere"}, "result": result}
     manifest["strategy"] = {"settings": {"local_steps": "4"}}
@@ -260,6 +285,41 @@ def test_an_outcome_is_read_from_a_run_folder(tmp_path: Path) -> None:
     assert line_of(one.curve, "seconds")[0] == pytest.approx([0.0, 2.0, 3.5])
     assert line_of(one.curve, "sent_mb") == ([0.0, 1.0, 2.0], [2.0, 1.5, 1.0])
     assert line_of(one.curve, "samples")[0] == [0.0, 24.0, 48.0]
+
+
+def changed(run: PlannedRun, n_rounds: int, **result: Any) -> Outcome:
+    """Of the run with only the first of its rounds, and these results."""
+    manifest = json.loads((run.folder / "manifest.json").read_text())
+    manifest["result"] |= result
+    (run.folder / "manifest.json").write_text(json.dumps(manifest))
+    trace = json.loads((run.folder / "timeline.json").read_text())
+    trace["traceEvents"] = [e for e in trace["traceEvents"] if e["args"].get("round", 0) < n_rounds]
+    (run.folder / "timeline.json").write_text(json.dumps(trace))
+    return outcome_of(run, finished=True)
+
+
+def test_clients_that_idle_or_never_train_count_in_the_means(tmp_path: Path) -> None:
+    """Two of four clients had a round of 24 samples and a megabyte each."""
+    one = changed(made_up(tmp_path, "fedavg", 0), 1, clients=4, clients_told=4, upload_bytes=2_000_000)
+    assert (one.samples, one.sent_mb) == (12.0, 0.5)
+    assert line_of(one.curve, "sent_mb")[0][-1] == 0.5
+
+
+def test_of_clients_that_share_nothing_the_first_ones_figures_stand(tmp_path: Path) -> None:
+    run = made_up(tmp_path, "fedavg", 0)
+    trace = json.loads((run.folder / "timeline.json").read_text())
+    trace["traceEvents"] = [e for e in trace["traceEvents"] if e["pid"] == 0]
+    (run.folder / "timeline.json").write_text(json.dumps(trace))
+    one = changed(run, 2, clients_told=1, upload_bytes=2_000_000)
+    assert (one.samples, one.sent_mb) == (48.0, 2.0)
+    assert line_of(one.curve, "sent_mb") == ([0.0, 1.0, 2.0], [2.0, 1.5, 1.0])
+
+
+def test_a_message_in_brackets_is_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = "error: [/gloo/pair.cc:534] [rank0] closed"
+    rows = rows_of([Outcome("fedit", 0, tmp_path, error=said)])
+    console(400).print(screen_table("equal samples", rows))
+    assert f"seed 0: {said}" in capsys.readouterr().out
 
 
 def test_the_table_has_means_over_seeds_and_tells_errors(tmp_path: Path) -> None:

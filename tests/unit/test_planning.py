@@ -186,6 +186,26 @@ def test_what_the_server_and_error_feedback_need_is_host_memory() -> None:
     }
 
 
+def test_deltas_follow_the_turns_of_a_rank_and_residuals_its_clients() -> None:
+    """7 clients on 2 ranks: one hosts 4, of which a cohort of 3 brings it 3 turns at most."""
+    model = ModelSize(numels=(30, 10), weights_bytes=160)
+    shared = {"local_steps": 4, "delay_steps": 4, "compression": Int8(), "block_optimizer_state": "offload"}
+    one, many = (memory_parts(model, 2, Settings(**shared, **c)) for c in ({}, {"clients": 7, "cohort": 3}))
+    changed = {
+        k: (by_purpose(one).get(k), size) for k, size in by_purpose(many).items() if by_purpose(one).get(k) != size
+    }
+    assert changed == {
+        "deltas of the round's earlier turns": (None, 2 * 30 * 4),
+        "deltas in flight": (10 * 4, 3 * 10 * 4),
+        "optimizer state of the other blocks (AdamW)": (10 * 8, (4 * 40 - 30) * 8),
+        "error feedback of the deltas": (40 * 4, 4 * 40 * 4),
+        "error feedback from before the exchanges in flight": (10 * 4, 3 * 10 * 4),
+    }
+    blocking = memory_parts(model, 2, Settings(delay_steps=0, clients=7, cohort=3))
+    assert by_purpose(blocking)["deltas in flight"] == 3 * 30 * 4
+    assert "deltas of the round's earlier turns" not in by_purpose(blocking)
+
+
 @pytest.mark.parametrize("n_clients", [1, 2, 3, 7])
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("compression", [NoCompression(), Int8()], ids=repr)

@@ -13,8 +13,9 @@ import pytest
 from lightning_parablock.callbacks.trace import chrome_trace
 from lightning_parablock.cli import main
 from lightning_parablock.report.page_clients import CLIENT_HEADS, client_rows, clients_figure, label_rows
-from lightning_parablock.report.page_figures import Clock
-from lightning_parablock.report.run_files import Point, read_run
+from lightning_parablock.report.page_figures import Clock, hidden_figure
+from lightning_parablock.report.round_steps import round_steps
+from lightning_parablock.report.run_files import Point, RunFiles, read_run
 from tests.unit.test_cli_report import record
 
 MANIFEST: dict[str, Any] = {
@@ -77,7 +78,7 @@ def test_a_run_is_read_back_as_it_was(tmp_path: Path) -> None:
 
 def test_steps_become_rounds_seconds_and_bytes(tmp_path: Path) -> None:
     rounds = read_run(run_folder(tmp_path)).rounds
-    clock = Clock(rounds, round_steps=4)
+    clock = Clock(rounds, round_steps=4, n_clients=2)
     first, second = (one for one in rounds if one.client == 0 and one.round < 2)
     assert clock.round_of(6) == 1.5
     assert clock.seconds_of(0) == first.start_s == 0.0
@@ -88,6 +89,45 @@ def test_steps_become_rounds_seconds_and_bytes(tmp_path: Path) -> None:
     assert clock.megabytes_of(12) == sum(one.upload_bytes for one in rounds) / 2 / 1e6
     sent = [clock.megabytes_of(step) for step in range(13)]
     assert sent == sorted(sent)  # type: ignore[type-var]
+
+
+def test_the_part_of_a_run_that_was_resumed_has_its_own_seconds(tmp_path: Path) -> None:
+    """Rounds 10 and 11 of 4 steps each: steps count from the first run's start."""
+    folder = run_folder(tmp_path)
+    (folder / "timeline.json").write_text(json.dumps(chrome_trace([record(t, c) for t in (10, 11) for c in range(2)])))
+    clock = Clock(read_run(folder).rounds, round_steps=4, n_clients=2)
+    assert clock.seconds_of(40) == 0.0
+    assert clock.seconds_of(44) == clock.rounds[2].start_s > 0
+    assert clock.seconds_of(48) == max(one.exchange_end_s for one in clock.rounds if one.client == 0)
+    assert [clock.seconds_of(step) for step in (0, 39, 49)] == [None] * 3
+
+
+def test_what_a_client_computed_while_others_were_late_is_no_hidden_exchange(tmp_path: Path) -> None:
+    """Submitted at 101, everybody at 103, the commit at 103.5, of which the last 0.4 s exposed."""
+    late = replace(
+        record(0, 0), exchange_start_s=101.0, exchange_ready_s=103.0, exchange_end_s=103.5, exchange_s=0.5,
+        exposed_s=0.4, wait_peer_s=0.0,
+    )  # fmt: skip
+    folder = run_folder(tmp_path)
+    (folder / "timeline.json").write_text(json.dumps(chrome_trace([late])))
+    run = read_run(folder)
+    assert "20.0 %" in client_rows(run)[0]
+    figure: Any = hidden_figure(run.rounds)
+    assert [bar.y[0] for bar in figure.data] == pytest.approx([0.1, 0.4, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("manifest", "steps"),
+    [
+        ({"ranks": 2, "hosts": ["north"]}, 8),  # of which only the first is told
+        ({"ranks": 2, "hosts": ["north", "south"]}, 8),
+        ({"hosts": ["north", "south"]}, 8),  # of a version that did not say how many
+        ({"ranks": 1, "hosts": ["north"]}, 16),
+    ],
+)
+def test_a_round_has_the_local_steps_of_each_turn_of_a_rank(manifest: dict[str, Any], steps: int) -> None:
+    settings = {"strategy": {"settings": {"local_steps": "4", "clients": "4"}}}
+    assert round_steps(RunFiles(Path(), {**settings, **manifest})) == steps
 
 
 def test_the_page_carries_everything_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,4 +97,4 @@ def test_a_client_that_diverged_is_seen() -> None:
     for loss in (math.inf, math.nan):
         for order in (1, -1):
             found = Sums.of([ClientFigures(0, loss=1.0), ClientFigures(1, loss=loss)][::order]).metrics()
-            assert found["parablock/val_loss_worst"] == math.inf
+            assert found["parablock/val_loss_worst"] == found["parablock/val_loss_std"] == math.inf

@@ -54,6 +54,12 @@ def test_labels_come_from_the_first_loader_and_own_rows_from_the_last() -> None:
     assert found.own() == 30 / 6
 
 
+def test_rows_of_nobody_known_are_the_one_clients_own_and_of_several_nobodys() -> None:
+    found = validate(loader(3))
+    assert found.own_of([4]) == {4: 30 / 6}
+    assert found.own_of([4, 5]) == {4: None}
+
+
 def test_a_shard_keeps_its_labels_and_is_nobodys_own() -> None:
     shard = loader(5, ["a", "b"], sampler=ShardSampler([1, 2, 4], shuffle=False, seed=0))
     found = validate(shard)
