@@ -8,7 +8,8 @@ trains on as many examples in every method. Pairs of runs have the whole model, 
 steps. Every run is a real Lightning fit over gloo on unshaped links. Seconds on 100 Mbit/s are planned, not timed: by
 the planner's formula from the processor seconds of each round and its bytes.
 
-Finished runs are kept in results/claims_runs; a second start goes on after them, and makes what was missing before.
+Finished runs are kept in results/claims.json, each with the commit that made it: a second start, in a fresh checkout,
+too, goes on after them, and makes what was missing before. Without that file it begins anew.
 
     python -m benchmarks.bench_claims --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl \
         --instruct-train-file instruct_train.jsonl --instruct-test-file instruct_test.jsonl
@@ -18,10 +19,9 @@ Finished runs are kept in results/claims_runs; a second start goes on after them
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from benchmarks import claims_data
 from benchmarks.claims_figures import RATE_MBIT, best_rate, combined, markdown, table
 from benchmarks.claims_methods import BATCH_SIZE, METHODS, N_CLIENTS, SIZES, Run, queue
 from benchmarks.publish import folder, parser, publish
-from benchmarks.results import read_result
+from benchmarks.results import git_state, read_result
 from benchmarks.workers import RunFailedError, Workers, attempt
 
 QUESTION = "claims"
@@ -66,13 +66,13 @@ def missing_of(runs: list[Run], missing_data: Mapping[str, str]) -> dict[str, st
 
 
 def _make_all(options: argparse.Namespace, runs: list[Run], missing: Mapping[str, str]) -> None:
-    kept = folder(options) / f"{QUESTION}_runs"
-    kept.mkdir(parents=True, exist_ok=True)
-    done: Records = {} if options.quick else _read(runs, kept)
-    print(f"{len(done)} of {len(runs)} runs are there; missing: {dict(missing)}", flush=True)
+    everything = [run for size in SIZES if options.quick == (size == "quick") for run in queue(size)]
+    done = {} if options.quick else kept_runs(folder(options) / f"{QUESTION}.json")
+    print(f"{len(done)} of {len(everything)} runs are there; missing: {dict(missing)}", flush=True)
 
     def show() -> None:
-        _publish(options, {run: done[run] for run in runs if run in done}, missing, len(runs) - len(done))
+        # In the queue's order, whichever came first.
+        _publish(options, {run: done[run] for run in everything if run in done}, missing, len(everything))
 
     if done:
         show()
@@ -81,15 +81,19 @@ def _make_all(options: argparse.Namespace, runs: list[Run], missing: Mapping[str
         for run in [run for run in runs if run not in done]:
             done[run] = asdict(run) | attempt(_make, workers, run, sources[run.data], done)
             if not done[run]["failed"]:
-                (kept / f"{run.name}.json").write_text(json.dumps(done[run], indent=1))
                 losses = [round(loss, 4) for _, loss in done[run]["held_out_loss"]]
-                print(f"{run.name}: {losses} in {done[run]['seconds']:.0f} s", flush=True)
+                print(f"{run}: {losses} in {done[run]['seconds']:.0f} s", flush=True)
             show()  # after each: hours lie between the first and the last
 
 
-def _read(runs: list[Run], kept: Path) -> Records:
-    paths = {run: kept / f"{run.name}.json" for run in runs}
-    return {run: json.loads(path.read_text()) for run, path in paths.items() if path.exists()}
+def kept_runs(path: Path) -> Records:
+    """The finished runs of a result file; one that has failed is made again. None where there is no such file."""
+    if not path.exists():
+        return {}
+    values = read_result(path)["values"]
+    names = [field.name for field in fields(Run)]
+    records = [record for record in (*values["runs"], *values["trials"]) if not record["failed"]]
+    return {Run(**{name: record[name] for name in names}): record for record in records}
 
 
 def _make(workers: Workers, run: Run, source: dict[str, Any], done: Records) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def _make(workers: Workers, run: Run, source: dict[str, Any], done: Records) -> 
     }
     answers = workers.run("benchmarks.claims_job:train", plan, rate_mbit=None, limit_s=LIMIT_S)
     local_steps = strategy["local_steps"]
-    chosen = {"learning_rate": rate, "local_steps": local_steps}
+    chosen = {"commit": git_state()["sha"], "learning_rate": rate, "local_steps": local_steps}
     facts = asdict(run) | chosen | {"delay_steps": strategy.get("delay_steps", local_steps), "options": strategy}
     record = combined(answers, facts, method.turns)
     if set(record["examples"]) != {steps * BATCH_SIZE}:
@@ -132,13 +136,13 @@ def _learning_rate(run: Run, done: Records) -> float:
         raise RunFailedError(f"{named}: {error}") from error
 
 
-def _publish(options: argparse.Namespace, done: Records, missing: Mapping[str, str], left: int) -> None:
+def _publish(options: argparse.Namespace, done: Records, missing: Mapping[str, str], n_runs: int) -> None:
     runs = [made for run, made in done.items() if run.trial_rate is None]
     publish(
         QUESTION,
         options,
         configuration={"model": MODEL, "batch_size": BATCH_SIZE, "clients": N_CLIENTS}
-        | {name: asdict(SIZES[name]) for name in options.sizes.split(",")},
+        | {name: asdict(SIZES[name]) for name in dict.fromkeys(run.size for run in done)},
         seeds=sorted({made["seed"] for made in runs}),
         network={"links": "not shaped: the network changes no weight", "planned_rate_mbit_s": RATE_MBIT},
         values={
@@ -147,7 +151,7 @@ def _publish(options: argparse.Namespace, done: Records, missing: Mapping[str, s
             "runs": runs,
             "trials": [made for run, made in done.items() if run.trial_rate is not None],
             "missing": dict(missing),
-            "runs_left": left,
+            "runs_left": n_runs - sum(not made["failed"] for made in done.values()),
         },
     )
 

@@ -151,11 +151,9 @@ class Run:
     seed: int
     trial_rate: float | None = None
 
-    @property
-    def name(self) -> str:
-        """Of the file that keeps what it gave."""
-        rate = "" if self.trial_rate is None else f"-rate-{self.trial_rate:g}"
-        return f"{self.size}-{self.data}-{self.partition}-{self.method}-{self.seed}{rate}"
+    def __str__(self) -> str:
+        rate = "" if self.trial_rate is None else f", learning rate {self.trial_rate:g}"
+        return f"{self.method} on {self.data}, {self.partition}, {self.size}, seed {self.seed}{rate}"
 
 
 def queue(size_name: str) -> list[Run]:

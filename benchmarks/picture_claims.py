@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from benchmarks.claims_figures import CLOSE_PERCENT
 from benchmarks.picture_quality import COLOURS, draw_curves
@@ -18,7 +19,7 @@ MORE_COLOURS = {**COLOURS, "lora": "tab:red", "fedcybgd": "tab:purple"}
 def draw(values: dict[str, Any]) -> Figure:
     """The figure of ``results/claims.json``'s values."""
     rows = values["table"]
-    figure, axes = plt.subplots(2, 3, figsize=(16, 8.5))
+    figure, axes = plt.subplots(2, 3, figsize=(18, 8.5))
     runs = [run for run in values["runs"] if not run["failed"] and run["size"] in ALL_CELLS]
     cells = list(dict.fromkeys((run["data"], run["partition"]) for run in runs))
     for axis, cell in zip(axes[:, :2].flat, cells, strict=False):
@@ -43,11 +44,16 @@ def _draw_cell(axis: Any, runs: list[dict[str, Any]], cell: tuple[str, str]) -> 
 def _draw_over(axis: Any, rows: list[dict[str, Any]]) -> None:
     for place, row in enumerate(rows):
         axis.plot(row["over_baseline_percent"], [place] * len(row["over_baseline_percent"]), "o", color="tab:blue")
-    labels = [f"{row['title']}\n{row['data']}, {row['partition']}, {row['size']}" for row in rows]
-    axis.set_yticks(range(len(rows)), labels, fontsize=7)
+    axis.set_yticks(range(len(rows)), [_place_of(row) for row in rows], fontsize=7)
     axis.axvspan(-CLOSE_PERCENT, CLOSE_PERCENT, color="tab:green", alpha=0.15)
     axis.invert_yaxis()
-    axis.set(title="final loss over FedBCD's, a point a seed", xlabel="%")
+    axis.set(title="final loss over FedBCD's, a point a seed", xlabel="% (of GSM8K, iid, if nothing else is said)")
+
+
+def _place_of(row: dict[str, Any]) -> str:
+    """A row's method, and where it was run if that is not the first cell."""
+    places = [name for name in (row["data"], row["partition"], row["size"]) if name not in ("gsm8k", "iid", "cut")]
+    return f"{row['title']} ({', '.join(places)})" if places else row["title"]
 
 
 def _draw_seconds(axis: Any, rows: list[dict[str, Any]]) -> None:
@@ -58,6 +64,9 @@ def _draw_seconds(axis: Any, rows: list[dict[str, Any]]) -> None:
     for cell, mark in marks.items():
         axis.plot([], [], mark, color="grey", label=", ".join(cell))
     axis.set_xscale("log")
+    axis.set_xticks([30, 60, 100, 200, 400], minor=False)
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set(title="mean final loss", xlabel="planned seconds on 100 Mbit/s (not timed)", ylabel="held-out loss (nats)")
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:

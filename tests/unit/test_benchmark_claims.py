@@ -25,6 +25,7 @@ from benchmarks.claims_methods import (
     Run,
     queue,
 )
+from benchmarks.results import RESULTS, write_result
 from lightning_parablock.data.partition import partition_dirichlet
 from lightning_parablock.planning.timing import round_times
 
@@ -65,9 +66,9 @@ def test_the_most_telling_runs_come_first() -> None:
         assert [one.seed for one in part] == sorted(one.seed for one in part)
 
 
-def test_every_run_is_queued_once_under_a_name_of_its_own() -> None:
+def test_every_run_is_queued_once() -> None:
     runs = [one for size in SIZES for one in queue(size)]
-    assert len({one.name for one in runs}) == len(runs) == len(set(runs))
+    assert len({str(one) for one in runs}) == len(runs) == len(set(runs))
     main = [one for one in queue("cut") if one.trial_rate is None and one.method not in EXTRAS]
     assert len(main) == len(CELLS) * 5 * 3
 
@@ -106,6 +107,24 @@ def test_every_row_without_a_learning_rate_of_its_own_finds_one_by_its_baselines
     assert rate_of(Run("cut", "gsm8k", "iid", "fedavg", 9, 7e-3), done) == 7e-3
     with pytest.raises(bench_claims.RunFailedError, match="lora: no trial"):
         rate_of(Run("cut", "gsm8k", "iid", "lora", 0), done)
+
+
+def test_finished_runs_of_a_result_file_are_kept_and_failed_ones_are_not(tmp_path: Path) -> None:
+    finished, trial = run("fedbcd", 0, 4.0, trial_rate=None), run("lora", TRIAL_SEED, 5.0, trial_rate=1e-3)
+    failed = {**run("fedavg", 0, 4.0, trial_rate=None), "failed": "a client was lost"}
+    path = write_result(
+        "claims", configuration={}, seeds=[0], network={}, values={"runs": [finished, failed], "trials": [trial]},
+        directory=tmp_path,
+    )  # fmt: skip
+    cell = ("cut", "gsm8k", "iid")
+    kept = bench_claims.kept_runs(path)
+    assert kept == {Run(*cell, "fedbcd", 0): finished, Run(*cell, "lora", TRIAL_SEED, 1e-3): trial}
+    assert bench_claims.kept_runs(tmp_path / "none.json") == {}
+
+
+def test_the_runs_of_the_published_result_are_all_in_the_queue() -> None:
+    kept = bench_claims.kept_runs(RESULTS / "claims.json")
+    assert kept and set(kept) <= {one for size in SIZES for one in queue(size)}
 
 
 # --- what cannot be run -----------------------------------------------------------------------------------------------
