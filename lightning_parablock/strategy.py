@@ -25,12 +25,11 @@ from typing_extensions import override
 
 from lightning_parablock.agreement import versions_here
 from lightning_parablock.auto_steps import Measured, StepClock, agree_on_local_steps
-from lightning_parablock.block_states import BlockStates
 from lightning_parablock.blocks import Block, partition
 from lightning_parablock.buffers import Replaced, kinds, put_back, show_mean
 from lightning_parablock.callbacks.freeze import BlockFreezer
 from lightning_parablock.callbacks.metrics import RoundMetrics
-from lightning_parablock.client_loaders import ClientsLoader, TurnId
+from lightning_parablock.client_loaders import ClientsLoader
 from lightning_parablock.client_state import (
     Aside,
     Resumed,
@@ -52,14 +51,14 @@ from lightning_parablock.clients_data import (
 from lightning_parablock.cohorts import Cohorts, hosted_clients, read_availability, turns_of_a_round
 from lightning_parablock.errors import ConfigurationError, DivergenceError, PeerError
 from lightning_parablock.flat import FlatBlocks, hash_tensors
-from lightning_parablock.gradients import gradient_norm
 from lightning_parablock.idling import Idling, refuse_meeting_logs, refuse_scaler
 from lightning_parablock.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length
 from lightning_parablock.loaders import Cutting, cut_or_keep
-from lightning_parablock.local_steps import OwnSteps, add_proximal_term, warmed_up
+from lightning_parablock.local_steps import OwnSteps
+from lightning_parablock.local_training import LocalTraining
 from lightning_parablock.meetings import keep_time_by_rounds, meeting_facts
 from lightning_parablock.positioned import Position, PositionedLoader, Stand, position_of
-from lightning_parablock.random_state import RandomState, seed_all
+from lightning_parablock.random_state import RandomState
 from lightning_parablock.ranks import StartMethod, WatchedStrategy
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.refusals import (
@@ -73,7 +72,6 @@ from lightning_parablock.refusals import (
 )
 from lightning_parablock.resume import Checkpoints, settled_by
 from lightning_parablock.rounds import RoundEngine
-from lightning_parablock.samples import batch_samples, samples_or_one
 from lightning_parablock.schedule import Schedule, draw_factors
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import (
@@ -102,7 +100,6 @@ from lightning_parablock.takeover import (
     silence_loader_warning,
     take_sampler_flag,
 )
-from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.opening import open_transport
 from lightning_parablock.turns import TurnKeeper
 
@@ -282,11 +279,9 @@ class ParaBlockStrategy(WatchedStrategy):
         self._trainer: pl.Trainer | None = None
         self._cuts_loaders = False
         self._flat: FlatBlocks | None = None
-        self._transport: Transport | None = None
-        self._engine: RoundEngine | None = None
+        self._training: LocalTraining | None = None
         self._replaced: dict[int, Tensor] | None = None
         self._own_buffers: Replaced = []
-        self._stepped = False
         self._unmatched: list[nn.Parameter] = []
         self._uneven_evaluation = self._in_evaluation_step = self._in_training_step = False
         self._idling = Idling()
@@ -294,11 +289,8 @@ class ParaBlockStrategy(WatchedStrategy):
         self._passed: dict[int, Position] = {}
         self._random_outside: RandomState | None = None
         self._step_clock: StepClock | None = None
-        self._block_states = BlockStates(self.settings.block_optimizer_state)
         self._own_steps = OwnSteps(own_local_steps, own_local_s)
-        self._turn_keeper: TurnKeeper | None = None
         self._client_samples: tuple[int, ...] = ()
-        self._gradient_norm: float | None = None
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
@@ -310,7 +302,7 @@ class ParaBlockStrategy(WatchedStrategy):
     @property
     def round_records(self) -> list[RoundRecord]:
         """One record a finished round of this rank's client, oldest first; bounded."""
-        return self._engine.records if self._engine is not None else []
+        return self._engine.records if self._training is not None else []
 
     @property
     def n_clients(self) -> int:
@@ -356,9 +348,7 @@ class ParaBlockStrategy(WatchedStrategy):
         finish_unstarted_fit(trainer, self._finish_unstarted)
         self._uneven_evaluation = False
         self._uneven_training = False
-        self._samples = 0
-        self._turn_keeper = None
-        keep_time_by_rounds(trainer, lambda: self._engine is not None and self._engine.at_round_start)
+        keep_time_by_rounds(trainer, lambda: self._training is not None and self._engine.at_round_start)
 
     @override
     def setup_environment(self) -> None:
@@ -428,22 +418,19 @@ class ParaBlockStrategy(WatchedStrategy):
         refuse_scaler(self._gradient_scale(), self._idling)
         refuse_rate_steps(self._trainer, self.settings.local_steps, turns=self._turns)
         device, backend = self.root_device, self.process_group_backend
-        self._transport = open_transport(self._federation, self._flat, self.settings, device=device, backend=backend)
-        engine = self._engine = RoundEngine(
-            self._flat, self.settings, self.hosted_clients, self._transport, self._schedule(), self._turns
-        )
+        transport = open_transport(self._federation, self._flat, self.settings, device=device, backend=backend)
+        engine = RoundEngine(self._flat, self.settings, self.hosted_clients, transport, self._schedule(), self._turns)
+        keeper = None
         if self.takes_turns:
-            self._turn_keeper = TurnKeeper(self._module(), self._schedulers, self._local_optimizer, self.settings.seed)
+            keeper = TurnKeeper(self._module(), self._schedulers, self._local_optimizer, self.settings.seed)
+        training = self._training = LocalTraining(engine, self._local_optimizer, self._own_steps, keeper)
         self._step_clock = StepClock(device)
-        self._block_states = BlockStates(self.settings.block_optimizer_state)
-        self._own_steps.begin()
-        self._stepped, self._samples = False, 0  # an earlier fit may have failed between a step and its batch's end
         if self._resumed is not None:
             go_on(engine, self._resumed)
             self._stop_at_max_rounds()
         if not engine.has_open_turn:
-            self._begin_turn()
-        return engine.flat.parameters(engine.block)
+            training.begin_turn()
+        return training.parameters
 
     @override
     def on_train_start(self) -> None:
@@ -454,55 +441,31 @@ class ParaBlockStrategy(WatchedStrategy):
     def _begin_or_go_on(self) -> None:
         """Random states as a client begins with them, or everything beside the rounds as a checkpoint has it."""
         resumed, self._resumed = self._resumed, None
+        training = self._under_way()
         if resumed is None or resumed.own is None:
-            if self._turn_keeper is not None:
-                self._turn_keeper.begin_turn(self._rounds().active_client, self._rounds().round)
-            else:
-                seed_all(derive_seed(self.settings.seed, "client", self.global_rank))
+            training.seed(self.global_rank)
         else:
-            if self._turn_keeper is not None:
-                self._turn_keeper.load_state(resumed.own["turn_keeper"])
-            assert self._engine is not None
-            restore_exact_optimizer(self._engine, self.optimizers, resumed)
-            restore_training(resumed.own, self._module(), self._engine.flat.parameters(self._engine.block))
-            self._samples = resumed.own["samples"]
-            self._block_states.load_state(resumed.own["block_states"])
+            training.load_state(resumed.own)
+            restore_exact_optimizer(training.engine, self.optimizers, resumed)
+            restore_training(resumed.own, self._module(), training.parameters)
 
     def after_batch(self) -> list[nn.Parameter] | None:
-        """Advance the clock if the batch brought an optimizer step; at a round's end switch to the next block.
+        """Advance the clock if the batch brought an optimizer step; at a turn's end switch to the next block.
 
         Returns:
-            The next block's parameters where a round has ended, else None.
+            The next block's parameters where a turn has ended, else None.
         """
-        engine = self._engine
-        assert engine is not None
-        if not self._stepped:
+        training = self._under_way()
+        if not training.advance():
             return None
-        self._stepped = False
-        samples, self._samples = self._samples, 0
-        norm, self._gradient_norm = self._gradient_norm, None
-        engine.after_step(samples, norm)
         if self.settings.pending:
-            self._settle_local_steps(engine)
-        if not engine.turn_is_over:
+            self._settle_local_steps(training.engine)
+        if not training.engine.turn_is_over:
             return None
-        self._end_turn()
-        self._begin_turn()
-        return engine.flat.parameters(engine.block)
-
-    def _end_turn(self) -> None:
-        engine = self._rounds()
-        client, block = engine.active_client, engine.block
-        engine.end_turn()
-        if client is not None:
-            self._block_states.leave(self._local_optimizer(), (client, block), engine.flat.parameters(block))
-        if self._turn_keeper is not None:
-            self._turn_keeper.end_turn(client)
-        if engine.round_is_over:
-            engine.end_round()
-            if self._turn_keeper is not None:
-                self._turn_keeper.end_round()
-            self._stop_at_max_rounds()
+        training.end_turn()
+        self._stop_at_max_rounds()
+        training.begin_turn()
+        return training.parameters
 
     def _who_idles(self) -> Idling:
         """Collective: what a rank does on its own the others do not know."""
@@ -514,32 +477,17 @@ class ParaBlockStrategy(WatchedStrategy):
         )
 
     def _stop_at_max_rounds(self) -> None:
-        if self.settings.max_rounds is not None and self._rounds().round >= self.settings.max_rounds:
+        if self.settings.max_rounds is not None and self._engine.round >= self.settings.max_rounds:
             assert self._trainer is not None
             self._trainer.should_stop = True
 
-    def _begin_turn(self) -> None:
-        """Begin the next turn, and the next round where the last one is over."""
-        engine = self._rounds()
-        turns = engine.turns or engine.begin_round()
-        client = turns[engine.turn]
-        engine.begin_turn(client)
-        self._own_steps.begin()
-        if self._turn_keeper is not None:
-            self._turn_keeper.begin_turn(client, engine.round)
-        if client is not None:
-            parameters = engine.flat.parameters(engine.block)
-            self._block_states.enter(self._local_optimizer(), (client, engine.block), parameters)
-
     def finish_rounds(self) -> None:
         """Drain, and make sure that every client holds the same bits. Collective."""
-        engine, transport = self._engine, self._transport
-        assert engine is not None and transport is not None
-        BlockStates("reset").leave(self._local_optimizer(), (0, 0), engine.flat.parameters(engine.block))
-        engine.finish()
+        training = self._under_way()
+        training.finish()
         self._refuse_divergence()
         self._show_common_buffers()
-        transport.close()
+        training.engine.transport.close()
 
     def _finish_unstarted(self) -> None:
         """Drain where a checkpoint was saved at the end of training, so that nothing was left to train. Collective."""
@@ -554,12 +502,12 @@ class ParaBlockStrategy(WatchedStrategy):
         assert self._trainer is not None
         loaders = _training_loaders(self._trainer)
         idles = [loader.idles() for loader in loaders if hasattr(loader, "idles")]
+        training = self._under_way()
         self._note_rates()
-        if any(idles) or self._rounds().active_client is None or self._own_steps.are_over(self._rounds().steps):
+        if any(idles) or training.passes_by():
             # A loss that nothing depends on: the optimizer finds no gradient and moves nothing.
             return torch.zeros((), device=self.root_device, requires_grad=True)
-        count = batch_samples if self.settings.weighting == "samples" else samples_or_one
-        self._samples += count(args[0])
+        training.count_samples(args[0])
         self._in_training_step = True
         try:
             output = super().training_step(*args, **kwargs)
@@ -570,30 +518,9 @@ class ParaBlockStrategy(WatchedStrategy):
 
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
-        # Once an optimizer step, also with gradient accumulation; the block is switched later, at the batch's end.
-        engine = self._rounds()
-        flat = engine.flat
-        self._stepped = True
-        if engine.active_client is None:
-            return super().optimizer_step(optimizer, closure, model, **kwargs)
-
-        def closure_then_master() -> Any:
-            loss = closure()
-            parameters = flat.parameters(engine.block)
-            if engine.wants_gradient_norm:
-                self._gradient_norm = gradient_norm(parameters) / self._gradient_scale()
-            flat.put_master_in_place()
-            if self.settings.proximal_mu:
-                mu = self._gradient_scale() * self.settings.proximal_mu
-                add_proximal_term(parameters, flat.parts(engine.block, engine.start), mu)
-            return loss
-
-        try:
-            with warmed_up(self._local_optimizer(), engine.steps, self.settings.local_warmup_steps):
-                output = super().optimizer_step(optimizer, closure_then_master, model, **kwargs)
-        finally:
-            flat.take_master_back()
-        return output
+        plain = super().optimizer_step
+        training = self._under_way()
+        return training.step(lambda ours: plain(optimizer, ours, model, **kwargs), closure, self._gradient_scale)
 
     def _gradient_scale(self) -> float:
         """By which gradients are multiplied until the optimizer's step, in 16-mixed."""
@@ -623,14 +550,12 @@ class ParaBlockStrategy(WatchedStrategy):
     @override
     def on_validation_start(self) -> None:
         if self._in_rounds():
-            assert self._engine is not None
             self._own_buffers = self._show_common_buffers()
             self._replaced = self._engine.show_committed()
 
     @override
     def on_validation_end(self) -> None:
         if self._replaced is not None:
-            assert self._engine is not None
             self._engine.undo_show_committed(self._replaced)
             put_back(self._own_buffers)
             self._replaced = None
@@ -641,7 +566,6 @@ class ParaBlockStrategy(WatchedStrategy):
         if not self._in_rounds() or self._replaced is not None:
             return super().lightning_module_state_dict()
         engine = self._engine
-        assert engine is not None
         own_buffers = self._show_common_buffers()
         replaced = engine.show_committed()
         changed = {p.data_ptr() for block in replaced for p in engine.flat.parameters(block)}
@@ -656,15 +580,13 @@ class ParaBlockStrategy(WatchedStrategy):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        engine, trainer = self._engine, self._trainer
+        training, trainer = self._training, self._trainer
         in_fit = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-        if self._failed or engine is None or not in_fit or "optimizer_states" not in checkpoint:
+        if self._failed or training is None or not in_fit or "optimizer_states" not in checkpoint:
             save_plain(self, checkpoint, filepath, storage_options)  # never waits for peers
             return
         aside = Aside(self._replaced, self._own_buffers, self._random_outside)
-        own = training_state(engine, self._module(), self._positions(), aside)
-        own |= {"samples": self._samples, "block_states": self._block_states.state()}
-        own |= {"turn_keeper": None if self._turn_keeper is None else self._turn_keeper.state()}
+        own = training.state() | training_state(training.engine, self._module(), self._positions(), aside)
         self._checkpoints().save(checkpoint, filepath, own, self.blocks, storage_options)
 
     @override
@@ -685,20 +607,20 @@ class ParaBlockStrategy(WatchedStrategy):
 
     def rescue(self, exception: BaseException) -> None:
         """Take note that the run fails, and leave the last committed model on the disk; never waits for peers."""
-        trainer, engine, federation = self._trainer, self._engine, self._federation
+        trainer, federation = self._trainer, self._federation
         first_is_lost = federation is not None and federation.watch is not None and federation.watch.has_lost(0)
         self.on_exception(exception)  # before anything is saved: the others wait for this rank until they know
-        if trainer is None or engine is None or not engine.is_running or federation is None:
+        if trainer is None or federation is None or not self._in_rounds():
             return
         if self.global_rank == 0 or first_is_lost:
-            save_last_committed(trainer, self.global_rank, engine.round)
+            save_last_committed(trainer, self.global_rank, self._engine.round)
 
     @override
     def teardown(self) -> None:
         for parameter in self._unmatched:
             parameter.requires_grad_(True)
         self._unmatched = []
-        if self._engine is not None:
+        if self._training is not None:
             self._engine.is_running = False  # the fit may have ended early: its W is of no more use
         self._resumed, self._passed = None, {}
         super().teardown()
@@ -729,7 +651,7 @@ class ParaBlockStrategy(WatchedStrategy):
         try:
             return super()._guard(what, collective)
         except PeerError as error:
-            if self._engine is None or not self._in_rounds():
+            if not self._in_rounds():
                 raise
             raise error.at(self._engine.round, self.blocks[self._engine.block].name) from error
 
@@ -798,7 +720,7 @@ class ParaBlockStrategy(WatchedStrategy):
         return self.lightning_module
 
     def _setup_blocks(self) -> None:
-        self._engine, self._replaced = None, None  # of an earlier fit, which may have ended in the middle of a round
+        self._training, self._replaced = None, None  # of an earlier fit, which may have ended in the middle of a round
         module = self._module()
         blocks = partition(module, self.settings.blocks, self.settings.unmatched)
         refuse_parameters(module, blocks)
@@ -849,11 +771,7 @@ class ParaBlockStrategy(WatchedStrategy):
         epoch = agree_on_epoch(made, site, self.settings, self._trainer.accumulate_grad_batches)
         self._client_samples = epoch.samples
         rank_zero_info(f"parablock: train: {epoch.said}")
-        return ClientsLoader(streams_of(made, site), epoch.n_batches, self._whose_turn, self._stand)
-
-    def _whose_turn(self) -> TurnId:
-        engine = self._rounds()
-        return TurnId(engine.round, engine.turn, engine.active_client)
+        return ClientsLoader(streams_of(made, site), epoch.n_batches, lambda: self._under_way().whose_turn, self._stand)
 
     def _schedulers(self) -> list[Any]:
         """Those that step with the local steps: every client of a round goes through the same part of them."""
@@ -864,8 +782,9 @@ class ParaBlockStrategy(WatchedStrategy):
         """Rates that only change between epochs are the same for all clients of a round as they are."""
         assert self._trainer is not None
         only_by_epoch = bool(self._trainer.lr_scheduler_configs) and not self._schedulers()
-        if self._turn_keeper is not None and self._rounds().at_round_start and not only_by_epoch:
-            self._turn_keeper.note_rates()
+        keeper = self._under_way().turn_keeper
+        if keeper is not None and self._engine.at_round_start and not only_by_epoch:
+            keeper.note_rates()
 
     def _settle_local_steps(self, engine: RoundEngine) -> None:
         """Take note of a step; once there are enough, K is agreed on, and the clock of round 0 has K steps."""
@@ -889,8 +808,9 @@ class ParaBlockStrategy(WatchedStrategy):
         """
         if self._failed:
             return []
-        if self._turn_keeper is not None:
-            return self._turn_keeper.show(self.hosted_clients[0])
+        keeper = self._under_way().turn_keeper
+        if keeper is not None:
+            return keeper.show(self.hosted_clients[0])
         if self.settings.buffers == "local" or self.world_size == 1:
             return []
         self._refuse_differences(kinds(self._module()))
@@ -900,12 +820,16 @@ class ParaBlockStrategy(WatchedStrategy):
         # Unwrapped: Lightning's wrapper shows a copy of the state.
         return getattr(self.optimizers[0], "optimizer", self.optimizers[0])
 
-    def _rounds(self) -> RoundEngine:
-        assert self._engine is not None, "no rounds are under way"
-        return self._engine
+    def _under_way(self) -> LocalTraining:
+        assert self._training is not None, "no rounds are under way"
+        return self._training
+
+    @property
+    def _engine(self) -> RoundEngine:
+        return self._under_way().engine
 
     def _in_rounds(self) -> bool:
-        return self._engine is not None and self._engine.is_running
+        return self._training is not None and self._engine.is_running
 
 
 def _training_loaders(trainer: pl.Trainer) -> list[Any]:

@@ -22,7 +22,7 @@ class Rounds(Protocol):
         ...
 
     def after_batch(self) -> list[nn.Parameter] | None:
-        """Take note of a batch; returns the next block's parameters where a round has ended, else None."""
+        """Take note of a batch; returns the next block's parameters where a turn has ended, else None."""
         ...
 
     def finish_rounds(self) -> None:
