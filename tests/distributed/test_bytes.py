@@ -24,7 +24,7 @@ Counts = dict[str, list[dict[str, Any]]]  # topology -> what each rank counted
 def counts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Counts]:
     n_ranks: int = request.param
     folder: Path = tmp_path_factory.mktemp("meeting")
-    outputs = run_ranks(n_ranks, ["-m", "tests.distributed.worker_bytes", str(folder)], timeout_s=240)
+    outputs = run_ranks(n_ranks, ["-m", "tests.distributed.worker_bytes", str(folder)])
     found: Counts = {"sharded": [], "star": []}
     for output in outputs:
         for line in output.splitlines():

@@ -32,14 +32,14 @@ WORLD_SIZES = [1, 2, 3, 4]
 @pytest.mark.parametrize("n_ranks", WORLD_SIZES)
 def test_every_case_equals_the_oracle_on_every_rank(n_ranks: int) -> None:
     expected = f"CASES EQUAL {len(cases(n_ranks))} streaming"
-    for output in run_ranks(n_ranks, WORKER, timeout_s=240):
+    for output in run_ranks(n_ranks, WORKER):
         assert expected in output.splitlines()
 
 
 @pytest.mark.parametrize("n_ranks", [2, 3])
 def test_messages_in_one_order_give_the_same_bits(n_ranks: int) -> None:
     """What NCCL needs, shown on gloo: one thread, matching batches."""
-    for output in run_ranks(n_ranks, [*WORKER, "--only", "24", "--lockstep"], timeout_s=240):
+    for output in run_ranks(n_ranks, [*WORKER, "--only", "24", "--lockstep"]):
         (equal,) = [line for line in output.splitlines() if line.startswith("CASES EQUAL")]
         assert int(equal.split()[2]) >= 16
         assert equal.endswith("lockstep")
@@ -48,7 +48,7 @@ def test_messages_in_one_order_give_the_same_bits(n_ranks: int) -> None:
 @pytest.mark.parametrize("n_ranks", [1, 2])
 def test_one_wrong_bit_in_what_is_expected_fails_the_run(n_ranks: int) -> None:
     """The comparison above can fail."""
-    for output in run_ranks(n_ranks, [*WORKER, "--only", "2", "--spoil"], timeout_s=120, expect_code=1):
+    for output in run_ranks(n_ranks, [*WORKER, "--only", "2", "--spoil"], expect_code=1):
         assert "bits differ in" in output
         assert "1 of" in output
         assert "CASES EQUAL" not in output

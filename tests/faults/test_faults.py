@@ -23,7 +23,6 @@ from lightning_parablock.flat import hash_tensors
 from tests.faults.worker import LOCAL_STEPS, Wide, loss_of, optimizer_of
 from tests.oracle import OracleConfig, run_oracle
 
-pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 200.0  # bounds a hang on a busy machine; the errors come within seconds of the limit in force
 MID_EXCHANGE = r"step 4\b"  # the first round has just been submitted: a block of 1 MB at 4 Mbit/s takes 2 s and more

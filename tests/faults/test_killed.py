@@ -13,7 +13,7 @@ from tests.support.launch import Rank, start_ranks
 
 WORKER = ["-m", "tests.faults.worker_killed"]
 EVENTS = ("compute", "exchange", "save", "validation")
-N_KILLS, N_RANKS, LIMIT_S = 10, 2, 120.0
+N_KILLS, N_RANKS, LIMIT_S = 10, 2, 300.0
 
 
 def begin(folder: Path, name: str) -> tuple[list[Rank], list[Path]]:

@@ -12,7 +12,7 @@ SCENARIOS = [*ARCHITECTURES, "T5, two blocks", "adapters alone travel"]
 
 @pytest.fixture(scope="module")
 def outputs() -> list[str]:
-    return run_ranks(2, ["-m", "tests.strategy.worker_architectures"], timeout_s=280)
+    return run_ranks(2, ["-m", "tests.strategy.worker_architectures"])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -33,7 +33,7 @@ SCENARIOS = [
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("auto")))
-        return run_ranks(2, ["-m", "tests.strategy.worker_auto"], timeout_s=280)
+        return run_ranks(2, ["-m", "tests.strategy.worker_auto"])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -107,7 +107,7 @@ def test_bad_input_is_one_clear_line_on_every_rank(folder: Path, tmp_path: Path,
     def own_arguments(rank: int) -> list[str]:
         return [word.replace("FOLDER", str(folder)) for word in case.arguments(rank)]
 
-    outputs = run_ranks(2, common, timeout_s=100, expect_code=None, own_arguments=own_arguments)
+    outputs = run_ranks(2, common, expect_code=None, own_arguments=own_arguments)
     for rank, output in enumerate(outputs):
         errors = [line for line in output.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, output

@@ -11,7 +11,7 @@ from tests.support.launch import run_ranks
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("buffers")))
-        return run_ranks(2, ["-m", "tests.strategy.worker_buffers"], timeout_s=200)
+        return run_ranks(2, ["-m", "tests.strategy.worker_buffers"])
 
 
 @pytest.mark.parametrize("scenario", ["local", "average", "saving alone"])

@@ -32,7 +32,7 @@ WORKER = ["-m", "tests.strategy.worker_checkpoints"]
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("checkpoints")))
-        return run_ranks(2, [*WORKER, "FILES"], timeout_s=240)
+        return run_ranks(2, [*WORKER, "FILES"])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -43,8 +43,8 @@ def test_it_holds_on_every_rank(outputs: list[str], scenario: str) -> None:
 
 def test_other_numbers_of_ranks_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    run_ranks(2, [*WORKER, "SAVE"], timeout_s=120)
+    run_ranks(2, [*WORKER, "SAVE"])
     for n_ranks in (1, 3):
-        for output in run_ranks(n_ranks, [*WORKER, "GO_ON"], timeout_s=120):
+        for output in run_ranks(n_ranks, [*WORKER, "GO_ON"]):
             assert "HOLDS went on" in output.splitlines()
             assert f"was saved by 2 clients, and {n_ranks} go on" in output

@@ -38,7 +38,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 def test_two_clients_leave_a_complete_run_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     args = [*FIT, "--trainer.max_steps", "14", "--run_dir", str(folder)]
-    first, second = run_ranks(2, ["-m", "lightning_parablock", *args], timeout_s=240)
+    first, second = run_ranks(2, ["-m", "lightning_parablock", *args])
 
     assert "round 4 of 4" in first
     assert "held-out loss" in first
@@ -65,7 +65,7 @@ def test_two_clients_leave_a_complete_run_folder(tmp_path: Path) -> None:
 
 def test_a_wrong_value_ends_every_rank_with_one_line(tmp_path: Path) -> None:
     args = ["fit", *TOYS, "--strategy.local_steps", "0", "--run_dir", str(tmp_path / "run")]
-    for output in run_ranks(2, ["-m", "lightning_parablock", *args], timeout_s=240, expect_code=2):
+    for output in run_ranks(2, ["-m", "lightning_parablock", *args], expect_code=2):
         assert [line for line in output.splitlines() if "Seed set" not in line] == [
             "error: local_steps must be a whole number >= 1 (optimizer steps a round, or 'auto'), got 0"
         ]
@@ -151,7 +151,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(
 
 
 def test_a_dry_run_speaks_once_under_a_launcher() -> None:
-    first, second = run_ranks(2, ["-m", "lightning_parablock", *FIT, "--dry-run"], timeout_s=240)
+    first, second = run_ranks(2, ["-m", "lightning_parablock", *FIT, "--dry-run"])
     assert "clients" in first
     assert "blocks" not in second
 

@@ -23,7 +23,7 @@ SCENARIOS = [
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("demos")))
-        return run_ranks(2, ["-m", "tests.strategy.worker_demos"], timeout_s=120)
+        return run_ranks(2, ["-m", "tests.strategy.worker_demos"])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -39,7 +39,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder: Path = tmp_path_factory.mktemp("errors")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCRATCH", str(folder))
-        return run_ranks(2, ["-m", "tests.strategy.worker_errors"], timeout_s=240)
+        return run_ranks(2, ["-m", "tests.strategy.worker_errors"])
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -50,13 +50,13 @@ def test_bad_input_is_refused_on_every_rank_before_training(outputs: list[str], 
 
 
 def test_a_client_that_fails_ends_the_other_with_its_name_and_its_error() -> None:
-    survivor, failed = run_ranks(2, ["-m", "tests.strategy.worker_failing"], timeout_s=120, expect_code=None)
+    survivor, failed = run_ranks(2, ["-m", "tests.strategy.worker_failing"], expect_code=None)
     assert "ZeroDivisionError: the data of this client are broken" in failed
     assert re.search(r"PeerLostError: round \d+, block .*: client 1 \(rank 1 on .*\) ended on an error", survivor)
     assert "the data of this client are broken" in survivor
 
 
 def test_a_client_whose_weights_differ_at_the_end_is_noticed_on_every_rank() -> None:
-    for output in run_ranks(2, ["-m", "tests.strategy.worker_diverging"], timeout_s=120, expect_code=None):
+    for output in run_ranks(2, ["-m", "tests.strategy.worker_diverging"], expect_code=None):
         assert re.search(r"DivergenceError: after the last exchange .*client 0 .*: '\w{12}', 'client 1 ", output)
         assert "fitted" not in output

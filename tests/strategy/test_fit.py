@@ -33,7 +33,7 @@ SCENARIOS = [
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("fit")))
-        return run_ranks(N_RANKS, ["-m", "tests.strategy.worker_fit"], timeout_s=280)
+        return run_ranks(N_RANKS, ["-m", "tests.strategy.worker_fit"])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

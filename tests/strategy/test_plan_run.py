@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_measure_steps_and_links_together(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "plan.yaml"
     words = ["--model", str(folder), "--probe", "--sequence_length", "8", "--output", str(output)]
-    first, second = run_ranks(2, [*PLAN, *words], timeout_s=240)
+    first, second = run_ranks(2, [*PLAN, *words])
     text = " ".join(first.split())
     assert "clients 2" in text
     assert re.search(r"links [\d.]+ [kMG]bit/s.* \(the slowest, measured\)", text)
@@ -33,7 +33,7 @@ def test_two_processes_measure_steps_and_links_together(folder: Path, tmp_path: 
 
 def test_what_one_process_cannot_measure_ends_both_with_the_same_line(folder: Path) -> None:
     words = ["--model", str(folder), "--probe", "--sequence_length", "8"]
-    outputs = run_ranks(2, [*PLAN, *words, "--no-memory-on", "1"], timeout_s=240, expect_code=2)
+    outputs = run_ranks(2, [*PLAN, *words, "--no-memory-on", "1"], expect_code=2)
     lines = {line for output in outputs for line in output.splitlines() if line.startswith("error: ")}
     (line,) = lines
     assert re.search(r"rank 1 on .*: the probe of 2 layers needs more memory than is free", line)
@@ -41,5 +41,5 @@ def test_what_one_process_cannot_measure_ends_both_with_the_same_line(folder: Pa
 
 def test_a_process_that_is_lost_ends_the_other_with_an_error(folder: Path) -> None:
     words = ["--model", str(folder), "--probe", "--sequence_length", "8"]
-    first, _ = run_ranks(2, [*PLAN, *words, "--lost", "1"], timeout_s=240, expect_code=None)
+    first, _ = run_ranks(2, [*PLAN, *words, "--lost", "1"], expect_code=None)
     assert "error: the probe's clients did not all come through" in first

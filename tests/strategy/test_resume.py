@@ -39,7 +39,7 @@ SCENARIOS = [
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("resume")))
-        return run_ranks(N_RANKS, ["-m", "tests.strategy.worker_resume"], timeout_s=280)
+        return run_ranks(N_RANKS, ["-m", "tests.strategy.worker_resume"])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

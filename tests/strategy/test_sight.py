@@ -27,7 +27,7 @@ SCENARIOS = [
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("sight")))
-        return run_ranks(2, ["-m", "tests.strategy.worker_sight"], timeout_s=280)
+        return run_ranks(2, ["-m", "tests.strategy.worker_sight"])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -39,7 +39,7 @@ def test_it_holds_on_every_rank(outputs: list[str], scenario: str) -> None:
 @pytest.mark.parametrize("shared", ["clients", "aggregates"])
 def test_nobody_waits_for_a_client_that_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: str) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    survivor, _ = run_ranks(2, ["-m", "tests.strategy.worker_sight", shared], timeout_s=120, expect_code=None)
+    survivor, _ = run_ranks(2, ["-m", "tests.strategy.worker_sight", shared], expect_code=None)
     assert re.search(r"PeerLostError: round 0, block .*: client 1 \(rank 1 on .*\) ended on an error", survivor)
     assert "this client is broken" in survivor and "nobody noticed" not in survivor
 
@@ -53,7 +53,7 @@ def columns(folder: Path) -> set[str]:
 def test_what_the_first_clients_files_say_of_the_other(tmp_path: Path, shared: str) -> None:
     folder = tmp_path / "run"
     args = [*FIT, "--trainer.max_steps", "8", "--shared", shared, "--run_dir", str(folder)]
-    first, _ = run_ranks(2, ["-m", "lightning_parablock", *args], timeout_s=240)
+    first, _ = run_ranks(2, ["-m", "lightning_parablock", *args])
     manifest = manifest_of(folder)
     written = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"]
     of_client_1 = {path.name for path in written if path.name == "rank00001.pt"}  # it writes that one itself

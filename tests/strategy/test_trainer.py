@@ -83,7 +83,7 @@ REFUSED = {
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("trainer")))
-        return run_ranks(2, ["-m", "tests.strategy.worker_trainer"], timeout_s=280)
+        return run_ranks(2, ["-m", "tests.strategy.worker_trainer"])
 
 
 @pytest.mark.parametrize("name", SAME_BITS)

@@ -30,7 +30,7 @@ ENDED = r"PeerError: round \d+, block .*: client 1 \(rank 1 on .*\) ended its tr
 
 @pytest.fixture(scope="module")
 def outputs() -> list[str]:
-    return run_ranks(2, ["-m", "tests.strategy.worker_uneven"], timeout_s=120)
+    return run_ranks(2, ["-m", "tests.strategy.worker_uneven"])
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -44,7 +44,7 @@ def test_a_client_that_stops_alone_is_named_by_the_others(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    outputs = run_ranks(2, ["-m", "tests.strategy.worker_alone", how], timeout_s=60, expect_code=None)
+    outputs = run_ranks(2, ["-m", "tests.strategy.worker_alone", how], expect_code=None)
     for output in outputs:
         assert re.search(ENDED, output)
         assert "fitted" not in output
@@ -53,7 +53,7 @@ def test_a_client_that_stops_alone_is_named_by_the_others(
 def test_saving_on_an_exception_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     arguments = ["-m", "tests.strategy.worker_alone", "fails"]
-    survivor, failed = run_ranks(2, arguments, timeout_s=60, expect_code=None)
+    survivor, failed = run_ranks(2, arguments, expect_code=None)
     assert "ZeroDivisionError: client 1 is broken" in failed
     assert re.search(r"PeerLostError: round \d+, block .* ended on an error of its own: ZeroDivisionError", survivor)
     assert (tmp_path / "saved" / "exception.ckpt").is_file()
@@ -70,7 +70,7 @@ def test_a_meeting_in_steps_that_some_pass_by_is_refused_at_the_first(
     how: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    outputs = run_ranks(2, ["-m", "tests.strategy.worker_alone", how], timeout_s=60, expect_code=None)
+    outputs = run_ranks(2, ["-m", "tests.strategy.worker_alone", how], expect_code=None)
     for output in outputs:
         assert re.search(r"ConfigurationError: a \w+ of all clients in training_step, where clients pass", output)
         assert f"({why}): some would wait for others that do not come" in output
