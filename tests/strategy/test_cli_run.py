@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lightning_parablock.cli import main
-from tests.support.launch import ROOT, run_ranks
+from tests.support.launch import LIMIT_S, ROOT, run_ranks
 
 TOYS = ["--model", "tests.support.cli_toys.Toy", "--data", "tests.support.cli_toys.ToyData"]
 BLOCKS = ["--strategy", '{"init_args": {"blocks": 2, "local_steps": 4}}', "--trainer.accelerator", "cpu"]
@@ -166,7 +166,7 @@ def test_ctrl_c_ends_at_once_with_one_line(tmp_path: Path) -> None:
             if "round 2" in line:
                 break
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "interrupted: Ctrl-C"
     assert "Traceback" not in errors
@@ -176,5 +176,5 @@ def test_ctrl_c_ends_at_once_with_one_line(tmp_path: Path) -> None:
 def test_the_console_script_says_its_version() -> None:
     script = Path(sys.executable).with_name("lightning-parablock")
     words = [str(script)] if script.exists() else [sys.executable, "-m", "lightning_parablock"]
-    done = subprocess.run([*words, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([*words, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert done.stdout.strip().endswith("0.1.0")

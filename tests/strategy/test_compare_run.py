@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lightning_parablock.cli import main
-from tests.support.launch import ROOT
+from tests.support.launch import LIMIT_S, ROOT
 
 TOYS = ["--model", "tests.support.cli_toys.Toy", "--data", "tests.support.cli_toys.ToyData"]
 CLIENTS = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--strategy.blocks", "2"]
@@ -66,12 +66,12 @@ def test_an_end_from_outside_ends_every_client(tmp_path: Path, number: signal.Si
     args = [*COMPARE, "--strategies", "fedbcd", "--out", str(tmp_path), "--model.sleep_s", "0.02"]
     command = [sys.executable, "-m", "lightning_parablock", *args, "--trainer.max_steps", "100000", "--points", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        limit_s = time.monotonic() + 200
+        limit_s = time.monotonic() + LIMIT_S
         while not (log.is_file() and "round 2" in log.read_text()):
             assert process.poll() is None and time.monotonic() < limit_s
             time.sleep(0.1)
         process.send_signal(number)
-        said, _ = process.communicate(timeout=120)
+        said, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == code
     assert said.splitlines()[-1] == "interrupted; 0 runs are done, and the same command goes on from there"
     assert "Traceback" not in said

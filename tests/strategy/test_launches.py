@@ -27,9 +27,8 @@ from lightning_parablock import ParaBlockStrategy, launcher
 from lightning_parablock.cli import main
 from lightning_parablock.errors import PeerLostError
 from lightning_parablock.launched import adopt_mpi
-from tests.support.launch import ROOT, rank_environment, run_ranks
+from tests.support.launch import LIMIT_S, ROOT, rank_environment, run_ranks
 
-LIMIT_S = 300.0  # bounds a hang; what is struck ends within seconds
 SCRIPT = "tests/strategy/unaware_train.py"
 SCRIPT_FIT = ["fit", "--strategy", "fedbcd", "--strategy.local_steps", "4", "--strategy.blocks", "2"]
 TOYS = ["--model", "tests.support.cli_toys.Toy", "--data", "tests.support.cli_toys.ToyData"]
