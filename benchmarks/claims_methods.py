@@ -131,7 +131,7 @@ CUT = Size(3, "layers", 4, 80, 40, evaluate_every_steps=20, val_examples=64, see
 SIZES = {
     "cut": CUT,
     # Five blocks: the embedding is as large as each fifth of the rest.
-    "whole": Size(None, 5, 4, 80, 0, evaluate_every_steps=20, val_examples=32, seeds=(0,), learning_rate=2e-4),
+    "whole": Size(None, 5, 4, 80, 0, evaluate_every_steps=20, val_examples=32, seeds=(0, 1, 3), learning_rate=2e-4),
     **{
         f"cut_{steps}": replace(CUT, steps=steps, evaluate_every_steps=steps // 4, seeds=(0,), learning_rate=3e-3)
         for steps in (40, 160, 320)
@@ -159,10 +159,10 @@ class Run:
 def queue(size_name: str) -> list[Run]:
     """All runs of one size, the most telling first; a method's trials stand before its first run.
 
-    The whole model and other numbers of steps have one pair of runs; quick ones have two cells and no extra rows.
+    The whole model and other numbers of steps have a pair of runs a seed; quick ones have two cells and no extra rows.
     """
     if size_name not in ("cut", "quick"):
-        return [Run(size_name, *CELLS[0], method, seed=0) for method in LEADING]
+        return list(_runs(size_name, LEADING, CELLS[:1], SIZES[size_name].seeds))
     cells, extras = ((CELLS[0], CELLS[-1]), []) if size_name == "quick" else (CELLS, EXTRAS)
     first, *later = SIZES[size_name].seeds
     return [

@@ -85,10 +85,9 @@ def test_trials_stand_before_the_first_run_of_their_method_and_have_a_seed_that_
 
 
 @pytest.mark.parametrize("size", ["whole", "cut_40", "cut_160", "cut_320"])
-def test_the_whole_model_and_other_numbers_of_steps_have_one_pair(size: str) -> None:
-    assert [(one.method, one.data, one.partition) for one in queue(size)] == [
-        ("fedbcd", "gsm8k", "iid"),
-        ("parablock", "gsm8k", "iid"),
+def test_the_whole_model_and_other_numbers_of_steps_have_one_pair_a_seed(size: str) -> None:
+    assert [(one.method, one.data, one.partition, one.seed) for one in queue(size)] == [
+        (method, "gsm8k", "iid", seed) for seed in SIZES[size].seeds for method in ("fedbcd", "parablock")
     ]
 
 
