@@ -12,6 +12,8 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 
 from lightning_parablock.errors import CheckpointError
+from lightning_parablock.plain_values import numpy_numbers
 
 KEY = "parablock"
 FORMAT = 2
@@ -88,40 +91,63 @@ def write_sidecar(path: Path, content: Mapping[str, Any]) -> str:
     """Write a sidecar atomically and return its SHA-256 (hexadecimal).
 
     Raises:
-        OSError: the disk is full, or the folder cannot be written.
+        CheckpointError: the disk is full, or the folder cannot be written.
     """
     write_atomically(path, lambda temporary: torch.save(dict(content), temporary))
     return sha256_of(path)
 
 
-def read_sidecar(path: Path, sha256: str) -> dict[str, Any]:
+def read_sidecar(path: Path, sha256: str, *, weights_only: bool = True) -> dict[str, Any]:
     """Read a sidecar and check that it is the one meant.
 
+    Args:
+        path: The file.
+        sha256: Its checksum (hexadecimal).
+        weights_only: Whether it may hold nothing but tensors, plain values and NumPy's numbers.
+
     Raises:
-        CheckpointError: it is not there, is torn, or belongs to another save.
+        CheckpointError: it is not there, is torn, belongs to another save, or holds more than it may.
     """
     if not path.is_file():
         raise CheckpointError(f"the client's state {path} is not there")
     if sha256_of(path) != sha256:
         raise CheckpointError(f"the client's state {path} is damaged or belongs to another checkpoint (checksum)")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with numpy_numbers():
+            return torch.load(path, map_location="cpu", weights_only=weights_only)
+    except Exception as error:  # the checksum is right: it was saved like this
+        raise CheckpointError(
+            f"the client's state {path} holds something else than tensors and plain values ({what_was_foreign(error)}); "
+            "if you trust the file, resume with weights_only=False"
+        ) from error
+
+
+def what_was_foreign(error: Exception) -> str:
+    """The name of what ``torch.load(weights_only=True)`` refused, or its first line where there is none."""
+    found = re.search(r"Unsupported (?:global|operand|class): (?:GLOBAL )?(\S+)", str(error))
+    return found[1] if found else f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file, bring it to the disk and move it to ``path``: all of it or nothing.
 
     Raises:
-        OSError: it could not be written; what stood at ``path`` is untouched.
+        CheckpointError: it could not be written; names the file and what is free on its disk. The file that was at
+            ``path`` before is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        _to_disk(temporary)
-        os.replace(temporary, path)
-        _to_disk(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            _to_disk(temporary)
+            os.replace(temporary, path)
+            _to_disk(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:  # on a full disk torch.save raises the latter, without a word of the disk
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} cannot be written: {reason} ({_free_space(path.parent)})") from error
 
 
 def remove_sidecars(checkpoint: Path, rank: int, keep_save: str | None = None) -> None:
@@ -139,6 +165,16 @@ def sha256_of(path: Path) -> str:
     """SHA-256 (hexadecimal) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _free_space(folder: Path) -> str:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError as error:
+        return f"the disk of {folder} does not answer: {error}"
+    return f"{usage.free:,} of {usage.total:,} bytes are free on the disk of {folder}"
 
 
 def _to_disk(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import pickle
 import time
 from collections.abc import Sequence
 from typing import Any, cast, get_args
@@ -41,7 +40,7 @@ from lightning_parablock.cli_flags import (
 from lightning_parablock.cli_parser import ParaBlockArgumentParser
 from lightning_parablock.cli_plan import PLAN, PLAN_HELP, plan_parser
 from lightning_parablock.cli_report import REPORT, REPORT_HELP, report_parser
-from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.launched import launched_devices
 from lightning_parablock.report.console import console
 from lightning_parablock.report.dry_run import print_plan
@@ -154,7 +153,9 @@ class ParaBlockCLI(LightningCLI):
         """Hyperparameters in a checkpoint become the model's options; one that is none is refused here."""
         try:
             super()._parse_ckpt_path()
-        except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, TypeError, KeyError) as error:
+        except ParaBlockError:
+            raise
+        except Exception as error:  # what the unpickler makes of foreign bytes may raise anything
             path = self.config[self.config.subcommand].ckpt_path
             raise ConfigurationError(
                 f"{path} cannot be read as a checkpoint: {type(error).__name__}; it must be a file that Lightning "

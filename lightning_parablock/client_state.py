@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_parablock.buffers import Replaced
 from lightning_parablock.checkpoint import write_atomically
 from lightning_parablock.errors import CheckpointError
+from lightning_parablock.plain_values import without_numpy_numbers
 from lightning_parablock.positioned import Position
 from lightning_parablock.random_state import RandomState, capture, restore
 from lightning_parablock.ranks import WatchedStrategy
@@ -129,7 +130,7 @@ def save_plain(ranks: WatchedStrategy, checkpoint: dict[str, Any], filepath: Any
     """Write an ordinary checkpoint on the first rank, atomically where it is a file of Lightning's own kind."""
     if ranks.global_rank != 0:
         return
-    files = ranks.checkpoint_io
+    files, checkpoint = ranks.checkpoint_io, without_numpy_numbers(checkpoint)
     if type(files) is not TorchCheckpointIO or is_remote(filepath):
         files.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
         return
@@ -138,11 +139,12 @@ def save_plain(ranks: WatchedStrategy, checkpoint: dict[str, Any], filepath: Any
     )
 
 
-def save_last_committed(trainer: Trainer, rank: int, round_index: int) -> None:
-    """Leave the committed model of a failing run in the trainer's folder, as a checkpoint of the weights alone."""
-    path = Path(trainer.default_root_dir) / ("last-committed.ckpt" if rank == 0 else f"last-committed-rank{rank}.ckpt")
+def save_rescued(trainer: Trainer, rank: int, round_index: int) -> None:
+    """Save the committed model of a failing run in the trainer's folder, as a checkpoint of the weights alone."""
+    path = Path(trainer.default_root_dir) / ("rescued.ckpt" if rank == 0 else f"rescued-rank{rank}.ckpt")
     try:
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)  # pyright: ignore[reportPrivateUsage]
+        dumped = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)  # pyright: ignore[reportPrivateUsage]
+        checkpoint = without_numpy_numbers(dumped)
         write_atomically(path, lambda temporary: TorchCheckpointIO().save_checkpoint(checkpoint, temporary))
     except Exception as error:  # what failed the run must be shown, and not what came after it
         log.error("parablock: the committed model could not be saved to %s: %s", path, error)

@@ -10,8 +10,9 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from lightning.pytorch import __version__ as lightning_version  # pyright: ignore[reportPrivateImportUsage]
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
@@ -22,11 +23,13 @@ from lightning_parablock.checkpoint import (
     read_sidecar,
     remove_sidecars,
     sidecar_path,
+    what_was_foreign,
     write_sidecar,
 )
 from lightning_parablock.client_state import Resumed, is_remote, save_plain
 from lightning_parablock.errors import CheckpointError, ConfigurationError
 from lightning_parablock.flat import hash_tensors
+from lightning_parablock.plain_values import first_foreign, numpy_numbers
 from lightning_parablock.ranks import WatchedStrategy
 from lightning_parablock.settings import AUTO, Settings
 
@@ -46,6 +49,13 @@ _PATH_ONLY = (
 """Settings that change no bit of the result: a run may go on with others."""
 
 
+class SavePoint(NamedTuple):
+    """Where a client was when it saved: all sidecars of a checkpoint are of the same point."""
+
+    step: int
+    round: int
+
+
 class Checkpoints:
     """Saves and loads the checkpoints of one run. Every method that is not a property is collective.
 
@@ -56,6 +66,7 @@ class Checkpoints:
 
     def __init__(self, ranks: WatchedStrategy, settings: Settings) -> None:
         self._ranks, self._files, self._settings = ranks, ranks.checkpoint_io, settings
+        self._weights_only = True
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -69,8 +80,11 @@ class Checkpoints:
     ) -> None:
         """Write the sidecars, then the checkpoint that names them, then remove the sidecars of an older save.
 
+        Where the clients' file names differ, as a metric in them may, all take the first rank's.
+
         Raises:
-            CheckpointError: a client could not write; the checkpoint that stood at ``path`` is still whole.
+            CheckpointError: a client could not write, or the clients are at different steps; the checkpoint that was at
+                ``path`` before is still whole.
         """
         if is_remote(filepath):
             log.warning(
@@ -78,9 +92,18 @@ class Checkpoints:
             )
             save_plain(self._ranks, checkpoint, filepath, storage_options)
             return
-        ranks, path = self._ranks, Path(filepath)
-        save = ranks.broadcast(f"step{checkpoint['global_step']:08d}-{uuid.uuid4().hex[:8]}")
+        ranks, point = self._ranks, SavePoint(checkpoint["global_step"], own["engine"]["round"])
+        proposal = (f"step{point.step:08d}-{uuid.uuid4().hex[:8]}", Path(filepath).name)
+        proposals, points = zip(*ranks.gather_objects((proposal, point)), strict=True)
+        if len(set(points)) > 1:
+            raise CheckpointError(
+                f"the clients save {filepath} at different points: {self._listed(points)}; call save_checkpoint at the "
+                "same step on all of them"
+            )
+        save, name = proposals[0]
+        path = Path(filepath).with_name(name)
         sidecar = {LIGHTNING: {k: v for k, v in checkpoint.items() if k not in _SHARED}, OWN: dict(own)}
+        _warn_of_foreign(sidecar[LIGHTNING])
         sums = self._all(lambda: write_sidecar(sidecar_path(path, save, ranks.global_rank), sidecar), "write")
         weights = [value for value in checkpoint["state_dict"].values() if isinstance(value, Tensor)]
         entry = Entry(
@@ -88,7 +111,7 @@ class Checkpoints:
             sidecars_sha256=sums,
             settings=self._settings.fingerprint(),
             blocks=[(block.name, block.numel) for block in blocks],
-            round=own["engine"]["round"],
+            round=point.round,
             weights_sha256=hash_tensors(weights) if ranks.global_rank == 0 else "",
         )
         checkpoint[KEY] = entry.as_dict()
@@ -126,22 +149,27 @@ class Checkpoints:
 
     def _read_main(self, path: Any, weights_only: bool | None) -> dict[str, Any]:
         try:
-            checkpoint = self._files.load_checkpoint(path, weights_only=weights_only)
+            with numpy_numbers():
+                checkpoint: Any = self._files.load_checkpoint(path, weights_only=weights_only)
         except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise ConfigurationError(
-                f"{path} cannot be read as a checkpoint: {type(error).__name__}: {reason}"
-            ) from error
-        if "state_dict" not in checkpoint:
+            raise ConfigurationError(f"{path} cannot be read as a checkpoint: {what_was_foreign(error)}") from error
+        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
             raise ConfigurationError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'")
+        checkpoint.setdefault("pytorch-lightning_version", lightning_version)  # Lightning asks for it
         return checkpoint
 
-    def resume(self, checkpoint: dict[str, Any], filepath: Any) -> Resumed:
-        """Lay this rank's own state over the checkpoint, in place, and return what Lightning does not restore.
+    def resume(self, checkpoint: dict[str, Any], filepath: Any, weights_only: bool | None = None) -> Resumed:
+        """Overlay the checkpoint with this rank's own state, in place, and return what Lightning does not restore.
+
+        Args:
+            checkpoint: What :meth:`load` returned.
+            filepath: Where it was.
+            weights_only: False lets the sidecars hold any Python object, as it does for the checkpoint.
 
         Raises:
             CheckpointError: the clients' state is not whole, or is another run's; see ``missing_client_state``.
         """
+        self._weights_only = weights_only is not False
         path = Path(filepath).resolve()  # a link such as last.ckpt has its sidecars beside its target
         entry = Entry.of(checkpoint, str(filepath))
         if entry is None:
@@ -176,23 +204,39 @@ class Checkpoints:
             if name not in _PATH_ONLY and now.get(name) != value:
                 return f"{path} was saved with {name}={value}, this run has {now.get(name)}"
         rank = self._ranks.global_rank
-        problem: str | None = None
+        problem, point = None, None
         if rank not in sidecars:
             try:
-                read_sidecar(sidecar_path(path, entry.save, rank), entry.sidecars_sha256[rank])
-            except Exception as error:
+                self._read_sidecar(entry, path, rank)
+            except CheckpointError as error:
                 problem = f"{self._ranks.describe(rank)}: {error}"
-        return next((found for found in self._ranks.gather_objects(problem) if found is not None), None)
+        else:
+            point = SavePoint(sidecars[rank][LIGHTNING]["global_step"], sidecars[rank][OWN]["engine"]["round"])
+        problems, points = zip(*self._ranks.gather_objects((problem, point)), strict=True)
+        found: str | None = next((problem for problem in problems if problem is not None), None)
+        if found is None and len(set(points)) > 1:
+            return f"the clients' states beside {path} do not belong together: {self._listed(points)}"
+        return found
 
     def _sidecars(self, entry: Entry, path: Path, wanted: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Those of the wanted sidecars that this rank can read."""
         found: dict[int, dict[str, Any]] = {}
         for rank in wanted:
             try:
-                found[rank] = read_sidecar(sidecar_path(path, entry.save, rank), entry.sidecars_sha256[rank])
+                found[rank] = self._read_sidecar(entry, path, rank)
             except CheckpointError as error:
                 log.debug("%s", error)
         return found
+
+    def _read_sidecar(self, entry: Entry, path: Path, rank: int) -> dict[str, Any]:
+        file = sidecar_path(path, entry.save, rank)
+        return read_sidecar(file, entry.sidecars_sha256[rank], weights_only=self._weights_only)
+
+    def _listed(self, points: Sequence[SavePoint]) -> str:
+        return "; ".join(
+            f"{self._ranks.describe(rank)} at step {point.step} (round {point.round})"
+            for rank, point in enumerate(points)
+        )
 
     def _fresh(
         self, checkpoint: dict[str, Any], entry: Entry | None, sidecars: Mapping[int, Any], problem: str | None
@@ -205,8 +249,9 @@ class Checkpoints:
                     "missing_client_state='fresh'"
                 )
             log.warning("parablock: %s: the clients' own state starts fresh", problem)
-        for state in checkpoint.get("optimizer_states", []):
+        for state in checkpoint.setdefault("optimizer_states", []):
             state["state"] = {}
+        checkpoint.setdefault("lr_schedulers", [])  # a file with the weights alone has none: they start anew
         if entry is None:
             return Resumed(0, None)
         return Resumed(entry.round, None, self._server_pieces(entry, sidecars), blocks=entry.blocks)
@@ -235,8 +280,9 @@ class Checkpoints:
         result, problem = None, None
         try:
             result = work()
-        except (OSError, ConfigurationError) as error:
-            problem = f"{self._ranks.describe(self._ranks.global_rank)}: {error}"
+        except Exception as error:  # whatever it is: the others wait for this rank's part
+            kind = "" if isinstance(error, (OSError, ConfigurationError)) else f"{type(error).__name__}: "
+            problem = f"{self._ranks.describe(self._ranks.global_rank)}: {kind}{error}"
         problems = [found for found in self._ranks.gather_objects(problem) if found is not None]
         if problems:
             raise CheckpointError(f"a client cannot {verb} its part of a checkpoint: {'; '.join(problems)}")
@@ -254,6 +300,16 @@ def settled_by(checkpoint: Mapping[str, Any], filepath: Any, settings: Settings)
     local_steps = int(entry.settings["local_steps"])
     rank_zero_info(f"parablock: local_steps: {local_steps}, on which the clients of {filepath} had agreed")
     return settings.agreed(local_steps)
+
+
+def _warn_of_foreign(state: Mapping[str, Any]) -> None:
+    found = first_foreign(state)
+    if found is not None:
+        log.warning(
+            "parablock: %s in the checkpoint is a %s: resuming needs weights_only=False; keep tensors and plain values "
+            "there to avoid it",
+            *found,
+        )
 
 
 def _exists(path: Any) -> bool:

@@ -36,8 +36,8 @@ from lightning_parablock.client_state import (
     go_on,
     restore_exact_optimizer,
     restore_training,
-    save_last_committed,
     save_plain,
+    save_rescued,
     training_state,
 )
 from lightning_parablock.clients_data import (
@@ -600,7 +600,7 @@ class ParaBlockStrategy(WatchedStrategy):
         checkpoint = checkpoints.load(checkpoint_path, weights_only)
         if self._trainer.state.fn == TrainerFn.FITTING:
             self.settings = settled_by(checkpoint, checkpoint_path, self.settings)
-            self._resumed = self._checkpoints().resume(checkpoint, checkpoint_path)
+            self._resumed = checkpoints.resume(checkpoint, checkpoint_path, weights_only)
             self._passed = self._resumed.positions()
             silence_loader_warning()
         return checkpoint
@@ -613,7 +613,7 @@ class ParaBlockStrategy(WatchedStrategy):
         if trainer is None or federation is None or not self._in_rounds():
             return
         if self.global_rank == 0 or first_is_lost:
-            save_last_committed(trainer, self.global_rank, self._engine.round)
+            save_rescued(trainer, self.global_rank, self._engine.round)
 
     @override
     def teardown(self) -> None:

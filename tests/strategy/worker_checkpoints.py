@@ -18,7 +18,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_parablock.checkpoint import KEY
+from lightning_parablock.checkpoint import KEY, sha256_of
 from lightning_parablock.errors import CheckpointError, ConfigurationError
 from lightning_parablock.flat import hash_tensors
 from tests.strategy.worker_resume import (
@@ -139,6 +139,41 @@ def a_foreign_sidecar() -> None:
     refused(path, r"client 1 .* damaged or belongs to another checkpoint")
 
 
+def saves_that_do_not_belong_together() -> None:
+    """Client 1's state of an earlier step under the name of this save, as two signal handlers once left it."""
+    other, path = SCRATCH / "earlier.ckpt", copy_of_one("mixed")
+    save(other, STEP - 5)
+
+    def mix() -> None:
+        content = torch.load(path, weights_only=True)
+        foreign = sidecar(other, 1)
+        content[KEY]["sidecars_sha256"][1] = sha256_of(foreign)
+        shutil.copy(foreign, sidecar(path, 1))
+        torch.save(content, path)
+
+    only_on_rank_0(mix)
+    refused(
+        path,
+        r"the clients' states beside .*mixed\.ckpt do not belong together: client 0 \(.*\) at step 14 \(round 3\); "
+        r"client 1 \(.*\) at step 9 \(round 2\)",
+    )
+    fresh(path)
+
+
+def saves_at_different_steps() -> None:
+    with pytest.raises(CheckpointError, match=r"the clients save .* at different points: .* at step 14 .* at step 13"):
+        save(SCRATCH / "apart-in-time.ckpt", STEP - RANK)
+    assert not list(SCRATCH.glob("apart-in-time.ckpt*"))
+
+
+def a_name_for_each() -> None:
+    """A metric that is not the same on all clients is part of the file's name: all take the first one's."""
+    expected = save(SCRATCH / f"loss={0.5 + RANK}.ckpt")
+    (found,) = SCRATCH.glob("loss=*.ckpt")
+    assert found.name == "loss=0.5.ckpt"
+    assert_same_bits(weights(resume(found)), weights(expected))
+
+
 def damaged_weights() -> None:
     path = copy_of_one("damaged")
 
@@ -247,7 +282,7 @@ def the_last_committed_model_is_kept() -> None:
     with pytest.raises(ZeroDivisionError):
         trainer_for({}, [breaks]).fit(Net(), **loaders("shuffled"))
     if RANK == 0:
-        content = torch.load(SCRATCH / "last-committed.ckpt", weights_only=True)
+        content = torch.load(SCRATCH / "rescued.ckpt", weights_only=True)
         assert_same_bits(content["state_dict"], breaks.committed)
         assert any(not torch.equal(breaks.local[name], value) for name, value in breaks.committed.items())
 
@@ -257,6 +292,9 @@ FILES: dict[str, Callable[[], None]] = {
     "torn": a_torn_sidecar,
     "missing": a_missing_sidecar,
     "foreign": a_foreign_sidecar,
+    "mixed": saves_that_do_not_belong_together,
+    "different steps": saves_at_different_steps,
+    "names": a_name_for_each,
     "damaged": damaged_weights,
     "settings": other_settings,
     "blocks": other_blocks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,11 @@ def test_nearest_option(wrong: str, right: str) -> None:
 
 def test_no_option_is_near() -> None:
     assert nearest_option("zzz", ["trainer.max_steps"]) is None
+
+
+def test_random_bytes_as_a_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """These raise an IndexError inside the unpickler."""
+    path = tmp_path / "random.ckpt"
+    path.write_bytes(random.Random(2).randbytes(3000))
+    said = complaint(capsys, ["fit", *TOYS, "--ckpt_path", str(path)])
+    assert "random.ckpt cannot be read as a checkpoint" in said

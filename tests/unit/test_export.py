@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,7 @@ def test_a_tokenizer_that_cannot_be_found(tmp_path: Path, capsys: pytest.Capture
     [
         (None, "last.ckpt does not exist"),
         (b"no checkpoint", "cannot be read as a checkpoint"),
+        (random.Random(2).randbytes(3000), "cannot be read as a checkpoint"),  # an IndexError in the unpickler
         ({"weights": 1}, "no 'state_dict'"),
         ({"state_dict": {}, "hyper_parameters": {"model": "x"}}, "not saved by CausalLM.*HuggingFaceExport"),
     ],
