@@ -117,7 +117,7 @@ def read_sidecar(path: Path, sha256: str, *, weights_only: bool = True) -> dict[
             return torch.load(path, map_location="cpu", weights_only=weights_only)
     except Exception as error:  # the checksum is right: it was saved like this
         raise CheckpointError(
-            f"the client's state {path} holds something else than tensors and plain values ({what_was_foreign(error)}); "
+            f"the client's state {path} holds more than tensors and plain values ({what_was_foreign(error)}); "
             "if you trust the file, resume with weights_only=False"
         ) from error
 
