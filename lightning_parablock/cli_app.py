@@ -44,7 +44,7 @@ from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.launched import launched_devices
 from lightning_parablock.report.console import console
 from lightning_parablock.report.dry_run import print_plan
-from lightning_parablock.report.run import Run, RunFacts
+from lightning_parablock.report.run import Run, RunFacts, first_rank
 from lightning_parablock.report.summary import held_out_metrics, summarise, summary_table
 
 DEFAULTS = {
@@ -268,13 +268,14 @@ class ParaBlockCLI(LightningCLI):
         return [*callbacks, RunFacts(self.run, self._own_only), self._timeline]
 
     def _run_folder_arguments(self, given: Namespace) -> dict[str, Any]:
+        self.run.site = self._get(self.config, "trainer.strategy.init_args.site")
         folder = self.run.open_folder(self._get(self.config, "run_dir"), given.default_root_dir)
         arguments: dict[str, Any] = {"default_root_dir": str(folder)}
         if given.logger is None or given.logger is True:
             logger = arguments["logger"] = CSVLogger(folder.parent, name="", version=folder.name)
-            _ = (
-                logger.experiment
-            )  # opened while the folder is empty: it warns of, and removes, what an earlier run left
+            # Opened while the folder is empty: it warns of, and removes, what an earlier run left.
+            with first_rank() if self.run.site is not None else contextlib.nullcontext():
+                _ = logger.experiment
         return arguments
 
     @contextlib.contextmanager

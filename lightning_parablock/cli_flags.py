@@ -61,7 +61,7 @@ def expand_argv(args: Sequence[str], *, own_help: bool = True) -> list[str]:
 
     Args:
         args: The command line without the program's name.
-        own_help: ``--model.help`` and ``--data.help`` mean this package's classes; other programs have their own.
+        own_help: ``--site``, ``--model.help`` and ``--data.help`` are this package's; other programs have their own.
 
     Raises:
         ConfigurationError: the name of the strategy is not known; the message names the nearest one.
@@ -109,6 +109,8 @@ def check_strategy_name(name: str) -> None:
 def _expand_word(word: str, following: list[str], help_of: Mapping[str, str]) -> list[str]:
     """One argument written out; takes the value of an option from ``following`` where it needs it."""
     option, equals, value = word.partition("=")
+    if option == "--site" and help_of is _HELP:
+        option = "--strategy.site"
     if option == "--strategy" or option.startswith("--strategy."):
         option = "--trainer." + option.removeprefix("--")
     if option in help_of and not equals:

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.distributed import (
     _get_default_process_group_backend_for_device,  # pyright: ignore[reportPrivateUsage]
-    _init_dist_connection,  # pyright: ignore[reportPrivateUsage]
     _sync_ddp_if_available,  # pyright: ignore[reportPrivateUsage]
 )
 from lightning.fabric.utilities.seed import reset_seed
@@ -27,10 +26,12 @@ from typing_extensions import override
 from lightning_parablock.agreement import refuse_differences
 from lightning_parablock.cohorts import hosted_clients
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.joining import join_run
 from lightning_parablock.launched import adopt_mpi
 from lightning_parablock.launcher import ProcessLauncher, end_others, while_others_live
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.link_probe import LinkSample, probe_links
+from lightning_parablock.transport.meeting import Meeting, check_site_name
 from lightning_parablock.transport.opening import Federation, open_federation
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class WatchedStrategy(ParallelStrategy):
     Args:
         process_group_backend: "gloo", "nccl", or None for the device's own.
         timeout: Limit of the default process group.
+        site: Name of this process' site, or None; names give the ranks their numbers.
+        meeting_timeout_s: Seconds until all ranks must have met.
         start_method: How processes are started where no launcher did it.
         **lightning: What Lightning's ParallelStrategy takes.
     """
@@ -59,17 +62,26 @@ class WatchedStrategy(ParallelStrategy):
         *,
         process_group_backend: str | None,
         timeout: timedelta | None,
+        site: str | None,
+        meeting_timeout_s: float,
         start_method: StartMethod,
         **lightning: Any,
     ) -> None:
         if start_method not in get_args(StartMethod):
             known = ", ".join(map(repr, get_args(StartMethod)))
             raise ConfigurationError(f"start_method must be one of {known}, got {start_method!r}")
+        if site is not None:
+            check_site_name(site)
+        if not 0 < meeting_timeout_s < float("inf"):
+            raise ConfigurationError(f"meeting_timeout_s must be a number of seconds > 0, got {meeting_timeout_s!r}")
         adopt_mpi()
         super().__init__(**lightning)
         self._num_nodes = 1
         self._process_group_backend = process_group_backend
         self._timeout = timeout
+        self._site = site
+        self._site_names: tuple[str, ...] = ()
+        self._meeting_timeout_s = meeting_timeout_s
         self._start_method: StartMethod = start_method
         self._federation: Federation | None = None
         self._failed = False
@@ -106,6 +118,11 @@ class WatchedStrategy(ParallelStrategy):
         """ "gloo" or "nccl"."""
         return self._process_group_backend or _get_default_process_group_backend_for_device(self.root_device)
 
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """For each rank the name of its site, once the ranks have met; empty where sites have no names."""
+        return self._site_names
+
     def describe(self, rank: int) -> str:
         """A rank in words, for messages."""
         return self._federation.membership.describe(rank) if self._federation is not None else f"rank {rank}"
@@ -116,6 +133,16 @@ class WatchedStrategy(ParallelStrategy):
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
         start_method = self._start_method
+        if (
+            self._site is not None
+            and self.num_processes > 1
+            and not self.cluster_environment.creates_processes_externally
+        ):
+            raise ConfigurationError(
+                f"a site is one process, and devices={self.num_processes} would start {self.num_processes} processes "
+                f"under the name {self._site!r}: use devices=1 and num_nodes=NUMBER OF SITES, and start one process "
+                "per site, each with its own name"
+            )
         if start_method == "popen":
             self._launcher = ProcessLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
         else:
@@ -130,7 +157,9 @@ class WatchedStrategy(ParallelStrategy):
         """Join the default process group and begin to watch the other ranks; collective."""
         reset_seed()
         if self.world_size > 1:
-            self._open_default_group()
+            self._join()
+        else:
+            self._site_names = () if self._site is None else (self._site,)
         self._failed = False
         n_clients = settings.clients or self.world_size
         if n_clients < self.world_size:
@@ -145,7 +174,7 @@ class WatchedStrategy(ParallelStrategy):
             )
         if settings.cohort is not None and settings.cohort > n_clients:
             raise ConfigurationError(f"cohort={settings.cohort} clients a round, but the run has {n_clients}")
-        self._federation = open_federation(settings, hosted_clients(n_clients, self.world_size))
+        self._federation = open_federation(settings, hosted_clients(n_clients, self.world_size), self.site_names)
 
     def _set_world_ranks(self) -> None:
         if self.cluster_environment is not None:
@@ -154,17 +183,21 @@ class WatchedStrategy(ParallelStrategy):
         # Lightning's rank-zero helpers read the rank off their own function object.
         setattr(rank_zero_only, "rank", self.global_rank)  # noqa: B010
 
-    def _open_default_group(self) -> None:
+    def _join(self) -> None:
+        """Meet the others, take the number that the meeting gave this rank, and open the default group."""
         assert self.cluster_environment is not None
-        device_id = self.root_device if self.root_device.type == "cuda" else None
-        connect = partial(
-            _init_dist_connection,
+        met: list[Meeting] = []
+        join = partial(
+            join_run,
             self.cluster_environment,
+            self._site,
+            self._meeting_timeout_s,
             self.process_group_backend,
             timeout=self._timeout,
-            device_id=device_id,
+            device_id=self.root_device if self.root_device.type == "cuda" else None,
         )
-        while_others_live(lambda: self._on_own_device(connect))
+        while_others_live(lambda: self._on_own_device(lambda: met.append(join())))
+        self._site_names = met[0].site_names
 
     # --- collectives of Lightning, none of which outlives a lost peer -------------------------------------------------
 

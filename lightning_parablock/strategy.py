@@ -180,6 +180,10 @@ class ParaBlockStrategy(WatchedStrategy):
         seed: Seed of the block order and of the clients' random states. None takes the one of seed_everything, else 0.
         process_group_backend: Backend of the process groups: None chooses "nccl" on CUDA and "gloo" elsewhere.
         timeout: Limit of Lightning's own collectives (metrics, barriers).
+        site: Name of this process' site: 1 to 64 letters, digits, '.', '_' and '-'. Either every process names its
+            site or none does. Ranks and clients are then numbered in the order of the sorted names, whatever numbers
+            the launcher gave them, and messages name the sites.
+        meeting_timeout_s: Seconds until all processes of the run must have met, at the start.
         start_method: How processes are started where no launcher such as torchrun did it: "popen" (whole programs),
             "fork" (in notebooks) or "spawn".
         accelerator: Set by the Trainer.
@@ -227,6 +231,8 @@ class ParaBlockStrategy(WatchedStrategy):
         seed: int | None = None,
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
+        site: str | None = None,
+        meeting_timeout_s: float = 600.0,
         start_method: StartMethod = "popen",
         accelerator: Accelerator | None = None,
         parallel_devices: list[torch.device] | None = None,
@@ -237,6 +243,8 @@ class ParaBlockStrategy(WatchedStrategy):
         super().__init__(
             process_group_backend=process_group_backend,
             timeout=timeout,
+            site=site,
+            meeting_timeout_s=meeting_timeout_s,
             start_method=start_method,
             accelerator=accelerator,
             parallel_devices=parallel_devices,

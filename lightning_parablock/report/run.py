@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import sys
 import traceback
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,13 @@ FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 class Run:
-    """What this rank knows of its run. Only the first rank creates the folder and writes the manifest.
+    """What this rank knows of its run.
+
+    Only the first rank creates the folder and writes the manifest; but where sites have names, every site has a folder
+    and a manifest of its own, since its number is not known before the sites have met.
 
     Attributes:
+        site: Name of this process' site, if it has one.
         folder: The run's folder, the same on every rank once the trainer is set up; None before there is one.
         manifest: The run's manifest; None before the run begins.
     """
@@ -36,23 +42,27 @@ class Run:
     def __init__(self) -> None:
         # A guess until the trainer is set up. Lightning's own launcher on a further node tells nothing but the node.
         self.rank: int = getattr(rank_zero_only, "rank", None) or int(os.environ.get("NODE_RANK", 0))
+        self.site: str | None = None
         self.folder: Path | None = None
         self.manifest: Manifest | None = None
 
     def open_folder(self, run_dir: str | None, root: str | None) -> Path:
         """Create the folder on the first rank; the others learn its name when the trainer is set up.
 
+        A site's own folder is the one of that site's name inside.
+
         Raises:
             ConfigurationError: the folder that the user named holds a run already.
         """
-        if self.rank == 0:
-            self.folder = new_run_folder(root) if run_dir is None else claim_run_folder(Path(run_dir))
+        if self._has_folder:
+            inside = self.site or ""
+            self.folder = new_run_folder(root, inside) if run_dir is None else claim_run_folder(Path(run_dir, inside))
             return self.folder
         return Path(run_dir or root or ".")
 
     def begin(self, facts: dict[str, Any]) -> None:
         """Write the first manifest: from here on the end of the run is recorded, whatever it is."""
-        self.manifest = Manifest(self.folder if self.rank == 0 else None, facts)
+        self.manifest = Manifest(self.folder if self._has_folder else None, facts)
 
     def finish(self) -> None:
         """Record that the run ended well."""
@@ -74,6 +84,10 @@ class Run:
     def crashed(self, error: BaseException) -> None:
         """Record an error that nobody expected; Python prints its traceback."""
         self._close(f"failed: {type(error).__name__}: {error}")
+
+    @property
+    def _has_folder(self) -> bool:
+        return self.rank == 0 or self.site is not None
 
     def _say(self, line: str) -> None:
         # One write, so that the lines of several ranks do not mix.
@@ -100,6 +114,17 @@ class Run:
         return path
 
 
+@contextlib.contextmanager
+def first_rank() -> Generator[None]:
+    """Let Lightning take this process for the first rank: any site may turn out to be it once the sites have met."""
+    guess = getattr(rank_zero_only, "rank", 0)
+    setattr(rank_zero_only, "rank", 0)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(rank_zero_only, "rank", guess)  # noqa: B010
+
+
 class RunFacts(Callback):
     """Tells every rank the run's folder, and the manifest what only the ranks together know: hosts and data.
 
@@ -113,8 +138,9 @@ class RunFacts(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        folder = trainer.strategy.broadcast(str(self._run.folder))
-        self._run.folder, self._run.rank = Path(folder), trainer.global_rank
+        self._run.rank = trainer.global_rank
+        if self._run.site is None:
+            self._run.folder = Path(trainer.strategy.broadcast(str(self._run.folder)))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

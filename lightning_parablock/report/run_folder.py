@@ -11,17 +11,18 @@ DEFAULT_ROOT = "runs"
 MANIFEST_NAME = "manifest.json"
 
 
-def new_run_folder(root: str | None) -> Path:
-    """Create ``root/<date>-<time>``, numbered where two runs start in one second.
+def new_run_folder(root: str | None, inside: str = "") -> Path:
+    """Create ``root/<date>-<time>``, numbered where two runs start in one second, or a folder of that name inside it.
 
     Args:
         root: Folder of all runs, local; None is ``runs``. A URL, which only checkpoints can use, is ``runs`` too.
+        inside: Name of a site, whose own folder is wanted; sites that start in one second share the outer folder.
     """
     parent = Path(DEFAULT_ROOT if root is None or "://" in root else root)
     name = time.strftime("%Y%m%d-%H%M%S")
     number = 1
     while True:
-        folder = parent / (name if number == 1 else f"{name}-{number}")
+        folder = parent / (name if number == 1 else f"{name}-{number}") / inside
         try:
             folder.mkdir(parents=True)
             return folder

@@ -51,12 +51,14 @@ class Membership:
         hosts: For each rank the name of its machine, for messages.
         clients: For each rank the ids of the clients it hosts, ascending.
         rank: This process.
+        sites: For each rank the name of its site, for messages; empty where sites have no names.
     """
 
     generation: int
     hosts: tuple[str, ...]
     clients: tuple[tuple[int, ...], ...]
     rank: int
+    sites: tuple[str, ...] = ()
 
     @property
     def n_ranks(self) -> int:
@@ -69,10 +71,11 @@ class Membership:
         return [rank for rank in range(self.n_ranks) if rank != self.rank]
 
     def describe(self, rank: int) -> str:
-        """For error messages: ``client 2 (rank 2 on host c)``."""
+        """For messages: ``client 2 (rank 2 on c)``, or ``site hub (client 2, rank 2 on c)`` where sites have names."""
         clients = self.clients[rank]
         who = f"client {clients[0]}" if len(clients) == 1 else f"clients {', '.join(map(str, clients))}"
-        return f"{who} (rank {rank} on {self.hosts[rank]})"
+        where = f"rank {rank} on {self.hosts[rank]}"
+        return f"site {self.sites[rank]} ({who}, {where})" if self.sites else f"{who} ({where})"
 
 
 @dataclass

@@ -1,0 +1,89 @@
+"""How this process joins the run: it meets the other ranks, takes its number and opens the default process group."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import replace
+from typing import Any
+
+import torch.distributed as dist
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.utilities.distributed import (
+    _init_dist_connection,  # pyright: ignore[reportPrivateUsage]
+)
+from lightning_utilities.core.rank_zero import rank_zero_only
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.transport.limited_wait import LimitedWait
+from lightning_parablock.transport.meeting import Introduction, Meeting, in_order, meet
+from lightning_parablock.transport.rendezvous import Address, connect_store, host_store, launcher_hosts_store
+
+_JOB_NAMES = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
+"""Variables in which launchers name their job: the same in all of its processes, and other in those of another job."""
+
+_stores: list[Store] = []
+"""Kept for as long as the process lives: this process may host them. One for every default group it has opened."""
+
+
+def join_run(environment: ClusterEnvironment, site: str | None, limit_s: float, backend: str, **group: Any) -> Meeting:
+    """Meet the other ranks, take the number that the meeting gives and open the default process group; collective.
+
+    Args:
+        environment: Says where the ranks meet, how many they are and which number the launcher gave this one.
+        site: Name of this process' site, if it has one.
+        limit_s: Seconds until all must have met.
+        backend: Of the default process group.
+        **group: Further arguments of ``init_process_group``.
+
+    Raises:
+        ConfigurationError: the address, the names or the numbers cannot be used.
+        PeerTimeoutError: not all ranks have come within the limit.
+    """
+    own = _introduction(environment, site)
+    if dist.is_initialized():
+        meeting = _meet_again(own)
+        _adopt_number(environment, meeting.rank)
+        return meeting
+    wait = LimitedWait(limit_s)
+    address = Address(environment.main_address, environment.main_port)
+    hosts = own.rank == 0 and not launcher_hosts_store()
+    store = host_store(address, wait) if hosts else connect_store(address, wait)
+    _stores.append(store)
+    meeting = meet(PrefixStore(_attempt(), store), own, wait, str(address))
+    _adopt_number(environment, meeting.rank)
+    of_group = PrefixStore(f"parablock/group/{meeting.run_id}", connect_store(address, wait))
+    _init_dist_connection(environment, backend, global_rank=meeting.rank, store=of_group, **group)
+    return meeting
+
+
+def _adopt_number(environment: ClusterEnvironment, rank: int) -> None:
+    """Let the environment answer the number of the meeting, not the launcher's, which sites' names may have changed."""
+    # On the instance: most environments read it off variables that other programs of this process rely on, too.
+    setattr(environment, "global_rank", lambda: rank)  # noqa: B010
+    setattr(rank_zero_only, "rank", rank)  # noqa: B010
+
+
+def _introduction(environment: ClusterEnvironment, site: str | None) -> Introduction:
+    job = next((os.environ[name] for name in _JOB_NAMES if os.environ.get(name, "none") != "none"), "")
+    rank, n_ranks = environment.global_rank(), environment.world_size()
+    return Introduction(rank, n_ranks, site, socket.gethostname(), os.getpid(), job)
+
+
+def _meet_again(own: Introduction) -> Meeting:
+    """The ranks of a default group that is open already, by an earlier fit or by the program itself."""
+    ranks: list[Any] = [None] * dist.get_world_size()
+    own = replace(own, rank=dist.get_rank(), n_ranks=len(ranks))
+    dist.all_gather_object(ranks, own)
+    if in_order(ranks) != tuple(ranks):
+        raise ConfigurationError(
+            "the process group was opened before the sites had names, and in another order than that of their names; "
+            "give the first strategy of the program the name of the site, too"
+        )
+    return Meeting(tuple(ranks), own.rank, "")
+
+
+def _attempt() -> str:
+    """Where in the store this meeting is held: a launcher's restarts and later groups meet anew."""
+    return f"parablock/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{len(_stores)}"
