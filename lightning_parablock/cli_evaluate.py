@@ -11,6 +11,7 @@ from typing import Any, cast
 from lightning_parablock.cli_parser import ParaBlockArgumentParser
 from lightning_parablock.data.text import FederatedTextDataModule
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.planning.units import readable_number
 
 EVALUATE = "evaluate"
 EVALUATE_HELP = "Measure the model in a checkpoint on test rows: loss, perplexity and, for GSM8K, exact match."
@@ -50,7 +51,7 @@ def run_evaluate(args: Sequence[str]) -> None:
         raise ConfigurationError(f"the folder of output {output} does not exist")
     figures = _measured(Path(options.ckpt_path).expanduser(), data, options.predict_tokens, options.accelerator)
     for name, value in figures.items():
-        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value:.4f}")
+        print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {readable_number(value)}")
     if output is not None:
         output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         print(f"figures: {output}")

@@ -1,34 +1,54 @@
 """Finished rounds as a picture: per client a row of computation and, below it, a row of exchanges.
 
-One colour a block. The exchange of a round runs while the next round is computed; seconds in which the client stood
-still are hatched over its computation.
+One colour per block. The exchange of a round runs while the next round is computed; before it, in grey, a delta
+waits for other clients to submit theirs. Seconds in which the client stood still are hatched over its computation.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_parablock.callbacks.trace import THREADS, Span, exposed_span, peer_span
+from lightning_parablock.callbacks.palette import (
+    EXPOSED_COLOUR,
+    SLOWER_COLOUR,
+    SUBMITTED_COLOUR,
+    block_colours,
+    legend_blocks,
+)
+from lightning_parablock.callbacks.trace import (
+    THREADS,
+    Span,
+    exchange_span,
+    exposed_span,
+    peer_span,
+    submitted_span,
+)
+from lightning_parablock.names import NO_NAMES, ClientNames
+from lightning_parablock.planning.units import readable_s
 from lightning_parablock.records import RoundRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-EXPOSED_COLOUR, PEER_COLOUR = "#d62728", "#555555"
-_LEGEND_BLOCKS = 16
+SHORTEST_WAIT_S = 1e-3
+"""Shorter waits are a thread's waking up; pictures leave them out, and say so."""
+_SHORTEST_PART = 1e-3
+"""Of the time drawn: what is shorter is narrower than the line around it."""
 _CLIENT_HEIGHT = 2.6
 """Height of a client's two rows, each 1 high, and the gap to the next client."""
 
 
-def draw_timeline(records: Sequence[RoundRecord], path: Path, *, at_most_rounds: int = 40) -> None:
-    """Draw the first rounds: per client computation above and exchange below, one colour a block, waits hatched.
+def draw_timeline(
+    records: Sequence[RoundRecord], path: Path, names: ClientNames = NO_NAMES, *, at_most_rounds: int = 40
+) -> None:
+    """Draw the first rounds: per client computation above and exchange below, one colour per block, waits hatched.
 
     Args:
         records: Of all clients; nothing is drawn if empty.
         path: The PNG file to write.
+        names: How clients are named.
         at_most_rounds: Draw no more rounds than these, so that bars stay readable.
     """
     from matplotlib.figure import Figure  # it takes a second to import, and most processes never draw
@@ -37,65 +57,78 @@ def draw_timeline(records: Sequence[RoundRecord], path: Path, *, at_most_rounds:
     if not shown:
         return
     clients = sorted({record.client for record in shown})
-    figure = Figure(figsize=(14, 1.6 + 1.5 * len(clients)), dpi=130, layout="constrained")
+    figure = Figure(figsize=(14, 1.9 + 1.5 * len(clients)), dpi=130, layout="constrained")
     axes = figure.add_subplot()
-    colours = _colours(record.block for record in records)
+    colours = block_colours(record.block for record in records)
     origin_s = min(record.start_s for record in shown)
+    shortest_s = shortest_drawn_s(record.exchange_end_s - origin_s for record in shown)
     for record in shown:
-        _draw_round(axes, record, 2.6 * clients.index(record.client), origin_s, colours[record.block])
-    _label_axes(axes, clients, shown, len({record.round for record in records}))
+        base = _CLIENT_HEIGHT * clients.index(record.client)
+        _draw_round(axes, record, base, origin_s, colours[record.block], shortest_s)
+    _label_axes(axes, [names.label(client) for client in clients])
+    axes.set_title(_title(shown, len({record.round for record in records}), shortest_s), loc="left", fontsize=10)
     _add_legend(axes, colours)
     figure.savefig(path)
 
 
-def _colours(blocks: Iterable[str]) -> dict[str, Any]:
-    from matplotlib import colormaps
-
-    names = sorted(set(blocks), key=natural)
-    # Without the reds and greys, which mean standing still.
-    few = [colour for i, colour in enumerate(colormaps["tab20"].colors) if i not in (6, 7, 14, 15)]  # type: ignore[attr-defined]
-    many = colormaps["viridis"].resampled(len(names))
-    return {name: few[i] if len(names) <= len(few) else many(i) for i, name in enumerate(names)}
+def shortest_drawn_s(ends_s: Iterable[float]) -> float:
+    """The shortest wait that a picture of so many seconds can show."""
+    return max(SHORTEST_WAIT_S, _SHORTEST_PART * max(ends_s))
 
 
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sorts ``layers.9`` before ``layers.10``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+def left_out(waits_s: Iterable[float], shortest_s: float) -> str:
+    """What a picture says of the waits that it does not show; empty where it shows all."""
+    short = [wait_s for wait_s in waits_s if 0 < wait_s < shortest_s]
+    if not short:
+        return ""
+    many = f"{len(short)} waits" if len(short) > 1 else "1 wait"
+    return f"{many} shorter than {readable_s(shortest_s)} not drawn ({readable_s(sum(short))} in all)"
 
 
-def _draw_round(axes: Axes, record: RoundRecord, base: float, origin_s: float, colour: Any) -> None:
+def _draw_round(axes: Axes, record: RoundRecord, base: float, origin_s: float, colour: str, shortest_s: float) -> None:
     def bar(span: Span, y: float, **style: Any) -> None:
         axes.broken_barh([(span[0] - origin_s, span[1])], (y, 0.9), **style)
 
-    rounds = {"facecolors": colour, "edgecolors": "white", "linewidth": 0.6}
-    bar((record.start_s, record.end_s - record.start_s), base, **rounds)
-    bar((record.exchange_start_s, record.exchange_end_s - record.exchange_start_s), base + 1, **rounds)
-    for span, edge in ((peer_span(record), PEER_COLOUR), (exposed_span(record), EXPOSED_COLOUR)):
-        if span[1] > 0:  # above the bar of the next round, in which it lies
+    def plain(span: Span, y: float, colour: str, zorder: int = 2) -> None:
+        edge = {"edgecolors": "white", "linewidth": 0.6} if span[1] > 5 * shortest_s else {"linewidth": 0}
+        bar(span, y, facecolors=colour, zorder=zorder, **edge)
+
+    plain((record.start_s, record.end_s - record.start_s), base, colour)
+    if submitted_span(record)[1] >= shortest_s:
+        plain(submitted_span(record), base + 1, SUBMITTED_COLOUR, zorder=1)  # the exchange before it may still run
+    plain(exchange_span(record), base + 1, colour)
+    for span, edge in ((peer_span(record), SLOWER_COLOUR), (exposed_span(record), EXPOSED_COLOUR)):
+        if span[1] >= shortest_s:  # above the bar of the next round, in which it lies
             bar(span, base, facecolors="white", edgecolors=edge, hatch="////", linewidth=0.8, zorder=3)
 
 
-def _label_axes(axes: Axes, clients: Sequence[int], shown: Sequence[RoundRecord], n_rounds: int) -> None:
+def _label_axes(axes: Axes, labels: Sequence[str]) -> None:
     rows = [
-        (_CLIENT_HEIGHT * i + 0.45 + j, f"client {c} {name}")
-        for i, c in enumerate(clients)
+        (_CLIENT_HEIGHT * i + 0.45 + j, f"{label} {name}")
+        for i, label in enumerate(labels)
         for j, name in enumerate(THREADS)
     ]
     axes.set_yticks([y for y, _ in rows], [text for _, text in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("seconds since the first round began")
-    first, last = min(record.round for record in shown), max(record.round for record in shown)
-    axes.set_title(f"rounds {first} to {last} of {n_rounds}; one colour a block", loc="left")
+    axes.margins(x=0.01)
+    axes.set_xlabel("seconds since the first round drawn began")
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _add_legend(axes: Axes, colours: dict[str, Any]) -> None:
+def _title(shown: Sequence[RoundRecord], n_rounds: int, shortest_s: float) -> str:
+    first, last = min(record.round for record in shown), max(record.round for record in shown)
+    few = f"the first {last - first + 1} of {n_rounds}, " if n_rounds > last - first + 1 else ""
+    short = left_out((wait_s for r in shown for wait_s in (r.exposed_s, r.wait_peer_s)), shortest_s)
+    return f"rounds {first} to {last} ({few}counted from 0); one colour per block" + (f"; {short}" if short else "")
+
+
+def _add_legend(axes: Axes, colours: dict[str, str]) -> None:
     from matplotlib.patches import Patch
 
-    blocks = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    blocks = [Patch(color=colours[name], label=name) for name in legend_blocks(colours)]
     waits = [
         Patch(facecolor="white", edgecolor=EXPOSED_COLOUR, hatch="////", label="exposed: stood still for the exchange"),
-        Patch(facecolor="white", edgecolor=PEER_COLOUR, hatch="////", label="stood still for a slower client"),
+        Patch(facecolor="white", edgecolor=SLOWER_COLOUR, hatch="////", label="stood still for a slower client"),
+        Patch(color=SUBMITTED_COLOUR, label="delta submitted, other clients not yet"),
     ]
-    shown = blocks if len(blocks) <= _LEGEND_BLOCKS else [blocks[0], blocks[-1]]
-    axes.legend(handles=[*shown, *waits], loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, fontsize=8)
+    axes.figure.legend(handles=[*blocks, *waits], loc="outside lower center", ncols=5, fontsize=8)

@@ -22,6 +22,7 @@ from lightning_parablock.callbacks.sight_figures import (
 )
 from lightning_parablock.callbacks.sight_losses import Losses, Sum
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.names import ClientNames
 from lightning_parablock.settings import nearest
 
 MAX_CLIENTS = 64
@@ -52,6 +53,8 @@ class ClientSight(Callback):
       merged so far, 0 to 1.
     - ``parablock/samples_client_{i}``, ``_total``: samples trained on so far.
 
+    Where sites have names, ``_client_{i}`` is ``_site_{name}``; where a site hosts several clients, it stays.
+
     The losses are those that ``validation_step`` returns: a scalar, a dict with a scalar ``loss``, or a dict with
     ``loss_sums`` and ``loss_counts`` of shape (samples,); without any, the mean that the module logs under ``monitor``.
     Of more than 64 clients only figures over all are logged. Own rows are those of the last validation loader (where
@@ -62,10 +65,11 @@ class ClientSight(Callback):
 
     Args:
         shared: What leaves a client: "clients", its figures, which all see; "aggregates", only what is summed or
-            maximised over the clients, and no figure with ``_client_`` in its name is logged; "nothing", and each
+            maximised over the clients, and no figure of a single client is logged; "nothing", and each
             client logs only its own, in a file of its own disk too.
         monitor: Name of the logged validation loss.
-        folder: Of "nothing"'s file, ``sight-client{i}.jsonl``; None takes the trainer's log directory.
+        folder: Of "nothing"'s file, ``sight-client{i}.jsonl`` or ``sight-site_{name}.jsonl``; None takes the trainer's
+            log directory.
 
     Raises:
         ConfigurationError: ``shared`` is not known.
@@ -122,13 +126,13 @@ class ClientSight(Callback):
             if metrics:
                 logger.log_metrics(metrics, step=trainer.global_step)
         if self.shared == "nothing":
-            self._keep(trainer, own[0].client, metrics)
+            self._keep(trainer, ClientNames.of(trainer.strategy).key(own[0].client), metrics)
 
-    def _keep(self, trainer: Trainer, client: int, metrics: dict[str, float]) -> None:
-        """Loggers write on the first rank alone; every other client's figures would be lost."""
+    def _keep(self, trainer: Trainer, key: str, metrics: dict[str, float]) -> None:
+        """Most loggers write on the first rank alone: the figures of all other clients would be lost."""
         folder = Path(self._folder or trainer.log_dir or trainer.default_root_dir)  # log_dir is a broadcast
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"sight-client{client}.jsonl").open("a", encoding="utf-8") as file:
+        with (folder / f"sight-{key.replace('client_', 'client', 1)}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": trainer.global_step, **metrics}) + "\n")
 
 
@@ -146,7 +150,8 @@ def _among_clients(strategy: Any, own: Sequence[ClientFigures], labels: dict[str
         of_labels[name] = before[0] + total, before[1] + count
     passed = max(one.passed_rounds for one in everybody)
     shown = everybody if len(everybody) <= MAX_CLIENTS else []
-    return {**client_metrics(shown, passed), **Sums.of(everybody).metrics(), **label_metrics(of_labels)}
+    named = client_metrics(shown, passed, ClientNames.of(strategy))
+    return {**named, **Sums.of(everybody).metrics(), **label_metrics(of_labels)}
 
 
 def _in_sums(strategy: Any, own: Sequence[ClientFigures], labels: dict[str, Sum]) -> dict[str, float]:
@@ -163,7 +168,8 @@ def _in_sums(strategy: Any, own: Sequence[ClientFigures], labels: dict[str, Sum]
 
 def _alone(strategy: Any, own: Sequence[ClientFigures], labels: dict[str, Sum]) -> dict[str, float]:
     """A client's own figures, of which no other knows."""
-    return {**client_metrics(own, max(one.passed_rounds for one in own)), **label_metrics(labels)}
+    passed = max(one.passed_rounds for one in own)
+    return {**client_metrics(own, passed, ClientNames.of(strategy)), **label_metrics(labels)}
 
 
 def _reduced(strategy: Any, values: Sequence[float], how: Literal["sum", "max"]) -> list[float]:

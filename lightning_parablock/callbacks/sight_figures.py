@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_parablock.callbacks.metrics import PREFIX
+from lightning_parablock.names import NO_NAMES, ClientNames
 from lightning_parablock.records import RoundRecord
 
 LOSS, DRIFT, PARTICIPATION, SAMPLES = (PREFIX + name for name in ("val_loss", "drift", "participation", "samples"))
-WORST, LABEL, CLIENT = f"{LOSS}_worst", f"{LOSS}_label_", "_client_"
+WORST, LABEL = f"{LOSS}_worst", f"{LOSS}_label_"
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,16 @@ def _sums_of_one(client: ClientFigures) -> Sums:
     )
 
 
-def client_metrics(clients: Iterable[ClientFigures], passed_rounds: int) -> dict[str, float]:
-    """Each client's figures by itself, under their logged names."""
+def client_metrics(
+    clients: Iterable[ClientFigures], passed_rounds: int, names: ClientNames = NO_NAMES
+) -> dict[str, float]:
+    """Each client's figures, under their logged names."""
     found: dict[str, float] = {}
     for one in clients:
         told = {LOSS: one.loss, DRIFT: one.drift}
         if passed_rounds:
             told |= {PARTICIPATION: one.rounds / passed_rounds, SAMPLES: float(one.samples)}
-        found |= {f"{name}{CLIENT}{one.client}": value for name, value in told.items() if value is not None}
+        found |= {f"{name}_{names.key(one.client)}": value for name, value in told.items() if value is not None}
     return found
 
 

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_parablock.callbacks.gather import gather_objects, round_records
 from lightning_parablock.callbacks.picture import draw_timeline
 from lightning_parablock.callbacks.trace import chrome_trace
+from lightning_parablock.names import ClientNames
 from lightning_parablock.records import RoundRecord
 
 log = logging.getLogger(__name__)
@@ -40,12 +41,12 @@ class Timeline(Callback):
         self.records = sorted((r for records in per_rank for r in records), key=lambda r: (r.round, r.client))
         folder = self._folder or trainer.log_dir or trainer.default_root_dir  # on every rank: log_dir is a broadcast
         if trainer.is_global_zero and self.records:
-            self._write(Path(folder))
+            self._write(Path(folder), ClientNames.of(trainer.strategy))
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, names: ClientNames) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "timeline.json").write_text(json.dumps(chrome_trace(self.records)), encoding="utf-8")
+        (folder / "timeline.json").write_text(json.dumps(chrome_trace(self.records, names)), encoding="utf-8")
         try:
-            draw_timeline(self.records, folder / "timeline.png")
+            draw_timeline(self.records, folder / "timeline.png", names)
         except ImportError as error:
             log.warning("timeline.png is not drawn: %s; pip install matplotlib", error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lightning_parablock.names import NO_NAMES, ClientNames
 from lightning_parablock.records import RoundRecord
 
 Event = dict[str, Any]
@@ -14,16 +15,33 @@ Span = tuple[float, float]
 THREADS = ("compute", "exchange")
 EXPOSED, WAITING = "exposed", "waiting for a slower client"
 """Names of the spans in which a client stood still."""
+SUBMITTED = "submitted, other clients not yet"
+"""Name of the span before an exchange: the client computes, or stands still, and nothing can be exchanged yet."""
 _MICROSECONDS = 1e6
 
 
-def chrome_trace(records: Iterable[RoundRecord]) -> dict[str, Any]:
-    """The records as a trace: one process a client, its threads "compute" and "exchange", time from the first round."""
+def chrome_trace(records: Iterable[RoundRecord], names: ClientNames = NO_NAMES) -> dict[str, Any]:
+    """The records as a trace: one process per client with the threads "compute" and "exchange"; time 0 is round 0's.
+
+    Args:
+        records: Finished rounds of any clients.
+        names: How clients are named.
+    """
     ordered = sorted(records, key=lambda record: (record.client, record.round))
     origin_s = min((record.start_s for record in ordered), default=0.0)
     clients = dict.fromkeys(record.client for record in ordered)
-    names = [event for client in clients for event in _names(client)]
-    return {"traceEvents": names + [event for r in ordered for event in _events(r, origin_s)], "displayTimeUnit": "ms"}
+    labels = [event for client in clients for event in _names(client, names.label(client))]
+    return {"traceEvents": labels + [event for r in ordered for event in _events(r, origin_s)], "displayTimeUnit": "ms"}
+
+
+def submitted_span(record: RoundRecord) -> Span:
+    """When the client's delta was ready and other clients had not submitted theirs: no exchange yet."""
+    return record.exchange_start_s, record.exchange_ready_s - record.exchange_start_s
+
+
+def exchange_span(record: RoundRecord) -> Span:
+    """From the moment every client had submitted until the commit was there."""
+    return record.exchange_ready_s, record.exchange_end_s - record.exchange_ready_s
 
 
 def exposed_span(record: RoundRecord) -> Span:
@@ -36,8 +54,8 @@ def peer_span(record: RoundRecord) -> Span:
     return record.exchange_ready_s - record.wait_peer_s, record.wait_peer_s
 
 
-def _names(client: int) -> list[Event]:
-    process = {"name": "process_name", "ph": "M", "pid": client, "args": {"name": f"client {client}"}}
+def _names(client: int, label: str) -> list[Event]:
+    process = {"name": "process_name", "ph": "M", "pid": client, "args": {"name": label}}
     return [process] + [
         {"name": "thread_name", "ph": "M", "pid": client, "tid": tid, "args": {"name": name}}
         for tid, name in enumerate(THREADS)
@@ -55,11 +73,12 @@ def _events(record: RoundRecord, origin_s: float) -> list[Event]:
         "samples": record.samples,
         "drift": record.drift,
     }
-    exchange = (record.exchange_start_s, record.exchange_end_s - record.exchange_start_s)
     spans = [
         (record.block, 0, (record.start_s, record.end_s - record.start_s), facts),
-        (record.block, 1, exchange, facts),
+        (record.block, 1, exchange_span(record), facts),
     ]
+    if submitted_span(record)[1] > 0:
+        spans.append((SUBMITTED, 1, submitted_span(record), {"round": record.round}))
     if record.exposed_s > 0:
         spans.append((EXPOSED, 1, exposed_span(record), {"round": record.round}))
     if record.wait_peer_s > 0:

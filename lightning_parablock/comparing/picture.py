@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_parablock.comparing.outcomes import CurvePoint, Outcome
 
-AXES = {"samples": "samples a client", "seconds": "seconds of training", "sent_mb": "MB sent by a client"}
+AXES = {"samples": "samples per client", "seconds": "seconds of training", "sent_mb": "MB sent by a client"}
 
 
 def draw_losses(outcomes: Sequence[Outcome], path: Path) -> None:

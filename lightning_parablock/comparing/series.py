@@ -17,6 +17,7 @@ from lightning_parablock.comparing.picture import draw_losses
 from lightning_parablock.comparing.runs import PlannedRun, execute, forget, is_finished, manifest_of, planned
 from lightning_parablock.comparing.tables import NAME, screen_table, write_tables
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
+from lightning_parablock.planning.units import readable_number
 from lightning_parablock.report.console import console
 from lightning_parablock.report.run import INTERRUPTED
 
@@ -142,5 +143,5 @@ def _said(outcome: Outcome) -> str:
     if outcome.error is not None:
         return f"failed: {outcome.error}"
     assert outcome.seconds is not None and outcome.sent_mb is not None
-    loss = "" if outcome.loss_after is None else f"held-out loss {outcome.loss_after:.4f}, "
-    return f"{loss}{outcome.seconds:.0f} s of training, {outcome.sent_mb:.2f} MB sent a client"
+    loss = "" if outcome.loss_after is None else f"held-out loss {readable_number(outcome.loss_after)}, "
+    return f"{loss}{outcome.seconds:.0f} s of training, {outcome.sent_mb:.2f} MB sent per client"

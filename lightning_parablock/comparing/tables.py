@@ -13,21 +13,22 @@ from rich import box
 from rich.table import Table
 
 from lightning_parablock.comparing.outcomes import FIGURES, MethodRow, Outcome, Spread
+from lightning_parablock.planning.units import readable_number
 from lightning_parablock.report.manifest import write_atomically
 
 NAME = "compare"
 HEADS = {
     "loss_before": "held-out loss before",
     "loss_after": "after",
-    "samples": "samples a client",
+    "samples": "samples per client",
     "seconds": "training s",
-    "sent_mb": "MB sent a client",
+    "sent_mb": "MB sent per client",
     "rounds": "rounds",
     "hidden_share": "exchange hidden",
 }
 """The columns of figures."""
 
-_FORMATS = {"loss_before": ".4f", "loss_after": ".4f", "seconds": ",.1f", "sent_mb": ",.2f", "hidden_share": ".0%"}
+_FORMATS = {"seconds": ",.1f", "sent_mb": ",.2f", "hidden_share": ".0%"}
 
 
 def write_tables(out: Path, what: str, outcomes: Sequence[Outcome], rows: Sequence[MethodRow]) -> None:
@@ -76,9 +77,10 @@ def readable(name: str, spread: Spread | None) -> str:
     """A figure of the table: "2.3456 ± 0.0012"; empty where it is not known."""
     if spread is None:
         return ""
-    style = _FORMATS.get(name, ",.0f")
-    deviation = "" if spread.deviation is None or name not in ("loss_before", "loss_after") else spread.deviation
-    return f"{spread.mean:{style}}" + (f" ± {deviation:{style}}" if deviation != "" else "")
+    if name not in ("loss_before", "loss_after"):
+        return f"{spread.mean:{_FORMATS.get(name, ',.0f')}}"
+    deviation = "" if spread.deviation is None else f" ± {readable_number(spread.deviation)}"
+    return readable_number(spread.mean) + deviation
 
 
 def _heads(rows: Sequence[MethodRow]) -> list[str]:

@@ -69,11 +69,29 @@ def readable_bps(rate_bps: float) -> str:
 
 
 def readable_s(seconds: float) -> str:
-    """Seconds with three digits; from two minutes on in minutes, from two hours on in hours, then in days."""
+    """Seconds with three digits; below a millisecond in microseconds, from two minutes on in minutes, hours, days."""
+    if 0 < seconds < 1e-3:
+        return f"{1e6 * seconds:.3g} us"
     for unit, unit_s in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * unit_s:
             return f"{seconds / unit_s:.1f} {unit}"
     return f"{seconds:.3g} s"
+
+
+def readable_number(value: float, decimals: int = 4) -> str:
+    """A loss, perplexity or accuracy as people read it: ``2.3456``, ``12,346``, ``1.08 x 10^13``, ``3.20 x 10^-6``.
+
+    Args:
+        value: Any number; infinities and NaN are spelled as Python does.
+        decimals: Digits behind the point of ordinary numbers.
+    """
+    size = abs(value)
+    if not math.isfinite(size) or size == 0 or 10.0**-decimals <= size < 1e4:
+        return f"{value:.{decimals}f}"
+    if 1e4 <= size < 1e6:
+        return f"{value:,.0f}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} x 10^{int(exponent)}"
 
 
 def _parse(name: str, value: Any, units: dict[str, float], kind: str) -> float:

@@ -13,13 +13,21 @@ from lightning_parablock.report.page_clients import (
     client_rows,
     clients_figure,
     label_rows,
+    why_no_drift,
 )
-from lightning_parablock.report.page_figures import hidden_figure, loss_figure, timeline_figure
+from lightning_parablock.report.page_figures import hidden_figure, loss_figure, timeline_figure, timeline_note
 from lightning_parablock.report.round_steps import round_steps
 from lightning_parablock.report.run_files import RunFiles
-from lightning_parablock.report.summary import held_out_words
+from lightning_parablock.report.summary import before_and_after, held_out_words
 
 PAGE_NAME = "report.html"
+LOSS_NOTE = (
+    "MB sent: the exchange of a round counts in proportion to the steps made of the round, whenever it took place."
+)
+EXCHANGE_NOTE = (
+    "Means over the clients. An exchange lasts from the moment every client has submitted its delta until the \
+commit is there; exposed seconds are those of it in which a client stood still."
+)
 
 
 def write_page(run: RunFiles, path: Path) -> None:
@@ -30,7 +38,7 @@ def write_page(run: RunFiles, path: Path) -> None:
     environment = Environment(loader=PackageLoader("lightning_parablock.report", "."), autoescape=select_autoescape())
     figures = {
         "Loss": loss_figure(run, round_steps(run)),
-        "Timeline": timeline_figure(run.rounds),
+        "Timeline": timeline_figure(run.rounds, run.names),
         "Exchange of each round": hidden_figure(run.rounds),
     }
     by_client = clients_figure(run, round_steps(run))
@@ -39,9 +47,11 @@ def write_page(run: RunFiles, path: Path) -> None:
         state=run.manifest.get("state", "unknown"),
         facts=facts(run),
         figures={title: _html(figure) for title, figure in figures.items() if figure is not None},
+        notes={"Loss": LOSS_NOTE, "Timeline": timeline_note(run.rounds), "Exchange of each round": EXCHANGE_NOTE},
         missing=[title for title, figure in figures.items() if figure is None],
         client_heads=CLIENT_HEADS,
         clients=client_rows(run),
+        no_drift=why_no_drift(run),
         by_client=_html(by_client) if by_client is not None else "",
         label_heads=LABEL_HEADS,
         labels=label_rows(run),
@@ -70,11 +80,5 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
         ("exchange hidden", as_percent(result.get("hidden_share"))),
     ]
     before, after = result.get("loss_before") or {}, result.get("loss_after") or {}
-    found += [
-        (
-            f"held-out {held_out_words(name)}",
-            (f"{before[name]:.4f} before, " if name in before else "") + f"{value:.4f} after",
-        )
-        for name, value in after.items()
-    ]
+    found += [(f"held-out {held_out_words(name)}", before_and_after(before.get(name), v)) for name, v in after.items()]
     return [(name, value) for name, value in found if value]

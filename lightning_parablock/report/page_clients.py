@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lightning_parablock.callbacks.sight_figures import CLIENT, DRIFT, LABEL, LOSS
-from lightning_parablock.report.page_figures import COLOURS, laid_out
+from lightning_parablock.callbacks.palette import COLOURS
+from lightning_parablock.callbacks.sight_figures import DRIFT, LABEL, LOSS
+from lightning_parablock.planning.units import readable_number
+from lightning_parablock.report.page_figures import laid_out
 from lightning_parablock.report.run_files import ClientRound, Point, RunFiles
 from lightning_parablock.report.summary import readable_bytes
 
@@ -42,7 +44,7 @@ def client_rows(run: RunFiles) -> list[Row]:
     clients = sorted({one.client for one in run.rounds} | set(homes) | set(losses))
     return [
         (
-            str(client),
+            run.names.label(client).removeprefix("client "),  # the head says so
             *homes.get(client, ("", "")),
             *_took_part([one for one in run.rounds if one.client == client]),
             _loss_text(losses.get(client), losses),
@@ -65,10 +67,27 @@ def _homes(run: RunFiles) -> dict[int, tuple[str, str]]:
     return homes
 
 
+def why_no_drift(run: RunFiles) -> str:
+    """Why the drift column is empty; an empty string where a client has a drift, or there are no rounds."""
+    if not run.rounds or any(one.drift is not None for one in run.rounds):
+        return ""
+    settings: Mapping[str, Any] = (run.manifest.get("strategy") or {}).get("settings") or {}
+    compression, optimizer = (str(settings.get(name, "")) for name in ("compression", "server_optimizer"))
+    if compression and not compression.startswith("NoCompression"):
+        why = f"{compression} is lossy, so a commit also holds what earlier rounds left out"
+    elif optimizer and not optimizer.startswith("ServerSGD"):
+        why = f"a commit of {optimizer} also holds the momentum of earlier rounds"
+    else:
+        why = "the commits do not give the mean delta, as where parameters are not float32, or no client trained"
+    return f"No drift, which compares a client's delta with the mean delta: {why}."
+
+
 def label_rows(run: RunFiles) -> list[Row]:
     """One row a label, under :data:`LABEL_HEADS`: the mean loss of the first and the last validation."""
     found = _named(run, LABEL)
-    return [(label, f"{points[0].value:.4f}", f"{points[-1].value:.4f}") for label, points in found.items()]
+    return [
+        (label, *(readable_number(point.value) for point in (points[0], points[-1]))) for label, points in found.items()
+    ]
 
 
 def clients_figure(run: RunFiles, round_steps: int) -> Figure | None:
@@ -97,7 +116,7 @@ def clients_figure(run: RunFiles, round_steps: int) -> Figure | None:
                 col=column,
             )  # fmt: skip
             shown.add(line.name)
-        figure.update_xaxes(title_text="rounds", row=row, col=column)
+        figure.update_xaxes(title_text="rounds done", row=row, col=column)
     height_px = 120 + _PANEL_PX * n_rows
     # The legend stands above the titles of the first row, which laid_out's place for it would cover.
     return laid_out(figure, height_px).update_layout(margin={"t": 70}, legend={"y": 1 + 30 / (height_px - 120)})
@@ -129,9 +148,9 @@ def _panels(run: RunFiles, round_steps: int) -> list[_Panel]:
     def colour(index: int) -> str:
         return COLOURS[index % len(COLOURS)]
 
-    own = [line(f"client {i}", points, colour(i)) for i, points in _by_client(run, LOSS).items()]
+    own = [line(run.names.label(i), points, colour(i)) for i, points in _by_client(run, LOSS).items()]
     drifts = [
-        _Line(f"client {i}", [one.round + 1 for one in some], [one.drift or 0.0 for one in some], colour(i))
+        _Line(run.names.label(i), [one.round + 1 for one in some], [one.drift or 0.0 for one in some], colour(i))
         for i, some in _drifts(run.rounds).items()
     ]
     n_clients, of_label = max(len(own), len(drifts)), _named(run, LABEL)
@@ -140,7 +159,7 @@ def _panels(run: RunFiles, round_steps: int) -> list[_Panel]:
     return [
         _Panel("own validation loss", [*own, *overall(LOSS, ("mean", "mean", "dot"), ("worst", "worst", "dash"))]),
         _Panel(
-            "spread of it",
+            "spread across clients",
             overall(LOSS, ("spread", "highest less lowest", "solid"), ("std", "standard deviation", "dashdot")),
         ),
         _Panel("validation loss by label", labels),
@@ -158,17 +177,14 @@ def _named(run: RunFiles, prefix: str) -> dict[str, list[Point]]:
 
 
 def _by_client(run: RunFiles, prefix: str) -> dict[int, list[Point]]:
-    return {int(number): points for number, points in sorted(_named(run, prefix + CLIENT).items(), key=_number)}
-
-
-def _number(item: tuple[str, Any]) -> int:
-    return int(item[0])
+    logged = {client: run.sight.get(f"{prefix}_{run.names.key(client)}") for client in range(run.names.n_clients)}
+    return {client: points for client, points in logged.items() if points}
 
 
 def _loss_text(loss: float | None, losses: Mapping[int, float]) -> str:
     if loss is None:
         return ""
-    return f"{loss:.4f}" + (", the worst" if len(losses) > 1 and loss == max(losses.values()) else "")
+    return readable_number(loss) + (", the worst" if len(losses) > 1 and loss == max(losses.values()) else "")
 
 
 def _took_part(rounds: Sequence[ClientRound]) -> tuple[str, str, str]:
@@ -178,10 +194,10 @@ def _took_part(rounds: Sequence[ClientRound]) -> tuple[str, str, str]:
 
 def _spent(rounds: Sequence[ClientRound]) -> Row:
     drifts = [one.drift for one in rounds if one.drift is not None]
-    exchange_s = sum(one.transfer_s for one in rounds)
+    exchange_s = sum(one.exchange_s for one in rounds)
     exposed_s = sum(one.exposed[1] for one in rounds)
     return (
-        f"{sum(drifts) / len(drifts):.3f}" if drifts else "",
+        readable_number(sum(drifts) / len(drifts), decimals=3) if drifts else "",
         f"{sum(one.compute_s for one in rounds):.1f} s",
         f"{exposed_s:.1f} s",
         f"{sum(one.waiting[1] for one in rounds):.1f} s",

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from lightning_parablock.callbacks.picture import EXPOSED_COLOUR, natural
+from lightning_parablock.callbacks.palette import (
+    COLOURS,
+    EXPOSED_COLOUR,
+    SLOWER_COLOUR,
+    SUBMITTED_COLOUR,
+    block_colours,
+    legend_blocks,
+)
+from lightning_parablock.callbacks.picture import SHORTEST_WAIT_S, left_out
+from lightning_parablock.callbacks.trace import SUBMITTED
+from lightning_parablock.names import NO_NAMES, ClientNames
 from lightning_parablock.records import first_of_each_round
 from lightning_parablock.report.run_files import ClientRound, Point, RunFiles
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-WAITING_COLOUR = "#7f7f7f"
 _ROW_PX = 34
+_MARGINS_PX = {"l": 60, "r": 50, "t": 40, "b": 50}
+_SLIDER_PX = 56
+STOOD_STILL, SLOWER = "stood still for the exchange", "stood still for a slower client"
 
 
 @dataclass(frozen=True)
@@ -50,23 +62,30 @@ class Clock:
         return max(last.start_s + last.compute_s, last.exchange_end_s)
 
     def megabytes_of(self, step: int) -> float | None:
-        """Sent by a client in the exchanges that were over by then, the mean over the clients."""
-        now_s = self.seconds_of(step)
-        if now_s is None:
+        """Sent by a client for the rounds trained by then, the mean over the clients.
+
+        A running round counts in proportion to its steps: its exchange is part of its price, whenever it takes place.
+        None where the timeline knows nothing.
+        """
+        passed, rest = divmod(step, self.round_steps)
+        numbers, sent_bytes = self._sent
+        if not numbers or not numbers[0] <= passed <= numbers[-1] + 1 or (rest and passed > numbers[-1]):
             return None
-        ends_s, sent_bytes = self._sent
-        return sent_bytes[bisect_right(ends_s, now_s)] / self.n_clients / 1e6
+        before, after = (sent_bytes[bisect_left(numbers, number)] for number in (passed, passed + 1))
+        return (before + (after - before) * rest / self.round_steps) / self.n_clients / 1e6
 
     @cached_property
     def _first_clients(self) -> dict[int, ClientRound]:
         return first_of_each_round(self.rounds)
 
     @cached_property
-    def _sent(self) -> tuple[list[float], list[int]]:
-        """When exchanges ended, in order, and what all clients had sent in the first so many of them."""
-        ended = sorted(self.rounds, key=lambda one: one.exchange_end_s)
-        sent_bytes = list(accumulate((one.upload_bytes for one in ended), initial=0))
-        return [one.exchange_end_s for one in ended], sent_bytes
+    def _sent(self) -> tuple[list[int], list[int]]:
+        """Numbers of the rounds, ascending, and what all clients sent in the rounds before each; and in all of them."""
+        by_round: dict[int, int] = {}
+        for one in self.rounds:
+            by_round[one.round] = by_round.get(one.round, 0) + one.upload_bytes
+        numbers = sorted(by_round)
+        return numbers, list(accumulate((by_round[number] for number in numbers), initial=0))
 
 
 def loss_figure(run: RunFiles, round_steps: int) -> Figure | None:
@@ -78,7 +97,7 @@ def loss_figure(run: RunFiles, round_steps: int) -> Figure | None:
     if not losses:
         return None
     clock = Clock(run.rounds, round_steps, run.clients_told)
-    axes: list[tuple[str, Any]] = [("rounds", clock.round_of)]
+    axes: list[tuple[str, Any]] = [("rounds done", clock.round_of)]
     if run.rounds:
         axes += [("seconds", clock.seconds_of), ("MB sent by a client", clock.megabytes_of)]
     figure = make_subplots(rows=1, cols=len(axes), shared_yaxes=True, horizontal_spacing=0.03)
@@ -97,32 +116,35 @@ def loss_figure(run: RunFiles, round_steps: int) -> Figure | None:
     return laid_out(figure, height_px=380)
 
 
-def timeline_figure(rounds: Sequence[ClientRound]) -> Figure | None:
-    """A row of computation and one of exchanges a client, one colour a block; times of standing still lie above."""
+def timeline_figure(rounds: Sequence[ClientRound], names: ClientNames = NO_NAMES) -> Figure | None:
+    """A row of computation and one of exchanges per client, one colour per block; waits are drawn above them."""
     from plotly.graph_objects import Bar, Figure
 
     if not rounds:
         return None
+    rows = {one.client: names.label(one.client) for one in sorted(rounds, key=lambda one: one.client)}
     figure = Figure()
-    blocks = sorted({one.block for one in rounds}, key=natural)
-    for index, block in enumerate(blocks):
+    submitted, *waits = _waits(rounds, rows)
+    _add_waits(figure, *submitted)  # first, and so below: the exchange before it may still run
+    colours = block_colours(one.block for one in rounds)
+    for block, colour in colours.items():
         mine = [one for one in rounds if one.block == block]
-        bars = [(f"client {one.client}", one.start_s, one.compute_s, one) for one in mine]
-        bars += [(f"client {one.client} exchange", one.exchange_start_s, one.exchange_s, one) for one in mine]
-        figure.add_trace(_bars(Bar, block, bars, color=COLOURS[index % len(COLOURS)]))
-    for name, colour, spans in (
-        ("stood still for the exchange", EXPOSED_COLOUR, [(one, one.exposed) for one in rounds]),
-        ("stood still for a slower client", WAITING_COLOUR, [(one, one.waiting) for one in rounds]),
-    ):
-        bars = [(f"client {one.client}", start_s, length_s, one) for one, (start_s, length_s) in spans if length_s > 0]
-        if bars:
-            figure.add_trace(_bars(Bar, name, bars, color=colour, pattern_shape="/"))
-    clients = sorted({one.client for one in rounds})
-    rows = [f"client {client}{part}" for client in clients for part in ("", " exchange")]
+        bars = [(rows[one.client], one.start_s, one.compute_s, one) for one in mine]
+        bars += [(f"{rows[one.client]} exchange", one.exchange_ready_s, one.exchange_s, one) for one in mine]
+        figure.add_trace(_bars(Bar, block, bars, color=colour).update(showlegend=block in legend_blocks(colours)))
+    for wait in waits:
+        _add_waits(figure, *wait, pattern_shape="/")
+    order = [f"{row}{part}" for row in rows.values() for part in ("", " exchange")]
     figure.update_layout(barmode="overlay", bargap=0.15, xaxis_title="seconds since the first round began")
-    figure.update_yaxes(categoryorder="array", categoryarray=rows[::-1])
-    figure.update_xaxes(rangeslider={"visible": True, "thickness": 0.06})
-    return laid_out(figure, height_px=220 + _ROW_PX * len(rows))
+    figure.update_yaxes(categoryorder="array", categoryarray=order[::-1])
+    rows_px = _ROW_PX * max(4, len(order))
+    figure.update_xaxes(rangeslider={"visible": True, "thickness": _SLIDER_PX / rows_px})
+    return laid_out(figure, height_px=rows_px + _SLIDER_PX + 140)
+
+
+def timeline_note(rounds: Sequence[ClientRound]) -> str:
+    """What the timeline does not show; empty where it shows everything."""
+    return left_out((span[1] for one in rounds for span in (one.exposed, one.waiting)), SHORTEST_WAIT_S)
 
 
 def hidden_figure(rounds: Sequence[ClientRound]) -> Figure | None:
@@ -135,22 +157,42 @@ def hidden_figure(rounds: Sequence[ClientRound]) -> Figure | None:
     by_round = [[one for one in rounds if one.round == number] for number in numbers]
     exposed = [sum(one.exposed[1] for one in some) / len(some) for some in by_round]
     waiting = [sum(one.waiting[1] for one in some) / len(some) for some in by_round]
-    whole = [sum(one.transfer_s for one in some) / len(some) for some in by_round]
+    whole = [sum(one.exchange_s for one in some) / len(some) for some in by_round]
     hidden = [max(0.0, all_s - lost_s) for all_s, lost_s in zip(whole, exposed, strict=True)]
     figure = Figure([
         Bar(name="hidden behind local steps", x=numbers, y=hidden, marker_color="#2ca02c"),
-        Bar(name="stood still for the exchange", x=numbers, y=exposed, marker_color=EXPOSED_COLOUR),
-        Bar(name="stood still for a slower client", x=numbers, y=waiting, marker_color=WAITING_COLOUR),
+        Bar(name=STOOD_STILL, x=numbers, y=exposed, marker_color=EXPOSED_COLOUR),
+        Bar(name=SLOWER, x=numbers, y=waiting, marker_color=SLOWER_COLOUR),
     ])  # fmt: skip
-    figure.update_layout(barmode="stack", xaxis_title="round", yaxis_title="seconds")
+    figure.update_layout(barmode="stack", xaxis_title="round, counted from 0", yaxis_title="seconds")
     return laid_out(figure, height_px=300)
 
 
-COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#bcbd22", "#17becf", "#aec7e8",
-            "#ffbb78", "#98df8a", "#c5b0d5", "#c49c94", "#f7b6d2", "#dbdb8d", "#9edae5")  # fmt: skip
+_Bar = tuple[str, float, float, ClientRound]
+"""Its row, start and length in seconds, and its round."""
 
 
-def _bars(kind: Any, name: str, bars: Sequence[tuple[str, float, float, ClientRound]], **marker: Any) -> Any:
+def _waits(rounds: Sequence[ClientRound], rows: dict[int, str]) -> list[tuple[str, str, list[_Bar]]]:
+    """Name, colour and visible bars of each kind of wait."""
+    found: list[tuple[str, str, list[_Bar]]] = [
+        (SUBMITTED, SUBMITTED_COLOUR, [
+            (f"{rows[one.client]} exchange", one.exchange_start_s, one.exchange_ready_s - one.exchange_start_s, one)
+            for one in rounds
+        ]),
+        (STOOD_STILL, EXPOSED_COLOUR, [(rows[one.client], *one.exposed, one) for one in rounds]),
+        (SLOWER, SLOWER_COLOUR, [(rows[one.client], *one.waiting, one) for one in rounds]),
+    ]  # fmt: skip
+    return [(name, colour, [bar for bar in bars if bar[2] >= SHORTEST_WAIT_S]) for name, colour, bars in found]
+
+
+def _add_waits(figure: Figure, name: str, colour: str, bars: Sequence[_Bar], **marker: Any) -> None:
+    from plotly.graph_objects import Bar
+
+    if bars:
+        figure.add_trace(_bars(Bar, name, bars, color=colour, **marker).update(legendrank=2000))  # after the blocks
+
+
+def _bars(kind: Any, name: str, bars: Sequence[_Bar], **marker: Any) -> Any:
     said = [
         f"{name}, round {one.round}, {row}<br>{start_s:.2f} s, for {length_s:.3f} s"
         for row, start_s, length_s, one in bars
@@ -178,7 +220,8 @@ def laid_out(figure: Figure, height_px: int) -> Figure:
     figure.update_layout(
         height=height_px,
         template="plotly_white",
-        margin={"l": 60, "r": 20, "t": 40, "b": 50},
+        margin=_MARGINS_PX,
+        modebar={"orientation": "v"},  # in the right margin: above the figure it would cover the legend
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         font={"family": "system-ui, sans-serif"},
     )

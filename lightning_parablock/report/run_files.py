@@ -11,8 +11,9 @@ from typing import Any
 
 from lightning_parablock.callbacks.metrics import PREFIX
 from lightning_parablock.callbacks.sight_figures import DRIFT, LOSS, PARTICIPATION, SAMPLES
-from lightning_parablock.callbacks.trace import EXPOSED, WAITING
+from lightning_parablock.callbacks.trace import EXPOSED, SUBMITTED, WAITING
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.names import ClientNames
 from lightning_parablock.report.run_folder import MANIFEST_NAME
 
 METRICS_NAME, TIMELINE_NAME = "metrics.csv", "timeline.json"
@@ -38,8 +39,8 @@ class ClientRound:
         start_s: Its first local step.
         compute_s: Until its last local step was over.
         exchange_start_s: When its delta was submitted.
-        exchange_s: From then until the commit had arrived.
-        transfer_s: From the moment when every client had submitted its delta until then.
+        exchange_ready_s: When every client had submitted its delta.
+        exchange_end_s: When the commit had arrived.
         exposed: Start and length in seconds of the time it stood still for its exchange; length 0 for none.
         waiting: The same for a slower client.
         upload_bytes: Sent for the exchange, headers included.
@@ -56,17 +57,17 @@ class ClientRound:
     upload_bytes: int
     download_bytes: int
     exchange_start_s: float = 0.0
-    exchange_s: float = 0.0
-    transfer_s: float = 0.0
+    exchange_ready_s: float = 0.0
+    exchange_end_s: float = 0.0
     exposed: tuple[float, float] = (0.0, 0.0)
     waiting: tuple[float, float] = (0.0, 0.0)
     samples: int | None = None
     drift: float | None = None
 
     @property
-    def exchange_end_s(self) -> float:
-        """When its commit had arrived."""
-        return self.exchange_start_s + self.exchange_s
+    def exchange_s(self) -> float:
+        """Seconds of its exchange, without waiting for other clients to submit."""
+        return self.exchange_end_s - self.exchange_ready_s
 
 
 @dataclass
@@ -86,6 +87,11 @@ class RunFiles:
     metrics: dict[str, list[Point]] = field(default_factory=dict[str, list[Point]])
     sight: dict[str, list[Point]] = field(default_factory=dict[str, list[Point]])
     rounds: list[ClientRound] = field(default_factory=list[ClientRound])
+
+    @property
+    def names(self) -> ClientNames:
+        """How the run's clients are named."""
+        return ClientNames(tuple(self.manifest.get("sites") or ()), self.manifest.get("clients") or 0)
 
     @property
     def clients_told(self) -> int:
@@ -146,12 +152,19 @@ def _rounds(events: Iterable[dict[str, Any]]) -> list[ClientRound]:
             drift=args.get("drift"),
         )
     for event in (event for event in spans if event["cat"] == "exchange"):
-        one, span = rounds[event["pid"], event["args"]["round"]], (event["ts"] / 1e6, event["dur"] / 1e6)
-        if event["name"] == EXPOSED:
-            one.exposed = span
-        elif event["name"] == WAITING:
-            one.waiting = span
-        else:
-            one.exchange_start_s, one.exchange_s = span
-            one.transfer_s = event["args"].get("exchange_s", one.exchange_s)
+        _note_exchange(rounds[event["pid"], event["args"]["round"]], event)
     return [rounds[key] for key in sorted(rounds, key=lambda key: (key[1], key[0]))]
+
+
+def _note_exchange(one: ClientRound, event: dict[str, Any]) -> None:
+    start_s, length_s = event["ts"] / 1e6, event["dur"] / 1e6
+    if event["name"] == EXPOSED:
+        one.exposed = (start_s, length_s)
+    elif event["name"] == WAITING:
+        one.waiting = (start_s, length_s)
+    elif event["name"] == SUBMITTED:
+        one.exchange_start_s = start_s
+    else:  # in traces of earlier versions this span begins with the submission
+        one.exchange_end_s = start_s + length_s
+        one.exchange_ready_s = one.exchange_end_s - event["args"].get("exchange_s", length_s)
+        one.exchange_start_s = one.exchange_start_s or start_s

@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from lightning_parablock.callbacks.sight_figures import WORST
+from lightning_parablock.planning.units import readable_number
 from lightning_parablock.records import RoundRecord
 
 
@@ -93,8 +94,7 @@ def summary_table(summary: Summary) -> Table:
     table.add_column()
     for name in summary.loss_after:
         before = summary.loss_before.get(name)
-        was = "" if before is None else f"{before:.4f} before, "
-        table.add_row(f"held-out {held_out_words(name)}", f"{was}{summary.loss_after[name]:.4f} after")
+        table.add_row(f"held-out {held_out_words(name)}", before_and_after(before, summary.loss_after[name]))
     clients = f"{summary.clients} client{'' if summary.clients == 1 else 's'}"
     table.add_row("training", f"{summary.fit_s:.0f} s, {summary.rounds} rounds, {clients}")
     told = summary.clients_told
@@ -121,6 +121,12 @@ def readable_bytes(size_bytes: float) -> str:
             return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:.1f} TB"
+
+
+def before_and_after(before: float | None, after: float) -> str:
+    """A held-out metric as table and page show it; without the first value where none was measured."""
+    was = "" if before is None else f"{readable_number(before)} before, "
+    return f"{was}{readable_number(after)} after"
 
 
 def held_out_words(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +12,16 @@ from matplotlib.image import imread
 
 from lightning_parablock.callbacks.gather import NewRecords, gather_objects
 from lightning_parablock.callbacks.metrics import metrics_of
-from lightning_parablock.callbacks.picture import draw_timeline
-from lightning_parablock.callbacks.trace import chrome_trace
+from lightning_parablock.callbacks.palette import (
+    EXPOSED_COLOUR,
+    SLOWER_COLOUR,
+    SUBMITTED_COLOUR,
+    block_colours,
+    legend_blocks,
+)
+from lightning_parablock.callbacks.picture import draw_timeline, left_out
+from lightning_parablock.callbacks.trace import SUBMITTED, chrome_trace
+from lightning_parablock.names import ClientNames
 from tests.unit.test_cli_report import record
 
 
@@ -27,7 +36,8 @@ def test_the_trace_is_in_microseconds_from_the_first_round() -> None:
     spans = {(e["name"], e["cat"]): (e["ts"], e["dur"]) for e in events}
     assert spans["layers.0", "compute"] == (0.0, 4e6)
     assert spans["layers.1", "compute"] == (5e6, 4e6)
-    assert spans["layers.1", "exchange"] == (9e6, 2.5e6)
+    assert spans[SUBMITTED, "exchange"] == (9e6, 0.5e6)  # submitted at 9 s, every client had at 9.5 s
+    assert spans["layers.1", "exchange"] == (9.5e6, 2e6)
     assert spans["exposed", "exchange"] == (11e6, 0.5e6)  # the end of the exchange, at 11.5 s
 
 
@@ -45,12 +55,54 @@ def coloured(path: Path) -> set[tuple[int, ...]]:
     return {tuple(pixel) for pixel in pixels.tolist()}
 
 
+def above_the_legend(path: Path, colour: tuple[int, int, int]) -> int:
+    """Number of pixels of that colour."""
+    drawn = (imread(path)[..., :3] * 255).round().astype(int)
+    return int((drawn[: drawn.shape[0] * 3 // 4] == colour).all(axis=2).sum())
+
+
 def test_the_picture_marks_exposed_waits_in_red(tmp_path: Path) -> None:
     red = (0xD6, 0x27, 0x28)
     draw_timeline([record(t, c, exposed_s=1.0) for t in range(3) for c in range(2)], tmp_path / "waits.png")
     assert red in coloured(tmp_path / "waits.png")
-    blue, light_blue = (0x1F, 0x77, 0xB4), (0xAE, 0xC7, 0xE8)  # the first two blocks
-    assert {blue, light_blue} <= coloured(tmp_path / "waits.png")
+    blue, orange = (0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E)  # the first two blocks, as on the report page
+    assert {blue, orange} <= coloured(tmp_path / "waits.png")
+
+
+def test_waiting_for_other_clients_to_submit_is_drawn_apart_from_the_exchange(tmp_path: Path) -> None:
+    """The delta is ready at 4 s, every client's at 4.5 s: grey in between, and no grey where nothing waited."""
+    grey = (0xD9, 0xD9, 0xD9)
+    together = [replace(record(t, 0), exchange_ready_s=1004.0 + 5 * t) for t in range(3)]
+    pixels = list[int]()
+    for records in ([record(t, 0) for t in range(3)], together):
+        draw_timeline(records, tmp_path / "x.png")
+        pixels.append(above_the_legend(tmp_path / "x.png", grey))
+    assert pixels[0] > 1000 > 100 > pixels[1]  # a letter's edge may have it, too
+
+
+def test_waits_of_microseconds_are_left_out_and_said(tmp_path: Path) -> None:
+    red = (0xD6, 0x27, 0x28)
+    pixels = list[int]()
+    for exposed_s in (25e-6, 1.0):
+        draw_timeline([record(t, 0, exposed_s=exposed_s) for t in range(3)], tmp_path / "x.png")
+        pixels.append(above_the_legend(tmp_path / "x.png", red))
+    assert pixels[0] == 0 < pixels[1]
+    assert left_out([25e-6, 25e-6, 0.5, 0.0], 1e-3) == "2 waits shorter than 0.001 s not drawn (50 us in all)"
+    assert left_out([0.5, 0.0], 1e-3) == ""
+
+
+@pytest.mark.parametrize("n_blocks", [2, 16, 17, 80])
+def test_every_block_has_a_colour_of_its_own_that_is_no_waits(n_blocks: int) -> None:
+    colours = block_colours(f"layers.{i}" for i in range(n_blocks))
+    assert list(colours) == [f"layers.{i}" for i in range(n_blocks)]
+    assert len({EXPOSED_COLOUR, SLOWER_COLOUR, SUBMITTED_COLOUR, *colours.values()}) == n_blocks + 3
+    assert legend_blocks(colours) == (list(colours) if n_blocks <= 16 else ["layers.0", f"layers.{n_blocks - 1}"])
+
+
+def test_sites_have_their_names_in_the_trace() -> None:
+    trace = chrome_trace([record(0, c) for c in range(2)], ClientNames(("lyon", "oslo")))
+    names = [e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "process_name"]
+    assert names == ["site lyon", "site oslo"]
 
 
 @pytest.mark.parametrize("n_rounds", [1, 40, 200])

@@ -34,7 +34,13 @@ from lightning_parablock.planning.timing import (
     schedule,
 )
 from lightning_parablock.planning.traffic import busiest, traffic_by_role, traffic_of_clients
-from lightning_parablock.planning.units import parse_bps, parse_flop_per_s, readable_bps, readable_s
+from lightning_parablock.planning.units import (
+    parse_bps,
+    parse_flop_per_s,
+    readable_bps,
+    readable_number,
+    readable_s,
+)
 from lightning_parablock.schedule import Schedule, block_of_round
 from lightning_parablock.settings import (
     COMPRESSIONS,
@@ -386,3 +392,26 @@ def test_readable_rates(rate_bps: float, text: str) -> None:
 )
 def test_readable_seconds(seconds: float, text: str) -> None:
     assert readable_s(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (2.34561, "2.3456"),
+        (0.0, "0.0000"),
+        (-0.5, "-0.5000"),
+        (9999.0, "9999.0000"),
+        (12345.6, "12,346"),
+        (1.08e13, "1.08 x 10^13"),
+        (-1e6, "-1.00 x 10^6"),
+        (3.2e-6, "3.20 x 10^-6"),
+        (float("inf"), "inf"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_readable_numbers(value: float, text: str) -> None:
+    assert readable_number(value) == text
+
+
+def test_readable_seconds_of_a_moment() -> None:
+    assert (readable_s(25e-6), readable_s(0.0)) == ("25 us", "0 s")

@@ -62,6 +62,6 @@ def test_figures_of_each_client_are_drawn(tmp_path: Path) -> None:
     assert main(["report", str(folder)]) == 0
     drawn = browse(folder / "report.html", "--dump-dom")
     assert drawn.count('class="plot-container') == 4
-    for text in ("own validation loss", "spread of it", "validation loss by label", "drift of each round"):
+    for text in ("own validation loss", "spread across clients", "validation loss by label", "drift of each round"):
         assert f">{text}</text>" in drawn, text
     assert "&lt;odd&gt;" in drawn and "<odd>" not in drawn

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
-from lightning_parablock.callbacks.trace import chrome_trace
+from lightning_parablock.callbacks.palette import block_colours
+from lightning_parablock.callbacks.trace import SUBMITTED, chrome_trace
 from lightning_parablock.cli import main
-from lightning_parablock.report.page_clients import CLIENT_HEADS, client_rows, clients_figure, label_rows
-from lightning_parablock.report.page_figures import Clock, hidden_figure
+from lightning_parablock.names import ClientNames
+from lightning_parablock.report.page import facts
+from lightning_parablock.report.page_clients import CLIENT_HEADS, client_rows, clients_figure, label_rows, why_no_drift
+from lightning_parablock.report.page_figures import Clock, hidden_figure, timeline_figure, timeline_note
 from lightning_parablock.report.round_steps import round_steps
 from lightning_parablock.report.run_files import Point, RunFiles, read_run
 from tests.unit.test_cli_report import record
@@ -91,6 +94,12 @@ def test_steps_become_rounds_seconds_and_bytes(tmp_path: Path) -> None:
     assert sent == sorted(sent)  # type: ignore[type-var]
 
 
+def test_the_loss_by_megabytes_has_no_jump_where_exchanges_take_place(tmp_path: Path) -> None:
+    """Two clients with 1,000 bytes per round each: in the first round, too, every step has its part."""
+    clock = Clock(read_run(run_folder(tmp_path)).rounds, round_steps=4, n_clients=2)
+    assert [clock.megabytes_of(step) for step in range(6)] == pytest.approx([step * 0.001 / 4 for step in range(6)])
+
+
 def test_the_part_of_a_run_that_was_resumed_has_its_own_seconds(tmp_path: Path) -> None:
     """Rounds 10 and 11 of 4 steps each: steps count from the first run's start."""
     folder = run_folder(tmp_path)
@@ -143,6 +152,86 @@ def test_the_page_carries_everything_along(tmp_path: Path, capsys: pytest.Captur
     for title in ("Loss", "Timeline", "Exchange of each round", "Clients", "Settings"):
         assert f"<h2>{title}</h2>" in without_scripts
     assert "&lt;b&gt;" in without_scripts and "<b>" not in without_scripts  # what users typed is text, not HTML
+
+
+def test_timeline_and_picture_show_a_block_in_one_colour_and_waits_apart(tmp_path: Path) -> None:
+    rounds = read_run(run_folder(tmp_path)).rounds
+    figure: Any = timeline_figure(rounds, ClientNames(("lyon", "oslo")))
+    bars = {bar.name: bar for bar in figure.data}
+    colours = block_colours(one.block for one in rounds)
+    assert {name: bars[name].marker.color for name in colours} == colours
+    exchanges = bars["layers.1"]
+    assert list(exchanges.y) == ["site lyon", "site oslo", "site lyon exchange", "site oslo exchange"]
+    assert list(exchanges.base) == pytest.approx([5.0, 5.0, 9.5, 9.5])
+    assert list(exchanges.x) == pytest.approx([4.0, 4.0, 2.0, 2.0])
+    assert list(bars[SUBMITTED].base) == pytest.approx([4.0, 4.0, 9.0, 9.0, 14.0, 14.0])
+    assert list(bars[SUBMITTED].x) == pytest.approx([0.5] * 6)
+    assert figure.layout.modebar.orientation == "v"  # beside the legend, not on it
+    assert figure.layout.xaxis.rangeslider.thickness * figure.layout.height > 50
+
+
+def test_moments_of_standing_still_are_left_out_of_the_timeline_and_said(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    records = [replace(record(t, 0, exposed_s=25e-6), wait_peer_s=0.0) for t in range(3)]
+    (folder / "timeline.json").write_text(json.dumps(chrome_trace(records)))
+    rounds = read_run(folder).rounds
+    figure: Any = timeline_figure(rounds)
+    assert {bar.name for bar in figure.data} == {"layers.0", "layers.1", "layers.2", SUBMITTED}
+    assert timeline_note(rounds) == "3 waits shorter than 0.001 s not drawn (75 us in all)"
+
+
+def test_a_trace_of_an_earlier_version_is_read_too(tmp_path: Path) -> None:
+    """There one span covers waiting for others and exchange."""
+    trace = chrome_trace([record(0, 0)])
+    events = [e for e in trace["traceEvents"] if e["name"] != SUBMITTED]
+    for event in events:
+        if event["ph"] == "X" and event["cat"] == "exchange" and event["name"] == "layers.0":
+            event["ts"], event["dur"] = 4e6, 2.5e6
+    folder = run_folder(tmp_path)
+    (folder / "timeline.json").write_text(json.dumps({"traceEvents": events}))
+    (one,) = read_run(folder).rounds
+    assert (one.exchange_start_s, one.exchange_ready_s, one.exchange_end_s) == pytest.approx((4.0, 4.5, 6.5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"compression": "Int8()", "server_optimizer": "ServerSGD()"}, "Int8() is lossy"),
+        ({"compression": "NoCompression()", "server_optimizer": "ServerAdam(lr=0.1)"}, "ServerAdam(lr=0.1) also holds"),
+        ({"compression": "NoCompression()", "server_optimizer": "ServerSGD()"}, "parameters are not float32"),
+    ],
+)
+def test_an_empty_drift_column_gives_its_reason(tmp_path: Path, settings: dict[str, str], why: str) -> None:
+    folder = run_folder(tmp_path, strategy={"settings": {"local_steps": "4", **settings}})
+    assert why in why_no_drift(read_run(folder))
+    assert main(["report", str(folder)]) == 0
+    assert "No drift, which compares" in (folder / "report.html").read_text()
+    assert why_no_drift(read_run(with_sight(tmp_path / "known"))) == ""
+
+
+def test_the_sites_of_a_run_are_named(tmp_path: Path) -> None:
+    folder = with_sight(tmp_path)
+    (folder / "manifest.json").write_text(json.dumps({**MANIFEST, "sites": ["lyon", "oslo"]}))
+    (folder / "metrics.csv").write_text(SIGHT.replace("client_0", "site_lyon").replace("client_1", "site_oslo"))
+    run = read_run(folder)
+    rows = client_rows(run)
+    assert [row[0] for row in rows] == ["site lyon", "site oslo"]
+    assert [row[CLIENT_HEADS.index("own validation loss")] for row in rows] == ["2.0000", "2.5000, the worst"]
+    figure: Any = clients_figure(run, round_steps=4)
+    assert {line.name for line in figure.data} >= {"site lyon", "site oslo"}
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "site lyon exchange" in page and "<td>site oslo</td>" in page and "client 0" not in page
+
+
+def test_large_figures_are_readable(tmp_path: Path) -> None:
+    result = {
+        **MANIFEST["result"],
+        "loss_before": {"val_perplexity": 1.08e13},
+        "loss_after": {"val_perplexity": 12345.6},
+    }
+    run = read_run(run_folder(tmp_path, result=result))
+    assert ("held-out perplexity", "1.08 x 10^13 before, 12,346 after") in facts(run)
 
 
 def test_a_run_that_was_interrupted_has_a_page_too(tmp_path: Path) -> None:
