@@ -1,26 +1,31 @@
-"""lightning-parablock: federated block coordinate fine-tuning under PyTorch Lightning, by one flag.
+"""lightning-parablock: federated block coordinate fine-tuning in PyTorch Lightning, enabled by a single flag.
 
 Importing this package registers the strategies "parablock", "fedbcd" (delay 0), "fedavg" (one block, delay 0) and
-"diloco" (one block, Nesterov on the server), so that ``Trainer(strategy="parablock")`` works.
+"diloco" (one block, Nesterov on the server), so that ``Trainer(strategy="parablock")`` works. Where Lightning has not
+been imported yet, they are registered as soon as it is: the command line needs Lightning for training alone.
 """
 
 from __future__ import annotations
 
-from lightning_parablock.blocks import Block
-from lightning_parablock.records import RoundRecord
-from lightning_parablock.registration import register
-from lightning_parablock.settings import (
-    BF16,
-    Int4,
-    Int8,
-    NoCompression,
-    ServerAdam,
-    ServerNesterov,
-    ServerSGD,
-    ServerYogi,
-    TopK,
-)
-from lightning_parablock.strategy import ParaBlockStrategy
+from typing import TYPE_CHECKING
+
+from lightning_parablock.lazy import after_import, attributes_of
+
+if TYPE_CHECKING:
+    from lightning_parablock.blocks import Block
+    from lightning_parablock.records import RoundRecord
+    from lightning_parablock.settings import (
+        BF16,
+        Int4,
+        Int8,
+        NoCompression,
+        ServerAdam,
+        ServerNesterov,
+        ServerSGD,
+        ServerYogi,
+        TopK,
+    )
+    from lightning_parablock.strategy import ParaBlockStrategy
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,4 +43,17 @@ __all__ = [
     "TopK",
 ]
 
-register()
+_ELSEWHERE = {"Block": "blocks", "ParaBlockStrategy": "strategy", "RoundRecord": "records"}
+
+__getattr__ = attributes_of(
+    __name__, {name: f"lightning_parablock.{_ELSEWHERE.get(name, 'settings')}" for name in __all__}
+)
+
+
+def _register() -> None:
+    from lightning_parablock.registration import register
+
+    register()
+
+
+after_import("lightning.pytorch", _register)

@@ -1,47 +1,35 @@
-"""``lightning-parablock``: LightningCLI's fit, validate, test and predict, with this package's defaults.
+"""``lightning-parablock``: LightningCLI's fit, validate, test and predict, and commands of its own.
 
-lightning-parablock fit --config configs/quickstart.yaml --strategy parablock --strategy.local_steps 8
+lightning-parablock fit --config quickstart --strategy parablock --strategy.local_steps 8
 lightning-parablock train.py fit --strategy parablock    (a script that knows nothing of this package)
 lightning-parablock export --ckpt_path last.ckpt --output model
 lightning-parablock evaluate --ckpt_path last.ckpt --data.source gsm8k_test.jsonl --data.format gsm8k
-lightning-parablock compare --config configs/quickstart.yaml --trainer.devices 2 --strategies parablock,fedavg,fedit
+lightning-parablock compare --config quickstart --trainer.devices 2 --strategies parablock,fedavg,fedit
 lightning-parablock report runs/20260131-120000
 lightning-parablock plan --model llama3-8b --clients 10 --rate 1gbit --step_s 2.5 --dtype bfloat16
+
+Only the commands that need Lightning import it, which takes seconds; help, versions and errors appear at once.
 """
 
 from __future__ import annotations
 
 import logging
-import os
+import platform
 import sys
-import threading
-import traceback
 import warnings
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-
-from lightning_parablock.cli_app import ParaBlockCLI
-from lightning_parablock.cli_compare import COMPARE, run_compare
-from lightning_parablock.cli_evaluate import EVALUATE, run_evaluate
-from lightning_parablock.cli_export import EXPORT, run_export
-from lightning_parablock.cli_plan import PLAN, run_plan
-from lightning_parablock.cli_report import REPORT, run_report
+import lightning_parablock
+from lightning_parablock.cli_commands import COMMANDS, PROGRAM, Command
+from lightning_parablock.cli_exit import FAILED, USAGE, end
+from lightning_parablock.cli_options import closest
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.launched import adopt_mpi
-from lightning_parablock.launcher import end_others
-from lightning_parablock.report.run import FAILED, INTERRUPTED, TERMINATED, USAGE, Run
-from lightning_parablock.scripts import is_script, run_script
 
-COMMANDS = {
-    COMPARE: run_compare,
-    EVALUATE: run_evaluate,
-    EXPORT: run_export,
-    PLAN: run_plan,
-    REPORT: run_report,
-}
-"""Those that are none of LightningCLI's."""
+_HELP, _VERSION = ("-h", "--help"), "--version"
+_VERSIONS = (PROGRAM, "python", "torch", "lightning", "transformers")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -49,83 +37,88 @@ def main(args: Sequence[str] | None = None) -> int:
 
     A script has the exit code of its own.
     """
-    words = list(sys.argv[1:] if args is None else args)
-    code = _main(words)
-    if code:
-        end_others()
-    if code and _has_stuck_threads():
-        _leave(code)
-    return code
+    return end(_main(list(sys.argv[1:] if args is None else args)))
+
+
+def is_script(word: str) -> bool:
+    """Whether a first argument means a script: it ends in .py, or is a file and no command of ours."""
+    return word.endswith(".py") or (word not in COMMANDS and Path(word).is_file())
 
 
 def _main(args: list[str]) -> int:
     try:
         adopt_mpi()
-        if args and is_script(args[0]):
-            return run_script(Path(args[0]), args[1:])
-        if args and args[0] in COMMANDS:
-            _hush()
-            COMMANDS[args[0]](args[1:])
-            return 0
+        return _dispatch(args)
     except ParaBlockError as error:
         sys.stderr.write(f"error: {error}\n")
         return USAGE if isinstance(error, ConfigurationError) else FAILED
-    return _run_command(args)
 
 
-def _run_command(args: list[str]) -> int:
+def _dispatch(args: list[str]) -> int:
+    first = args[0] if args else ""
+    if first in (*_HELP, _VERSION):
+        print(_help() if first in _HELP else _versions())
+        sys.exit(0)
+    if is_script(first):
+        from lightning_parablock.scripts import run_script
+
+        return run_script(Path(first), args[1:])
     _hush()
-    run = Run()
-    try:
-        ParaBlockCLI(run, args)
-    except (ParaBlockError, ValueError) as error:
-        known = _known_cause(error)
-        if known is None:
-            return _unexpected(run, error)
-        return run.failed(known)
-    except KeyboardInterrupt:
-        return run.interrupted("Ctrl-C", INTERRUPTED)
-    except SIGTERMException:
-        return run.interrupted("SIGTERM", TERMINATED)
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
-            return run.interrupted("Ctrl-C", INTERRUPTED)
-        raise
-    except BaseException as error:
-        return _unexpected(run, error)
-    run.finish()
+    # LightningCLI takes options before the command, too.
+    if first.startswith("-") or (command := _command(first)).of_lightning:
+        from lightning_parablock.cli_trainer import run_trainer
+
+        return run_trainer(args)
+    if command.parser and any(word in _HELP for word in args):
+        command.function(command.parser)().parse_args(["--help"])
+    else:
+        command.function(command.run)(args[1:])
     return 0
 
 
-def _known_cause(error: BaseException) -> ParaBlockError | None:
-    """The package's own error; jsonargparse wraps one that a constructor raised into an error of its own."""
-    while error.__cause__ is not None and not isinstance(error, ParaBlockError):
-        error = error.__cause__
-    return error if isinstance(error, ParaBlockError) else None
+def _command(name: str) -> Command:
+    if name in COMMANDS:
+        return COMMANDS[name]
+    if not name:
+        raise ConfigurationError(f"no command was given; choose {', '.join(COMMANDS)}")
+    close = closest(name, list(COMMANDS))
+    hint = f"did you mean {close!r}?" if close else f"choose {', '.join(COMMANDS)}, or name a script"
+    raise ConfigurationError(f"command {name!r} is not known; {hint}")
 
 
-def _unexpected(run: Run, error: BaseException) -> int:
-    """Record an error that nobody expected, whose traceback Python shows, and raise it again if the process can end."""
-    run.crashed(error)
-    if not _has_stuck_threads():
-        raise error
-    traceback.print_exception(error)
-    return FAILED
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {command.name:<{width}}  {command.help}" for command in COMMANDS.values()]
+    return "\n".join(
+        (
+            f"usage: {PROGRAM} COMMAND [options]",
+            f"       {PROGRAM} SCRIPT.py [its own arguments]",
+            "",
+            "Federated block coordinate fine-tuning in PyTorch Lightning.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            f"{PROGRAM} COMMAND --help explains the options of a command, {PROGRAM} --version prints versions.",
+        )
+    )
 
 
-def _has_stuck_threads() -> bool:
-    return any(thread.name.startswith("parablock-") for thread in threading.enumerate())
+def _versions() -> str:
+    """Read from the packages' metadata: importing them would take seconds."""
+    versions = {name: _version_of(name) for name in _VERSIONS}
+    return "\n".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _leave(code: int) -> None:
-    """End the process here, because a thread is stuck in a receive from a client that is lost.
-
-    Nothing can free such a thread, and Python's own way out aborts when the thread wakes up in the middle of it.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+def _version_of(name: str) -> str:
+    if name == PROGRAM:
+        return lightning_parablock.__version__
+    if name == "python":
+        return platform.python_version()
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _hush() -> None:

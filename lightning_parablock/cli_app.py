@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -22,14 +22,10 @@ from lightning.pytorch.strategies.launchers import (
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
-import lightning_parablock
 from lightning_parablock.callbacks import ClientSight, RoundMetrics, RoundProgressBar, Timeline
 from lightning_parablock.callbacks.sight import Shared
 from lightning_parablock.callbacks.sight_figures import WORST
-from lightning_parablock.cli_compare import COMPARE, COMPARE_HELP, compare_parser
 from lightning_parablock.cli_errors import one_line
-from lightning_parablock.cli_evaluate import EVALUATE, EVALUATE_HELP, evaluate_parser
-from lightning_parablock.cli_export import EXPORT, EXPORT_HELP, export_parser
 from lightning_parablock.cli_flags import (
     DATA_CLASS_PATH,
     MODEL_CLASS_PATH,
@@ -37,9 +33,7 @@ from lightning_parablock.cli_flags import (
     check_strategy_name,
     expand_argv,
 )
-from lightning_parablock.cli_parser import ParaBlockArgumentParser
-from lightning_parablock.cli_plan import PLAN, PLAN_HELP, plan_parser
-from lightning_parablock.cli_report import REPORT, REPORT_HELP, report_parser
+from lightning_parablock.cli_trainer_parser import ParaBlockArgumentParser
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.launched import launched_devices
 from lightning_parablock.report.console import console
@@ -75,7 +69,6 @@ class ParaBlockCLI(LightningCLI):
             parser_class=ParaBlockArgumentParser,
             parser_kwargs={
                 "description": "Federated block coordinate fine-tuning under PyTorch Lightning.",
-                "version": lightning_parablock.__version__,
                 **{command: {"epilog": EPILOG} for command in self.subcommands()},
             },
             save_config_kwargs={"overwrite": True},
@@ -105,19 +98,6 @@ class ParaBlockCLI(LightningCLI):
         if command == "fit":
             _add_fit_arguments(parser)
         parser.set_defaults(self._defaults)
-
-    @override
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        super()._add_subcommands(parser, **kwargs)
-        # Only shown here: they need no trainer, and cli.py runs them without one.
-        for name, command, what in (
-            (COMPARE, compare_parser(), COMPARE_HELP),
-            (EVALUATE, evaluate_parser(), EVALUATE_HELP),
-            (EXPORT, export_parser(), EXPORT_HELP),
-            (PLAN, plan_parser(), PLAN_HELP),
-            (REPORT, report_parser(), REPORT_HELP),
-        ):
-            cast(Any, parser)._subcommands_action.add_subcommand(name, command, help=what)
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_parablock.cli_commands import COMMANDS
 from lightning_parablock.cli_options import closest
-from lightning_parablock.cli_parser import ParaBlockArgumentParser
+from lightning_parablock.cli_parser import CommandParser
 from lightning_parablock.comparing.limits import Equal
 from lightning_parablock.errors import ConfigurationError
 
-COMPARE = "compare"
-COMPARE_HELP = "Train by several methods from one configuration: one table and one picture of their held-out losses."
+_COMMAND = COMMANDS["compare"]
 
 _OURS = ("--strategies", "--equal", "--budget", "--seeds", "--points", "--out", "--overwrite", "--help", "-h")
 _FLAGS = ("--overwrite", "--help", "-h")
@@ -29,11 +29,11 @@ _INSTEAD = {
 """Options of fit that compare sets itself."""
 
 
-def compare_parser() -> ParaBlockArgumentParser:
+def compare_parser() -> CommandParser:
     """The options of the command, but for those that it passes on."""
-    parser = ParaBlockArgumentParser(
-        prog=f"lightning-parablock {COMPARE}",
-        description=f"{COMPARE_HELP} Every other option is one of fit and goes to every run, so --config base.yaml and "
+    parser = CommandParser(
+        prog=_COMMAND.prog,
+        description=f"{_COMMAND.help} Every other option is one of fit and goes to every run: --config base.yaml and "
         "--trainer.devices 2 say what is trained, and by how many clients; a method's own settings win over them. The "
         "runs come one after the other, and what they print goes to DIR/runs/METHOD-seedN.log. The same command again "
         "goes on where it was stopped.",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_parablock.cli_configs import packaged_names
 from lightning_parablock.cli_options import class_options, closest, nearest_option
 
 _KINDS = {
@@ -133,8 +134,14 @@ def _missing_file(message: str, options: Sequence[str]) -> str | None:
         return None
     path = Path(missing[1])
     siblings = [str(p) for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
-    close = closest(str(path), siblings)
+    close = closest(str(path), siblings) or closest(_name_here(path), packaged_names())
     return f"configuration file {str(path)!r} does not exist" + (f"; did you mean {close!r}?" if close else "")
+
+
+def _name_here(path: Path) -> str:
+    """The path as it was probably typed, seen from the working directory and without its ending."""
+    bare = path.with_suffix("")
+    return str(bare.relative_to(Path.cwd()) if bare.is_relative_to(Path.cwd()) else bare)
 
 
 _READERS = (

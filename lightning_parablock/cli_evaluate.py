@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from lightning_parablock.cli_parser import ParaBlockArgumentParser
+from lightning_parablock.cli_commands import COMMANDS
+from lightning_parablock.cli_parser import CommandParser
 from lightning_parablock.data.text import FederatedTextDataModule
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.planning.units import readable_number
 
-EVALUATE = "evaluate"
-EVALUATE_HELP = "Measure the model in a checkpoint on test rows: loss, perplexity and, for GSM8K, exact match."
+_COMMAND = COMMANDS["evaluate"]
 
 
-def evaluate_parser() -> ParaBlockArgumentParser:
+def evaluate_parser() -> CommandParser:
     """The options of the command."""
-    parser = ParaBlockArgumentParser(
-        prog=f"lightning-parablock {EVALUATE}",
-        description=f"{EVALUATE_HELP} Exact match generates an answer to each question greedily and compares the "
+    parser = CommandParser(
+        prog=_COMMAND.prog,
+        description=f"{_COMMAND.help} Exact match generates an answer to each question greedily and compares the "
         "number after ####. The rows are those of data.test_source or, without one, of data.source, whole. Of rows "
         "longer than data.sequence_length the loss is that of the answer's part that fits; examples_cut counts them.",
     )

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_parablock.cli_parser import ParaBlockArgumentParser
+from lightning_parablock.cli_commands import COMMANDS
+from lightning_parablock.cli_parser import CommandParser
 
-EXPORT = "export"
-EXPORT_HELP = "Write the model in a checkpoint as a Hugging Face folder."
+_COMMAND = COMMANDS["export"]
 
 
-def export_parser() -> ParaBlockArgumentParser:
+def export_parser() -> CommandParser:
     """The options of the command."""
-    parser = ParaBlockArgumentParser(
-        prog=f"lightning-parablock {EXPORT}",
-        description=f"{EXPORT_HELP} Needs a checkpoint that CausalLM saved; for other modules, and at the end of a "
+    parser = CommandParser(
+        prog=_COMMAND.prog,
+        description=f"{_COMMAND.help} Needs a checkpoint that CausalLM saved; for other modules, and at the end of a "
         "run, there is the callback lightning_parablock.callbacks.HuggingFaceExport.",
     )
     parser.add_argument("--ckpt_path", type=str, required=True, help="The checkpoint of a CausalLM.")

@@ -14,6 +14,7 @@ from typing import Any, cast
 import yaml
 from lightning.pytorch.strategies import StrategyRegistry
 
+from lightning_parablock.cli_configs import with_packaged_configs
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.settings import nearest
 from lightning_parablock.strategy import ParaBlockStrategy
@@ -57,7 +58,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def expand_argv(args: Sequence[str], *, own_help: bool = True) -> list[str]:
-    """Write out ``--strategy``, its options and the presets' names in a list of command line arguments.
+    """Write out ``--strategy``, its options, presets and packaged configurations in a list of command line arguments.
 
     Args:
         args: The command line without the program's name.
@@ -67,7 +68,7 @@ def expand_argv(args: Sequence[str], *, own_help: bool = True) -> list[str]:
         ConfigurationError: the name of the strategy is not known; the message names the nearest one.
     """
     expanded: list[str] = []
-    words = list(args)
+    words = with_packaged_configs(args)
     while words:
         expanded += _expand_word(words.pop(0), words, _HELP if own_help else _STRATEGY_HELP)
     return expanded

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lightning_parablock.blocks import Block, partition
-from lightning_parablock.cli_parser import ParaBlockArgumentParser
 from lightning_parablock.cli_plan_options import PlanOptions
 from lightning_parablock.cli_probe import Probed, is_first_rank, probe
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.causal_lm import CausalLM
 from lightning_parablock.models.flops import step_flops
+from lightning_parablock.models.lora import Adapters
 from lightning_parablock.models.shapes import SHAPES, config_of, module_without_weights
+from lightning_parablock.models.speed import Step
 from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links
-from lightning_parablock.planning.units import parse_flop_per_s
+from lightning_parablock.planning.units import parse_bps, parse_flop_per_s
 from lightning_parablock.planning.variants import Workload, recommended, variants
 from lightning_parablock.report.console import console
 from lightning_parablock.report.dry_run import model_size
 from lightning_parablock.report.large_models import large_models_table, rows_of
 from lightning_parablock.report.plan import Premises, print_plan, settings_yaml
-
-PLAN = "plan"
-PLAN_HELP = "What a run would take: bytes, memory, seconds a round, and the settings to choose."
 
 
 @dataclass(frozen=True)
@@ -34,43 +35,24 @@ class _Pace:
     known_from: str
 
 
-def plan_parser() -> ParaBlockArgumentParser:
-    """The options of the command."""
-    parser = ParaBlockArgumentParser(
-        prog=f"lightning-parablock {PLAN}",
-        description=f"{PLAN_HELP} Reads the model's configuration alone: no weights, no data; nothing is trained.",
-    )
-    parser.add_class_arguments(PlanOptions)
-    return parser
-
-
-def run_plan(args: Sequence[str]) -> None:
-    """Do what the words after ``plan`` say.
+def plan(options: PlanOptions) -> None:
+    """Print the plan, and write the settings to choose where the options name a file.
 
     Raises:
         ConfigurationError: the options contradict each other, or the model cannot be found or cut as asked.
         PeerError: the probe lost a process.
     """
-    options = PlanOptions(**plan_parser().parse_args(_with_values(args)).as_dict())
+    adapters = _adapters(options)
     config = config_of(options.model, options.gguf_file, options.layers)
-    module = module_without_weights(config, options.dtype, options.adapters)
+    module = module_without_weights(config, options.dtype, adapters)
     blocks = partition(module, options.settings.blocks, options.settings.unmatched)
-    probed = probe(config, options.step, options.chunk_bytes) if options.probe else None
+    probed = probe(config, _step(options), options.chunk_bytes) if options.probe else None
     if is_first_rank():
         _print(options, module, blocks, probed)
 
 
-def _with_values(args: Sequence[str]) -> list[str]:
-    """``--probe`` alone means ``--probe true``: the parser, which reads it from the options' types, wants a value."""
-    following = [*args[1:], "--"]
-    return [
-        f"{word}=true" if word == "--probe" and next_[:2] == "--" else word
-        for word, next_ in zip(args, following, strict=True)
-    ]
-
-
 def _print(options: PlanOptions, module: CausalLM, blocks: Sequence[Block], probed: Probed | None) -> None:
-    links = options.nominal_links or (probed.links if probed is not None else None)
+    links = _nominal_links(options) or (probed.links if probed is not None else None)
     assert links is not None, "the options demand a rate or a probe of several processes"
     flops = step_flops(module, blocks, options.batch_size, options.sequence_length)
     pace = _pace(options, sum(flops) / len(flops), probed)
@@ -83,6 +65,27 @@ def _print(options: PlanOptions, module: CausalLM, blocks: Sequence[Block], prob
     screen.print(large_models_table(_large_rows(options, pace, links), options.local_steps))
     if options.output is not None:
         _write(Path(options.output).expanduser(), settings_yaml(chosen, premises))
+
+
+def _adapters(options: PlanOptions) -> Adapters:
+    """Those that the model gets; none where the rank is 0."""
+    return Adapters(options.lora_rank, targets=options.lora_targets)
+
+
+def _step(options: PlanOptions) -> Step:
+    """What one local step trains on, on this machine."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return Step(options.batch_size, options.sequence_length, options.dtype, device, processes)
+
+
+def _nominal_links(options: PlanOptions) -> Links | None:
+    """What payload gets of the rates that were given; None where they are to be measured."""
+    if options.rate is None:
+        return None
+    client_bps = NOMINAL_GOODPUT * parse_bps("rate", options.rate)
+    server_rate = options.server_rate if options.server_rate is not None else options.rate
+    return Links(client_bps, NOMINAL_GOODPUT * parse_bps("server_rate", server_rate))
 
 
 def _pace(options: PlanOptions, mean_flops: float, probed: Probed | None) -> _Pace:
@@ -108,7 +111,7 @@ def _premises(options: PlanOptions, links: Links, pace: _Pace) -> Premises:
         speed_from=pace.known_from,
         step=f"{options.batch_size} x {options.sequence_length} tokens, {options.dtype} weights{adapters}",
         half=options.dtype == "bfloat16",
-        adapters=options.adapters,
+        adapters=_adapters(options),
     )
 
 

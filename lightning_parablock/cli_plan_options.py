@@ -1,19 +1,19 @@
-"""The options of ``lightning-parablock plan``: one frozen record, checked before a model is looked up."""
+"""The options of ``lightning-parablock plan``: one frozen record, checked before a model is looked up.
+
+Neither torch nor transformers are needed here, so that help and mistyped options take no time.
+"""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from lightning_parablock.cli_probe import launched_ranks
+from lightning_parablock.cli_commands import COMMANDS
+from lightning_parablock.cli_parser import CommandParser
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.models.loading import Dtype
-from lightning_parablock.models.lora import ALL_LINEAR, Adapters
-from lightning_parablock.models.speed import Step
-from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links
+from lightning_parablock.launched import launched_ranks
+from lightning_parablock.models.names import ALL_LINEAR, Dtype
 from lightning_parablock.planning.units import parse_bps, parse_flop_per_s
 from lightning_parablock.settings import (
     Settings,
@@ -21,6 +21,8 @@ from lightning_parablock.settings import (
     resolve_blocks,
     resolve_server_optimizer,
 )
+
+_COMMAND = COMMANDS["plan"]
 
 PlannedOrder = Literal["sequential", "reverse", "shuffle", "random", "importance"]
 """Those with one exchange a round."""
@@ -94,7 +96,10 @@ class PlanOptions:
             self.rate is not None or measures_links,
             "rate is missing: give --rate 100mbit, or start plan --probe under torchrun, which measures it",
         )
-        _ = self.settings, self.adapters, self.n_clients, self.nominal_links  # checked before the model is looked up
+        _ = self.settings, self.n_clients  # checked before the model is looked up
+        for name in ("rate", "server_rate"):
+            if getattr(self, name) is not None:
+                parse_bps(name, getattr(self, name))
         parse_flop_per_s("flop_rate", self.flop_rate)
 
     @property
@@ -112,30 +117,41 @@ class PlanOptions:
         )
 
     @property
-    def adapters(self) -> Adapters:
-        """Those that the model gets; none where the rank is 0."""
-        return Adapters(self.lora_rank, targets=self.lora_targets)
-
-    @property
     def n_clients(self) -> int:
         """How many clients there will be."""
         return self.clients or (launched_ranks() if launched_ranks() > 1 else 2)
 
-    @property
-    def step(self) -> Step:
-        """What one local step trains on, on this machine."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return Step(self.batch_size, self.sequence_length, self.dtype, device, processes)
 
-    @property
-    def nominal_links(self) -> Links | None:
-        """What payload gets of the rates that were given; None where they are to be measured."""
-        if self.rate is None:
-            return None
-        client_bps = NOMINAL_GOODPUT * parse_bps("rate", self.rate)
-        server_rate = self.server_rate if self.server_rate is not None else self.rate
-        return Links(client_bps, NOMINAL_GOODPUT * parse_bps("server_rate", server_rate))
+def run_plan(args: Sequence[str]) -> None:
+    """Do what the words after ``plan`` say.
+
+    Raises:
+        ConfigurationError: the options contradict each other, or the model cannot be found or cut as asked.
+        PeerError: the probe lost a process.
+    """
+    options = PlanOptions(**plan_parser().parse_args(_with_values(args)).as_dict())
+    from lightning_parablock.cli_plan import plan
+
+    plan(options)
+
+
+def plan_parser() -> CommandParser:
+    """The options of the command."""
+    parser = CommandParser(
+        prog=_COMMAND.prog,
+        description=f"{_COMMAND.help} Reads the model's configuration alone: no weights, no data; nothing is trained.",
+    )
+    parser.add_class_arguments(PlanOptions)
+    return parser
+
+
+def _with_values(args: Sequence[str]) -> list[str]:
+    """``--probe`` alone means ``--probe true``: the parser, which reads it from the options' types, wants a value."""
+    following = [*args[1:], "--"]
+    return [
+        f"{word}=true" if word == "--probe" and next_[:2] == "--" else word
+        for word, next_ in zip(args, following, strict=True)
+    ]
 
 
 def _require(condition: bool, message: str) -> None:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from lightning_parablock.errors import ConfigurationError, ParaBlockError, PeerError
+from lightning_parablock.launched import launched_ranks
 from lightning_parablock.models.speed import Speed, Step, measure_speed
 from lightning_parablock.planning.timing import Links, links_of
 from lightning_parablock.settings import Topology
@@ -45,11 +46,6 @@ class Probed:
     def slowest(self) -> Speed:
         """The rank that all wait for."""
         return min(self.speeds, key=lambda speed: speed.flop_per_s)
-
-
-def launched_ranks() -> int:
-    """How many processes a launcher such as torchrun has started."""
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def is_first_rank() -> bool:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_parablock.cli_parser import ParaBlockArgumentParser
+from lightning_parablock.cli_commands import COMMANDS
+from lightning_parablock.cli_parser import CommandParser
 from lightning_parablock.errors import ConfigurationError
 
-REPORT = "report"
-REPORT_HELP = "Write one self-contained HTML page of a run: losses, timeline, hidden share, clients, settings."
+_COMMAND = COMMANDS["report"]
 
 
-def report_parser() -> ParaBlockArgumentParser:
+def report_parser() -> CommandParser:
     """The options of the command."""
-    parser = ParaBlockArgumentParser(
-        prog=f"lightning-parablock {REPORT}", description=f"{REPORT_HELP} It opens without a network."
-    )
+    parser = CommandParser(prog=_COMMAND.prog, description=f"{_COMMAND.help} It opens without a network.")
     parser.add_argument("run_dir", type=str, help="The run's folder, which fit prints at its end.")
     parser.add_argument(
         "--output", type=str | None, default=None, help="The page to write; default: report.html in the run's folder."

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_utilities.core.rank_zero import rank_zero_only
-
 from lightning_parablock.errors import ConfigurationError
 
 _MPI = (
@@ -27,7 +24,7 @@ def adopt_mpi() -> None:
         ConfigurationError: the ranks do not fill the nodes one after the other, or there is no MASTER_ADDR for several.
     """
     names = next((names for names in _MPI if all(name in os.environ for name in names)), None)
-    if names is None or "LOCAL_RANK" in os.environ or SLURMEnvironment.detect():
+    if names is None or "LOCAL_RANK" in os.environ or _in_slurm():
         return
     rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
     if size == 1:
@@ -51,14 +48,27 @@ def adopt_mpi() -> None:
     }
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", _MASTER_PORT)
+    from lightning_utilities.core.rank_zero import rank_zero_only
+
     setattr(rank_zero_only, "rank", rank)  # noqa: B010  # Lightning took it from the variables when it was imported
 
 
 def launched_devices() -> dict[str, int]:
     """``devices`` and ``num_nodes`` of the Trainer, as the launcher started processes; empty where none did."""
     local, total = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
-    if local is None and SLURMEnvironment.detect():
+    if local is None and _in_slurm():
         local, total = os.environ.get("SLURM_NTASKS_PER_NODE"), os.environ.get("SLURM_NTASKS")
     if local is None or total is None:
         return {}
     return {"devices": int(local), "num_nodes": int(total) // int(local)}
+
+
+def launched_ranks() -> int:
+    """How many processes a launcher such as torchrun has started."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _in_slurm() -> bool:
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment  # late: most command lines need it not
+
+    return SLURMEnvironment.detect()

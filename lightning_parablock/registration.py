@@ -6,8 +6,6 @@ from typing import Any
 
 from lightning.pytorch.strategies import StrategyRegistry
 
-from lightning_parablock.strategy import ParaBlockStrategy
-
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "parablock": ("blocks exchanged behind the next round's local steps (arXiv 2511.19959)", {}),
     "fedbcd": ("federated block coordinate descent, waiting for every exchange", {"delay_steps": 0}),
@@ -29,8 +27,23 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+class _Entry(dict[str, Any]):
+    """An entry of Lightning's registry whose class is imported when it is looked up.
+
+    Registration happens while Lightning is being imported, perhaps by the very module of the class.
+    """
+
+    def __missing__(self, key: str) -> Any:
+        if key != "strategy":
+            raise KeyError(key)
+        from lightning_parablock.strategy import ParaBlockStrategy
+
+        self[key] = ParaBlockStrategy
+        return ParaBlockStrategy
+
+
 def register() -> None:
     """Register every preset once; a second call does nothing."""
     for name, (description, options) in PRESETS.items():
         if name not in StrategyRegistry:
-            StrategyRegistry.register(name, ParaBlockStrategy, description=description, **options)
+            StrategyRegistry[name] = _Entry(description=description, init_params=options, strategy_name=name)

@@ -10,16 +10,10 @@ from typing import Any
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from lightning_parablock.cli_export import EXPORT
-from lightning_parablock.cli_flags import SUBCOMMANDS, expand_argv
+from lightning_parablock.cli_exit import FAILED, INTERRUPTED
+from lightning_parablock.cli_flags import expand_argv
 from lightning_parablock.cli_options import closest
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.report.run import FAILED, INTERRUPTED
-
-
-def is_script(word: str) -> bool:
-    """Whether a first argument means a script: it ends in .py, or is a file and no command of ours."""
-    return word.endswith(".py") or (word not in (*SUBCOMMANDS, EXPORT) and Path(word).is_file())
 
 
 def run_script(path: Path, args: Sequence[str]) -> int:

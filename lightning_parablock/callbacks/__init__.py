@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from lightning_parablock.callbacks.byte_budget import ByteBudget
-from lightning_parablock.callbacks.export import HuggingFaceExport
-from lightning_parablock.callbacks.metrics import RoundMetrics
-from lightning_parablock.callbacks.progress import RoundProgressBar
-from lightning_parablock.callbacks.sight import ClientSight
-from lightning_parablock.callbacks.timeline import Timeline
+from typing import TYPE_CHECKING
+
+from lightning_parablock.lazy import attributes_of
+
+if TYPE_CHECKING:
+    from lightning_parablock.callbacks.byte_budget import ByteBudget
+    from lightning_parablock.callbacks.export import HuggingFaceExport
+    from lightning_parablock.callbacks.metrics import RoundMetrics
+    from lightning_parablock.callbacks.progress import RoundProgressBar
+    from lightning_parablock.callbacks.sight import ClientSight
+    from lightning_parablock.callbacks.timeline import Timeline
 
 __all__ = ["ByteBudget", "ClientSight", "HuggingFaceExport", "RoundMetrics", "RoundProgressBar", "Timeline"]
+
+# On use: a report reads the names of logged figures from this folder, and needs no Lightning.
+_MODULES = ("byte_budget", "sight", "export", "metrics", "progress", "timeline")
+__getattr__ = attributes_of(
+    __name__, {name: f"{__name__}.{module}" for name, module in zip(__all__, _MODULES, strict=True)}
+)

@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_parablock.callbacks.gather import NewRecords
+from lightning_parablock.callbacks.sight_figures import PREFIX
 from lightning_parablock.records import RoundRecord
 
-PREFIX = "parablock/"
 _FIELDS = ("round", "exposed_s", "wait_peer_s", "compute_s", "exchange_s", "upload_bytes", "download_bytes", "samples")
 
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_parablock.callbacks.metrics import PREFIX
 from lightning_parablock.names import NO_NAMES, ClientNames
 from lightning_parablock.records import RoundRecord
 
+PREFIX = "parablock/"
 LOSS, DRIFT, PARTICIPATION, SAMPLES = (PREFIX + name for name in ("val_loss", "drift", "participation", "samples"))
 WORST, LABEL = f"{LOSS}_worst", f"{LOSS}_label_"
 

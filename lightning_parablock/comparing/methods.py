@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning_parablock
+from lightning_parablock.cli_configs import PACKAGED, packaged_config
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.registration import PRESETS
 from lightning_parablock.settings import nearest
 
-FOLDER = Path("configs") / "methods"
+METHODS = "methods"
 _ENDS = (".yaml", ".yml")
 
 
@@ -60,7 +60,7 @@ def seeds_of(listed: str) -> list[int]:
 
 def _method(word: str) -> Method:
     if word.endswith(_ENDS):
-        path = Path(word).expanduser()
+        path = packaged_config(word) or Path(word).expanduser()
         if not path.is_file():
             raise ConfigurationError(f"the method's file {word} does not exist{_near_file(path)}")
         return Method(path.stem, ("--config", str(path)))
@@ -79,14 +79,15 @@ def _known() -> list[str]:
 
 
 def _overlays() -> dict[str, Path]:
-    """Overlays by name: those of the folder that compare was started in come before those of the checkout."""
-    checkout = Path(lightning_parablock.__file__).resolve().parents[1]
-    found = (path for root in (checkout, Path()) for path in sorted((root / FOLDER).glob("*.yaml")))
+    """Overlays by name: those of the folder that compare was started in come before those of the package."""
+    folders = (PACKAGED / METHODS, Path("configs") / METHODS)
+    found = (path for folder in folders for path in sorted(folder.glob("*.yaml")))
     return {path.stem.lower(): path for path in found}
 
 
 def _near_file(path: Path) -> str:
-    names = [other.name for other in path.parent.glob("*") if other.suffix in _ENDS]
+    folder = path.parent if path.parent.is_dir() else PACKAGED / METHODS
+    names = [other.name for other in folder.glob("*") if other.suffix in _ENDS]
     return f"; {nearest(path.name, names)}" if names else ""
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lightning_parablock.cli_exit import TERMINATED
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.report.run import TERMINATED
 from lightning_parablock.report.run_folder import MANIFEST_NAME
 
 _NOT_COMPARED = ("run_dir", "config")

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 from filelock import FileLock, Timeout
 
+from lightning_parablock.cli_exit import INTERRUPTED
 from lightning_parablock.comparing.limits import Equal, Limit
 from lightning_parablock.comparing.methods import Method, methods_of, seeds_of
 from lightning_parablock.comparing.outcomes import Outcome, outcome_of, rows_of
@@ -19,7 +20,6 @@ from lightning_parablock.comparing.tables import NAME, screen_table, write_table
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.planning.units import readable_number
 from lightning_parablock.report.console import console
-from lightning_parablock.report.run import INTERRUPTED
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from lightning_parablock.data.tokenize import IGNORED_LABEL
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.loading import (
-    Dtype,
     keep_first_layers,
     load_config,
     load_model,
@@ -22,8 +21,9 @@ from lightning_parablock.models.loading import (
     random_model,
     resolve_model,
 )
-from lightning_parablock.models.lora import ALL_LINEAR, Adapters, add_adapters
+from lightning_parablock.models.lora import Adapters, add_adapters
 from lightning_parablock.models.metrics import TokenLoss, TokenPerplexity, token_losses
+from lightning_parablock.models.names import ALL_LINEAR, Dtype
 
 Batch = dict[str, Tensor]
 _NOT_KEPT = ("_name_or_path", "id2label", "label2id")

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import transformers
@@ -17,10 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.gguf_cache import converted_folder
+from lightning_parablock.models.names import Dtype
 
 log = logging.getLogger(__name__)
 
-Dtype = Literal["float32", "bfloat16"]
 """Of a model's weights."""
 
 _PACKAGE = "package:"

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.models.names import ALL_LINEAR
 
-ALL_LINEAR = "all-linear"
 _NAME = "default"
 """What peft calls an adapter that nobody named."""
 _ADAPTER, _BASE = ".lora_", ".base_layer"

@@ -11,8 +11,9 @@ from transformers import LlamaConfig, PretrainedConfig
 
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.causal_lm import CausalLM
-from lightning_parablock.models.loading import Dtype, keep_first_layers, load_config, resolve_model
+from lightning_parablock.models.loading import keep_first_layers, load_config, resolve_model
 from lightning_parablock.models.lora import Adapters
+from lightning_parablock.models.names import Dtype
 
 _LLAMA3: dict[str, Any] = {
     "vocab_size": 128_256,

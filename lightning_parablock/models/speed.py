@@ -19,7 +19,8 @@ from lightning_parablock.blocks import Block, partition
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.causal_lm import CausalLM
 from lightning_parablock.models.flops import step_flops
-from lightning_parablock.models.loading import Dtype, keep_first_layers
+from lightning_parablock.models.loading import keep_first_layers
+from lightning_parablock.models.names import Dtype
 from lightning_parablock.models.shapes import module_without_weights
 
 TIMED_BLOCKS = 3

@@ -17,14 +17,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_parablock.callbacks.gather import gather_objects
+from lightning_parablock.cli_exit import FAILED, USAGE
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.report.manifest import Manifest
 from lightning_parablock.report.run_folder import claim_run_folder, new_run_folder, remove_if_empty
 
 log = logging.getLogger(__name__)
-
-FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
-"""Exit codes; the last two are what shells use for SIGINT and SIGTERM."""
 
 
 class Run:

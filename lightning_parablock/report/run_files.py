@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_parablock.callbacks.metrics import PREFIX
-from lightning_parablock.callbacks.sight_figures import DRIFT, LOSS, PARTICIPATION, SAMPLES
+from lightning_parablock.callbacks.sight_figures import DRIFT, LOSS, PARTICIPATION, PREFIX, SAMPLES
 from lightning_parablock.callbacks.trace import EXPOSED, SUBMITTED, WAITING
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.names import ClientNames

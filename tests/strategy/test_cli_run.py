@@ -177,4 +177,4 @@ def test_the_console_script_says_its_version() -> None:
     script = Path(sys.executable).with_name("lightning-parablock")
     words = [str(script)] if script.exists() else [sys.executable, "-m", "lightning_parablock"]
     done = subprocess.run([*words, "--version"], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=True)
-    assert done.stdout.strip().endswith("0.1.0")
+    assert done.stdout.splitlines()[0] == "lightning-parablock 0.1.0"

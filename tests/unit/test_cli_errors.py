@@ -99,6 +99,14 @@ def test_a_missing_file_names_its_neighbour(capsys: pytest.CaptureFixture[str], 
     assert f"does not exist; did you mean '{tmp_path}/quickstart.yaml'?" in line
 
 
+def test_a_misspelt_packaged_file_names_the_right_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, right in (("quikstart", "quickstart"), ("methods/fedbc.yaml", "methods/fedbcd")):
+        assert f"did you mean {right!r}?" in complaint(capsys, ["fit", "--config", name])
+
+
 @pytest.mark.parametrize(
     ("args", "named"),
     [(["fitt"], "did you mean 'fit'?"), ([], "no command was given; choose fit, validate, test, predict")],

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
+from lightning_parablock.cli_configs import PACKAGED, _report, packaged_names
 from lightning_parablock.cli_flags import (
     DATA_CLASS_PATH,
     MODEL_CLASS_PATH,
@@ -77,6 +79,37 @@ def test_other_spellings(given: list[str], expanded: list[str]) -> None:
 def test_the_class_by_name_keeps_what_earlier_files_said(name: str) -> None:
     strategy = {"class_path": STRATEGY_CLASS_PATH}
     assert expand_argv(["--strategy", name]) == ["--config", json.dumps({"trainer": {"strategy": strategy}})]
+
+
+def test_packaged_configurations_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    quickstart, fedbcd = str(PACKAGED / "quickstart.yaml"), str(PACKAGED / "methods" / "fedbcd.yaml")
+    for names in (("quickstart", "methods/fedbcd"), ("configs/quickstart.yaml", "./configs/methods/fedbcd.yaml")):
+        words = ["fit", "--config", names[0], f"-c={names[1]}", "--x", "quickstart"]
+        assert expand_argv(words) == ["fit", "--config", quickstart, f"-c={fedbcd}", "--x", "quickstart"]
+    for name in ("quickstar", "../configs/quickstart.yaml", "/quickstart", "", "{}", "x" * 5000):
+        assert expand_argv(["--config", name]) == ["--config", name]
+    (tmp_path / "quickstart").touch()
+    assert expand_argv(["--config", "quickstart"]) == ["--config", "quickstart"]
+
+
+def test_the_packaged_file_that_is_taken_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable, said in (({"RANK": "1"}, ""), ({"RANK": "0"}, f"configuration base: {PACKAGED / 'base.yaml'}\n")):
+        for name, value in variable.items():
+            monkeypatch.setenv(name, value)
+        _report.cache_clear()
+        assert expand_argv(["--config", "base", "--config", "base"]) == ["--config", str(PACKAGED / "base.yaml")] * 2
+        assert capsys.readouterr().err == said
+
+
+def test_the_packaged_configurations_are_those_at_the_top_of_the_repository() -> None:
+    top = Path(__file__).resolve().parents[2] / "configs"
+    assert packaged_names() == sorted(str(file.relative_to(top).with_suffix("")) for file in top.rglob("*.yaml"))
+    assert all((PACKAGED / f"{name}.yaml").samefile(top / f"{name}.yaml") for name in packaged_names())
 
 
 def test_a_misspelt_name_is_refused_with_the_nearest_one() -> None:

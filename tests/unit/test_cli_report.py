@@ -12,11 +12,12 @@ import pytest
 from rich.console import Console
 from torch import nn
 
+from lightning_parablock.cli_exit import FAILED, INTERRUPTED, USAGE
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.report.dry_run import print_plan
 from lightning_parablock.report.manifest import Manifest, git_sha, write_atomically
-from lightning_parablock.report.run import FAILED, INTERRUPTED, USAGE, Run
+from lightning_parablock.report.run import Run
 from lightning_parablock.report.run_folder import claim_run_folder, new_run_folder, remove_if_empty
 from lightning_parablock.report.summary import held_out_metrics, readable_bytes, summarise, summary_table
 from lightning_parablock.settings import Int8, ServerAdam, Settings

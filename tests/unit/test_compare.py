@@ -51,7 +51,7 @@ def test_overlays_beside_the_user_come_first_and_presets_need_none(
 ) -> None:
     (tmp_path / "configs" / "methods").mkdir(parents=True)
     (tmp_path / "configs" / "methods" / "relay.yaml").write_text("strategy: fedbcd\n")
-    monkeypatch.setattr("lightning_parablock.__file__", str(tmp_path / "site-packages" / "package" / "__init__.py"))
+    monkeypatch.setattr("lightning_parablock.comparing.methods.PACKAGED", tmp_path / "nowhere")
     monkeypatch.chdir(tmp_path)
     relay, diloco = methods_of("relay,diloco")
     assert relay.words == ("--config", "configs/methods/relay.yaml")

@@ -1,0 +1,57 @@
+"""fit, validate, test and predict: LightningCLI with a run folder, and an exit code for every way to end."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_parablock.cli_app import ParaBlockCLI
+from lightning_parablock.cli_exit import FAILED, INTERRUPTED, TERMINATED, has_stuck_threads
+from lightning_parablock.errors import ParaBlockError
+from lightning_parablock.report.run import Run
+
+
+def run_trainer(args: Sequence[str]) -> int:
+    """Do what a command line of LightningCLI says and return the exit code.
+
+    Args:
+        args: The command line without the program's name.
+    """
+    run = Run()
+    try:
+        ParaBlockCLI(run, args)
+    except (ParaBlockError, ValueError) as error:
+        known = _known_cause(error)
+        if known is None:
+            return _unexpected(run, error)
+        return run.failed(known)
+    except KeyboardInterrupt:
+        return run.interrupted("Ctrl-C", INTERRUPTED)
+    except SIGTERMException:
+        return run.interrupted("SIGTERM", TERMINATED)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
+            return run.interrupted("Ctrl-C", INTERRUPTED)
+        raise
+    except BaseException as error:
+        return _unexpected(run, error)
+    run.finish()
+    return 0
+
+
+def _known_cause(error: BaseException) -> ParaBlockError | None:
+    """The package's own error; jsonargparse wraps one that a constructor raised into an error of its own."""
+    while error.__cause__ is not None and not isinstance(error, ParaBlockError):
+        error = error.__cause__
+    return error if isinstance(error, ParaBlockError) else None
+
+
+def _unexpected(run: Run, error: BaseException) -> int:
+    """Record an unexpected error, whose traceback Python shows, and raise it again if the process can end."""
+    run.crashed(error)
+    if not has_stuck_threads():
+        raise error
+    traceback.print_exception(error)
+    return FAILED

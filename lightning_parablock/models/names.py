@@ -1,0 +1,11 @@
+"""Names that options of models take, apart from what imports torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16"]
+"""Of weights."""
+
+ALL_LINEAR = "all-linear"
+"""Every linear layer but the head gets adapters."""
