@@ -31,12 +31,14 @@ class BlockStates:
         self._kind = kind
         self._kept: dict[Place, list[ParameterState]] = {}
 
-    def leave(self, optimizer: Optimizer, place: Place, parameters: Sequence[nn.Parameter]) -> None:
-        """Take the state of a client's block out of the optimizer."""
+    def leave(
+        self, optimizer: Optimizer, place: Place, parameters: Sequence[nn.Parameter], *, discarded: bool = False
+    ) -> None:
+        """Take the state of a client's block out of the optimizer; that of a discarded turn is dropped."""
         states = [optimizer.state.pop(parameter, {}) for parameter in parameters]
         if self._kind == "offload":
             states = [_moved(state, torch.device("cpu")) for state in states]
-        if self._kind != "reset":
+        if self._kind != "reset" and not discarded:
             self._kept[place] = states
 
     def enter(self, optimizer: Optimizer, place: Place, parameters: Sequence[nn.Parameter]) -> None:

@@ -25,7 +25,7 @@ from lightning_parablock.errors import CheckpointError
 from lightning_parablock.plain_values import numpy_numbers
 
 KEY = "parablock"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

@@ -44,3 +44,7 @@ class ProtocolError(PeerError):
 
 class DivergenceError(ParaBlockError):
     """Clients that must hold the same bits do not."""
+
+
+class NonFiniteError(ParaBlockError):
+    """A client's delta, or the server's commit, contains NaN or infinity; the message names round and block."""

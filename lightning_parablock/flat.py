@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -124,6 +125,14 @@ class FlatBlocks:
                 low.copy_(master)
                 parameter.grad, parameter.data = None, low
                 parameter.grad = gradient
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether no scalar of a floating-point tensor is NaN or infinite; one pass without a copy."""
+    if not values.numel():
+        return True
+    low, high = torch.aminmax(values.detach())  # both are NaN where one scalar is
+    return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def hash_tensors(tensors: Iterable[Tensor]) -> str:

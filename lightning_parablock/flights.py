@@ -11,17 +11,16 @@ from lightning_parablock.transport.base import Exchange, Upload
 
 @dataclass
 class Turn:
-    """One client's part of a round: when it computed, and how long it stood still for the round's exchange."""
+    """One client's part of a round: when it computed, and how long it waited inside it for an earlier exchange."""
 
     start_s: float
     block: int
     steps: int = 0
     end_s: float = 0.0
     stood_still_s: float = 0.0
-    exposed_s: float = 0.0
-    wait_peer_s: float = 0.0
     samples: int = 0
     drift: float | None = None
+    nonfinite: bool = False
 
 
 @dataclass
@@ -33,6 +32,7 @@ class Flight:
         uploads: Of this rank's clients, by client.
         turns: Of this rank's clients, by client; where none of them trained, an empty one of the first.
         exchanges: By block.
+        waits_s: When this rank's training thread waited for one of them: from and until, ``time.time()``.
         has_landed: Whether the commits have been taken from the exchanges.
     """
 
@@ -40,20 +40,36 @@ class Flight:
     uploads: dict[int, Upload]
     turns: dict[int, Turn]
     exchanges: dict[int, Exchange] = field(default_factory=dict[int, Exchange])
+    waits_s: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
     has_landed: bool = False
 
-    def note_wait(self, block: int, from_s: float, until_s: float) -> None:
-        """This rank stood still for the exchange of a block; its first client's record says so."""
-        turn, ready_s = self.turns[min(self.turns)], self.exchanges[block].facts.ready_s
-        turn.wait_peer_s += max(0.0, min(until_s, ready_s) - from_s)
-        turn.exposed_s += max(0.0, until_s - max(from_s, ready_s))
+    @property
+    def ready_s(self) -> float:
+        """When every client had submitted, to all exchanges of the round."""
+        return max(exchange.facts.ready_s for exchange in self.exchanges.values())
+
+    @property
+    def end_s(self) -> float:
+        """When the last commit of the round had arrived."""
+        return max(exchange.facts.end_s for exchange in self.exchanges.values())
+
+    @property
+    def wait_peer_s(self) -> float:
+        """How long this rank waited before the exchanges were ready."""
+        return sum(max(0.0, min(until_s, self.ready_s) - from_s) for from_s, until_s in self.waits_s)
+
+    @property
+    def exposed_s(self) -> float:
+        """How long it waited while they ran; until the thread that waits has woken up is no part of them."""
+        return sum(max(0.0, min(until_s, self.end_s) - max(from_s, self.ready_s)) for from_s, until_s in self.waits_s)
 
     def record_of(self, round_index: int, client: int, block_names: list[str]) -> RoundRecord:
         """The record of one of the turns, once the commits are here."""
         turn = self.turns[client]
         facts = self.exchanges[turn.block].facts
-        # Messages are the rank's: where it hosts several clients, its first one's record carries them all.
-        carried = [exchange.facts for exchange in self.exchanges.values()] if client == min(self.turns) else []
+        # Messages and waits are the rank's: where it hosts several clients, its first one's record carries them all.
+        is_first = client == min(self.turns)
+        carried = [exchange.facts for exchange in self.exchanges.values()] if is_first else []
         return RoundRecord(
             round=round_index,
             block=block_names[turn.block],
@@ -62,14 +78,15 @@ class Flight:
             start_s=turn.start_s,
             end_s=turn.end_s,
             compute_s=turn.end_s - turn.start_s - turn.stood_still_s,
-            exchange_s=facts.end_s - facts.ready_s,
-            exposed_s=turn.exposed_s,
-            wait_peer_s=turn.wait_peer_s,
+            exchange_s=self.end_s - self.ready_s,
+            exposed_s=self.exposed_s if is_first else 0.0,
+            wait_peer_s=self.wait_peer_s if is_first else 0.0,
             upload_bytes=sum(f.upload_bytes for f in carried),
             download_bytes=sum(f.download_bytes for f in carried),
             exchange_start_s=facts.start_s,
-            exchange_ready_s=facts.ready_s,
-            exchange_end_s=facts.end_s,
+            exchange_ready_s=self.ready_s,
+            exchange_end_s=self.end_s,
             samples=turn.samples,
             drift=turn.drift,
+            nonfinite=turn.nonfinite,
         )

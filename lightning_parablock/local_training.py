@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_parablock.block_states import BlockStates
+from lightning_parablock.buffers import BuffersBefore
 from lightning_parablock.client_loaders import TurnId
 from lightning_parablock.gradients import gradient_norm
 from lightning_parablock.local_steps import OwnSteps, add_proximal_term, warmed_up
@@ -29,6 +30,7 @@ class LocalTraining:
         optimizer: Gives the local optimizer, which Lightning may replace.
         own_steps: Which of a round's local steps this rank's clients make.
         turn_keeper: What changes hands where clients take turns; None where each has a rank of its own.
+        buffers: Puts the module's buffers back where a turn is discarded.
     """
 
     def __init__(
@@ -37,11 +39,13 @@ class LocalTraining:
         optimizer: Callable[[], Optimizer],
         own_steps: OwnSteps,
         turn_keeper: TurnKeeper | None,
+        buffers: BuffersBefore,
     ) -> None:
         self.engine = engine
         self.turn_keeper = turn_keeper
         self._optimizer = optimizer
         self._own_steps = own_steps
+        self._buffers = buffers
         self._block_states = BlockStates(engine.settings.block_optimizer_state)
         self._has_stepped = False
         self._samples = 0
@@ -77,8 +81,9 @@ class LocalTraining:
         engine = self.engine
         client, block, parameters = engine.active_client, engine.block, self.parameters
         engine.end_turn()
+        self._buffers.end_turn(discarded=engine.discarded)
         if client is not None:
-            self._block_states.leave(self._optimizer(), (client, block), parameters)
+            self._block_states.leave(self._optimizer(), (client, block), parameters, discarded=engine.discarded)
         if self.turn_keeper is not None:
             self.turn_keeper.end_turn(client)
         if engine.round_is_over:
@@ -89,7 +94,9 @@ class LocalTraining:
     def finish(self) -> None:
         """Drain. The optimizer keeps no state of the block whose round was not finished."""
         BlockStates("reset").leave(self._optimizer(), (0, 0), self.parameters)
+        ends_turn = self.engine.has_open_turn
         self.engine.finish()
+        self._buffers.end_turn(discarded=ends_turn and self.engine.discarded)
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -98,11 +105,12 @@ class LocalTraining:
         return self.engine.active_client is None or self._own_steps.are_over(self.engine.steps)
 
     def count_samples(self, batch: Any) -> None:
-        """Take note of a batch on which the client trains.
+        """Take note of a batch on which the client is about to train.
 
         Raises:
             ConfigurationError: clients are weighted by samples, and the batch does not tell how many it has.
         """
+        self._buffers.note()
         by_samples = self.engine.settings.weighting == "samples"
         self._samples += batch_samples(batch) if by_samples else samples_or_one(batch)
 
@@ -159,6 +167,7 @@ class LocalTraining:
         """For a checkpoint, beside the engine's."""
         return {
             "samples": self._samples,
+            "buffers_before": self._buffers.state(),
             "block_states": self._block_states.state(),
             "turn_keeper": None if self.turn_keeper is None else self.turn_keeper.state(),
         }
@@ -166,6 +175,7 @@ class LocalTraining:
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over :meth:`state`."""
         self._samples = state["samples"]
+        self._buffers.load_state(state["buffers_before"])
         self._block_states.load_state(state["block_states"])
         if self.turn_keeper is not None:
             self.turn_keeper.load_state(state["turn_keeper"])

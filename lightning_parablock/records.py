@@ -54,6 +54,7 @@ class RoundRecord:
         exchange_ready_s: When every client had submitted.
         exchange_end_s: When the commit had arrived.
         samples: On how many it trained; 0 where it took no part.
+        nonfinite: Whether its delta contained NaN or infinity, so that it took no part (``nonfinite_delta="skip"``).
         drift: Norm of its delta less the mean delta, over the mean delta's norm, dimensionless; None where it took no
             part, or where the commit does not tell the mean: with a server optimizer other than SGD, a lossy
             compression, or parameters that are not float32.
@@ -76,3 +77,4 @@ class RoundRecord:
     exchange_end_s: float
     samples: int = 0
     drift: float | None = None
+    nonfinite: bool = False

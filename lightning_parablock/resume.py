@@ -45,8 +45,9 @@ _PATH_ONLY = (
     "chunk_bytes",
     "topology",
     "missing_client_state",
+    "nonfinite_delta",
 )
-"""Settings that change no bit of the result: a run may go on with others."""
+"""Settings that change no bit of what a checkpoint holds: a run may continue with others."""
 
 
 class SavePoint(NamedTuple):

@@ -20,6 +20,8 @@ ranks after the same number of steps: W is what they have all merged.
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -30,8 +32,9 @@ from torch import Tensor
 
 from lightning_parablock.client import Client, InFlight
 from lightning_parablock.drift import lr_of_mean, relative_drift
+from lightning_parablock.errors import NonFiniteError
 from lightning_parablock.feedback import Residuals
-from lightning_parablock.flat import FlatBlocks
+from lightning_parablock.flat import FlatBlocks, is_finite
 from lightning_parablock.flights import Flight, Turn
 from lightning_parablock.held import HeldModel
 from lightning_parablock.records import RoundRecord
@@ -39,6 +42,8 @@ from lightning_parablock.schedule import Schedule, Work
 from lightning_parablock.server import StatePiece
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Transport, Upload
+
+log = logging.getLogger(__name__)
 
 MAX_RECORDS = 100_000
 
@@ -61,6 +66,7 @@ class RoundEngine:
         turns: The clients of the running round in the order of their turns; None is an idle turn.
         turn: Index in it of the turn that runs or comes next.
         steps: Local steps of the turn that runs.
+        discarded: Whether the turn that ended last has no part in the mean because its delta was not finite.
         records: The records of finished rounds, oldest first, bounded.
         is_running: Whether rounds are under way: then the model may show something else than W.
     """
@@ -82,6 +88,7 @@ class RoundEngine:
         self.clients = {i: Client(i, versions) for i in clients}
         self.round = self.turn = self.steps = self.block = 0
         self.turns: list[int | None] = []
+        self.discarded = False
         self.records: list[RoundRecord] = []
         self.is_running = False
         self._n_turns = n_turns
@@ -180,22 +187,31 @@ class RoundEngine:
         return self.turn >= len(self.turns)
 
     def end_turn(self) -> None:
-        """Measure the active client's delta from s; afterwards the optimizer must not touch the block."""
+        """Measure the active client's delta from s; afterwards the optimizer must not touch the block.
+
+        Raises:
+            NonFiniteError: the delta contains NaN or infinity, and ``nonfinite_delta`` is "stop".
+        """
         assert self._turn_is_open, "no turn is open: call begin_turn first"
         client, self._active, self._turn_is_open = self._active, None, False
         self.turn += 1
+        self.discarded = False
         if client is None:
             return
         assert client.start is not None
-        if client.samples:
+        delta = self.flat.difference(self.block, client.start) if client.samples else None
+        if delta is not None and not is_finite(delta):
+            self._discard(client)
+            delta = None
+        if delta is not None:
             weight = client.samples if self.settings.weighting == "samples" else 1
-            delta = self.flat.difference(self.block, client.start)
             self._uploads[client.id] = Upload(delta, weight, gradient_norm=client.gradient_norm)
-        else:  # who did not train has no part in the mean: it is that of the others
+        else:  # it has no part in the mean, which is that of the others
             self._uploads[client.id] = Upload(torch.zeros_like(client.start), weight=0)
         self.flat.close_master()
         turn = self._turns[client.id]
         turn.end_s, turn.steps, turn.samples = time.time(), self.steps, client.samples
+        turn.nonfinite = self.discarded
         client.start = None
 
     def end_round(self) -> None:
@@ -361,6 +377,19 @@ class RoundEngine:
             self.flat.close_master()
             del self._turns[client.id]
 
+    def _discard(self, client: Client) -> None:
+        """A delta that is not finite never enters a mean: stop, or go on as if the client had not trained."""
+        who, name = self.transport.describe_client(client.id), self.flat.blocks[self.block].name
+        what = f"round {self.round}, block {name!r}: the delta of {who} contains NaN or infinity"
+        if self.settings.nonfinite_delta == "stop":
+            raise NonFiniteError(
+                f"{what}; look for a loss that is not finite in its data, lower the learning rate or set "
+                "gradient_clip_val, or leave such a client out of the round with nonfinite_delta='skip'"
+            )
+        log.warning("parablock: %s: it has no weight in this round and is put back to where the round began", what)
+        self.discarded = True
+        client.samples = 0
+
     def _give_absent_ones_no_weight(self) -> None:
         """Where the run ends in the middle of a round, some have not had their turn; and a rank may have no client."""
         now_s = time.time()
@@ -430,17 +459,27 @@ class RoundEngine:
         if flight.has_landed:
             return
         for block, exchange in flight.exchanges.items():
-            stood_from_s = time.time()
+            from_s = time.time()
             commit = exchange.wait()
-            until_s = time.time()
-            flight.note_wait(block, stood_from_s, until_s)
+            flight.waits_s.append((from_s, time.time()))
             self._note_drift(round_index, flight, block, commit)
-            if self._active is not None:
-                self._turns[self._active.id].stood_still_s += until_s - stood_from_s
             if self.settings.compression.is_lossy:
                 commit.add_(self.model.committed(self._clock, block))
+            self._refuse_overflow(round_index, block, commit)
             self.model.add_version(block, self._clock.versions[block] + 1, commit)
         flight.has_landed = True
+        if self._active is not None:
+            self._turns[self._active.id].stood_still_s += flight.wait_peer_s + flight.exposed_s
+
+    def _refuse_overflow(self, round_index: int, block: int, commit: Tensor) -> None:
+        """Every rank has the same bits here, so all of them stop, with the W before this commit."""
+        if is_finite(self.flat.as_held(block, commit)):
+            return
+        raise NonFiniteError(
+            f"round {round_index}, block {self.flat.blocks[block].name!r}: the committed value contains NaN or "
+            "infinity although every delta in it was finite: their sum, the server optimizer or the compression has "
+            "overflowed; lower the learning rate of the clients or of server_optimizer, or set gradient_clip_val"
+        )
 
     def _advance_clock(self, round_index: int, flight: Flight) -> None:
         """Everybody has merged a round: W is what they have, and what was before it is of no more use."""
@@ -451,7 +490,8 @@ class RoundEngine:
         self.records += [flight.record_of(round_index, client, names) for client in sorted(flight.turns)]
         if len(self.records) > MAX_RECORDS:
             del self.records[: MAX_RECORDS // 2]
-        self._norms |= {block: exchange.facts.gradient_norm for block, exchange in flight.exchanges.items()}
+        norms = {block: exchange.facts.gradient_norm for block, exchange in flight.exchanges.items()}
+        self._norms |= {block: norm for block, norm in norms.items() if math.isfinite(norm)}
         del self._flights[round_index]
         self.transport.server.settle(round_index)
         self._residuals.settle(round_index)

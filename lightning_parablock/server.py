@@ -7,6 +7,7 @@ into shards and chunks gives the same bits.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -58,9 +59,9 @@ def weighted_mean(deltas: Iterable[Tensor], weights: Sequence[int], out: Tensor)
 
 
 def mean_norm(norms: Sequence[float], weights: Sequence[int]) -> float:
-    """Mean of the clients' gradient norms, weighted as their deltas are; 0 where nobody trained."""
-    total = sum(weights)
-    return sum(norm * weight for norm, weight in zip(norms, weights, strict=True)) / total if total else 0.0
+    """Mean of the clients' finite gradient norms, weighted as their deltas are; NaN where no client has one."""
+    known = [pair for pair in zip(norms, weights, strict=True) if pair[1] and math.isfinite(pair[0])]
+    return sum(norm * weight for norm, weight in known) / sum(weight for _, weight in known) if known else math.nan
 
 
 def _sgd(optimizer: ServerOptimizer, mean: Tensor, state: State) -> Tensor:

@@ -25,6 +25,7 @@ BlockOptimizerState = Literal["reset", "offload", "keep"]
 MissingClientState = Literal["error", "fresh"]
 UnevenClients = Literal["go_on", "shorten"]
 Buffers = Literal["local", "average"]
+NonfiniteDelta = Literal["stop", "skip"]
 BlocksSpec = str | int | Sequence[str]
 Availability = tuple[tuple[int, ...], ...]
 """For each round the clients that can be reached; after its last entry a trace begins anew. Empty: all, always."""
@@ -260,6 +261,7 @@ class Settings:
     own_local_steps: int | None = None
     own_local_s: float | None = None
     buffers: Buffers = "local"
+    nonfinite_delta: NonfiniteDelta = "stop"
     exchange_timeout_s: float = 300.0
     straggler_timeout_s: float = 3600.0
     heartbeat_s: float = 1.0
@@ -324,6 +326,7 @@ class Settings:
         _check_choice("missing_client_state", self.missing_client_state, get_args(MissingClientState))
         _check_choice("block_optimizer_state", self.block_optimizer_state, get_args(BlockOptimizerState))
         _check_choice("buffers", self.buffers, get_args(Buffers))
+        _check_choice("nonfinite_delta", self.nonfinite_delta, get_args(NonfiniteDelta))
         _check_blocks(self.blocks)
 
     @property

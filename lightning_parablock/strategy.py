@@ -26,7 +26,7 @@ from typing_extensions import override
 from lightning_parablock.agreement import versions_here
 from lightning_parablock.auto_steps import Measured, StepClock, agree_on_local_steps
 from lightning_parablock.blocks import Block, partition
-from lightning_parablock.buffers import Replaced, kinds, put_back, show_mean
+from lightning_parablock.buffers import BuffersBefore, Replaced, kinds, put_back, show_mean
 from lightning_parablock.callbacks.freeze import BlockFreezer
 from lightning_parablock.callbacks.metrics import RoundMetrics
 from lightning_parablock.client_loaders import ClientsLoader
@@ -82,6 +82,7 @@ from lightning_parablock.settings import (
     Compression,
     InFlightValue,
     MissingClientState,
+    NonfiniteDelta,
     ServerOptimizer,
     Settings,
     Topology,
@@ -164,6 +165,10 @@ class ParaBlockStrategy(WatchedStrategy):
         buffers: What is no parameter, such as the running statistics of BatchNorm: "local" keeps each client's own, a
             checkpoint has the first client's; "average" shows the clients' mean wherever the committed model is shown
             (validation, checkpoints, the end of fit) and gives each client its own back to go on training.
+        nonfinite_delta: What to do with a client whose delta contains NaN or infinity at the end of a round: "stop"
+            ends the run with an error that names client, round and block; "skip" gives the client no weight in the
+            round's mean, warns and counts it in the records; the client's block, error feedback and buffers return to
+            where its round began, and its optimizer's state of the block starts anew.
         exchange_timeout_s: Seconds without a sign of life after which a client (frozen, or its link cut) is given up
             and the run ends with an error. A client whose process died is noticed at once.
         straggler_timeout_s: Seconds to wait for a client that is alive but has not delivered its part of an exchange.
@@ -221,6 +226,7 @@ class ParaBlockStrategy(WatchedStrategy):
         own_local_steps: int | None = None,
         own_local_s: float | None = None,
         buffers: Buffers = "local",
+        nonfinite_delta: NonfiniteDelta = "stop",
         exchange_timeout_s: float = 300.0,
         straggler_timeout_s: float = 3600.0,
         heartbeat_s: float = 1.0,
@@ -274,6 +280,7 @@ class ParaBlockStrategy(WatchedStrategy):
             own_local_steps=own_local_steps,
             own_local_s=own_local_s,
             buffers=buffers,
+            nonfinite_delta=nonfinite_delta,
             exchange_timeout_s=exchange_timeout_s,
             straggler_timeout_s=straggler_timeout_s,
             heartbeat_s=heartbeat_s,
@@ -431,7 +438,8 @@ class ParaBlockStrategy(WatchedStrategy):
         keeper = None
         if self.takes_turns:
             keeper = TurnKeeper(self._module(), self._schedulers, self._local_optimizer, self.settings.seed)
-        training = self._training = LocalTraining(engine, self._local_optimizer, self._own_steps, keeper)
+        before = BuffersBefore(self._module() if self.settings.nonfinite_delta == "skip" else None)
+        training = self._training = LocalTraining(engine, self._local_optimizer, self._own_steps, keeper, before)
         self._step_clock = StepClock(device)
         if self._resumed is not None:
             go_on(engine, self._resumed)

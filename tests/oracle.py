@@ -46,6 +46,7 @@ class OracleConfig:
     optimizer_state: str = "reset"  # "reset" | "kept": of a client's block, from one of its rounds to its next one
     warmup_steps: int = 0  # of each round, over which a client's learning rate grows
     proximal_mu: float = 0.0
+    nonfinite: str = "stop"  # "stop" | "skip": a client whose progress in a round is not finite
     trains: Callable[[int, int], bool] = lambda client, step: True  # whether a client has data left for a step
     samples: Callable[[int, int], int] | None = None  # of a client's step, where they are its weight in the mean
     # Client -> the block it trains in a round; who is not in it sits the round out. Given with the round: the gradient
@@ -55,7 +56,7 @@ class OracleConfig:
     def __post_init__(self) -> None:
         """Refuse what would otherwise be taken for something else in silence."""
         assert self.in_flight_value in ("local", "anchor") and self.server in ("sgd", "nesterov", "adam", "yogi")
-        assert self.optimizer_state in ("reset", "kept")
+        assert self.optimizer_state in ("reset", "kept") and self.nonfinite in ("stop", "skip")
         assert self.compression in ("none", "bf16", "int8", "int4", "topk")
         assert self.n_clients >= 1 and self.local_steps >= 1 and self.delay_steps >= 0 and self.total_steps >= 0
         assert self.work or len(self.schedule) >= self.n_rounds, f"{self.n_rounds} rounds need as many entries"
@@ -138,12 +139,16 @@ def run_oracle(
         move: Weights = {}
         trained = [i for i in clients if (t, i) in sent and work[t][i] == b]
         n = {i: config.weight(i, t) for i in trained}
-        norms[b] = sum(n[i] * first_norm[t, i] for i in trained) / sum(n.values())
+        if trained:
+            norms[b] = sum(n[i] * first_norm[t, i] for i in trained) / sum(n.values())
         for name in before:
-            total = n[trained[0]] * sent[t, trained[0]][name]
-            for i in trained[1:]:
-                total = total + n[i] * sent[t, i][name]
-            direction = G = total / sum(n.values())
+            G = torch.zeros_like(before[name])
+            if trained:
+                total = n[trained[0]] * sent[t, trained[0]][name]
+                for i in trained[1:]:
+                    total = total + n[i] * sent[t, i][name]
+                G = total / sum(n.values())
+            direction = G
             if config.server == "nesterov":
                 v[name] = config.server_momentum * v[name] + G
                 direction = G + config.server_momentum * v[name]
@@ -232,8 +237,13 @@ def run_oracle(
         with torch.no_grad():
             for i, b in work[t].items():
                 if any(config.trains(i, step) for step in range(t * K, min((t + 1) * K, config.total_steps))):
-                    Delta[t, i] = {name: X[i][name] - s[i][name] for name in names_of[b]}
-                    submit(t, i)
+                    progress = {name: X[i][name] - s[i][name] for name in names_of[b]}
+                    if all(bool(value.isfinite().all()) for value in progress.values()):
+                        Delta[t, i] = progress
+                        submit(t, i)
+                    else:  # as if it had not trained
+                        assert config.nonfinite == "skip", f"the progress of client {i} in round {t} is not finite"
+                        kept.pop((i, b))
             if r == 0 and q > 0 and t - q >= 0:
                 merge(t - q)
             in_flight.append(t)

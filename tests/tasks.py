@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 VOCABULARY, WIDTH, HEADS, LENGTH, LAYERS = 32, 16, 2, 8, 3
 POOL_BATCHES = 23  # batches of a client before they come round again; prime, so that no K makes a short period
@@ -90,6 +91,24 @@ class Task:
     def as_one_block(self) -> tuple[tuple[str, ...], ...]:
         """Return a partition with everything in one block."""
         return (tuple(name for block in self.block_names for name in block),)
+
+
+@dataclass(frozen=True)
+class PoisonedTask(Task):
+    """A task in which the loss of some (client, step) is not a number."""
+
+    poisoned: frozenset[tuple[int, int]] = frozenset()
+
+    @override
+    def loss_fn(self, model: nn.Module, client: int, step: int) -> Tensor:
+        loss = super().loss_fn(model, client, step)
+        return loss * float("nan") if (client, step) in self.poisoned else loss
+
+
+def poisoned_task(task: Task, *poisoned: tuple[int, int]) -> PoisonedTask:
+    """Return the task with a loss that is not a number at each (client, step), and the same otherwise."""
+    same = {field.name: getattr(task, field.name) for field in fields(Task)}
+    return PoisonedTask(**same, poisoned=frozenset(poisoned))
 
 
 @functools.cache

@@ -18,7 +18,8 @@ class Upload:
 
     Attributes:
         delta: Shape (numel of the block,), float32; neither the caller nor the transport changes it afterwards.
-        weight: n_i of the mean: 1 for uniform weighting, else the samples of the round; 0 for who did not train.
+        weight: n_i of the mean: 1 for uniform weighting, else the samples of the round; 0 for a client that did not
+            train, or whose delta was not finite.
         residual: What a lossy codec left out before and will leave out now; None where it leaves nothing out.
         gradient_norm: Of the block at the client's first local step; 0 where nobody asks for it.
     """
@@ -34,7 +35,8 @@ class ExchangeFacts:
     """Times in seconds of ``time.time()`` and bytes of this rank's messages, headers included; and what came along.
 
     Attributes:
-        gradient_norm: Weighted mean of the clients' gradient norms, the same bits on every rank.
+        gradient_norm: Weighted mean of the clients' gradient norms, the same bits on every rank; NaN where no client
+            has trained, or none has a finite one.
     """
 
     start_s: float
@@ -90,6 +92,10 @@ class Transport(ABC):
             uploads: By client id, one of each client of the cohort that this rank hosts; perhaps none.
             cohort: Ids of all clients that trained the block in the round, ascending.
         """
+
+    def describe_client(self, client: int) -> str:
+        """Name the client in messages."""
+        return f"client {client}"
 
     @abstractmethod
     def check(self, round_index: int, block: int) -> None:

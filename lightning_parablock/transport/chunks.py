@@ -14,7 +14,8 @@ One message is one chunk: a header of 64 bytes, then the payload. Little-endian 
     32      8     payload length in bytes, as it was encoded
     40      4     weight n_i of a delta, 0 in a commit
     44      8     microseconds since the server heard from the slowest client, 0 in a delta
-    52      8     gradient norm: of the client in a delta, the mean in a commit; 0 where no block order asks for it
+    52      8     gradient norm: of the client in a delta, the mean in a commit, NaN where no client has one; 0 where no
+                  block order asks for it
     60      4     checksum of the header up to here and of the payload
 """
 

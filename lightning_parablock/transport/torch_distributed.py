@@ -106,8 +106,8 @@ class TorchDistributedTransport(Transport):
                 pending.meet()
                 lane.carry_out(steps)
             if lane.brings_commit and pending.is_last_part():
-                facts = steps.finish()
-                pending.succeed(self._side.hand_over(steps.commit, mark), facts)
+                commit = self._side.hand_over(steps.commit, mark)  # a part of the exchange
+                pending.succeed(commit, steps.finish())
         except Exception as error:  # posting fails, too, once a peer is gone; the training thread raises it
             pending.fail(self._watch.cause_of(error))
 
@@ -117,6 +117,12 @@ class TorchDistributedTransport(Transport):
             ticket.wait(limit_s)
         except Exception as error:  # whatever the backend raises, the watch knows better who was lost
             raise self._watch.explain(error, ticket.transfer.rank) from error
+
+    @override
+    def describe_client(self, client: int) -> str:
+        rank = next(rank for rank, clients in enumerate(self._membership.clients) if client in clients)
+        who = self._membership.describe(rank)
+        return who if len(self._membership.clients[rank]) == 1 else f"client {client}, one of {who}"
 
     @override
     def check(self, round_index: int, block: int) -> None:

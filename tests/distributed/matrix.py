@@ -27,7 +27,7 @@ from lightning_parablock.settings import (
 )
 from tests.oracle import OracleConfig
 from tests.support.engine import oracle_config
-from tests.tasks import Task, transformer_task
+from tests.tasks import Task, poisoned_task, transformer_task
 
 LOCAL_STEPS = 4
 TOTAL_STEPS = 26  # six rounds and a short last one
@@ -72,7 +72,7 @@ class Case:
         s = self.settings
         run = (self.n_clients, self.tied, self.total_steps)
         parts = (*run, s.delay_steps, s.block_order, s.in_flight_value, s.server_optimizer, s.compression, s.weighting)
-        parts += (s.cohort, s.cohort_sampling, s.availability)
+        parts += (s.cohort, s.cohort_sampling, s.availability, s.nonfinite_delta)
         return "/".join(map(str, parts))
 
     @property
@@ -86,8 +86,12 @@ class Case:
         return tuple(map(tuple, self.clients_of_ranks()))
 
     def task(self) -> Task:
-        """The model and data."""
-        return transformer_task(tied=self.tied)
+        """The model and data; where clients are skipped, one in two rounds, the last among them, and all in another."""
+        task = transformer_task(tied=self.tied)
+        if self.settings.nonfinite_delta == "stop":
+            return task
+        last = (self.n_clients - 1, self.total_steps - 1)
+        return poisoned_task(task, (0, 5), last, *((client, 13) for client in range(self.n_clients)))
 
     def clients_of_ranks(self) -> list[list[int]]:
         """Clients dealt out in turn, so that a rank's clients are not neighbours in the order of the sum."""
@@ -112,7 +116,7 @@ def cases(n_ranks: int) -> list[Case]:
     On one, three and four ranks in-flight value and topology alternate, too, each by a sum of digits that mixes it with
     the other options; three and four ranks together have every delay x order x server optimizer x in-flight value.
     """
-    kinds = (_product, _several_clients_on_a_rank, _compressed, _servers, _cohorts)
+    kinds = (_product, _several_clients_on_a_rank, _compressed, _servers, _cohorts, _skipped)
     return [case for kind in kinds for case in kind(n_ranks)]
 
 
@@ -217,6 +221,22 @@ def _cohorts(n_ranks: int) -> Iterator[Case]:
             more_clients=4 - n_ranks + index % 2,
             total_steps=18,
         )
+
+
+def _skipped(n_ranks: int) -> Iterator[Case]:
+    """Losses that are not a number, at every delay; topology, order, weights, server and codec alternate."""
+    for index, delay_steps in enumerate(DELAYS_STEPS):
+        settings = settings_for(
+            delay_steps=delay_steps,
+            nonfinite_delta="skip",
+            block_order=("random", "importance")[index % 2],
+            in_flight_value=VALUES[index // 2 % 2],
+            topology=TOPOLOGIES[(index + n_ranks) % 2],
+            server_optimizer=(ServerSGD(), ServerNesterov(), ServerAdam())[index % 3],
+            weighting=WEIGHTINGS[index // 3 % 2],
+            compression=(NoCompression(), Int8())[index // 2 % 2],
+        )
+        yield Case(n_ranks, tied=index % 2 == 0, settings=settings, clients_per_rank=1 + n_ranks % 2, total_steps=18)
 
 
 def settings_for(**changes: Any) -> Settings:

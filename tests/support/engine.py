@@ -11,6 +11,7 @@ from lightning_parablock.blocks import Block
 from lightning_parablock.cohorts import Cohorts, turns_of_a_round
 from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.gradients import gradient_norm
+from lightning_parablock.records import RoundRecord
 from lightning_parablock.rounds import RoundEngine
 from lightning_parablock.schedule import Schedule
 from lightning_parablock.server import ServerShard
@@ -74,6 +75,7 @@ def oracle_config(
         optimizer_state="reset" if settings.block_optimizer_state == "reset" else "kept",
         warmup_steps=settings.local_warmup_steps,
         proximal_mu=settings.proximal_mu,
+        nonfinite=settings.nonfinite_delta,
         samples=samples_of if settings.weighting == "samples" else None,
         **adaptive,
         **oracle_words(settings.compression),
@@ -138,7 +140,18 @@ def run_rounds(
             engine.end_turn()
         engine.end_round()
     engine.finish()
+    check_times(engine.records)
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def check_times(records: Sequence[RoundRecord]) -> None:
+    """What must hold of the times of every record, by their definitions."""
+    for record in records:
+        assert record.start_s <= record.end_s
+        assert record.exchange_start_s <= record.exchange_ready_s <= record.exchange_end_s
+        assert record.exchange_s == record.exchange_end_s - record.exchange_ready_s
+        assert 0 <= record.exposed_s <= record.exchange_s
+        assert min(record.compute_s, record.wait_peer_s) >= 0
 
 
 def _only_trainable(flat: FlatBlocks, block: int, make_optimizer: MakeOptimizer) -> torch.optim.Optimizer:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -103,3 +105,23 @@ def test_a_model_without_buffers_sends_nothing() -> None:
 def test_kinds_tell_types_and_shapes() -> None:
     module = client(a=torch.zeros(2, 3), b=torch.tensor(1))
     assert kinds(module) == {"buffer a": "torch.float32 (2, 3)", "buffer b": "torch.int64 ()"}
+
+
+def test_a_client_whose_buffer_is_not_finite_is_left_out_of_its_mean(caplog: pytest.LogCaptureFixture) -> None:
+    for index in range(3):
+        clients = three_clients()
+        mean, coarse = clients[1].get_buffer("mean"), [c.get_buffer("coarse").clone() for c in clients]
+        mean[0, 0] = math.nan
+        show(clients, index)
+        first, third = (three_clients()[i].get_buffer("mean") for i in (0, 2))
+        assert torch.equal(clients[index].get_buffer("mean"), (first + third) / 2)
+        assert torch.equal(clients[index].get_buffer("coarse"), (coarse[0] + coarse[1] + coarse[2]) / 3)
+        assert "the buffer mean of client 1 contains NaN" in caplog.text
+
+
+def test_where_no_clients_buffer_is_finite_it_is_the_first_clients() -> None:
+    clients = three_clients()
+    for module in clients:
+        module.get_buffer("mean")[1, 0] = math.inf
+    show(clients, 2)
+    assert torch.equal(clients[2].get_buffer("mean"), clients[0].get_buffer("mean"))
