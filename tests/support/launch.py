@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 _FORKING = multiprocessing.get_context("forkserver")
-_FORKING.set_forkserver_preload(["lightning_parablock.cli", "lightning_parablock.models", "torch.distributed"])
+_FORKING.set_forkserver_preload(
+    ["lightning_parablock.cli_trainer", "lightning_parablock.models.causal_lm", "torch.distributed"]
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 600.0
