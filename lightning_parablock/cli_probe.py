@@ -22,6 +22,8 @@ from lightning_parablock.launched import launched_ranks
 from lightning_parablock.models.speed import Speed, Step, measure_speed
 from lightning_parablock.planning.timing import Links, links_of
 from lightning_parablock.settings import Topology
+from lightning_parablock.transport.addresses import LOOPBACK, own_address
+from lightning_parablock.transport.devices import on_listeners, open_listeners
 from lightning_parablock.transport.link_probe import probe_links
 
 BUDGET_S = 20.0
@@ -98,7 +100,10 @@ def timed_links(topology: Topology, n_ranks: int, chunk_bytes: int) -> Links:
 def probe_group() -> Generator[int]:
     """A process group for the probe; gives the number of ranks. Raises PeerError where one does not come through."""
     try:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=MEET_LIMIT_S))
+        one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+        open_listeners(own_address(os.environ.get("MASTER_ADDR", LOOPBACK), one_host=one_host), None)
+        with on_listeners():
+            dist.init_process_group("gloo", timeout=timedelta(seconds=MEET_LIMIT_S))
         yield dist.get_world_size()
     except ParaBlockError:
         raise

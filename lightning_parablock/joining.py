@@ -16,9 +16,12 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.ports import PortRange
+from lightning_parablock.transport.devices import on_listeners
 from lightning_parablock.transport.limited_wait import LimitedWait
 from lightning_parablock.transport.meeting import Introduction, Meeting, in_order, meet
 from lightning_parablock.transport.rendezvous import Address, connect_store, host_store, launcher_hosts_store
+from lightning_parablock.transport.ways import Ways
 
 _JOB_NAMES = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
 """Variables in which launchers name their job: the same in all of its processes, and other in those of another job."""
@@ -27,7 +30,16 @@ _stores: list[Store] = []
 """Kept for as long as the process lives: this process may host them. One for every default group it has opened."""
 
 
-def join_run(environment: ClusterEnvironment, site: str | None, limit_s: float, backend: str, **group: Any) -> Meeting:
+def join_run(
+    environment: ClusterEnvironment,
+    site: str | None,
+    limit_s: float,
+    backend: str,
+    *,
+    one_host: bool,
+    ports: PortRange | None,
+    **group: Any,
+) -> Meeting:
     """Meet the other ranks, take the number that the meeting gives and open the default process group; collective.
 
     Args:
@@ -35,6 +47,8 @@ def join_run(environment: ClusterEnvironment, site: str | None, limit_s: float, 
         site: Name of this process' site, if it has one.
         limit_s: Seconds until all must have met.
         backend: Of the default process group.
+        one_host: Whether all ranks run on this machine.
+        ports: On which this rank accepts connections; None for any.
         **group: Further arguments of ``init_process_group``.
 
     Raises:
@@ -53,8 +67,10 @@ def join_run(environment: ClusterEnvironment, site: str | None, limit_s: float, 
     _stores.append(store)
     meeting = meet(PrefixStore(_attempt(), store), own, wait, str(address))
     _adopt_number(environment, meeting.rank)
+    Ways(address.host, one_host, ports).open(store, meeting, wait)
     of_group = PrefixStore(f"parablock/group/{meeting.run_id}", connect_store(address, wait))
-    _init_dist_connection(environment, backend, global_rank=meeting.rank, store=of_group, **group)
+    with on_listeners():
+        _init_dist_connection(environment, backend, global_rank=meeting.rank, store=of_group, **group)
     return meeting
 
 

@@ -157,7 +157,7 @@ class WatchedStrategy(ParallelStrategy):
         """Join the default process group and begin to watch the other ranks; collective."""
         reset_seed()
         if self.world_size > 1:
-            self._join()
+            self._join(settings)
         else:
             self._site_names = () if self._site is None else (self._site,)
         self._failed = False
@@ -183,7 +183,7 @@ class WatchedStrategy(ParallelStrategy):
         # Lightning's rank-zero helpers read the rank off their own function object.
         setattr(rank_zero_only, "rank", self.global_rank)  # noqa: B010
 
-    def _join(self) -> None:
+    def _join(self, settings: Settings) -> None:
         """Meet the others, take the number that the meeting gave this rank, and open the default group."""
         assert self.cluster_environment is not None
         met: list[Meeting] = []
@@ -193,6 +193,8 @@ class WatchedStrategy(ParallelStrategy):
             self._site,
             self._meeting_timeout_s,
             self.process_group_backend,
+            one_host=self.world_size == self.num_processes,
+            ports=settings.ports,
             timeout=self._timeout,
             device_id=self.root_device if self.root_device.type == "cuda" else None,
         )

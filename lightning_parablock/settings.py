@@ -13,6 +13,7 @@ from typing import Any, Literal, cast, get_args
 from typing_extensions import override
 
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.ports import PortRange
 
 BlockOrder = Literal["sequential", "reverse", "shuffle", "random", "importance", "cyclic"]
 CohortSampling = Literal["uniform", "size", "rotation"]
@@ -138,8 +139,8 @@ class ServerYogi(ServerAdam):
     """ServerAdam whose v moves by no more than (1 - beta2) G^2: v = v - (1 - beta2) G^2 sign(v - G^2)."""
 
 
-OWN_SETTINGS = ("upload_bps", "own_local_steps", "own_local_s")
-"""Settings that may differ from rank to rank: a site's link and speed."""
+OWN_SETTINGS = ("upload_bps", "own_local_steps", "own_local_s", "ports")
+"""Settings that may differ from rank to rank: a site's link, speed and firewall."""
 
 SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {
     "sgd": ServerSGD,
@@ -267,6 +268,7 @@ class Settings:
     heartbeat_s: float = 1.0
     chunk_bytes: int = 1 << 20
     upload_bps: float | None = None
+    ports: PortRange | None = None
     uneven_clients: UnevenClients = "go_on"
     missing_client_state: MissingClientState = "error"
     seed: int = 0

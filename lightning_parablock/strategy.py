@@ -57,6 +57,7 @@ from lightning_parablock.loaders import Cutting, cut_or_keep
 from lightning_parablock.local_steps import OwnSteps
 from lightning_parablock.local_training import LocalTraining
 from lightning_parablock.meetings import keep_time_by_rounds, meeting_facts
+from lightning_parablock.ports import read_ports
 from lightning_parablock.positioned import Position, PositionedLoader, Stand, position_of
 from lightning_parablock.random_state import RandomState
 from lightning_parablock.ranks import StartMethod, WatchedStrategy
@@ -177,6 +178,9 @@ class ParaBlockStrategy(WatchedStrategy):
             this size at most, and small ones in smaller chunks.
         upload_bps: Cap on what this client sends, in bits per second, for a link that others use too; messages leave
             in bursts of one chunk. None for no cap. Clients may have different ones.
+        ports: Range of TCP ports such as "40000-40099" in which this rank accepts the connections of the other ranks,
+            for a firewall; None for any port. Beside them only the rendezvous port is used. The kernel chooses the port
+            within its own range, so this one should hold some 100 of those: see docs/sites.md. May differ by rank.
         uneven_clients: Where clients have different numbers of training batches: "go_on" makes an epoch as long as the
             longest, and a client that has used up its data has no weight in the rounds that are left of it; "shorten"
             makes it as long as the shortest.
@@ -232,6 +236,7 @@ class ParaBlockStrategy(WatchedStrategy):
         heartbeat_s: float = 1.0,
         chunk_bytes: int = 1 << 20,
         upload_bps: float | None = None,
+        ports: str | int | None = None,
         uneven_clients: UnevenClients = "go_on",
         missing_client_state: MissingClientState = "error",
         seed: int | None = None,
@@ -286,6 +291,7 @@ class ParaBlockStrategy(WatchedStrategy):
             heartbeat_s=heartbeat_s,
             chunk_bytes=chunk_bytes,
             upload_bps=upload_bps,
+            ports=read_ports(ports),
             uneven_clients=uneven_clients,
             missing_client_state=missing_client_state,
             seed=0 if seed is None else seed,

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lightning_parablock.settings import Topology
+from lightning_parablock.transport.wires import open_group
 
 FIRST_BYTES = 1 << 14
 """To each peer in the first try."""
@@ -55,8 +55,7 @@ def probe_links(
     Raises:
         RuntimeError: a rank was lost, or the limit ran out; what the backend raises.
     """
-    group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_s))
-    assert isinstance(group, dist.ProcessGroup), "every rank is a member"
+    group = open_group(backend, timeout_s)
     n_ranks = dist.get_world_size()
     peers = _peers(topology, dist.get_rank(), n_ranks)
     pair_bytes, elapsed_s = FIRST_BYTES // 2, 0.0

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.transport.chunks import Kind
+from lightning_parablock.transport.devices import on_listeners
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Wire(ABC):
 
 def open_group(backend: str, timeout_s: float) -> dist.ProcessGroup:
     """A new group over all ranks, for one purpose; collective."""
-    group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_s))
+    with on_listeners():
+        group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_s))
     assert isinstance(group, dist.ProcessGroup), "every rank is a member"
     return group
 

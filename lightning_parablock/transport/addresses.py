@@ -1,0 +1,109 @@
+"""Which of a machine's addresses the other ranks can reach.
+
+Left to itself, gloo listens on the address that the machine's own name resolves to. On Debian that is 127.0.1.1, which
+no other machine can reach. Here the address is the one from which this machine reaches the rendezvous.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+import psutil
+
+from lightning_parablock.errors import ConfigurationError
+
+INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
+LOOPBACK = "127.0.0.1"
+_ELSEWHERE = "192.0.2.1"  # reserved for documentation (RFC 5737): leads to the default route and is never contacted
+_ANY_PORT = 9
+
+
+def own_address(master: str, *, one_host: bool, reached_as: str | None = None) -> str:
+    """The address at which the other ranks reach this machine.
+
+    Args:
+        master: Host name or address of the rendezvous.
+        one_host: Whether all ranks run on this machine.
+        reached_as: The address by which ranks on other machines reach the rendezvous, where that is known: on the
+            machine that hosts it, its own name may resolve to a loopback address.
+
+    Raises:
+        ConfigurationError: the name does not resolve, or it is not clear which interface the others reach.
+    """
+    if one_host:
+        return LOOPBACK
+    source = reached_from(master)
+    if not is_loopback(source) or is_loopback(master) or master == "localhost":
+        return source
+    if reached_as is not None and reached_as in _outward_addresses():
+        return reached_as
+    return _address_for_others(master)
+
+
+def reached_from(master: str) -> str:
+    """This machine's address on the route to the rendezvous; no packet is sent.
+
+    Raises:
+        ConfigurationError: the name does not resolve, or no route leads there.
+    """
+    try:
+        found = socket.getaddrinfo(master, _ANY_PORT, type=socket.SOCK_DGRAM)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the rendezvous host {master!r} cannot be resolved on {socket.gethostname()}: {error}; give a name that "
+            "every site resolves, or an address"
+        ) from error
+    sources = [_source(family, target) for family, _, _, _, target in found]
+    first = next((source for source in sources if source is not None), None)
+    if first is None:
+        raise ConfigurationError(
+            f"no route leads from {socket.gethostname()} to the rendezvous host {master!r}; check the network"
+        )
+    return first
+
+
+def resolved(master: str) -> str | None:
+    """The address of the rendezvous as this machine sees it; None where the name does not resolve."""
+    try:
+        return str(socket.getaddrinfo(master, _ANY_PORT, type=socket.SOCK_DGRAM)[0][4][0])
+    except OSError:
+        return None
+
+
+def is_loopback(address: str) -> bool:
+    """Whether this is an address, not a name, that never leaves its machine."""
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _source(family: int, target: tuple[object, ...]) -> str | None:
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(target)
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
+
+
+def _outward_addresses() -> list[str]:
+    """IPv4 addresses of this machine that are not loopback."""
+    every = (address for addresses in psutil.net_if_addrs().values() for address in addresses)
+    return [one.address for one in every if one.family == socket.AF_INET and not is_loopback(one.address)]
+
+
+def _address_for_others(master: str) -> str:
+    """Of the machine that hosts the rendezvous, where its own name resolves to a loopback address."""
+    default = _source(socket.AF_INET, (_ELSEWHERE, _ANY_PORT))
+    if default is not None:
+        return default
+    outward = _outward_addresses()
+    if len(outward) > 1:
+        raise ConfigurationError(
+            f"{master!r} resolves to a loopback address on {socket.gethostname()}, which has several others "
+            f"({', '.join(outward)}) and no default route; name the interface that the other sites reach: "
+            f"export {INTERFACE_VARIABLE}=eth0"
+        )
+    return outward[0] if outward else LOOPBACK

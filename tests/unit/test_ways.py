@@ -1,0 +1,77 @@
+"""The ranks tell each other where they listen, and try the way before gloo does."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch.distributed as dist
+
+from lightning_parablock.errors import ConfigurationError, PeerTimeoutError
+from lightning_parablock.transport import ways
+from lightning_parablock.transport.devices import Listener
+from lightning_parablock.transport.limited_wait import LimitedWait
+from lightning_parablock.transport.meeting import Introduction, Meeting
+from lightning_parablock.transport.ways import Ways
+
+RANKS = tuple(Introduction(rank, 2, "ab"[rank], f"h{rank}", 10 + rank) for rank in range(2))
+
+
+def opened(addresses: list[tuple[str, int] | ConfigurationError], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The error of each rank, where rank r listens at ``addresses[r]``, on a thread of its own."""
+    store = dist.HashStore()
+
+    def own_address(master: str, *, one_host: bool, reached_as: str | None) -> str:
+        found = addresses[int(master[-1])]
+        if isinstance(found, ConfigurationError):
+            raise found
+        return master[-1]
+
+    def listeners(own: str, ports: object) -> list[Listener]:
+        found = addresses[int(own)]
+        assert not isinstance(found, ConfigurationError)
+        return [Listener(None, *found)]
+
+    monkeypatch.setattr(ways, "own_address", own_address)
+    monkeypatch.setattr(ways, "open_listeners", listeners)
+    monkeypatch.setattr(ways, "resolved", lambda master: None)
+
+    def run(rank: int) -> str:
+        try:
+            Ways(f"master{rank}", one_host=False, ports=None).open(store, Meeting(RANKS, rank, "x"), LimitedWait(20.0))
+        except ConfigurationError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(run, range(2)))
+
+
+def closed_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def test_only_the_rank_with_the_higher_address_needs_a_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert opened([server.getsockname()[:2], ("127.0.0.2", closed_port())], monkeypatch) == ["", ""]
+
+
+def test_a_way_that_is_closed_is_the_same_error_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = closed_port()
+    one, other = opened([("127.0.0.1", port), ("127.0.0.2", 1)], monkeypatch)
+    assert one == other
+    assert one.startswith(f"site b (pid 11 on h1) cannot connect to site a (pid 10 on h0) at 127.0.0.1:{port}: ")
+    assert "GLOO_SOCKET_IFNAME" in one
+
+
+def test_a_rank_that_cannot_listen_ends_all_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = opened([("127.0.0.1", 1), ConfigurationError("no port on h1")], monkeypatch)
+    assert errors == ["no port on h1"] * 2
+
+
+def test_a_rank_that_announces_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PeerTimeoutError, match=r"site b \(pid 11 on h1\) joined the run but announced no rendezvous"):
+        Ways("127.0.0.1", one_host=False, ports=None).open(dist.HashStore(), Meeting(RANKS, 0, "x"), LimitedWait(0.2))
