@@ -95,14 +95,18 @@ from lightning_parablock.settings import (
     resolve_server_optimizer,
     resolve_steps,
 )
+from lightning_parablock.stopping import Stopping
 from lightning_parablock.takeover import (
+    act_between_batches,
     finish_unstarted_fit,
     isolate_validation,
     silence_batch_broadcasts,
     silence_loader_warning,
     take_sampler_flag,
+    take_signals,
 )
 from lightning_parablock.transport.opening import open_transport
+from lightning_parablock.transport.stop_point import StopPoint
 from lightning_parablock.turns import TurnKeeper
 
 T = TypeVar("T")
@@ -307,6 +311,8 @@ class ParaBlockStrategy(WatchedStrategy):
         self._uneven_evaluation = self._in_evaluation_step = self._in_training_step = False
         self._idling = Idling()
         self._resumed: Resumed | None = None
+        self._stopping: Stopping | None = None
+        self._early_signal: int | None = None
         self._passed: dict[int, Position] = {}
         self._random_outside: RandomState | None = None
         self._step_clock: StepClock | None = None
@@ -365,6 +371,8 @@ class ParaBlockStrategy(WatchedStrategy):
         self._cuts_loaders = take_sampler_flag(trainer) or self._cuts_loaders
         self._insert_callbacks(trainer)
         silence_batch_broadcasts(trainer)
+        take_signals(trainer, self._note_signal)
+        act_between_batches(trainer, self._between_batches)
         isolate_validation(trainer, self._note_random_state)
         finish_unstarted_fit(trainer, self._finish_unstarted)
         self._uneven_evaluation = False
@@ -447,6 +455,7 @@ class ParaBlockStrategy(WatchedStrategy):
         before = BuffersBefore(self._module() if self.settings.nonfinite_delta == "skip" else None)
         training = self._training = LocalTraining(engine, self._local_optimizer, self._own_steps, keeper, before)
         self._step_clock = StepClock(device)
+        self._begin_stopping()
         if self._resumed is not None:
             go_on(engine, self._resumed)
             self._stop_at_max_rounds()
@@ -506,6 +515,7 @@ class ParaBlockStrategy(WatchedStrategy):
     def finish_rounds(self) -> None:
         """Drain, and make sure that every client holds the same bits. Collective."""
         training = self._under_way()
+        self._end_stopping()  # from here on the run ends in any case
         training.finish()
         self._refuse_divergence()
         self._show_common_buffers()
@@ -632,7 +642,10 @@ class ParaBlockStrategy(WatchedStrategy):
         trainer, federation = self._trainer, self._federation
         first_is_lost = federation is not None and federation.watch is not None and federation.watch.has_lost(0)
         self.on_exception(exception)  # before anything is saved: the others wait for this rank until they know
+        stopping = self._end_stopping()
         if trainer is None or federation is None or not self._in_rounds():
+            return
+        if stopping is not None and stopping.has_saved:
             return
         if self.global_rank == 0 or first_is_lost:
             save_rescued(trainer, self.global_rank, self._engine.round)
@@ -645,6 +658,7 @@ class ParaBlockStrategy(WatchedStrategy):
         if self._training is not None:
             self._engine.is_running = False  # the fit may have ended early: its W is of no more use
         self._resumed, self._passed = None, {}
+        self._end_stopping()
         super().teardown()
 
     # --- inside: taking over from Lightning ---------------------------------------------------------------------------
@@ -699,6 +713,38 @@ class ParaBlockStrategy(WatchedStrategy):
             self._passed.get(index) or (loader.position(ahead) if self.takes_turns else position_of(loader, ahead))
             for index, loader in enumerate(_training_loaders(self._trainer))
         ]
+
+    # --- inside: signals ----------------------------------------------------------------------------------------------
+
+    def _note_signal(self, signum: int) -> bool:
+        """Whether a signal will be obeyed at the end of a batch on which all clients agree."""
+        if self._stopping is not None:
+            self._stopping.note(signum)
+            return True
+        is_before = self._training is None and self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if is_before:
+            self._early_signal = signum
+        return is_before
+
+    def _between_batches(self) -> None:
+        if self._stopping is not None:
+            self._stopping.pass_batch()
+
+    def _begin_stopping(self) -> None:
+        assert self._federation is not None and self._trainer is not None
+        watch = self._federation.watch
+        point = watch.stop_point if watch is not None else StopPoint((), lambda _: None)
+        stopping = Stopping(self, self._trainer, point, watch.check if watch is not None else lambda: None)
+        stopping.open()
+        self._stopping = stopping
+        if self._early_signal is not None:
+            stopping.note(self._early_signal)
+
+    def _end_stopping(self) -> Stopping | None:
+        stopping, self._stopping, self._early_signal = self._stopping, None, None
+        if stopping is not None:
+            stopping.close()
+        return stopping
 
     # --- inside: agreement --------------------------------------------------------------------------------------------
 

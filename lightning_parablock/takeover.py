@@ -1,4 +1,4 @@
-"""The four places where Lightning's own behaviour is replaced on the trainer's instances, and why.
+"""The places where Lightning's own behaviour is replaced on the trainer's instances, and why.
 
 Each is guarded, so that a Lightning version without the private attribute goes on unchanged.
 """
@@ -15,13 +15,19 @@ from lightning_parablock.random_state import RandomState, capture, restore
 
 
 def silence_batch_broadcasts(trainer: Trainer) -> None:
-    """Lightning broadcasts a flag from rank 0 on every batch, which ties each client to the slowest; SIGTERM likewise.
-
-    Each rank then obeys its own SIGTERM at the end of its batch.
-    """
+    """Lightning broadcasts a flag from rank 0 on every batch, which ties each client to the slowest."""
     epoch_loop: Any = trainer.fit_loop.epoch_loop
     if hasattr(epoch_loop, "_broadcast_sigterm_tensor"):
         epoch_loop._broadcast_sigterm_tensor = lambda: None
+
+
+def take_signals(trainer: Trainer, note: Callable[[int], bool]) -> None:
+    """Lightning broadcasts and saves in the handlers of SIGTERM and of SLURM's signal, in the middle of a batch.
+
+    Args:
+        trainer: Whose handlers these are; they are registered later.
+        note: Told the signal; returns whether it will be obeyed. Where it is not, SIGTERM ends the fit after the batch.
+    """
     connector: Any = trainer._signal_connector  # pyright: ignore[reportPrivateUsage]
     if hasattr(connector, "_sigterm_notifier_fn"):
 
@@ -29,9 +35,31 @@ def silence_batch_broadcasts(trainer: Trainer) -> None:
             launcher = trainer.strategy.launcher
             if not connector.received_sigterm and launcher is not None:
                 launcher.kill(signum)
-            connector.received_sigterm = True
+            connector.received_sigterm = connector.received_sigterm or not note(signum)
 
         connector._sigterm_notifier_fn = note_sigterm
+    if hasattr(connector, "_slurm_sigusr_handler_fn"):
+
+        def note_slurm(signum: Any, _: Any) -> None:
+            note(signum)
+
+        connector._slurm_sigusr_handler_fn = note_slurm
+
+
+def act_between_batches(trainer: Trainer, act: Callable[[], None]) -> None:
+    """Call ``act`` where a batch is over and validation with it, after every hook: the best moment to save.
+
+    Args:
+        trainer: Whose fit it is.
+        act: Called on every rank after the same batches.
+    """
+    epoch_loop: Any = trainer.fit_loop.epoch_loop
+
+    def on_advance_end(*args: Any) -> None:
+        type(epoch_loop).on_advance_end(epoch_loop, *args)
+        act()
+
+    epoch_loop.on_advance_end = on_advance_end
 
 
 def isolate_validation(trainer: Trainer, note: Callable[[RandomState | None], None]) -> None:

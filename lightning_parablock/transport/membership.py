@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from lightning_parablock.errors import PeerError, PeerLostError, PeerTimeoutError
+from lightning_parablock.transport.stop_point import StopPoint
 from lightning_parablock.transport.wires import open_group
 
 T = TypeVar("T")
@@ -109,6 +110,8 @@ class Watch:
         self._last_resort_s = max(_LAST_RESORT_S, silence_limit_s)
         self._peers = {rank: _Peer(time.monotonic()) for rank in membership.peers}
         self._changed = threading.Condition()
+        self.stop_point = StopPoint(membership.peers, self._say_pledge)
+        self._pledge = 0
         self._rounds: int | None = None
         self._last_word: Sign | None = None
         self._last_words = ""
@@ -271,6 +274,11 @@ class Watch:
         lost = [(peer.lost_s, rank) for rank, peer in self._peers.items() if peer.lost_s is not None]
         return min(lost)[1] if lost else None
 
+    def _say_pledge(self, batch: int) -> None:
+        with self._changed:
+            self._pledge = batch
+            self._changed.notify_all()
+
     def _say_last(self, sign: Sign, last_words: str) -> None:
         with self._changed:
             if self._last_word is None:
@@ -285,12 +293,13 @@ class Watch:
         thread.start()
 
     def _listen(self, rank: int) -> None:
-        heard = torch.zeros(2, dtype=torch.int64)
+        heard = torch.zeros(3, dtype=torch.int64)
         peer = self._peers[rank]
         while peer.ended is None and peer.lost_s is None:
             try:
                 self._receive(heard, rank)
-                sign, rounds = heard.tolist()
+                sign, rounds, pledge = heard.tolist()
+                self.stop_point.hear(rank, pledge)
                 peer.rounds = rounds if rounds >= 0 else None
                 self._hear(rank, peer, Sign(sign))
             except Exception as error:  # gloo raises RuntimeError and others; whatever it is, nothing more can come
@@ -326,14 +335,17 @@ class Watch:
             self._changed.notify_all()
 
     def _speak(self, rank: int) -> None:
+        said = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._last_word is not None, timeout=self._heartbeat_s)
-                word = self._last_word
+                self._changed.wait_for(
+                    lambda said=said: self._last_word is not None or self._pledge != said, timeout=self._heartbeat_s
+                )
+                word, said = self._last_word, self._pledge
             try:
                 sign = Sign.ALIVE if word is None else word
                 rounds = -1 if self._rounds is None else self._rounds
-                self._send(torch.tensor([sign, rounds], dtype=torch.int64), rank)
+                self._send(torch.tensor([sign, rounds, said], dtype=torch.int64), rank)
                 if word == Sign.FAILED:
                     text = self._last_words.encode()[:_LAST_WORDS_BYTES].ljust(_LAST_WORDS_BYTES, b"\0")
                     self._send(torch.frombuffer(bytearray(text), dtype=torch.uint8), rank)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -171,6 +172,9 @@ def test_ctrl_c_ends_at_once_with_one_line(tmp_path: Path) -> None:
     assert errors.splitlines()[-1] == "interrupted: Ctrl-C"
     assert "Traceback" not in errors
     assert manifest_of(folder)["state"] == "interrupted: Ctrl-C"
+    (command,) = re.findall(r"to continue exactly from there: (lightning-parablock fit .*)", errors)
+    assert command.endswith(f"--ckpt_path {folder / 'stopped.ckpt'}") and "--run_dir" not in command
+    assert (folder / "stopped.ckpt").is_file()
 
 
 def test_the_console_script_says_its_version() -> None:

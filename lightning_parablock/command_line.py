@@ -1,0 +1,37 @@
+"""The command that started this process, for messages that say how to continue."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_OWN_NAMES = ("lightning-parablock", "__main__.py")  # the second one with python -m lightning_parablock
+_REPLACED = ("--ckpt_path", "--run_dir")
+
+
+def command_to_resume(path: str) -> str:
+    """The command that continues this run from a checkpoint, on each machine; a call where this process is a script's.
+
+    Args:
+        path: Of the checkpoint.
+    """
+    words = sys.argv
+    if Path(words[0]).name not in _OWN_NAMES or "fit" not in words:
+        return f"trainer.fit(..., ckpt_path={path!r})"
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    start = "torchrun ... -m lightning_parablock" if by_torchrun else "lightning-parablock"
+    return f"{start} {shlex.join([*_without(words[1:], _REPLACED), '--ckpt_path', path])}"
+
+
+def _without(words: Sequence[str], options: Sequence[str]) -> list[str]:
+    kept, skip = list[str](), False
+    for word in words:
+        name, has_value, _ = word.partition("=")
+        if skip or name in options:
+            skip = not skip and not has_value
+        else:
+            kept.append(word)
+    return kept
