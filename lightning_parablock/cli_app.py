@@ -38,8 +38,9 @@ from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.launched import launched_devices
 from lightning_parablock.report.console import console
 from lightning_parablock.report.dry_run import print_plan
-from lightning_parablock.report.run import Run, RunFacts, first_rank
-from lightning_parablock.report.summary import held_out_metrics, summarise, summary_table
+from lightning_parablock.report.run import Run, RunFacts
+from lightning_parablock.report.site_files import SaveConfig, SiteCSVLogger
+from lightning_parablock.report.summary import Here, held_out_metrics, summarise, summary_table
 
 DEFAULTS = {
     "trainer.strategy": {"class_path": STRATEGY_CLASS_PATH},
@@ -71,7 +72,8 @@ class ParaBlockCLI(LightningCLI):
                 "description": "Federated block coordinate fine-tuning under PyTorch Lightning.",
                 **{command: {"epilog": EPILOG} for command in self.subcommands()},
             },
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True, "run": run},
             seed_everything_default=0,
             args=list(args),
         )
@@ -200,10 +202,12 @@ class ParaBlockCLI(LightningCLI):
         strategy: Any = self.trainer.strategy
         clients = getattr(strategy, "n_clients", self.trainer.world_size)
         told = len(getattr(strategy, "hosted_clients", (0,))) if self._own_only else clients
-        summary = summarise(self._timeline.records, before, after, fit_s, clients=clients, clients_told=told)
+        records = self._timeline.records
+        here = Here.of(strategy, records)
+        summary = summarise(records, before, after, fit_s, clients=clients, clients_told=told, here=here)
         if self.run.manifest is not None:
             self.run.manifest.add(result=summary.as_dict())
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero or self.run.site is not None:
             console().print(summary_table(summary))
             print(f"run folder: {self.run.folder}")
 
@@ -240,11 +244,11 @@ class ParaBlockCLI(LightningCLI):
             return callbacks
         sights = [c for c in callbacks if isinstance(c, ClientSight)]
         if not sights:
-            sights = [ClientSight(self._get(self.config, "shared"))]
+            sights = [ClientSight(self._get(self.config, "shared"), folder=self._site_folder())]
             callbacks.append(sights[0])
         _refuse_more_shared(self._get(self.config, "shared"), sights)
         self._own_only = any(sight.shared != "clients" for sight in sights)
-        self._timeline = Timeline(own_only=self._own_only)
+        self._timeline = Timeline(self._site_folder(outer=True), own_only=self._own_only)
         return [*callbacks, RunFacts(self.run, self._own_only), self._timeline]
 
     def _run_folder_arguments(self, given: Namespace) -> dict[str, Any]:
@@ -252,11 +256,17 @@ class ParaBlockCLI(LightningCLI):
         folder = self.run.open_folder(self._get(self.config, "run_dir"), given.default_root_dir)
         arguments: dict[str, Any] = {"default_root_dir": str(folder)}
         if given.logger is None or given.logger is True:
-            logger = arguments["logger"] = CSVLogger(folder.parent, name="", version=folder.name)
+            kind = CSVLogger if self.run.site is None else SiteCSVLogger
+            logger = arguments["logger"] = kind(folder.parent, name="", version=folder.name)
             # Opened while the folder is empty: it warns of, and removes, what an earlier run left.
-            with first_rank() if self.run.site is not None else contextlib.nullcontext():
-                _ = logger.experiment
+            _ = logger.experiment
         return arguments
+
+    def _site_folder(self, *, outer: bool = False) -> str | None:
+        """The run folder where each site has one of its own, or the folder of it; else None."""
+        if self.run.site is None or self.run.folder is None:
+            return None
+        return str(self.run.folder.parent if outer else self.run.folder)
 
     @contextlib.contextmanager
     def _without_weights(self) -> Any:

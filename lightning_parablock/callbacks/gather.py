@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
+from lightning.pytorch import Trainer
 
 from lightning_parablock.records import RoundRecord, first_of_each_round
 
@@ -31,6 +33,22 @@ def gather_objects(strategy: Any, value: T) -> list[T]:
 def round_records(strategy: Any) -> list[RoundRecord]:
     """The finished rounds of this rank's clients, oldest first; empty for a strategy that has no rounds."""
     return list(getattr(strategy, "round_records", ()))
+
+
+def folder_here(trainer: Trainer, folder: str | None) -> Path | None:
+    """The folder in which this rank writes what concerns all clients; None where another rank does so. Collective.
+
+    The first rank writes. Where sites have names each site does, on its own disk, in a folder of its name inside.
+
+    Args:
+        trainer: The trainer.
+        folder: As the user named it; None is the trainer's log directory.
+    """
+    common = Path(folder or trainer.log_dir or trainer.default_root_dir)  # on every rank: log_dir is a broadcast
+    sites: tuple[str, ...] = getattr(trainer.strategy, "site_names", ())
+    if sites:
+        return common / sites[trainer.global_rank]
+    return common if trainer.is_global_zero else None
 
 
 class NewRecords:

@@ -15,13 +15,14 @@ _FIELDS = ("round", "exposed_s", "wait_peer_s", "compute_s", "exchange_s", "uplo
 
 
 class RoundMetrics(Callback):
-    """Writes one row a finished round to every logger and keeps the newest in ``trainer.callback_metrics``.
+    """Writes one row per finished round to every logger and keeps the newest in ``trainer.callback_metrics``.
 
     Names: ``parablock/round`` (from 0), ``parablock/block`` (index in ``trainer.strategy.blocks``),
     ``parablock/exposed_s``, ``parablock/wait_peer_s``, ``parablock/compute_s``, ``parablock/exchange_s`` (seconds),
     ``parablock/upload_bytes`` and ``parablock/download_bytes``, ``parablock/samples`` and, where it is known,
-    ``parablock/drift``; what they mean stands at :class:`~lightning_parablock.records.RoundRecord`. Loggers write rank
-    0's client.
+    ``parablock/drift``; for their meaning see :class:`~lightning_parablock.records.RoundRecord`. The figures are
+    those of this rank's first client in the round; loggers that write on the first rank alone, as Lightning's do, have
+    rank 0's.
     """
 
     def __init__(self) -> None:

@@ -12,17 +12,21 @@ from rich.console import Console
 from typing_extensions import override
 
 from lightning_parablock.callbacks.gather import NewRecords
+from lightning_parablock.planning.units import readable_number
 from lightning_parablock.records import RoundRecord
 
 MEGABYTE = 1_000_000
 
 
 class RoundProgressBar(RichProgressBar):
-    """Shows the newest finished round, its block, its exposed seconds, and the megabytes this client has exchanged.
+    """Shows the newest finished round, counted from 0, its block, and what this rank's clients have exchanged so far.
+
+    Exposed seconds are those in which this rank stood still for an exchange, summed over its rounds so far, as in the
+    table at the end. The first rank shows a bar; where sites have names, every site does.
 
     Args:
-        refresh_rate: Redraws a second of the live bar.
-        lines: Print one line a finished round in place of the live bar; None does so where the output is no terminal
+        refresh_rate: Redraws per second of the live bar.
+        lines: Print one line per finished round in place of the live bar; None does so where the output is no terminal
             (a log file, a pipe).
     """
 
@@ -31,7 +35,8 @@ class RoundProgressBar(RichProgressBar):
         self._lines = not Console().is_terminal if lines is None else lines
         self._new = NewRecords()
         self._newest: RoundRecord | None = None
-        self._exchanged_bytes = 0
+        self._exchanged_bytes, self._exposed_s = 0, 0.0
+        self._site: str | None = None
         self._started_s = 0.0
         self._silenced = False
 
@@ -41,13 +46,22 @@ class RoundProgressBar(RichProgressBar):
         return super().is_enabled and not self._lines
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        sites: tuple[str, ...] = getattr(trainer.strategy, "site_names", ())
+        if sites:
+            self._site = sites[trainer.global_rank]
+            self._silenced = False
+            self.enable()
+
+    @override
     def disable(self) -> None:
         super().disable()
         self._silenced = True  # Lightning's call on every rank but the first
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._new, self._newest, self._exchanged_bytes = NewRecords(), None, 0
+        self._new, self._newest, self._exchanged_bytes, self._exposed_s = NewRecords(), None, 0, 0.0
         self._started_s = time.monotonic()
         super().on_train_start(trainer, pl_module)
 
@@ -68,31 +82,35 @@ class RoundProgressBar(RichProgressBar):
     @override
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         items = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
-        return {**self._facts(), **items}
+        readable = {k: readable_number(v, decimals=3) if isinstance(v, float) else v for k, v in items.items()}
+        return {**self._facts(trainer), **readable}
 
     def _take_records(self, trainer: Trainer) -> None:
         for record in self._new.take(trainer.strategy):
             self._newest = record
+            # Of a rank that hosts several clients, the record of the first one that trained has the messages and waits.
             self._exchanged_bytes += record.upload_bytes + record.download_bytes
+            self._exposed_s += record.exposed_s
             if self._lines and not self._silenced:
                 print(self._line(trainer), flush=True)
 
-    def _facts(self) -> dict[str, str]:
+    def _facts(self, trainer: Trainer) -> dict[str, str]:
+        site = {} if self._site is None else {"site": self._site}
         if self._newest is None:
-            return {}
+            return site
         return {
-            "round": str(self._newest.round + 1),
+            **site,
+            "round": f"{self._newest.round} ({self._newest.round + 1}{_of_total(trainer)} done)",
             "block": self._newest.block,
-            "exposed": f"{self._newest.exposed_s:.2f} s",
+            "exposed": f"{self._exposed_s:.2f} s so far",
             "exchanged": f"{self._exchanged_bytes / MEGABYTE:.1f} MB",
         }
 
     def _line(self, trainer: Trainer) -> str:
-        facts = self._facts()
-        facts["round"] += _of_total(trainer)
+        facts = self._facts(trainer)
         loss = trainer.callback_metrics.get("train_loss")
         if loss is not None:
-            facts["train_loss"] = f"{float(loss):.3f}"
+            facts["train_loss"] = readable_number(float(loss), decimals=3)
         elapsed_s = round(time.monotonic() - self._started_s)
         return "  ".join([f"[{elapsed_s // 60:02d}:{elapsed_s % 60:02d}]", *(f"{k} {v}" for k, v in facts.items())])
 

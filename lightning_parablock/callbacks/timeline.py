@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_parablock.callbacks.gather import gather_objects, round_records
+from lightning_parablock.callbacks.gather import folder_here, gather_objects, round_records
 from lightning_parablock.callbacks.picture import draw_timeline
 from lightning_parablock.callbacks.trace import chrome_trace
 from lightning_parablock.names import ClientNames
@@ -19,11 +19,13 @@ log = logging.getLogger(__name__)
 
 
 class Timeline(Callback):
-    """Writes ``timeline.json`` (Chrome trace) and ``timeline.png`` on rank 0 at the end of fit.
+    """Writes ``timeline.json`` (Chrome trace) and ``timeline.png`` at the end of fit.
+
+    The first rank writes them; where sites have names, every site does, in a folder of its name.
 
     Args:
         folder: Where to write; None takes the trainer's log directory.
-        own_only: Each client keeps its rounds to itself: those of the first rank's clients are written.
+        own_only: Each rank keeps its clients' rounds to itself, and who writes has only its own.
 
     Attributes:
         records: The rounds of all clients (or this rank's own), on every rank, once fit has ended.
@@ -39,9 +41,9 @@ class Timeline(Callback):
         own = round_records(trainer.strategy)
         per_rank = [own] if self._own_only else gather_objects(trainer.strategy, own)
         self.records = sorted((r for records in per_rank for r in records), key=lambda r: (r.round, r.client))
-        folder = self._folder or trainer.log_dir or trainer.default_root_dir  # on every rank: log_dir is a broadcast
-        if trainer.is_global_zero and self.records:
-            self._write(Path(folder), ClientNames.of(trainer.strategy))
+        folder = folder_here(trainer, self._folder)
+        if folder is not None and self.records:
+            self._write(folder, ClientNames.of(trainer.strategy))
 
     def _write(self, folder: Path, names: ClientNames) -> None:
         folder.mkdir(parents=True, exist_ok=True)

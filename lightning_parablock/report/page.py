@@ -75,6 +75,8 @@ def facts(run: RunFiles) -> list[tuple[str, str]]:
         ("command", " ".join(manifest.get("command") or ())),
         ("commit", manifest.get("git_sha")),
         ("clients", as_text(manifest.get("clients"))),
+        ("sites", ", ".join(run.names.sites)),
+        ("site of this folder", manifest.get("site")),
         ("rounds", as_text(result.get("rounds"))),
         ("training", f"{result['fit_s']:.0f} s" if "fit_s" in result else None),
         ("exchange hidden", as_percent(result.get("hidden_share"))),

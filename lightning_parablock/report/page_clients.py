@@ -59,8 +59,9 @@ def _homes(run: RunFiles) -> dict[int, tuple[str, str]]:
     hosts: Sequence[str] = run.manifest.get("hosts") or ()
     data: Sequence[Mapping[str, Any] | None] = run.manifest.get("data") or ()
     homes: dict[int, tuple[str, str]] = {}
-    for rank, host in enumerate(hosts):
-        told: Mapping[str, Any] = (data[rank] if rank < len(data) else None) or {}
+    first = run.manifest.get("rank", 0) if len(hosts) == 1 else 0  # of a rank that knows only itself
+    for rank, host in enumerate(hosts, start=first):
+        told: Mapping[str, Any] = (data[rank - first] if rank - first < len(data) else None) or {}
         clients: Sequence[int] = told.get("clients_here") or [rank]
         train: Sequence[Mapping[str, Any]] = told.get("train") or [{}] * len(clients)
         homes |= {c: (host, as_text(facts.get("examples"))) for c, facts in zip(clients, train, strict=False)}

@@ -128,7 +128,7 @@ class RunFacts(Callback):
 
     Args:
         run: The run.
-        own_only: Each client keeps its host and data to itself, and the manifest has the first one's.
+        own_only: Each client keeps its host and data to itself, and the manifest has this rank's alone.
     """
 
     def __init__(self, run: Run, own_only: bool = False) -> None:
@@ -147,6 +147,9 @@ class RunFacts(Callback):
         manifest = self._run.manifest
         if manifest is not None:
             manifest.add(
+                site=self._run.site,
+                sites=list(getattr(trainer.strategy, "site_names", ())),
+                rank=trainer.global_rank,
                 clients=getattr(trainer.strategy, "n_clients", trainer.world_size),
                 ranks=trainer.world_size,
                 hosts=[facts["host"] for facts in per_client],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,8 +11,43 @@ from rich import box
 from rich.table import Table
 
 from lightning_parablock.callbacks.sight_figures import WORST
+from lightning_parablock.names import ClientNames
 from lightning_parablock.planning.units import readable_number
 from lightning_parablock.records import RoundRecord
+
+
+@dataclass(frozen=True)
+class Here:
+    """The part of the figures that belongs to this rank's clients.
+
+    Attributes:
+        name: The clients, for people: ``site a``, ``client 0``, ``the 4 clients here``.
+        upload_bytes: Sent by them, message headers included.
+        download_bytes: Received by them.
+        exposed_s: Seconds in which this rank stood still for an exchange.
+        wait_peer_s: Seconds in which it stood still for a slower client.
+    """
+
+    name: str
+    upload_bytes: int
+    download_bytes: int
+    exposed_s: float
+    wait_peer_s: float
+
+    @classmethod
+    def of(cls, strategy: Any, records: Iterable[RoundRecord]) -> Here:
+        """This rank's part of the records of any clients; a strategy without clients has one, its rank."""
+        clients: Sequence[int] = getattr(strategy, "hosted_clients", (0,))
+        own = [record for record in records if record.client in clients]
+        names = ClientNames.of(strategy)
+        name = names.label(clients[0]) if len(clients) == 1 else f"the {len(clients)} clients here"
+        return cls(
+            name=f"site {strategy.site_names[strategy.global_rank]}" if names.sites else name,
+            upload_bytes=sum(record.upload_bytes for record in own),
+            download_bytes=sum(record.download_bytes for record in own),
+            exposed_s=math.fsum(record.exposed_s for record in own),
+            wait_peer_s=math.fsum(record.wait_peer_s for record in own),
+        )
 
 
 @dataclass(frozen=True)
@@ -28,10 +63,11 @@ class Summary:
         clients_told: Of how many of them bytes, seconds and steps are known: all, or those of the first rank.
         upload_bytes: Sent by these clients together, message headers included.
         download_bytes: Received by these clients together, message headers included.
-        exchange_s: Seconds of exchange, over these clients.
-        exposed_s: Seconds of those in which a client stood still.
-        wait_peer_s: Seconds in which a client stood still for a slower one, over these clients.
+        exchange_s: Seconds of exchange, summed over these clients.
+        exposed_s: Seconds of those in which a client stood still, summed over these clients.
+        wait_peer_s: Seconds in which a client stood still for a slower one, summed over these clients.
         fit_s: Seconds of training.
+        here: This rank's part of it; None where it is not known.
     """
 
     loss_before: dict[str, float]
@@ -46,6 +82,7 @@ class Summary:
     exposed_s: float
     wait_peer_s: float
     fit_s: float
+    here: Here | None = None
 
     @property
     def hidden_share(self) -> float | None:
@@ -68,6 +105,7 @@ def summarise(
     *,
     clients: int,
     clients_told: int | None = None,
+    here: Here | None = None,
 ) -> Summary:
     """Add up the rounds of all clients, or of so many of them."""
     told = clients if clients_told is None else clients_told
@@ -84,6 +122,7 @@ def summarise(
         exposed_s=math.fsum(record.exposed_s for record in records),
         wait_peer_s=math.fsum(record.wait_peer_s for record in records),
         fit_s=fit_s,
+        here=here,
     )
 
 
@@ -99,13 +138,19 @@ def summary_table(summary: Summary) -> Table:
     table.add_row("training", f"{summary.fit_s:.0f} s, {summary.rounds} rounds, {clients}")
     told = summary.clients_told
     whose = "all clients" if told == summary.clients else "this client" if told == 1 else f"the {told} clients here"
-    table.add_row("sent", f"{readable_bytes(summary.upload_bytes)} by {whose}")
-    table.add_row("received", f"{readable_bytes(summary.download_bytes)} by {whose}")
-    hidden = summary.hidden_share
-    if hidden is not None:
-        share = f"{100 * hidden:.1f} % of {summary.exchange_s:.1f} s ({summary.exposed_s:.1f} s stood still)"
-        table.add_row("exchange hidden", share)
-    table.add_row("waited for slower clients", f"{summary.wait_peer_s:.1f} s")
+    here = summary.here if told == summary.clients > 1 else None
+    summed = f" summed over {whose}" if told > 1 else ""
+
+    def row(name: str, text: str, own: str) -> None:
+        table.add_row(name, text + (f" ({here.name}: {own})" if here is not None else ""))
+
+    own = here or Here("", 0, 0, 0.0, 0.0)
+    row("sent", f"{readable_bytes(summary.upload_bytes)} by {whose}", readable_bytes(own.upload_bytes))
+    row("received", f"{readable_bytes(summary.download_bytes)} by {whose}", readable_bytes(own.download_bytes))
+    if summary.hidden_share is not None:
+        table.add_row("exchange hidden", f"{100 * summary.hidden_share:.1f} % of {summary.exchange_s:.1f} s{summed}")
+        row("stood still for the exchange", f"{summary.exposed_s:.2f} s{summed}", f"{own.exposed_s:.2f} s")
+    row("stood still for slower clients", f"{summary.wait_peer_s:.2f} s{summed}", f"{own.wait_peer_s:.2f} s")
     return table
 
 

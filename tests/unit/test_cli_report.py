@@ -6,6 +6,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from lightning_parablock.report.dry_run import print_plan
 from lightning_parablock.report.manifest import Manifest, git_sha, write_atomically
 from lightning_parablock.report.run import Run
 from lightning_parablock.report.run_folder import claim_run_folder, new_run_folder, remove_if_empty
-from lightning_parablock.report.summary import held_out_metrics, readable_bytes, summarise, summary_table
+from lightning_parablock.report.summary import Here, held_out_metrics, readable_bytes, summarise, summary_table
 from lightning_parablock.settings import Int8, ServerAdam, Settings
 from lightning_parablock.strategy import ParaBlockStrategy
 
@@ -220,6 +221,27 @@ def test_clients_without_a_round_are_clients_too(clients: int, told: int, steps:
     console.print(summary_table(summary))
     text = console.export_text()
     assert f"3 rounds, {clients} clients" in text and f"6.0 kB by {whose} " in text
+
+
+@pytest.mark.parametrize(
+    ("sites", "hosted", "whose"),
+    [((), (1,), "client 1"), (("lyon", "oslo"), (1,), "site oslo"), ((), (0, 1), "the 2 clients here")],
+)
+def test_the_table_tells_sums_from_what_is_this_ranks(
+    sites: tuple[str, ...], hosted: tuple[int, ...], whose: str
+) -> None:
+    """Client 1 stood still for 0.5 s in each of three rounds, client 0 never, client 2 for 1 s."""
+    records = [record(t, c, exposed_s=0.5 * c) for t in range(3) for c in range(3)]
+    strategy = SimpleNamespace(site_names=sites, hosted_clients=hosted, global_rank=1, n_clients=len(sites) or 3)
+    here = Here.of(strategy, records)
+    console = Console(width=120, file=io.StringIO(), record=True)
+    summary = summarise(records, {}, {}, 1.0, clients=3, here=here)
+    console.print(summary_table(summary))
+    text = " ".join(console.export_text().split())
+    assert f"stood still for the exchange 4.50 s summed over all clients ({whose}: 1.50 s)" in text
+    assert f"slower clients 2.25 s summed over all clients ({whose}: {0.75 * len(hosted):.2f} s)" in text
+    assert f"sent 9.0 kB by all clients ({whose}: {3 * len(hosted)}.0 kB)" in text
+    assert summary.as_dict()["here"]["exposed_s"] == 1.5
 
 
 def test_nothing_exchanged_has_no_hidden_share() -> None:
