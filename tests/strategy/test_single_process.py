@@ -238,8 +238,10 @@ def test_the_optimizers_groups_and_schedule_stay() -> None:
 # Again, and around it.
 
 
-def test_a_trainer_can_fit_twice() -> None:
-    strategy = strategy_for(delay_steps=K + 2)
+@pytest.mark.parametrize("server_optimizer", ["sgd", "nesterov"])
+def test_a_trainer_can_fit_twice(server_optimizer: Any) -> None:
+    """The second fit begins with round 0 and without the server's momentum."""
+    strategy = strategy_for(delay_steps=K + 2, server_optimizer=server_optimizer)
     module = TaskModule(MLP, adamw_default)
     trainer = trainer_for(strategy)
     trainer.fit(module, loader_of(14, 0))
