@@ -13,7 +13,7 @@ from lightning_parablock.data.tokenize import TextFormat, template_fields
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.settings import nearest
 
-Partition = Literal["iid", "label", "dirichlet", "files"]
+Partition = Literal["auto", "own", "iid", "label", "dirichlet", "files"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,15 @@ class TextDataOptions:
     def label_column(self) -> str | None:
         """The label column: ``label_field``, or the package where the source is the standard library."""
         return self.label_field or ("package" if self.train.kind == "stdlib" else None)
+
+    @property
+    def cutting_rules(self) -> dict[str, str]:
+        """The options by which clients that share a source cut it, by name; equal ones give disjoint shares."""
+        names = ["client_val_fraction"] if self.validation is not None else ["val_fraction", "client_val_fraction"]
+        names += ["alpha", "label_column"] if self.partition == "dirichlet" else []
+        names += ["label_column", "client_labels"] if self.partition == "label" else []
+        rules = {f"data.{name}": repr(getattr(self, name)) for name in names}
+        return {"data.partition": "iid" if self.partition == "auto" else self.partition, **rules}
 
     @property
     def text_format(self) -> TextFormat:
@@ -158,7 +167,9 @@ class TextDataOptions:
             )
         if self.partition == "files":
             _require(
-                self.train.kind == "files", f"partition 'files' needs local files as source, got {self.train.title!r}"
+                self.train.kind == "files",
+                f"partition 'files' needs local files as source, got {self.train.title!r}; where each client has a "
+                "source of its own, set partition: own",
             )
         if self.client_labels is not None:
             _require(

@@ -51,7 +51,7 @@ def partition_by_label(labels: Sequence[str], n_clients: int) -> Shares:
 
 
 def partition_by_named_labels(labels: Sequence[str], client_labels: Sequence[Sequence[str]]) -> Shares:
-    """Client i gets the rows whose label stands in ``client_labels[i]``; rows whose label nobody named go to nobody."""
+    """Client i gets the rows whose label stands in ``client_labels[i]``; rows with other labels go to none."""
     owner = {label: client for client, named in enumerate(client_labels) for label in named}
     return _group([owner.get(label, -1) for label in labels], len(client_labels))
 
@@ -114,7 +114,7 @@ def partition_by_file(row_files: Sequence[str], files: Sequence[str], n_clients:
     if len(files) != n_clients:
         raise DataError(
             f"partition 'files' gives each client one file: {len(files)} files for {n_clients} clients "
-            f"({', '.join(files[:12])})"
+            f"({', '.join(files[:12])}); where each client has a source of its own, set partition: own"
         )
     owner = {file: client for client, file in enumerate(files)}
     return _group([owner[file] for file in row_files], n_clients)

@@ -26,6 +26,9 @@ class ClientSampler(Sampler[int]):
         client_id: This client's number, from 0.
     """
 
+    is_of_one_client = True
+    """The data set behind it is one client's alone already, and is not to be cut."""
+
     def __init__(self, n_examples: int, seed: int, client_id: int) -> None:
         self.n_examples, self.seed, self.client_id, self.epoch = n_examples, seed, client_id, 0
 

@@ -1,4 +1,4 @@
-"""From options to rows: which are held out for everybody, and which each client trains on."""
+"""From options to rows: which are held out for validation, and which each client trains on."""
 
 from __future__ import annotations
 
@@ -33,13 +33,15 @@ class Split:
         train: Training rows of all clients together.
         validation: Rows that no client trains on, the same for all.
         files: The files of the source in order.
-        left_out: Rows that belong to nobody, because ``client_labels`` does not name their label.
+        left_out: Number of rows that no client gets, because ``client_labels`` does not name their label.
+        rows: All rows of the source, those left out and those held out among them.
     """
 
     train: list[Row]
     validation: list[Row]
     files: list[str]
     left_out: int
+    rows: Sequence[Row] = ()
 
 
 class Share(NamedTuple):
@@ -55,7 +57,7 @@ class Share(NamedTuple):
 
 
 def load_split(options: TextDataOptions, seed: int) -> Split:
-    """Read the sources and hold rows out; the same on every rank and for every number of clients.
+    """Read the sources and hold rows out; a function of the source and the options, whatever the number of clients.
 
     Raises:
         DataError: a source cannot be read, or a column is missing.
@@ -68,11 +70,12 @@ def load_split(options: TextDataOptions, seed: int) -> Split:
         log.info("client_labels names labels of %d of %d rows; the others are left out", len(owned), len(rows))
     mine = [rows[index] for index in owned]
     files = files_of(rows)
+    left_out = len(rows) - len(owned)
     if options.validation is not None:
-        return Split(mine, _other_rows(options, options.validation), files, len(rows) - len(owned))
+        return Split(mine, _other_rows(options, options.validation), files, left_out, rows)
     strata = _strata([labels[index] for index in owned] if labels else [], mine, options)
     train, held = hold_out(strata, options.val_fraction, seed)
-    return Split([mine[index] for index in train], [mine[index] for index in held], files, len(rows) - len(owned))
+    return Split([mine[index] for index in train], [mine[index] for index in held], files, left_out, rows)
 
 
 def load_test_rows(options: TextDataOptions) -> list[Row]:
@@ -81,17 +84,24 @@ def load_test_rows(options: TextDataOptions) -> list[Row]:
     return _other_rows(options, options.test)
 
 
-def deal(split: Split, options: TextDataOptions, n_clients: int, seed: int) -> list[Share]:
+def deal(split: Split, options: TextDataOptions, clients: int | Sequence[int], seed: int) -> list[Share]:
     """The rows of each client: disjoint, and together all of ``split.train``.
+
+    Args:
+        split: The rows.
+        options: Those of the data module.
+        clients: The numbers of the clients that share the rows, or how many there are.
+        seed: Of partitions.
 
     Raises:
         DataError: the partition does not work out, or a client would get no row, or too few to hold some out.
     """
-    shares = _shares(split, options, n_clients, seed)
-    for client, share in enumerate(shares):
+    numbers = range(clients) if isinstance(clients, int) else clients
+    shares = _shares(split, options, len(numbers), seed)
+    for client, share in zip(numbers, shares, strict=True):
         if not share:
             raise DataError(
-                f"empty shard: client {client} of {n_clients} has no training row (source {options.train.title}, "
+                f"empty shard: client {client} of {len(numbers)} has no training row (source {options.train.title}, "
                 f"partition {options.partition!r}, {len(split.validation)} rows held out); give it rows, or lower "
                 "val_fraction"
             )

@@ -1,26 +1,32 @@
-"""The text data module: each client's own training examples, and held-out examples that all clients share."""
+"""The text data module: each client's own training examples, and held-out examples for validation."""
 
 from __future__ import annotations
 
 import logging
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_parablock.callbacks.gather import gather_objects
+from lightning_parablock.data.accounts import account_of
 from lightning_parablock.data.formats import Format
 from lightning_parablock.data.options import Partition, TextDataOptions
 from lightning_parablock.data.own import OwnExamples
 from lightning_parablock.data.rows import Row, labels_if_any
 from lightning_parablock.data.sampler import ClientSampler, order_seed
-from lightning_parablock.data.split import Split, deal, load_split, load_test_rows
+from lightning_parablock.data.sharing import Offer, do_together, rows_fingerprint, sharing_clients
+from lightning_parablock.data.split import Share, Split, deal, load_split, load_test_rows
 from lightning_parablock.data.tokenize import TokenExamples, Tokenizer, make_examples
 from lightning_parablock.errors import ConfigurationError, DataError
+from lightning_parablock.row_accounts import RowAccount, client_name, show_here
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -28,22 +34,27 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class _Training:
-    """The training examples of the clients of this process, and the rows of all clients."""
+    """The training examples of the clients of this process, and the rows of the clients that share its source."""
 
     examples: dict[int, TokenExamples]
-    rows_per_client: list[int]
+    rows_per_client: dict[int, int]
+    accounts: list[RowAccount]
 
-    def is_of(self, n_clients: int, hosted: Sequence[int]) -> bool:
-        return (len(self.rows_per_client), list(self.examples)) == (n_clients, list(hosted))
+    def is_of(self, sharing: Sequence[int], hosted: Sequence[int]) -> bool:
+        return (list(self.rows_per_client), list(self.examples)) == (list(sharing), list(hosted))
 
 
 class FederatedTextDataModule(pl.LightningDataModule):
     """Text for causal language models, split over clients; each rank has the training data of those it hosts.
 
     Batches are dicts of ``input_ids``, ``attention_mask`` and ``labels``, each (batch, sequence_length) torch.long;
-    labels are -100 where nothing is to be predicted. The training sets of the clients are disjoint; the validation
-    set is the same on all of them and disjoint from every training set. With ``client_val_fraction`` there are two
-    validation loaders: the shared examples, and this client's own, which nobody trains on either.
+    labels are -100 where nothing is to be predicted. Clients that share a source have disjoint training sets and one
+    validation set, disjoint from all of them. A client with a source of its own holds validation rows out of that, and
+    a validation covers the held-out rows of all clients. With ``client_val_fraction`` there are two validation
+    loaders: these examples, and further ones that each client holds out of its own part; no client trains on either.
+
+    Before training each rank logs one line per client that it hosts, such as ``site a: 200 of 200 rows: 190 to train
+    on, 10 held out``, with whatever is left out of the source and why.
 
     Args:
         source: Where the rows come from: a hub id, one or more local JSON Lines files or folders of them, or
@@ -59,8 +70,12 @@ class FederatedTextDataModule(pl.LightningDataModule):
         answer_field: Column of the answer; given, a row is one example and only answer tokens are labels.
         template: Text of the prompt with column names in braces, such as ``Question: {question}\\nAnswer: ``; None
             means the prompt column and a line break.
-        partition: Who gets which rows: ``iid`` (equal parts at random), ``label`` (whole labels), ``dirichlet``
-            (each label in proportions drawn from Dirichlet(alpha)), ``files`` (one file a client).
+        partition: Which client gets which rows. ``auto`` compares the sources of the ranks: those that read the same
+            rows cut them into equal parts at random, one per client; a source that no other rank reads is its rank's
+            own, and all of it is used. ``own`` (this source is this rank's alone, use all of it) compares nothing. The
+            others cut one source that all ranks read, and refuse sources that differ: ``iid`` (equal parts at random),
+            ``label`` (whole labels), ``dirichlet`` (each label in proportions drawn from Dirichlet(alpha)), ``files``
+            (one file per client).
         label_field: Column of the labels for ``label``, ``dirichlet`` and the validation loss by label; None means
             ``package`` with python-stdlib.
         client_labels: For ``label``: the labels of each client, a list a client; other rows are left out.
@@ -75,7 +90,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         test_split: Split of a hub data set in ``test_source``.
         train_examples: At most so many training examples a client; None keeps all.
         sequence_length: Tokens an example.
-        batch_size: Training examples a batch and client.
+        batch_size: Training examples per batch and client.
         val_batch_size: Examples a batch in validate, test and predict; None means ``batch_size``.
         drop_last: Leave out an epoch's last training batch where it is not full.
         num_workers: Worker processes that load batches, a client; 0 loads in the main process.
@@ -99,7 +114,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         prompt_field: str | None = None,
         answer_field: str | None = None,
         template: str | None = None,
-        partition: Partition = "iid",
+        partition: Partition = "auto",
         label_field: str | None = None,
         client_labels: list[list[str]] | None = None,
         alpha: float = 0.5,
@@ -127,6 +142,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         self.tokenizer_name = tokenizer
         self._tokenizer: Tokenizer | None = None
         self._split: Split | None = None
+        self._sharing: tuple[int, ...] = ()
         self._train: _Training | None = None
         self._val: TokenExamples | None = None
         self._own: dict[int, TokenExamples] | None = None
@@ -134,24 +150,36 @@ class FederatedTextDataModule(pl.LightningDataModule):
         self._test_rows: Sequence[Row] = ()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, split and tokenise what ``stage`` needs; a second call repeats nothing.
+        """Read, split and tokenise what ``stage`` needs; a second call repeats nothing. Collective.
 
-        Every rank reads the same rows and checks every client, so bad data raises the same error on all of them.
+        Ranks compare what they read, and every rank raises where data on one of them cannot be used.
 
         Raises:
-            DataError: a source, a line, a column or a partition cannot be used.
+            DataError: a source, a line, a column or a partition cannot be used, on this rank or another one.
             ConfigurationError: there is no tokenizer, or the number of clients contradicts the options.
         """
+        if stage in (None, "fit", "validate"):
+            self._agree_on_sharing()
+        made = self._together(lambda: self._make(stage))
+        if stage in (None, "fit", "validate"):
+            self._refuse_uneven_validation(made)
         if stage in (None, "fit"):
-            self._setup_train(self._rows())
+            for account in _present(self._train, "fit").accounts:
+                show_here(f"parablock: train: {account.line}")
+
+    def _make(self, stage: str | None) -> tuple[bool, bool]:
+        """Make the examples; returns whether there are validation examples, and such of this client's own."""
         if stage in (None, "fit", "validate") and self._val is None and self._rows().validation:
             self._val = self._held_out_examples(self._rows().validation, "validation")
+        if stage in (None, "fit"):
+            self._setup_train(self._rows())
         if stage in (None, "fit", "validate") and self.options.client_val_fraction:
             self._setup_own(self._rows())
         if stage in (None, "test", "predict") and self._test is None:
             rows = self._rows().validation if self.options.test is None else load_test_rows(self.options)
             if rows or stage is not None:
                 self._test, self._test_rows = self._held_out_examples(rows, "test"), rows
+        return self._val is not None, self._own is not None
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The examples of the first client of this process; their order depends on (seed, client, epoch) alone."""
@@ -197,7 +225,10 @@ class FederatedTextDataModule(pl.LightningDataModule):
         in_run: int = getattr(strategy, "n_clients", processes)
         n_clients, named = options.n_clients or in_run, options.client_labels
         if in_run > 1 and n_clients != in_run:
-            raise ConfigurationError(f"n_clients={n_clients}, but the run has {in_run} clients")
+            raise ConfigurationError(
+                f"n_clients={n_clients}, but the run has {in_run} clients; leave n_clients out, and where each client "
+                "has a source of its own, set partition: own"
+            )
         if options.n_clients is None and named is not None and len(named) != in_run:
             raise ConfigurationError(
                 f"client_labels names {len(named)} clients, but the run has {in_run}; start {len(named)} processes, "
@@ -229,7 +260,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
 
     @property
     def val_set(self) -> TokenExamples:
-        """The held-out examples of all clients; there after ``setup("fit")`` or ``setup("validate")``."""
+        """The examples held out of this rank's source; there after ``setup("fit")`` or ``setup("validate")``."""
         return _present(self._val, "validate")
 
     @property
@@ -252,7 +283,11 @@ class FederatedTextDataModule(pl.LightningDataModule):
         return self.train_set.sha256
 
     def describe(self) -> dict[str, Any]:
-        """What the data are, for a JSON manifest: source, rows a client, tokens and hashes of the clients here."""
+        """What the data are, for a JSON manifest: source, rows per client, tokens and hashes of the clients here.
+
+        ``rows`` has one line per client here; ``rows_per_client`` has the training rows of every client, None for those
+        whose source is not read here.
+        """
         training = _present(self._train, "fit")
         split, options = self._rows(), self.options
         return {
@@ -262,9 +297,12 @@ class FederatedTextDataModule(pl.LightningDataModule):
             "seed": self.seed,
             "sequence_length_tokens": options.sequence_length,
             "batch_size_examples": options.batch_size,
-            "n_clients": len(training.rows_per_client),
+            "n_clients": self.clients[0],
             "clients_here": list(training.examples),
-            "rows_per_client": training.rows_per_client,
+            "clients_sharing_source": list(self._sharing),
+            "rows": [account.line for account in training.accounts],
+            "source_rows": len(split.rows),
+            "rows_per_client": [training.rows_per_client.get(client) for client in range(self.clients[0])],
             "rows_left_out": split.left_out,
             "rows_held_out": len(split.validation),
             "train": [_facts(examples) for examples in training.examples.values()],
@@ -281,33 +319,91 @@ class FederatedTextDataModule(pl.LightningDataModule):
             self._split = load_split(self.options, self.seed)
         return self._split
 
+    def _agree_on_sharing(self) -> None:
+        """Settle which clients share this rank's source; collective."""
+        offers = self._together(self._offer)
+        if len(offers) > 1:
+            assert self.trainer is not None
+            sharing = sharing_clients(offers, self.trainer.global_rank, self._who())
+        else:
+            n_clients, hosted = self.clients
+            sharing = hosted if self.options.partition == "own" else tuple(range(n_clients))
+        if sharing != self._sharing:
+            self._sharing, self._train, self._own = sharing, None, None
+
+    def _offer(self) -> Offer:
+        split, options = self._rows(), self.options
+        n_clients, hosted = self.clients
+        fingerprint = None
+        if options.partition != "own" and self._meets_others:
+            fingerprint = rows_fingerprint(split.rows, split.files if options.partition == "files" else None)
+        rules = {**options.cutting_rules, "data.seed": str(self.seed)}
+        return Offer(hosted, n_clients, options.partition, fingerprint, rules)
+
+    @property
+    def _meets_others(self) -> bool:
+        # A dry run has a trainer of several processes, and is one of them.
+        return (
+            self.trainer is not None and self.trainer.world_size > 1 and dist.is_available() and dist.is_initialized()
+        )
+
+    def _together(self, work: Callable[[], _T]) -> list[_T]:
+        """The result of the same work on every rank; collective, and an error on one rank is an error on all."""
+        if not self._meets_others:
+            return [work()]
+        assert self.trainer is not None
+        strategy: Any = self.trainer.strategy
+        gather = partial(gather_objects, strategy)
+        return do_together(work, gather, self.trainer.global_rank, self._who())
+
+    def _who(self) -> list[str]:
+        assert self.trainer is not None
+        describe = getattr(self.trainer.strategy, "describe", "rank {}".format)
+        return [describe(rank) for rank in range(self.trainer.world_size)]
+
+    def _refuse_uneven_validation(self, made: Sequence[tuple[bool, bool]]) -> None:
+        for index, option in enumerate(("val_fraction", "client_val_fraction")):
+            without = [rank for rank, has in enumerate(made) if not has[index]]
+            if without and len(without) < len(made):
+                who = ", ".join(self._who()[rank] for rank in without)
+                raise DataError(
+                    f"{who} has no validation rows (data.{option}) while other clients have some, so that they cannot "
+                    "validate together; give every client some, or none"
+                )
+
     def _setup_train(self, split: Split) -> None:
         n_clients, hosted = self.clients
-        if self._train is not None and self._train.is_of(n_clients, hosted):
+        if self._train is not None and self._train.is_of(self._sharing, hosted):
             return
         if max(hosted) >= n_clients:
             raise ConfigurationError(
                 f"client_id counts from 0: it must be below n_clients={n_clients}, got {max(hosted)}"
             )
-        shares = [share.train for share in deal(split, self.options, n_clients, self.seed)]
+        shares = dict(zip(self._sharing, deal(split, self.options, self._sharing, self.seed), strict=True))
         examples: dict[int, TokenExamples] = {}
-        for client, share in enumerate(shares):
+        for client, share in shares.items():
             is_here = client in hosted
-            made = self._examples(share, self.options.train_examples if is_here else self._least_examples)
-            self._check_shard(shares, client, made)
+            made = self._examples(share.train, self.options.train_examples if is_here else self._least_examples)
+            self._check_shard(len(share.train), client, made)
             if is_here:
                 examples[client] = made
                 if made.dropped_rows:
                     log.warning("client %d: %d rows dropped: no answer token in them", client, made.dropped_rows)
-                log.info("client %d of %d: %d rows, %s", client, n_clients, len(share), _facts(made))
-        self._train = _Training(examples, [len(share) for share in shares])
+                log.info("client %d of %d: %d rows, %s", client, n_clients, len(share.train), _facts(made))
+        accounts = [self._account(client, split, shares[client], made) for client, made in examples.items()]
+        self._train = _Training(examples, {client: len(share.train) for client, share in shares.items()}, accounts)
+
+    def _account(self, client: int, split: Split, share: Share, made: TokenExamples) -> RowAccount:
+        rank = 0 if self.trainer is None else self.trainer.global_rank
+        name = client_name(getattr(self.trainer, "strategy", None), client, rank)
+        return account_of(name, self.options, split, share, made, self._val, len(self._sharing))
 
     def _setup_own(self, split: Split) -> None:
-        n_clients, hosted = self.clients
+        _, hosted = self.clients
         if self._own is not None and list(self._own) == list(hosted):
             return
-        shares = deal(split, self.options, n_clients, self.seed)
-        for other, share in enumerate(shares):  # the same error on every rank
+        shares = dict(zip(self._sharing, deal(split, self.options, self._sharing, self.seed), strict=True))
+        for other, share in shares.items():  # the same error on every rank that shares the source
             self._check_own(self._examples(share.own, 1), share.own, other)
         self._own = {client: self._held_out_examples(shares[client].own, "own validation") for client in hosted}
 
@@ -322,11 +418,11 @@ class FederatedTextDataModule(pl.LightningDataModule):
     def _least_examples(self) -> int:
         return self.options.batch_size if self.options.drop_last else 1
 
-    def _check_shard(self, shares: Sequence[Sequence[Row]], client: int, examples: TokenExamples) -> None:
+    def _check_shard(self, n_rows: int, client: int, examples: TokenExamples) -> None:
         if len(examples) >= self._least_examples:
             return
         raise DataError(
-            f"empty shard: client {client} of {len(shares)} has {len(shares[client])} rows, which give {len(examples)} "
+            f"empty shard: client {client} of {len(self._sharing)} has {n_rows} rows, which give {len(examples)} "
             f"examples of {self.options.sequence_length} tokens ({examples.dropped_rows} rows without an answer "
             f"token dropped); one batch needs {self._least_examples}: give it more rows, or lower batch_size or "
             "sequence_length"

@@ -21,8 +21,8 @@ IGNORED_LABEL = -100
 _ROWS_A_CALL = 64
 _Lost = tuple[int, int]
 """Tokens for which the window had no room: of the prompt's beginning, of the answer's end."""
-_Example = tuple[list[int], int, int, _Lost]
-"""Tokens, position of the first label, index of the row, what was lost of it."""
+_Example = tuple[list[int], int, int, int, _Lost]
+"""Tokens, position of the first label, index of the row it begins in, of the one it ends in, what was lost of it."""
 
 
 class Tokenizer(Protocol):
@@ -86,19 +86,29 @@ class TokenExamples(Dataset[dict[str, Tensor]]):
         lost: (examples, 2) int32 tokens for which the window had no room: of the prompt's beginning, of the answer's
             end.
         dropped_rows: Rows that gave no example because no answer token was left.
+        rows_used: Rows of which some token is in an example.
 
     Attributes:
         row_labels: For each example the index of its row's label in ``label_names``; None where rows have no labels.
         label_names: The labels.
+        left_out: Examples that :meth:`evenly_spaced` has left out.
     """
 
     def __init__(
-        self, ids: Tensor, starts: Tensor, lengths: Tensor, rows: Tensor, lost: Tensor, dropped_rows: int = 0
+        self,
+        ids: Tensor,
+        starts: Tensor,
+        lengths: Tensor,
+        rows: Tensor,
+        lost: Tensor,
+        dropped_rows: int = 0,
+        rows_used: int = 0,
     ) -> None:
         self.ids, self.starts, self.lengths, self.rows, self.lost = ids, starts, lengths, rows, lost
-        self.dropped_rows = dropped_rows
+        self.dropped_rows, self.rows_used = dropped_rows, rows_used
         self.row_labels: list[int] | None = None
         self.label_names: list[str] = []
+        self.left_out = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -129,7 +139,9 @@ class TokenExamples(Dataset[dict[str, Tensor]]):
             return self
         chosen = torch.arange(at_most) * len(self) // at_most
         parts = (part[chosen] for part in (self.ids, self.starts, self.lengths, self.rows, self.lost))
-        return TokenExamples(*parts, dropped_rows=self.dropped_rows)
+        kept = TokenExamples(*parts, dropped_rows=self.dropped_rows, rows_used=self.rows_used)
+        kept.left_out = len(self) - at_most
+        return kept
 
     def label(self, labels: Sequence[str]) -> None:
         """Name the label of every row that the examples were made from."""
@@ -152,12 +164,13 @@ def make_examples(
     lengths: list[int] = []
     origins: list[int] = []
     losses: list[_Lost] = []
-    dropped = 0
+    dropped = used = 0
     for example in build(rows, tokenizer, form):
         if example is None:
             dropped += 1
             continue
-        tokens, start, row, lost = example
+        tokens, start, row, last_row, lost = example
+        used = last_row + 1 - dropped
         ids.append(tokens + [_pad_id(tokenizer)] * (form.sequence_length - len(tokens)))
         starts.append(start)
         lengths.append(len(tokens))
@@ -168,7 +181,7 @@ def make_examples(
     table = torch.tensor(ids, dtype=torch.int32).reshape(len(ids), form.sequence_length)
     columns = [torch.tensor(column, dtype=torch.int32) for column in (starts, lengths, origins)]
     columns.append(torch.tensor(losses, dtype=torch.int32).reshape(len(losses), 2))
-    return TokenExamples(table, *columns, dropped_rows=dropped)
+    return TokenExamples(table, *columns, dropped_rows=dropped, rows_used=used)
 
 
 def template_fields(template: str) -> list[str]:
@@ -200,7 +213,8 @@ def _windows(rows: Sequence[Row], tokenizer: Tokenizer, form: TextFormat) -> Ite
             stream += tokens + end
             origins += [next(numbers)] * len(tokens + end)
         whole = len(stream) - len(stream) % size
-        yield from ((stream[start : start + size], 0, origins[start], (0, 0)) for start in range(0, whole, size))
+        for start in range(0, whole, size):
+            yield stream[start : start + size], 0, origins[start], origins[start + size - 1], (0, 0)
         stream, origins = stream[whole:], origins[whole:]
 
 
@@ -231,7 +245,7 @@ def _fit(prompt: list[int], answer: list[int], row: int, size: int) -> _Example 
     # The token at position 0 is predicted from nothing: an example needs a label behind it.
     if len(tokens) <= max(len(kept_prompt), 1):
         return None
-    return tokens, len(kept_prompt), row, (lost, len(answer) - kept_answer)
+    return tokens, len(kept_prompt), row, row, (lost, len(answer) - kept_answer)
 
 
 def _fill(template: str, row: Row) -> str:
