@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lightning_utilities.core import rank_zero
 
@@ -44,21 +42,6 @@ class RowAccount:
         use = f": {', '.join(uses)}" if len(uses) > 1 else ""
         notes = f"; left out: {'; '.join(self.notes)}" if self.notes else ""
         return f"{self.name}: {used} of {self.source_rows} rows{part}{use}{notes}"
-
-
-def client_name(strategy: Any, client: int, rank: int) -> str:
-    """A client in words: its site where sites have names, else its number.
-
-    Args:
-        strategy: Perhaps one with ``site_names``, in rank order, and ``hosted_clients``.
-        client: Number of the client.
-        rank: Number of the rank that hosts it.
-    """
-    sites: Sequence[str] = getattr(strategy, "site_names", ())
-    if not sites:
-        return f"client {client}"
-    n_clients: int = getattr(strategy, "n_clients", len(sites))
-    return f"site {sites[rank]}" if len(sites) == n_clients else f"client {client} (site {sites[rank]})"
 
 
 def show_here(line: str) -> None:

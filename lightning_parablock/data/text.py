@@ -26,7 +26,8 @@ from lightning_parablock.data.sharing import Offer, do_together, rows_fingerprin
 from lightning_parablock.data.split import Share, Split, deal, load_split, load_test_rows
 from lightning_parablock.data.tokenize import TokenExamples, Tokenizer, make_examples
 from lightning_parablock.errors import ConfigurationError, DataError
-from lightning_parablock.row_accounts import RowAccount, client_name, show_here
+from lightning_parablock.names import ClientNames
+from lightning_parablock.row_accounts import RowAccount, show_here
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -394,8 +395,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         self._train = _Training(examples, {client: len(share.train) for client, share in shares.items()}, accounts)
 
     def _account(self, client: int, split: Split, share: Share, made: TokenExamples) -> RowAccount:
-        rank = 0 if self.trainer is None else self.trainer.global_rank
-        name = client_name(getattr(self.trainer, "strategy", None), client, rank)
+        name = ClientNames.of(getattr(self.trainer, "strategy", None)).label(client)
         return account_of(name, self.options, split, share, made, self._val, len(self._sharing))
 
     def _setup_own(self, split: Split) -> None:

@@ -48,12 +48,12 @@ def meet(
     for rank, data in enumerate(modules):
         strategy = SimpleNamespace(
             gather_objects=meeting.gather_as(rank),
-            describe=lambda rank: f"rank-{rank}",
+            describe="rank-{}".format,
             site_names=tuple(sites),
             n_clients=n_clients,
             hosted_clients=tuple(hosted_clients(n_clients, n_ranks)[rank]),
         )
-        data.tokenizer = TOKENIZER
+        data.tokenizer = TOKENIZER  # type: ignore[assignment]
         data.trainer = SimpleNamespace(  # type: ignore[assignment]
             world_size=n_ranks, global_rank=rank, strategy=strategy
         )
@@ -225,7 +225,7 @@ def test_an_error_that_is_the_same_everywhere_stays_as_it_is(tmp_path: Path) -> 
 
 def test_an_unforeseen_error_keeps_its_kind_at_its_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modules = modules_of([site(tmp_path, name, 40) for name in "ab"])
-    monkeypatch.setattr(modules[1], "_setup_train", lambda split: 1 / 0)
+    monkeypatch.setattr(modules[1], "_setup_train", lambda _: 1 / 0)  # pyright: ignore[reportUnknownLambdaType]
     first, second = meet(modules)
     assert isinstance(first, DataError) and str(first) == "rank-1: ZeroDivisionError: division by zero"
     assert isinstance(second, ZeroDivisionError)
