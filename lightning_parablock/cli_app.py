@@ -161,6 +161,9 @@ class ParaBlockCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
+        self.run.site = self._get(self.config, "trainer.strategy.init_args.site")
+        if not self._dry_run and not self._get(self.config, "trainer.fast_dev_run"):
+            self.run.check_folder(self._get(self.config, "run_dir"), self._get(self.config, "trainer.default_root_dir"))
         with self._without_weights() if self._dry_run else contextlib.nullcontext():
             super().instantiate_classes()
 
@@ -252,7 +255,6 @@ class ParaBlockCLI(LightningCLI):
         return [*callbacks, RunFacts(self.run, self._own_only), self._timeline]
 
     def _run_folder_arguments(self, given: Namespace) -> dict[str, Any]:
-        self.run.site = self._get(self.config, "trainer.strategy.init_args.site")
         folder = self.run.open_folder(self._get(self.config, "run_dir"), given.default_root_dir)
         arguments: dict[str, Any] = {"default_root_dir": str(folder)}
         if given.logger is None or given.logger is True:

@@ -11,6 +11,7 @@ from lightning_parablock.cli_options import closest
 from lightning_parablock.cli_parser import CommandParser
 from lightning_parablock.comparing.limits import Equal
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.places import refuse_unwritable
 
 _COMMAND = COMMANDS["compare"]
 
@@ -81,6 +82,8 @@ def run_compare(args: Sequence[str]) -> None:
     own, passed = split_words(args)
     options = compare_parser().parse_args(own)
     _refuse_launcher()
+    out = Path(options.out).expanduser()
+    refuse_unwritable(out, "out")
     from lightning_parablock.comparing.series import Series, compare  # late, like fit's parser and matplotlib
 
     series = Series(
@@ -89,7 +92,7 @@ def run_compare(args: Sequence[str]) -> None:
         budget=options.budget,
         seeds=options.seeds,
         points=options.points,
-        out=Path(options.out).expanduser(),
+        out=out,
         overwrite=options.overwrite,
         words=tuple(passed),
     )

@@ -12,6 +12,7 @@ from lightning_parablock.cli_commands import COMMANDS
 from lightning_parablock.cli_parser import CommandParser
 from lightning_parablock.data.text import FederatedTextDataModule
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.places import refuse_unwritable_file
 from lightning_parablock.planning.units import readable_number
 
 _COMMAND = COMMANDS["evaluate"]
@@ -47,8 +48,10 @@ def run_evaluate(args: Sequence[str]) -> None:
         options.data.test_source, options.data.test_split = options.data.source, options.data.split
     data: FederatedTextDataModule = cast(Any, parser.instantiate(options)).data
     output = Path(options.output).expanduser() if options.output else None
-    if output is not None and not output.parent.is_dir():
-        raise ConfigurationError(f"the folder of output {output} does not exist")
+    if output is not None:
+        if not output.parent.is_dir():
+            raise ConfigurationError(f"the folder of output {output} does not exist")
+        refuse_unwritable_file(output, "output")
     figures = _measured(Path(options.ckpt_path).expanduser(), data, options.predict_tokens, options.accelerator)
     for name, value in figures.items():
         print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {readable_number(value)}")

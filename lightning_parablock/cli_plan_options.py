@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lightning_parablock.cli_commands import COMMANDS
@@ -14,6 +15,7 @@ from lightning_parablock.cli_parser import CommandParser
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launched import launched_ranks
 from lightning_parablock.models.names import ALL_LINEAR, Dtype
+from lightning_parablock.places import refuse_unwritable_file
 from lightning_parablock.planning.units import parse_bps, parse_flop_per_s
 from lightning_parablock.settings import (
     Settings,
@@ -96,6 +98,8 @@ class PlanOptions:
             self.rate is not None or measures_links,
             "rate is missing: give --rate 100mbit, or start plan --probe under torchrun, which measures it",
         )
+        if self.output is not None:
+            refuse_unwritable_file(Path(self.output).expanduser(), "output")
         _ = self.settings, self.n_clients  # checked before the model is looked up
         for name in ("rate", "server_rate"):
             if getattr(self, name) is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning_parablock.cli_commands import COMMANDS
 from lightning_parablock.cli_parser import CommandParser
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.places import reason, refuse_unwritable_file
 
 _COMMAND = COMMANDS["report"]
 
@@ -35,9 +36,10 @@ def run_report(args: Sequence[str]) -> None:
     folder = Path(options.run_dir).expanduser()
     output = Path(options.output).expanduser() if options.output else folder / PAGE_NAME
     run = read_run(folder)
+    refuse_unwritable_file(output, "output" if options.output else "the page")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_page(run, output)
     except OSError as error:
-        raise ConfigurationError(f"the page cannot be written to {output}: {error.strerror or error}") from error
+        raise ConfigurationError(f"the page cannot be written to {output}: {reason(error)}") from error
     print(f"report: {output}")

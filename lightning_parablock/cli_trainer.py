@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_parablock.cli_app import ParaBlockCLI
 from lightning_parablock.cli_exit import FAILED, INTERRUPTED, TERMINATED, has_stuck_threads
 from lightning_parablock.errors import ParaBlockError
+from lightning_parablock.places import reason
 from lightning_parablock.report.run import Run
+
+_DISK = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR)
+"""Of files that cannot be written, or whose folder was removed."""
 
 
 def run_trainer(args: Sequence[str]) -> int:
@@ -27,6 +33,10 @@ def run_trainer(args: Sequence[str]) -> int:
         if known is None:
             return _unexpected(run, error)
         return run.failed(known)
+    except OSError as error:
+        if not _of_the_disk(error, run):
+            return _unexpected(run, error)
+        return run.failed(ParaBlockError(f"{error.filename} cannot be written: {reason(error)}"))
     except KeyboardInterrupt:
         return run.interrupted("Ctrl-C", INTERRUPTED)
     except SIGTERMException:
@@ -37,8 +47,7 @@ def run_trainer(args: Sequence[str]) -> int:
         raise
     except BaseException as error:
         return _unexpected(run, error)
-    run.finish()
-    return 0
+    return run.finish()
 
 
 def _known_cause(error: BaseException) -> ParaBlockError | None:
@@ -46,6 +55,13 @@ def _known_cause(error: BaseException) -> ParaBlockError | None:
     while error.__cause__ is not None and not isinstance(error, ParaBlockError):
         error = error.__cause__
     return error if isinstance(error, ParaBlockError) else None
+
+
+def _of_the_disk(error: OSError, run: Run) -> bool:
+    """Whether a file in the run's folder could not be written; the traceback would tell nothing more."""
+    if run.folder is None or not isinstance(error.filename, str) or error.errno not in _DISK:
+        return False
+    return Path(error.filename).resolve().is_relative_to(run.folder.resolve())
 
 
 def _unexpected(run: Run, error: BaseException) -> int:

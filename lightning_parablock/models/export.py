@@ -14,6 +14,7 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.causal_lm import CausalLM, network_of_architecture
 from lightning_parablock.models.loading import load_tokenizer, resolve_model
 from lightning_parablock.models.lora import Adapters, add_adapters, without_adapters
+from lightning_parablock.places import refuse_unwritable
 
 _OWN = "network."
 """Where a CausalLM keeps its model."""
@@ -80,7 +81,7 @@ def write_model_folder(output: Path, network: PreTrainedModel, tokenizer: Any, *
 
 
 def refuse_contents(output: Path, overwrite: bool) -> None:
-    """Refuse a place that is a file, or a folder that is not empty and must not be replaced.
+    """Refuse a place that is a file, cannot be written, or is a folder with contents that must not be replaced.
 
     Raises:
         ConfigurationError: it is one.
@@ -89,6 +90,7 @@ def refuse_contents(output: Path, overwrite: bool) -> None:
         raise ConfigurationError(f"{output} is a file; name a folder for the model")
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise ConfigurationError(f"folder {output} is not empty; name another one, or say overwrite to replace it")
+    refuse_unwritable(output.parent, f"the folder of the model {output}: folder")
 
 
 def the_network(module: torch.nn.Module) -> PreTrainedModel:

@@ -19,8 +19,9 @@ from typing_extensions import override
 from lightning_parablock.callbacks.gather import gather_objects
 from lightning_parablock.cli_exit import FAILED, USAGE
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.places import reason
 from lightning_parablock.report.manifest import Manifest
-from lightning_parablock.report.run_folder import claim_run_folder, new_run_folder, remove_if_empty
+from lightning_parablock.report.run_folder import claim_run_folder, new_run_folder, refuse_run_folder, remove_if_empty
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,15 @@ class Run:
         self.folder: Path | None = None
         self.manifest: Manifest | None = None
 
+    def check_folder(self, run_dir: str | None, root: str | None) -> None:
+        """Refuse a folder that :meth:`open_folder` could not use, before models and data are loaded.
+
+        Raises:
+            ConfigurationError: it cannot be created or written, or holds a run already.
+        """
+        if self._has_folder:
+            refuse_run_folder(run_dir, root, self.site or "")
+
     def open_folder(self, run_dir: str | None, root: str | None) -> Path:
         """Create the folder on the first rank; the others learn its name when the trainer is set up.
 
@@ -62,21 +72,21 @@ class Run:
         """Write the first manifest: from here on the end of the run is recorded, whatever it is."""
         self.manifest = Manifest(self.folder if self._has_folder else None, facts)
 
-    def finish(self) -> None:
-        """Record that the run ended well."""
-        self._close("finished")
+    def finish(self) -> int:
+        """Record that the run ended well; returns the exit code, which is that of a failure where it cannot be."""
+        return 0 if self._close("finished") else FAILED
 
     def interrupted(self, why: str, exit_code: int) -> int:
         """Record and say in one line that the run was stopped from outside; returns the exit code."""
-        self._close(f"interrupted: {why}")
         self._say(f"interrupted: {why}")
+        self._close(f"interrupted: {why}")
         return exit_code
 
     def failed(self, error: BaseException) -> int:
         """Say in one line what went wrong and keep the traceback in the run's folder; returns the exit code."""
         kept = self._keep_traceback(error)
-        self._close(f"failed: {error}")
         self._say(f"error: {error}" + (f" (traceback: {kept})" if kept else ""))
+        self._close(f"failed: {error}")
         return USAGE if self.manifest is None and isinstance(error, ConfigurationError) else FAILED
 
     def crashed(self, error: BaseException) -> None:
@@ -91,11 +101,17 @@ class Run:
         # One write, so that the lines of several ranks do not mix.
         sys.stderr.write(" ".join(line.split()) + "\n")
 
-    def _close(self, state: str) -> None:
-        if self.manifest is not None:
-            self.manifest.close(state)
-        elif self.folder is not None:
-            remove_if_empty(self.folder)
+    def _close(self, state: str) -> bool:
+        """Record the end; False where the disk does not let it, which must not hide how the run ended."""
+        try:
+            if self.manifest is not None:
+                self.manifest.close(state)
+            elif self.folder is not None:
+                remove_if_empty(self.folder)
+        except OSError as error:
+            self._say(f"error: {self.folder} cannot be written ({reason(error)}), so the end is not recorded: {state}")
+            return False
+        return True
 
     def _keep_traceback(self, error: BaseException) -> Path | None:
         text = "".join(traceback.format_exception(error))
@@ -106,8 +122,7 @@ class Run:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
-        except OSError as reason:  # a full or read-only disk must not hide the error itself
-            log.warning("the traceback could not be kept in %s: %s", path, reason)
+        except OSError:  # a full or read-only disk must not hide the error itself, which is about to be reported
             return None
         return path
 
