@@ -67,6 +67,8 @@ def warmed_up(optimizer: Optimizer, steps_made: int, warmup_steps: int) -> Gener
 def add_proximal_term(parameters: Sequence[nn.Parameter], starts: Sequence[Tensor], mu: float) -> None:
     """Gradient of (mu / 2) |x - s|^2, added to that of each parameter that has one (FedProx, arXiv 1812.06127, eq. 2).
 
+    It has an entry for each scalar of x, so that a sparse gradient becomes a dense one.
+
     Args:
         parameters: x, those of the active block.
         starts: s, its value when the round began, in their shapes.
@@ -74,4 +76,6 @@ def add_proximal_term(parameters: Sequence[nn.Parameter], starts: Sequence[Tenso
     """
     for parameter, start in zip(parameters, starts, strict=True):
         if parameter.grad is not None:
+            if parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
             parameter.grad.add_((parameter - start) * mu)

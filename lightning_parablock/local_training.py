@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from lightning_parablock.block_states import BlockStates
 from lightning_parablock.buffers import BuffersBefore
 from lightning_parablock.client_loaders import TurnId
-from lightning_parablock.gradients import gradient_norm
+from lightning_parablock.gradients import ReachedBlocks, gradient_norm
 from lightning_parablock.local_steps import OwnSteps, add_proximal_term, warmed_up
 from lightning_parablock.random_state import seed_all
 from lightning_parablock.rounds import RoundEngine
@@ -47,8 +47,9 @@ class LocalTraining:
         self._own_steps = own_steps
         self._buffers = buffers
         self._block_states = BlockStates(engine.settings.block_optimizer_state)
+        self._reached = ReachedBlocks([block.name for block in engine.flat.blocks])
         self._has_stepped = False
-        self._samples = 0
+        self._samples: list[int] = []
         self._gradient_norm: float | None = None
         own_steps.begin()
 
@@ -80,6 +81,7 @@ class LocalTraining:
         """End the turn, and the round where it was its last one."""
         engine = self.engine
         client, block, parameters = engine.active_client, engine.block, self.parameters
+        self._note_reached()
         engine.end_turn()
         self._buffers.end_turn(discarded=engine.discarded)
         if client is not None:
@@ -94,6 +96,7 @@ class LocalTraining:
     def finish(self) -> None:
         """Drain. The optimizer keeps no state of the block whose round was not finished."""
         BlockStates("reset").leave(self._optimizer(), (0, 0), self.parameters)
+        self._note_reached()
         ends_turn = self.engine.has_open_turn
         self.engine.finish()
         self._buffers.end_turn(discarded=ends_turn and self.engine.discarded)
@@ -112,12 +115,17 @@ class LocalTraining:
         """
         self._buffers.note()
         by_samples = self.engine.settings.weighting == "samples"
-        self._samples += batch_samples(batch) if by_samples else samples_or_one(batch)
+        self._samples.append(batch_samples(batch) if by_samples else samples_or_one(batch))
+
+    def discount_batch(self) -> None:
+        """The batch that was counted last has given no loss: the client has not trained on it."""
+        self._samples.pop()
 
     def step(self, take: Callable[[Closure], Any], closure: Closure, gradient_scale: Callable[[], float]) -> Any:
         """Take one optimizer step on the float32 master copy, with what the client adds to its gradients.
 
-        Once an optimizer step, also with gradient accumulation; the block is switched later, at the batch's end.
+        Once an optimizer step, also with gradient accumulation; the block is switched later, at the batch's end. Where
+        the client has trained on no batch of the step, no parameter has a gradient.
 
         Args:
             take: Lightning's own step with a closure.
@@ -131,13 +139,18 @@ class LocalTraining:
 
         def closure_then_master() -> Any:
             loss = closure()
+            if not self._samples:  # also where zero_grad leaves zeros, by which momentum would move the block
+                for parameter in self.parameters:
+                    parameter.grad = None
+            self._reached.note(self.parameters)
             if engine.wants_gradient_norm:
                 self._gradient_norm = gradient_norm(self.parameters) / gradient_scale()
             engine.flat.put_master_in_place()
             if settings.proximal_mu:
                 starts = engine.flat.parts(engine.block, engine.start)
                 add_proximal_term(self.parameters, starts, gradient_scale() * settings.proximal_mu)
-            return loss
+            # None: a gradient scaler has nothing to unscale, and would fail
+            return loss if any(parameter.grad is not None for parameter in self.parameters) else None
 
         try:
             with warmed_up(self._optimizer(), engine.steps, settings.local_warmup_steps):
@@ -149,10 +162,17 @@ class LocalTraining:
         """Advance the clock if the batch that is over brought an optimizer step; returns whether it did."""
         if not self._has_stepped:
             return False
-        samples, norm = self._samples, self._gradient_norm
-        self._has_stepped, self._samples, self._gradient_norm = False, 0, None
+        samples, norm = sum(self._samples), self._gradient_norm
+        self._has_stepped, self._samples, self._gradient_norm = False, [], None
         self.engine.after_step(samples, norm)
         return True
+
+    def _note_reached(self) -> None:
+        engine = self.engine
+        client = engine.active_client
+        if client is not None:
+            has_trained = engine.clients[client].samples > 0
+            self._reached.end_turn(client, engine.round, engine.block, has_trained=has_trained)
 
     # --- beginning, stopping and going on -----------------------------------------------------------------------------
 
@@ -166,7 +186,8 @@ class LocalTraining:
     def state(self) -> dict[str, Any]:
         """For a checkpoint, beside the engine's."""
         return {
-            "samples": self._samples,
+            "samples": list(self._samples),
+            "reached": self._reached.state(),
             "buffers_before": self._buffers.state(),
             "block_states": self._block_states.state(),
             "turn_keeper": None if self.turn_keeper is None else self.turn_keeper.state(),
@@ -174,7 +195,8 @@ class LocalTraining:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over :meth:`state`."""
-        self._samples = state["samples"]
+        self._samples = list(state["samples"])
+        self._reached.load_state(state["reached"])
         self._buffers.load_state(state["buffers_before"])
         self._block_states.load_state(state["block_states"])
         if self.turn_keeper is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -41,13 +42,20 @@ def refuse_trainer(trainer: Trainer, module: LightningModule) -> None:
     """Refuse what is known before the model is built.
 
     Raises:
-        ConfigurationError: manual optimization, a callback that reads or changes weights behind the strategy's back, or
-            validation by each client's own clock.
+        ConfigurationError: manual optimization, synchronised BatchNorm, a callback that reads or changes weights behind
+            the strategy's back, or validation by each client's own clock.
     """
     if not module.automatic_optimization:
         raise ConfigurationError(
             f"{type(module).__name__} uses manual optimization (automatic_optimization=False), which this strategy "
             "does not support: rounds are counted by automatic optimizer steps"
+        )
+    connector: Any = getattr(trainer, "_accelerator_connector", None)
+    if getattr(connector, "_layer_sync", None) is not None:
+        raise ConfigurationError(
+            "Trainer(sync_batchnorm=True) averages statistics over all clients in every forward pass, and clients meet "
+            "at merges only; leave it out, and set buffers='average' for statistics that are averaged wherever the "
+            "committed model is shown"
         )
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for kind, why in _CANNOT_WORK.items():
@@ -142,6 +150,19 @@ def the_optimizer(optimizers: Sequence[Optimizer | LightningOptimizer]) -> Optim
             "optimizer that does so at its first step, such as AdamW, SGD, RMSprop or Adafactor"
         )
     return optimizer
+
+
+def refuse_sparse_proximal(optimizer: Optimizer, proximal_mu: float) -> None:
+    """Refuse FedProx's term, whose gradient is dense, with an optimizer that takes sparse gradients alone.
+
+    Raises:
+        ConfigurationError: it is SparseAdam.
+    """
+    if proximal_mu and isinstance(optimizer, torch.optim.SparseAdam):
+        raise ConfigurationError(
+            "proximal_mu adds a dense gradient, and SparseAdam takes sparse gradients alone; use another optimizer, "
+            "such as SGD or AdamW, or leave proximal_mu at 0"
+        )
 
 
 def refuse_uncovered(module: torch.nn.Module, blocks: Iterable[Block], optimizer: Optimizer) -> None:

@@ -56,6 +56,7 @@ from lightning_parablock.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_le
 from lightning_parablock.loaders import Cutting, cut_or_keep
 from lightning_parablock.local_steps import OwnSteps
 from lightning_parablock.local_training import LocalTraining
+from lightning_parablock.losses import loss_of_nothing, with_backward
 from lightning_parablock.meetings import keep_time_by_rounds, meeting_facts
 from lightning_parablock.ports import read_ports
 from lightning_parablock.positioned import Position, PositionedLoader, Stand, position_of
@@ -65,6 +66,7 @@ from lightning_parablock.records import RoundRecord
 from lightning_parablock.refusals import (
     refuse_parameters,
     refuse_rate_steps,
+    refuse_sparse_proximal,
     refuse_trainer,
     refuse_uncovered,
     refuse_uneven_loaders,
@@ -407,6 +409,7 @@ class ParaBlockStrategy(WatchedStrategy):
             self.setup_optimizers(trainer)
             optimizer = the_optimizer(self.optimizers)
             refuse_uncovered(self._module(), self.blocks, optimizer)
+            refuse_sparse_proximal(optimizer, self.settings.proximal_mu)
         self.setup_precision_plugin()
         if trainer.state.fn == TrainerFn.FITTING:
             _optimizers_to_device(self.optimizers, self.root_device)
@@ -537,8 +540,7 @@ class ParaBlockStrategy(WatchedStrategy):
         training = self._under_way()
         self._note_rates()
         if any(idles) or training.passes_by():
-            # A loss that nothing depends on: the optimizer finds no gradient and moves nothing.
-            return torch.zeros((), device=self.root_device, requires_grad=True)
+            return loss_of_nothing(self.root_device)
         training.count_samples(args[0])
         self._in_training_step = True
         try:
@@ -546,7 +548,11 @@ class ParaBlockStrategy(WatchedStrategy):
         finally:
             self._in_training_step = False
         refuse_meeting_logs(self._trainer, self._idling)
-        return output
+        if output is not None:
+            return with_backward(output)
+        training.discount_batch()
+        # With more than one rank Lightning ends the run at a None.
+        return None if self.world_size == 1 else loss_of_nothing(self.root_device)
 
     @override
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:

@@ -201,7 +201,7 @@ def run_oracle(
     def optimizer_step(i: int, b: int, optimizer: torch.optim.Optimizer, step: int) -> None:
         for name in names_of[b]:
             if config.proximal_mu and (gradient := X[i][name].grad) is not None:
-                X[i][name].grad = gradient + config.proximal_mu * (X[i][name].detach() - s[i][name])
+                X[i][name].grad = gradient.to_dense() + config.proximal_mu * (X[i][name].detach() - s[i][name])
         rates = [group["lr"] for group in optimizer.param_groups]
         for group in optimizer.param_groups:
             group["lr"] *= min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
@@ -226,9 +226,12 @@ def run_oracle(
                 if not config.trains(i, t * K + step - 1):
                     continue
                 optimizers[i].zero_grad()
-                loss_fn(models[i], i, t * K + step - 1).backward()
+                loss = loss_fn(models[i], i, t * K + step - 1)
+                if loss.requires_grad:  # else it does not depend on the block: no gradient, and no step of its own
+                    loss.backward()
                 gradients = [X[i][name].grad for name in names_of[b]]
-                whole = torch.cat([g.double().reshape(-1) for g in gradients if g is not None])
+                parts = [g.to_dense().double().reshape(-1) for g in gradients if g is not None]
+                whole = torch.cat(parts) if parts else torch.zeros(1)
                 first_norm.setdefault((t, i), float(torch.linalg.vector_norm(whole)))
                 optimizer_step(i, b, optimizers[i], step)
             if step == r and t - 1 - q >= 0:  # r = 0 never is a step: then it merges at the join, below

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
+from lightning.pytorch import Trainer
 
-from tests.support.launch import run_ranks
+from tests.support.launch import ROOT, run_ranks
 
 SAME_BITS = [
     "no validation",
@@ -17,6 +19,9 @@ SAME_BITS = [
     "reload_dataloaders_every_n_epochs",
     "precision 32",
     "deterministic",
+    "benchmark",
+    "plugins",
+    "enable_autolog_hparams",
     "detect_anomaly",
     "inference_mode",
     "barebones",
@@ -69,6 +74,8 @@ REFUSED = {
     "BatchSizeFinder": r"the callback BatchSizeFinder trains and then takes the model back",
     "Tuner.lr_find": r"the callback LearningRateFinder trains and then takes the model back",
     "Tuner.scale_batch_size": r"batch size is currently not supported with distributed strategies",
+    "sync_batchnorm": r"Trainer\(sync_batchnorm=True\) averages statistics .* set buffers='average'",
+    "LayerSync": r"Trainer\(sync_batchnorm=True\) averages statistics .* set buffers='average'",
     "val_check_interval by time": r"Trainer\(val_check_interval=\.\.\.\) with a time goes by each client's own clock",
     "another val_check_interval": rf"Trainer\(val_check_interval\) {DIFFERS}",
     "another limit_train_batches": rf"Trainer\(limit_train_batches\) {DIFFERS}",
@@ -110,6 +117,13 @@ def test_it_is_refused_on_every_rank_before_training(outputs: list[str], name: s
         lines = output.splitlines()
         said = [line for line in lines[: lines.index(f"HOLDS {name}")] if line.startswith("REFUSED ")][-1]
         assert re.search(REFUSED[name], said), said
+
+
+def test_the_page_lists_every_argument_of_the_trainer() -> None:
+    """An argument that a new version of Lightning brings must be tried, and then listed."""
+    page = (ROOT / "docs" / "trainer.md").read_text()
+    arguments = inspect.signature(Trainer.__init__).parameters.keys() - {"self"}
+    assert sorted(name for name in arguments if not re.search(rf"`{name}\b", page)) == []
 
 
 def test_print_of_a_module_is_rank_0s(outputs: list[str]) -> None:

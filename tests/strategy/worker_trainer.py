@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 import torchmetrics
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch import callbacks as cb
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import TorchSyncBatchNorm
 from lightning.pytorch.profilers import PyTorchProfiler
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
@@ -76,6 +78,9 @@ NEUTRAL: dict[str, Callable[[], Options]] = {
     "reload_dataloaders_every_n_epochs": lambda: {"reload_dataloaders_every_n_epochs": 1},
     "precision 32": lambda: {"precision": "32-true"},
     "deterministic": lambda: {"deterministic": "warn"},
+    "benchmark": lambda: {"benchmark": True},
+    "plugins": lambda: {"plugins": [TorchCheckpointIO()]},
+    "enable_autolog_hparams": lambda: {"enable_autolog_hparams": False},
     "detect_anomaly": lambda: {"detect_anomaly": True},
     "inference_mode": lambda: {"inference_mode": False},
     "barebones": lambda: {
@@ -509,6 +514,8 @@ REFUSED: dict[str, Callable[[], None]] = {
     "BatchSizeFinder": never(callbacks=[cb.BatchSizeFinder()]),
     "Tuner.lr_find": tuner("lr_find"),
     "Tuner.scale_batch_size": tuner("scale_batch_size"),
+    "sync_batchnorm": never(sync_batchnorm=True),
+    "LayerSync": never(plugins=[TorchSyncBatchNorm()]),
     "val_check_interval by time": never(val_check_interval=timedelta(minutes=1)),
     "another val_check_interval": never(val_check_interval=2 + RANK),
     "another limit_train_batches": never(limit_train_batches=3 + RANK),
