@@ -19,6 +19,7 @@ from lightning.pytorch.strategies.launchers import (
 )
 from typing_extensions import override
 
+from lightning_parablock.checkpoint_choice import note_choice
 from lightning_parablock.errors import PeerLostError
 
 _STARTED_BY = "LIGHTNING_PARABLOCK_STARTED_BY"
@@ -57,6 +58,8 @@ class ProcessLauncher(_SubprocessScriptLauncher):
             self._call_children_scripts()
             atexit.register(_wait_for_others)
         _set_num_threads_if_needed(num_processes=self.num_processes)
+        if trainer is not None and self.num_processes * self.num_nodes > 1:
+            note_choice(trainer)
         return function(*args, **kwargs)
 
     @override

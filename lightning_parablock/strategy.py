@@ -29,6 +29,7 @@ from lightning_parablock.blocks import Block, partition
 from lightning_parablock.buffers import BuffersBefore, Replaced, kinds, put_back, show_mean
 from lightning_parablock.callbacks.freeze import BlockFreezer
 from lightning_parablock.callbacks.metrics import RoundMetrics
+from lightning_parablock.checkpoint_choice import agree_on_choice
 from lightning_parablock.client_loaders import ClientsLoader
 from lightning_parablock.client_state import (
     Aside,
@@ -102,10 +103,12 @@ from lightning_parablock.takeover import (
     act_between_batches,
     finish_unstarted_fit,
     isolate_validation,
+    share_monitored_values,
     silence_batch_broadcasts,
     silence_loader_warning,
     take_sampler_flag,
     take_signals,
+    unshare_monitored_values,
 )
 from lightning_parablock.transport.opening import open_transport
 from lightning_parablock.transport.stop_point import StopPoint
@@ -375,6 +378,7 @@ class ParaBlockStrategy(WatchedStrategy):
         silence_batch_broadcasts(trainer)
         take_signals(trainer, self._note_signal)
         act_between_batches(trainer, self._between_batches)
+        agree_on_choice(trainer, self)
         isolate_validation(trainer, self._note_random_state)
         finish_unstarted_fit(trainer, self._finish_unstarted)
         self._uneven_evaluation = False
@@ -403,6 +407,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self.model = self.precision_plugin.convert_module(self.model)
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
+            share_monitored_values(trainer, self.broadcast)
             self._setup_blocks()
         self._broadcast_model()
         if trainer.state.fn == TrainerFn.FITTING:
@@ -665,6 +670,8 @@ class ParaBlockStrategy(WatchedStrategy):
             self._engine.is_running = False  # the fit may have ended early: its W is of no more use
         self._resumed, self._passed = None, {}
         self._end_stopping()
+        if self._trainer is not None:
+            unshare_monitored_values(self._trainer)
         super().teardown()
 
     # --- inside: taking over from Lightning ---------------------------------------------------------------------------

@@ -5,13 +5,19 @@ Each is guarded, so that a Lightning version without the private attribute goes 
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from lightning_parablock.random_state import RandomState, capture, restore
+
+log = logging.getLogger(__name__)
 
 
 def silence_batch_broadcasts(trainer: Trainer) -> None:
@@ -103,6 +109,56 @@ def finish_unstarted_fit(trainer: Trainer, finish: Callable[[], None]) -> None:
         finish()
 
     fit_loop.run = run
+
+
+def share_monitored_values(trainer: Trainer, from_first_rank: Callable[[Any], Any]) -> None:
+    """Let every ModelCheckpoint decide and name its files by the metrics of the first rank.
+
+    Where a metric is each client's own, they would keep different checkpoints, each with a part of the state.
+
+    Args:
+        trainer: Whose callbacks these are.
+        from_first_rank: The first rank's value; collective.
+    """
+    for callback in _model_checkpoints(trainer):
+        if hasattr(callback, "_monitor_candidates"):
+            _share_values(callback, from_first_rank)
+
+
+def unshare_monitored_values(trainer: Trainer) -> None:
+    """Undo :func:`share_monitored_values`: a callback may be used with another trainer."""
+    for callback in _model_checkpoints(trainer):
+        callback.__dict__.pop("_monitor_candidates", None)
+
+
+def _model_checkpoints(trainer: Trainer) -> list[Any]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+
+
+def _share_values(callback: Any, from_first_rank: Callable[[Any], Any]) -> None:
+    warned = set[str]()
+
+    def monitor_candidates(trainer: Trainer) -> dict[str, Any]:
+        own = {
+            name: value.cpu() if isinstance(value, Tensor) else value
+            for name, value in type(callback)._monitor_candidates(callback, trainer).items()
+        }
+        shared: dict[str, Any] = from_first_rank(own)
+        name = callback.monitor
+        if name in own and name in shared and not _equal(own[name], shared[name]) and name not in warned:
+            warned.add(name)
+            log.warning(
+                "parablock: ModelCheckpoint monitors %s, of which each client has a value of its own: the first "
+                "client's decides; log it with sync_dist=True to use the mean",
+                name,
+            )
+        return shared
+
+    callback._monitor_candidates = monitor_candidates
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return bool(torch.as_tensor(one).eq(torch.as_tensor(other)))
 
 
 def silence_loader_warning() -> None:

@@ -16,6 +16,8 @@ SCENARIOS = [
     "mixed",
     "different steps",
     "names",
+    "own metric",
+    "looked for",
     "damaged",
     "settings",
     "blocks",

@@ -174,6 +174,51 @@ def a_name_for_each() -> None:
     assert_same_bits(weights(resume(found)), weights(expected))
 
 
+class OwnMetric(Callback):
+    """Each client has a value of its own: what is best for one is worst for the other."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        pl_module.log("own", float(trainer.global_step * (1 - 2 * RANK)))
+
+
+def best_by_a_metric_of_its_own() -> None:
+    """Names and decisions are the first client's, so that each checkpoint that is kept is whole."""
+    folder = SCRATCH / "own-metric"
+    keep = ModelCheckpoint(folder, filename="{own:.0f}", monitor="own", every_n_train_steps=5, save_top_k=2, mode="max")
+    expected = Net()
+    trainer_for({}, [OwnMetric(), keep]).fit(expected, **loaders("shuffled"))
+    dist.barrier()
+    assert sorted(path.name for path in folder.glob("*.ckpt")) == ["own=25.ckpt", "own=30.ckpt"]
+    assert "_monitor_candidates" not in vars(keep)
+    again = ModelCheckpoint(SCRATCH / "own-again", filename="{own:.0f}", monitor="own", every_n_train_steps=5)
+    assert_same_bits(weights(resume(folder / "own=25.ckpt", [OwnMetric(), again])), weights(expected))
+
+
+def looked_for_on_disks_of_their_own() -> None:
+    """Only the first client has the file that "last" and "hpc" stand for."""
+    own = SCRATCH / f"only{RANK}"
+
+    def keep() -> ModelCheckpoint:
+        return ModelCheckpoint(own, filename="{step}", every_n_train_steps=5, save_last=True)
+
+    expected = Net()
+    trainer_for({}, [keep()]).fit(expected, **loaders("shuffled"))
+    dist.barrier()
+    assert not (SCRATCH / "only1").exists()  # Lightning takes the first client's folder
+    assert_same_bits(weights(resume("last", [keep()])), weights(expected))
+    only_on_rank_0(lambda: (SCRATCH / "only0" / "last.ckpt").rename(SCRATCH / "only0" / "hpc_ckpt_1.ckpt"))
+    only_on_rank_0(
+        lambda: (SCRATCH / "only0" / "last.ckpt.parablock").rename(SCRATCH / "only0" / "hpc_ckpt_1.ckpt.parablock")
+    )
+    again = Net()
+    trainer_for({}, [], default_root_dir=str(own)).fit(again, **loaders("shuffled"), ckpt_path="hpc")
+    assert_same_bits(weights(again), weights(expected))
+    with pytest.raises(ConfigurationError, match=r"no checkpoint was found on any client: .*HPC"):
+        resume("hpc")
+    with pytest.raises(ConfigurationError, match=r"ckpt_path must be given to all .*client 1 \(.*\) has none"):
+        resume(ONE if RANK == 0 else None)
+
+
 def damaged_weights() -> None:
     path = copy_of_one("damaged")
 
@@ -295,6 +340,8 @@ FILES: dict[str, Callable[[], None]] = {
     "mixed": saves_that_do_not_belong_together,
     "different steps": saves_at_different_steps,
     "names": a_name_for_each,
+    "own metric": best_by_a_metric_of_its_own,
+    "looked for": looked_for_on_disks_of_their_own,
     "damaged": damaged_weights,
     "settings": other_settings,
     "blocks": other_blocks,

@@ -1,0 +1,102 @@
+"""Which file ``ckpt_path="last"``, ``"best"`` and ``"hpc"`` stand for: the same on all ranks, whatever their disks.
+
+Lightning looks for it on each rank before the ranks meet. Where they have disks of their own most find nothing, or
+raise an error, and would be in another part of the program than those that load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from lightning.pytorch import Trainer
+
+from lightning_parablock.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+class Ranks(Protocol):
+    """What is needed of the strategy."""
+
+    @property
+    def global_rank(self) -> int:
+        """This rank."""
+        ...
+
+    def gather_objects(self, value: T) -> list[T]:
+        """The value of every rank, in rank order; collective."""
+        ...
+
+    def describe(self, rank: int) -> str:
+        """A rank in words."""
+        ...
+
+
+class Choice(NamedTuple):
+    """What one rank found.
+
+    Attributes:
+        path: The checkpoint, None for none.
+        was_searched: Whether this is what Lightning found, and not what the user named.
+        problem: Why Lightning found none, where that is an error.
+    """
+
+    path: str | None
+    was_searched: bool = False
+    problem: str | None = None
+
+
+def note_choice(trainer: Trainer) -> None:
+    """Let a search that fails on this rank be no error yet; to be called before the trainer's work begins."""
+    connector: Any = trainer._checkpoint_connector  # pyright: ignore[reportPrivateUsage]
+
+    def parse_ckpt_path(state_fn: Any, ckpt_path: Any, **more: Any) -> Any:
+        found, problem = None, None
+        try:
+            found = type(connector)._parse_ckpt_path(connector, state_fn, ckpt_path, **more)
+        except ValueError as error:
+            problem = str(error)
+        connector.parablock_choice = Choice(_text(found), found != ckpt_path, problem)
+        return found
+
+    connector._parse_ckpt_path = parse_ckpt_path
+
+
+def agree_on_choice(trainer: Trainer, ranks: Ranks) -> None:
+    """Let all ranks load the same checkpoint, or none, once they have met."""
+    connector: Any = trainer._checkpoint_connector  # pyright: ignore[reportPrivateUsage]
+
+    def resume_start(checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> None:
+        own: Choice = connector.__dict__.pop("parablock_choice", Choice(_text(checkpoint_path)))
+        choices = ranks.gather_objects(own._replace(path=_text(checkpoint_path)))
+        agreed = agreed_path(choices, ranks.global_rank, ranks.describe)
+        same = agreed == _text(checkpoint_path)
+        type(connector).resume_start(connector, checkpoint_path if same else agreed, *args, **kwargs)
+
+    connector.resume_start = resume_start
+
+
+def agreed_path(choices: Sequence[Choice], rank: int, describe: Callable[[int], str]) -> str | None:
+    """The checkpoint for a rank: what the user named, or for all ranks what the first of them that found one has found.
+
+    Raises:
+        ConfigurationError: none was found though one was asked for, or only some ranks were given one.
+    """
+    paths = [choice.path for choice in choices]
+    found = next((path for path in paths if path is not None), None)
+    if found is None:
+        problem = next((choice.problem for choice in choices if choice.problem is not None), None)
+        if problem is not None:
+            raise ConfigurationError(f"no checkpoint was found on any client: {problem}")
+        return None
+    if any(choice.was_searched for choice in choices):
+        return found
+    if None in paths:
+        said = "; ".join(f"{describe(other)} has {path or 'none'}" for other, path in enumerate(paths))
+        raise ConfigurationError(f"ckpt_path must be given to all clients or to none: {said}")
+    return paths[rank]
+
+
+def _text(path: Any) -> str | None:
+    return None if path is None else str(path)
