@@ -82,7 +82,11 @@ def left_out(waits_s: Iterable[float], shortest_s: float) -> str:
     if not short:
         return ""
     many = f"{len(short)} waits" if len(short) > 1 else "1 wait"
-    return f"{many} shorter than {readable_s(shortest_s)} not drawn ({readable_s(sum(short))} in all)"
+    return f"{many} shorter than {_ms(shortest_s)} not drawn ({_ms(sum(short))} in all)"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms" if seconds < 0.9995 else readable_s(seconds)
 
 
 def _draw_round(axes: Axes, record: RoundRecord, base: float, origin_s: float, colour: str, shortest_s: float) -> None:
@@ -90,8 +94,9 @@ def _draw_round(axes: Axes, record: RoundRecord, base: float, origin_s: float, c
         axes.broken_barh([(span[0] - origin_s, span[1])], (y, 0.9), **style)
 
     def plain(span: Span, y: float, colour: str, zorder: int = 2) -> None:
-        edge = {"edgecolors": "white", "linewidth": 0.6} if span[1] > 5 * shortest_s else {"linewidth": 0}
-        bar(span, y, facecolors=colour, zorder=zorder, **edge)
+        # What is too short for a bar is a line of its colour: a white edge would hide it.
+        edge = "white" if span[1] > 5 * shortest_s else colour
+        bar(span, y, facecolors=colour, edgecolors=edge, linewidth=0.6, zorder=zorder)
 
     plain((record.start_s, record.end_s - record.start_s), base, colour)
     if submitted_span(record)[1] >= shortest_s:

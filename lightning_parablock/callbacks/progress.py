@@ -12,10 +12,8 @@ from rich.console import Console
 from typing_extensions import override
 
 from lightning_parablock.callbacks.gather import NewRecords
-from lightning_parablock.planning.units import readable_number
+from lightning_parablock.planning.units import readable_bytes, readable_number, readable_s
 from lightning_parablock.records import RoundRecord
-
-MEGABYTE = 1_000_000
 
 
 class RoundProgressBar(RichProgressBar):
@@ -102,8 +100,8 @@ class RoundProgressBar(RichProgressBar):
             **site,
             "round": f"{self._newest.round} ({self._newest.round + 1}{_of_total(trainer)} done)",
             "block": self._newest.block,
-            "exposed": f"{self._exposed_s:.2f} s so far",
-            "exchanged": f"{self._exchanged_bytes / MEGABYTE:.1f} MB",
+            "exposed": f"{readable_s(self._exposed_s)} so far",
+            "exchanged": readable_bytes(self._exchanged_bytes),
         }
 
     def _line(self, trainer: Trainer) -> str:

@@ -78,6 +78,15 @@ def readable_s(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
+def readable_bytes(size_bytes: float) -> str:
+    """The size in the unit that leaves up to three digits before the point; units are powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
 def readable_number(value: float, decimals: int = 4) -> str:
     """A loss, perplexity or accuracy as people read it: ``2.3456``, ``12,346``, ``1.08 x 10^13``, ``3.20 x 10^-6``.
 

@@ -43,7 +43,7 @@ def write_page(run: RunFiles, path: Path) -> None:
     }
     by_client = clients_figure(run, round_steps(run))
     html = environment.get_template("page.html").render(
-        name=run.folder.resolve().name,
+        name=_title(run),
         state=run.manifest.get("state", "unknown"),
         facts=facts(run),
         figures={title: _html(figure) for title, figure in figures.items() if figure is not None},
@@ -60,6 +60,12 @@ def write_page(run: RunFiles, path: Path) -> None:
         plotly=get_plotlyjs(),
     )
     path.write_text(html, encoding="utf-8")
+
+
+def _title(run: RunFiles) -> str:
+    """The folder's name, which of a site's folder is that of the one around it."""
+    folder, site = run.folder.resolve(), run.manifest.get("site")
+    return folder.name if site is None else f"{folder.parent.name}, site {site}"
 
 
 def _html(figure: Any) -> str:

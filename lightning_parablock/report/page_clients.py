@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_parablock.callbacks.palette import COLOURS
 from lightning_parablock.callbacks.sight_figures import DRIFT, LABEL, LOSS
-from lightning_parablock.planning.units import readable_number
+from lightning_parablock.planning.units import readable_bytes, readable_number, readable_s
 from lightning_parablock.report.page_figures import laid_out
 from lightning_parablock.report.run_files import ClientRound, Point, RunFiles
-from lightning_parablock.report.summary import readable_bytes
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -199,9 +198,9 @@ def _spent(rounds: Sequence[ClientRound]) -> Row:
     exposed_s = sum(one.exposed[1] for one in rounds)
     return (
         readable_number(sum(drifts) / len(drifts), decimals=3) if drifts else "",
-        f"{sum(one.compute_s for one in rounds):.1f} s",
-        f"{exposed_s:.1f} s",
-        f"{sum(one.waiting[1] for one in rounds):.1f} s",
+        readable_s(sum(one.compute_s for one in rounds)),
+        readable_s(exposed_s),
+        readable_s(sum(one.waiting[1] for one in rounds)),
         as_percent(max(0.0, 1 - exposed_s / exchange_s)) if exchange_s > 0 else "",
         readable_bytes(sum(one.upload_bytes for one in rounds)),
         readable_bytes(sum(one.download_bytes for one in rounds)),

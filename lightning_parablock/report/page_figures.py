@@ -112,8 +112,14 @@ def loss_figure(run: RunFiles, round_steps: int) -> Figure | None:
                 col=column,
             )
         figure.update_xaxes(title_text=title, row=1, col=column)
-    figure.update_yaxes(title_text="loss, nats a token" if "val_loss" in losses else "loss", row=1, col=1)
+    figure.update_yaxes(title_text=_loss_words(run), row=1, col=1)
     return laid_out(figure, height_px=380)
+
+
+def _loss_words(run: RunFiles) -> str:
+    """This package's language models log nats per token; what other modules log is not known."""
+    model: Any = (run.manifest.get("configuration") or {}).get("model") or {}
+    return "loss, nats per token" if str(model.get("class_path")).endswith(".CausalLM") else "loss"
 
 
 def timeline_figure(rounds: Sequence[ClientRound], names: ClientNames = NO_NAMES) -> Figure | None:
@@ -192,7 +198,9 @@ def _add_waits(figure: Figure, name: str, colour: str, bars: Sequence[_Bar], **m
         figure.add_trace(_bars(Bar, name, bars, color=colour, **marker).update(legendrank=2000))  # after the blocks
 
 
-def _bars(kind: Any, name: str, bars: Sequence[_Bar], **marker: Any) -> Any:
+def _bars(kind: Any, name: str, bars: Sequence[_Bar], color: str, **marker: Any) -> Any:
+    # A bar too short to be seen is a line of its colour; a white edge would hide it.
+    edges = [color if length_s < SHORTEST_WAIT_S else "white" for _, _, length_s, _ in bars]
     said = [
         f"{name}, round {one.round}, {row}<br>{start_s:.2f} s, for {length_s:.3f} s"
         for row, start_s, length_s, one in bars
@@ -205,7 +213,7 @@ def _bars(kind: Any, name: str, bars: Sequence[_Bar], **marker: Any) -> Any:
         x=[length_s for _, _, length_s, _ in bars],
         hovertext=said,
         hoverinfo="text",
-        marker={"line": {"width": 0.5, "color": "white"}, **marker},
+        marker={"line": {"width": 0.5, "color": edges}, "color": color, **marker},
     )
 
 

@@ -15,10 +15,9 @@ from lightning_parablock.cli_flags import MODEL_CLASS_PATH
 from lightning_parablock.models.lora import Adapters
 from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, total_bytes
 from lightning_parablock.planning.timing import Links
-from lightning_parablock.planning.units import readable_bps, readable_s
+from lightning_parablock.planning.units import readable_bps, readable_bytes, readable_s
 from lightning_parablock.planning.variants import Variant, Workload, reason
 from lightning_parablock.report.dry_run import mb, memory_table, plain_table
-from lightning_parablock.report.summary import readable_bytes
 from lightning_parablock.settings import option_word
 
 ROWS = 40

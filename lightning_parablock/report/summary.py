@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lightning_parablock.callbacks.sight_figures import WORST
 from lightning_parablock.names import ClientNames
-from lightning_parablock.planning.units import readable_number
+from lightning_parablock.planning.units import readable_bytes, readable_number, readable_s
 from lightning_parablock.records import RoundRecord
 
 
@@ -148,24 +148,17 @@ def summary_table(summary: Summary) -> Table:
     row("sent", f"{readable_bytes(summary.upload_bytes)} by {whose}", readable_bytes(own.upload_bytes))
     row("received", f"{readable_bytes(summary.download_bytes)} by {whose}", readable_bytes(own.download_bytes))
     if summary.hidden_share is not None:
-        table.add_row("exchange hidden", f"{100 * summary.hidden_share:.1f} % of {summary.exchange_s:.1f} s{summed}")
-        row("stood still for the exchange", f"{summary.exposed_s:.2f} s{summed}", f"{own.exposed_s:.2f} s")
-    row("stood still for slower clients", f"{summary.wait_peer_s:.2f} s{summed}", f"{own.wait_peer_s:.2f} s")
+        table.add_row(
+            "exchange hidden", f"{100 * summary.hidden_share:.1f} % of {readable_s(summary.exchange_s)}{summed}"
+        )
+        row("stood still for the exchange", readable_s(summary.exposed_s) + summed, readable_s(own.exposed_s))
+    row("stood still for slower clients", readable_s(summary.wait_peer_s) + summed, readable_s(own.wait_peer_s))
     return table
 
 
 def held_out_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a validation that belong in the table: losses and perplexities."""
     return {name: float(value) for name, value in metrics.items() if "loss" in name or "perplexity" in name}
-
-
-def readable_bytes(size_bytes: float) -> str:
-    """The size in the unit that leaves up to three digits before the point; units are powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} TB"
 
 
 def before_and_after(before: float | None, after: float) -> str:

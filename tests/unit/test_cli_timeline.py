@@ -80,6 +80,14 @@ def test_waiting_for_other_clients_to_submit_is_drawn_apart_from_the_exchange(tm
     assert pixels[0] > 1000 > 100 > pixels[1]  # a letter's edge may have it, too
 
 
+def test_an_exchange_of_microseconds_is_a_line_of_its_colour(tmp_path: Path) -> None:
+    """Two rounds of one client; the second block's computation takes no time, so that only its exchange has colour."""
+    orange = (0xFF, 0x7F, 0x0E)
+    first, second = record(0, 0), record(1, 0, exchange_s=25e-6)
+    draw_timeline([first, replace(second, start_s=second.end_s)], tmp_path / "x.png")
+    assert above_the_legend(tmp_path / "x.png", orange) > 50
+
+
 def test_waits_of_microseconds_are_left_out_and_said(tmp_path: Path) -> None:
     red = (0xD6, 0x27, 0x28)
     pixels = list[int]()
@@ -87,7 +95,7 @@ def test_waits_of_microseconds_are_left_out_and_said(tmp_path: Path) -> None:
         draw_timeline([record(t, 0, exposed_s=exposed_s) for t in range(3)], tmp_path / "x.png")
         pixels.append(above_the_legend(tmp_path / "x.png", red))
     assert pixels[0] == 0 < pixels[1]
-    assert left_out([25e-6, 25e-6, 0.5, 0.0], 1e-3) == "2 waits shorter than 0.001 s not drawn (50 us in all)"
+    assert left_out([25e-6, 25e-6, 0.5, 0.0], 1e-3) == "2 waits shorter than 1 ms not drawn (0.05 ms in all)"
     assert left_out([0.5, 0.0], 1e-3) == ""
 
 

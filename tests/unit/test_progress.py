@@ -37,9 +37,9 @@ def printed(trainer: Any, n_rounds: int, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_rounds_are_counted_from_0_and_waits_are_summed(capsys: pytest.CaptureFixture[str]) -> None:
     first, second = printed(trainer_with(), 2, capsys)
-    rest = "exchanged 0.0 MB  train_loss 1.08 x 10^13"
-    assert first == f"round 0 (1 of 30 done)  block layers.0  exposed 0.50 s so far  {rest}"
-    assert second == f"round 1 (2 of 30 done)  block layers.1  exposed 1.00 s so far  {rest}"
+    loss = "train_loss 1.08 x 10^13"
+    assert first == f"round 0 (1 of 30 done)  block layers.0  exposed 0.5 s so far  exchanged 3.0 kB  {loss}"
+    assert second == f"round 1 (2 of 30 done)  block layers.1  exposed 1 s so far  exchanged 6.0 kB  {loss}"
 
 
 def test_other_ranks_are_silent_unless_they_are_sites(capsys: pytest.CaptureFixture[str]) -> None:

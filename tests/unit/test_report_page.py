@@ -16,7 +16,7 @@ from lightning_parablock.cli import main
 from lightning_parablock.names import ClientNames
 from lightning_parablock.report.page import facts
 from lightning_parablock.report.page_clients import CLIENT_HEADS, client_rows, clients_figure, label_rows, why_no_drift
-from lightning_parablock.report.page_figures import Clock, hidden_figure, timeline_figure, timeline_note
+from lightning_parablock.report.page_figures import Clock, hidden_figure, loss_figure, timeline_figure, timeline_note
 from lightning_parablock.report.round_steps import round_steps
 from lightning_parablock.report.run_files import Point, RunFiles, read_run
 from tests.unit.test_cli_report import record
@@ -177,7 +177,7 @@ def test_moments_of_standing_still_are_left_out_of_the_timeline_and_said(tmp_pat
     rounds = read_run(folder).rounds
     figure: Any = timeline_figure(rounds)
     assert {bar.name for bar in figure.data} == {"layers.0", "layers.1", "layers.2", SUBMITTED}
-    assert timeline_note(rounds) == "3 waits shorter than 0.001 s not drawn (75 us in all)"
+    assert timeline_note(rounds) == "3 waits shorter than 1 ms not drawn (0.075 ms in all)"
 
 
 def test_a_trace_of_an_earlier_version_is_read_too(tmp_path: Path) -> None:
@@ -222,6 +222,22 @@ def test_the_sites_of_a_run_are_named(tmp_path: Path) -> None:
     assert main(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text()
     assert "site lyon exchange" in page and "<td>site oslo</td>" in page and "client 0" not in page
+
+
+def test_the_page_of_a_site_is_called_by_run_and_site(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "20260131-120000" / "oslo", site="oslo", sites=["lyon", "oslo"])
+    assert main(["report", str(folder)]) == 0
+    assert "<h1>20260131-120000, site oslo</h1>" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "title"),
+    [("lightning_parablock.models.CausalLM", "loss, nats per token"), ("mine.Module", "loss"), (None, "loss")],
+)
+def test_the_unit_of_a_loss_is_said_where_it_is_known(tmp_path: Path, path: str | None, title: str) -> None:
+    run = read_run(run_folder(tmp_path, configuration={"model": path and {"class_path": path}}))
+    figure: Any = loss_figure(run, 4)
+    assert figure.layout.yaxis.title.text == title
 
 
 def test_large_figures_are_readable(tmp_path: Path) -> None:
