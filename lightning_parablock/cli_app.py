@@ -207,11 +207,14 @@ class ParaBlockCLI(LightningCLI):
         told = len(getattr(strategy, "hosted_clients", (0,))) if self._own_only else clients
         records = self._timeline.records
         here = Here.of(strategy, records)
+        weights: str | None = getattr(strategy, "weights_sha256", None)
         summary = summarise(records, before, after, fit_s, clients=clients, clients_told=told, here=here)
         if self.run.manifest is not None:
-            self.run.manifest.add(result=summary.as_dict())
+            self.run.manifest.add(result={**summary.as_dict(), "weights_sha256": weights})
         if self.trainer.is_global_zero or self.run.site is not None:
             console().print(summary_table(summary))
+            if weights is not None:
+                print(f"weights: sha256 {weights[:16]}{', the same on every client' if clients > 1 else ''}")
             print(f"run folder: {self.run.folder}")
 
     @property

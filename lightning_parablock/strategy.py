@@ -272,6 +272,7 @@ class ParaBlockStrategy(WatchedStrategy):
             checkpoint_io=checkpoint_io,
             precision_plugin=precision_plugin,
         )
+        self._weights_sha256: str | None = None
         self.settings = Settings(
             **resolve_steps(local_steps, delay_steps),
             blocks=resolve_blocks(blocks),
@@ -335,6 +336,11 @@ class ParaBlockStrategy(WatchedStrategy):
     def round_records(self) -> list[RoundRecord]:
         """One record a finished round of this rank's client, oldest first; bounded."""
         return self._engine.records if self._training is not None else []
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """SHA-256 over the trained blocks after the last fit, the same on every rank; None before its end."""
+        return self._weights_sha256
 
     @property
     def n_clients(self) -> int:
@@ -658,7 +664,7 @@ class ParaBlockStrategy(WatchedStrategy):
             return
         if stopping is not None and stopping.has_saved:
             return
-        if self.global_rank == 0 or first_is_lost:
+        if self.global_rank == 0 or first_is_lost or self.site_names:  # a site has a disk of its own
             save_rescued(trainer, self.global_rank, self._engine.round)
 
     @override
@@ -766,6 +772,7 @@ class ParaBlockStrategy(WatchedStrategy):
         flat = self._flat
         own = hash_tensors(flat.pack(block) for block in range(len(flat.blocks)))
         hashes = self.gather_objects(own)
+        self._weights_sha256 = own
         if len(set(hashes)) > 1:
             who = {self._federation.membership.describe(rank): h[:12] for rank, h in enumerate(hashes)}
             raise DivergenceError(

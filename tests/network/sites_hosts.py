@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.host_network import address
 
 
-def as_on_debian(host: int, n_hosts: int, directory: Path, argv: Sequence[str]) -> list[str]:
-    """The command, with an /etc/hosts of the host's own in which its name resolves to 127.0.1.1."""
-    names = [("127.0.1.1" if other == host else address(other), f"h{other}") for other in range(n_hosts)]
+def as_on_debian(host: int, names: Mapping[str, int], directory: Path, argv: Sequence[str]) -> list[str]:
+    """The command, with an /etc/hosts of the host's own in which its names resolve to 127.0.1.1.
+
+    Args:
+        host: Its number in the cluster.
+        names: Of all hosts, with the numbers of those that have them.
+        directory: For that file.
+        argv: The command.
+    """
+    lines = [f"{'127.0.1.1' if other == host else address(other)} {name}\n" for name, other in names.items()]
     hosts = directory / f"hosts{host}"
-    hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{where} {name}\n" for where, name in names))
+    hosts.write_text("127.0.0.1 localhost\n" + "".join(lines))
     return ["unshare", "-m", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh", *argv]
 
 

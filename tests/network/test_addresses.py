@@ -12,6 +12,7 @@ from tests.network.sites_hosts import as_on_debian, behind_firewall
 
 LIMIT_S = 120.0
 N_HOSTS = 2
+NAMES = {"h0": 0, "h1": 1}
 COMMAND = [sys.executable, "-m", worker_addresses.__name__]
 ENVIRONMENT = {"MASTER_ADDR": "h0", "GLOO_SOCKET_IFNAME": ""}
 RENDEZVOUS, PORTS = "29500", str(worker_addresses.PORTS)
@@ -21,7 +22,7 @@ def test_names_that_resolve_to_loopback_and_closed_ports_do_not_matter(tmp_path:
     with HostCluster(N_HOSTS) as cluster:
         for host in range(N_HOSTS):
             command = behind_firewall([RENDEZVOUS, PORTS], COMMAND)
-            cluster.start(host, as_on_debian(host, N_HOSTS, tmp_path, command), env=ENVIRONMENT)
+            cluster.start(host, as_on_debian(host, NAMES, tmp_path, command), env=ENVIRONMENT)
         statuses = cluster.wait(LIMIT_S)
         logs = [cluster.hosts[host].log_text() for host in range(N_HOSTS)]
     assert statuses == [0, 0], logs

@@ -59,6 +59,13 @@ def test_every_site_keeps_a_whole_run_folder(outputs: dict[str, str], root: Path
     assert "site lyon exchange" in page and "site oslo exchange" in page and "client 0" not in page
 
 
+def test_every_site_is_told_which_weights_all_have(outputs: dict[str, str], root: Path) -> None:
+    (weights,) = {manifest_of(root / site)["result"]["weights_sha256"] for site in SITES}
+    assert len(weights) == 64
+    for site in SITES:
+        assert f"weights: sha256 {weights[:16]}, the same on every client" in outputs[site]
+
+
 def test_the_metrics_of_a_site_are_its_own(outputs: dict[str, str], root: Path) -> None:
     times = [[row["parablock/compute_s"] for row in rows_of(root / site)] for site in SITES]
     assert times[0] != times[1]
