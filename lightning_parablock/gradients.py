@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -35,10 +35,11 @@ class ReachedBlocks:
 
     Args:
         block_names: Of all blocks.
+        describe: A client in words.
     """
 
-    def __init__(self, block_names: Sequence[str]) -> None:
-        self._block_names = block_names
+    def __init__(self, block_names: Sequence[str], describe: Callable[[int], str]) -> None:
+        self._block_names, self._describe = block_names, describe
         self._is_reached = False
         self._unreached: dict[int, set[int]] = {}
         self._told = set[tuple[int, int]]()
@@ -62,7 +63,7 @@ class ReachedBlocks:
     def _tell(self, client: int, round_index: int, block: int) -> None:
         unreached = self._unreached.setdefault(client, set())
         unreached.add(block)
-        place = f"round {round_index}, block {self._block_names[block]!r}: no loss of client {client}"
+        place = f"round {round_index}, block {self._block_names[block]!r}: no loss of {self._describe(client)}"
         if len(unreached) == len(self._block_names):
             raise ConfigurationError(
                 f"{place} depends on this block, and none since has depended on any other one: training_step must "

@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any
 
 from lightning_parablock.errors import DataError
+from lightning_parablock.names import NO_NAMES, ClientNames
 from lightning_parablock.stand_in import StandIn
 
 Gather = Callable[[Any], Sequence[Any]]
@@ -32,12 +33,14 @@ class Epoch:
         goes_on: Whether training lasts as long as the longest client's data.
         window_batches: Batches to fetch ahead where lengths are not known.
         gather: Collects a value of every client, in client order; collective.
+        names: How clients are named in messages.
     """
 
     stage: str
     window_batches: int
     gather: Gather
     goes_on: bool = False
+    names: ClientNames = NO_NAMES
 
 
 class Agreed(StandIn):
@@ -110,7 +113,7 @@ class Streamed(Agreed):
             window = list(islice(batches, wanted))
             found = self._epoch.gather(len(window))
             if first and min(found) == 0:
-                _refuse_nothing("train", found)
+                _refuse_nothing(self._epoch, found)
             n_batches = max(found) if self._epoch.goes_on else min(found)
             for batch in window[:n_batches]:
                 yield self._real(batch)
@@ -135,7 +138,7 @@ def agree_on_length(loader: Any, epoch: Epoch) -> tuple[Any, list[int | None]]:
     lengths: list[int | None] = list(epoch.gather(own))
     known = [n for n in lengths if n is not None]
     if 0 in known and any(lengths):
-        _refuse_nothing(epoch.stage, lengths)
+        _refuse_nothing(epoch, lengths)
     if len(known) == len(lengths):
         if epoch.stage != "train" or own is None:
             return loader, lengths
@@ -154,9 +157,15 @@ def length_of(loader: Any) -> int | None:
         return None
 
 
-def _refuse_nothing(stage: str, lengths: Sequence[int | None]) -> None:
-    empty = ", ".join(str(client) for client, n in enumerate(lengths) if n == 0)
+def lengths_in_words(lengths: Sequence[int | None], names: ClientNames) -> str:
+    """The number of batches of each client: ``3, 0``, or ``site a 3, site b 0`` where sites have names."""
+    said = ["unknown" if n is None else str(n) for n in lengths]
+    return ", ".join(f"{names.label(i)} {n}" if names.sites else n for i, n in enumerate(said))
+
+
+def _refuse_nothing(epoch: Epoch, lengths: Sequence[int | None]) -> None:
+    empty = " and ".join(epoch.names.label(client) for client, n in enumerate(lengths) if n == 0)
     raise DataError(
-        f"the {stage} data of client {empty} have no batch (batches of each client: {', '.join(map(str, lengths))}); "
-        "every client needs at least one an epoch"
+        f"the {epoch.stage} data of {empty} have no batch (batches of each client: "
+        f"{lengths_in_words(lengths, epoch.names)}); every client needs at least one per epoch"
     )

@@ -53,12 +53,13 @@ from lightning_parablock.cohorts import Cohorts, hosted_clients, read_availabili
 from lightning_parablock.errors import ConfigurationError, DivergenceError, PeerError
 from lightning_parablock.flat import FlatBlocks, hash_tensors
 from lightning_parablock.idling import Idling, refuse_meeting_logs, refuse_scaler
-from lightning_parablock.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length
+from lightning_parablock.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length, lengths_in_words
 from lightning_parablock.loaders import Cutting, cut_or_keep
 from lightning_parablock.local_steps import OwnSteps
 from lightning_parablock.local_training import LocalTraining
 from lightning_parablock.losses import loss_of_nothing, with_backward
 from lightning_parablock.meetings import keep_time_by_rounds, meeting_facts
+from lightning_parablock.names import ClientNames
 from lightning_parablock.ports import read_ports
 from lightning_parablock.positioned import Position, PositionedLoader, Stand, position_of
 from lightning_parablock.random_state import RandomState
@@ -783,13 +784,12 @@ class ParaBlockStrategy(WatchedStrategy):
         """Clients with different numbers of batches make epochs of one length, so that all make the same rounds."""
         goes_on = self.settings.uneven_clients == "go_on"
         window = FIRST_WINDOW_BATCHES if self.settings.pending else self.settings.local_steps
-        epoch = Epoch(stage.value, window, self.gather_objects, goes_on)
+        epoch = Epoch(stage.value, window, self.gather_objects, goes_on, ClientNames(self.site_names))
         loader, lengths = agree_on_length(loader, epoch)
         uneven = None in lengths or len(set(lengths)) > 1
         if uneven and stage == RunningStage.TRAINING:
-            said = ", ".join("unknown" if n is None else str(n) for n in lengths)
             rank_zero_info(
-                f"parablock: the clients have {said} batches an epoch; "
+                f"parablock: the clients have {lengths_in_words(lengths, epoch.names)} batches per epoch; "
                 + (
                     "a client that has used up its data idles while the others go on"
                     if goes_on

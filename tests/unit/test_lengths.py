@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_parablock.errors import DataError
 from lightning_parablock.lengths import Epoch, agree_on_length
+from lightning_parablock.names import ClientNames
 
 
 class Stream(IterableDataset[int]):
@@ -112,6 +114,13 @@ def test_a_client_without_batches_is_an_error_for_all(stage: str) -> None:
     cut, _ = agree_on_length(loader(Stream(3)), epoch(None, 0))
     with pytest.raises(DataError, match=r"the train data of client 1 have no batch .*: 3, 0\)"):
         list(cut)
+
+
+def test_a_site_without_batches_is_named() -> None:
+    of_sites = replace(epoch(0), names=ClientNames(("lyon", "oslo")))
+    words = r"the train data of site oslo have no batch \(batches of each client: site lyon 3, site oslo 0\)"
+    with pytest.raises(DataError, match=words):
+        agree_on_length(DataLoader(TensorDataset(torch.arange(3))), of_sites)
 
 
 def test_nobody_having_batches_is_left_to_lightning() -> None:
