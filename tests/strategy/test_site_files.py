@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from lightning_parablock.cli import main
+from lightning_parablock.report.page_clients import client_rows
+from lightning_parablock.report.run_files import read_run
 from tests.strategy.test_cli_run import FIT, manifest_of, rows_of
 from tests.support.launch import run_ranks
 
@@ -69,3 +71,18 @@ def test_every_site_is_told_which_weights_all_have(outputs: dict[str, str], root
 def test_the_metrics_of_a_site_are_its_own(outputs: dict[str, str], root: Path) -> None:
     times = [[row["parablock/compute_s"] for row in rows_of(root / site)] for site in SITES]
     assert times[0] != times[1]
+
+
+def test_a_site_that_shares_nothing_keeps_and_shows_its_own(tmp_path: Path) -> None:
+    """Each folder and its page have this site's figures, under its own name and number, and none of the other's."""
+    args = [*FIT, "--trainer.max_steps", "8", "--shared", "nothing", "--run_dir", str(tmp_path)]
+    said = run_ranks(2, ["-m", "lightning_parablock", *args], own_arguments=lambda rank: ["--site", SITES[rank]])
+    for site, text in zip(SITES, said, strict=True):
+        folder, rank = tmp_path / site, sorted(SITES).index(site)
+        assert "by this client" in text
+        assert [path.name for path in folder.glob("sight-*")] == [f"sight-site_{site}.jsonl"]
+        manifest = manifest_of(folder)
+        assert len(manifest["hosts"]) == 1 and manifest["sites"] == sorted(SITES)
+        assert [data["train_fingerprint"] for data in manifest["data"]] == [f"fingerprint of {rank}"]
+        rows = client_rows(read_run(folder))
+        assert [row[0] for row in rows] == [f"site {site}"] and rows[0][1] == manifest["hosts"][0]
