@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_parablock.buffers import Replaced
 from lightning_parablock.checkpoint import write_atomically
+from lightning_parablock.command_line import command_to_resume
 from lightning_parablock.errors import CheckpointError
 from lightning_parablock.plain_values import without_numpy_numbers
 from lightning_parablock.positioned import Position
@@ -149,7 +150,10 @@ def save_rescued(trainer: Trainer, rank: int, round_index: int) -> None:
     except Exception as error:  # what failed the run must be shown, and not what came after it
         log.error("parablock: the committed model could not be saved to %s: %s", path, error)
     else:
-        log.warning("parablock: the run ends in round %d; the last committed model is in %s", round_index, path)
+        log.warning(
+            "parablock: the run ends in round %d; the last committed model is in %s; to continue from it: %s",
+            *(round_index, path, command_to_resume(str(path), fresh=True)),
+        )
 
 
 def _listed(blocks: Sequence[tuple[str, int]]) -> str:

@@ -10,20 +10,24 @@ from pathlib import Path
 
 _OWN_NAMES = ("lightning-parablock", "__main__.py")  # the second one with python -m lightning_parablock
 _REPLACED = ("--ckpt_path", "--run_dir")
+_FRESH = "--strategy.missing_client_state"
 
 
-def command_to_resume(path: str) -> str:
+def command_to_resume(path: str, *, fresh: bool = False) -> str:
     """The command that continues this run from a checkpoint, on each machine; a call where this process is a script's.
 
     Args:
         path: Of the checkpoint.
+        fresh: Whether the checkpoint has the weights alone, so that the clients' own state starts fresh.
     """
     words = sys.argv
     if Path(words[0]).name not in _OWN_NAMES or "fit" not in words:
-        return f"trainer.fit(..., ckpt_path={path!r})"
+        strategy = " with the strategy's missing_client_state='fresh'" if fresh else ""
+        return f"trainer.fit(..., ckpt_path={path!r}){strategy}"
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     start = "torchrun ... -m lightning_parablock" if by_torchrun else "lightning-parablock"
-    return f"{start} {shlex.join([*_without(words[1:], _REPLACED), '--ckpt_path', path])}"
+    own = _without(words[1:], (*_REPLACED, _FRESH) if fresh else _REPLACED)
+    return f"{start} {shlex.join([*own, '--ckpt_path', path, *([_FRESH, 'fresh'] if fresh else [])])}"
 
 
 def _without(words: Sequence[str], options: Sequence[str]) -> list[str]:

@@ -127,7 +127,9 @@ class Stopping:
         self._signal = None
 
     def _end(self, signals: Sequence[signal.Signals | None]) -> None:
-        path = self._ranks.broadcast(str(Path(self._trainer.default_root_dir, FILE_NAME).absolute()))
+        folder = Path(self._trainer.default_root_dir)
+        # Sites have folders of their own, in which a relative path leads to their part.
+        path = self._ranks.broadcast(str((folder if self._ranks.site_names else folder.absolute()) / FILE_NAME))
         step, saved = self._trainer.global_step, "nothing could be saved"
         try:
             self._trainer.save_checkpoint(path)

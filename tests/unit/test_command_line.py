@@ -31,3 +31,21 @@ def test_the_command_that_continues(
     if torchrun:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
     assert command_to_resume("new.ckpt") == said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["lightning-parablock", "fit", "--site", "a", "--strategy.missing_client_state=error"],
+            "lightning-parablock fit --site a --ckpt_path new.ckpt --strategy.missing_client_state fresh",
+        ),
+        (["train.py"], "trainer.fit(..., ckpt_path='new.ckpt') with the strategy's missing_client_state='fresh'"),
+    ],
+)
+def test_the_command_that_continues_from_weights_alone(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert command_to_resume("new.ckpt", fresh=True) == said
