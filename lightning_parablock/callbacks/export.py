@@ -7,12 +7,15 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_parablock.callbacks.gather import place_here
+
 
 class HuggingFaceExport(Callback):
-    """Writes the committed model to a Hugging Face folder on rank 0 when fit has ended, after the last exchange.
+    """Writes the committed model to a Hugging Face folder when fit has ended, after the last exchange.
 
-    Works for CausalLM and for every LightningModule that has one transformers model as an attribute. A run that fails
-    or is interrupted leaves no folder.
+    The first rank writes it; where sites have names, every site does, in a folder of its name inside. Works for
+    CausalLM and for every LightningModule that has one transformers model as an attribute. A run that fails or is
+    interrupted leaves no folder.
 
     Args:
         folder: The folder to make: configuration, safetensors and tokenizer.
@@ -37,8 +40,9 @@ class HuggingFaceExport(Callback):
         if stage != "fit":
             return
         the_network(pl_module)
-        if trainer.is_global_zero:
-            refuse_contents(self._folder, self._overwrite)
+        folder = place_here(trainer, self._folder)
+        if folder is not None:
+            refuse_contents(folder, self._overwrite)
             if self._with_tokenizer:
                 the_tokenizer(pl_module, getattr(trainer, "datamodule", None))
 
@@ -46,8 +50,9 @@ class HuggingFaceExport(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         from lightning_parablock.models.export import the_network, the_tokenizer, write_model_folder
 
-        if not trainer.is_global_zero:
+        folder = place_here(trainer, self._folder)
+        if folder is None:
             return
         data = getattr(trainer, "datamodule", None)
         tokenizer = the_tokenizer(pl_module, data) if self._with_tokenizer else None
-        write_model_folder(self._folder, the_network(pl_module), tokenizer, overwrite=self._overwrite)
+        write_model_folder(folder, the_network(pl_module), tokenizer, overwrite=self._overwrite)

@@ -44,11 +44,15 @@ def folder_here(trainer: Trainer, folder: str | None) -> Path | None:
         trainer: The trainer.
         folder: As the user named it; None is the trainer's log directory.
     """
-    common = Path(folder or trainer.log_dir or trainer.default_root_dir)  # on every rank: log_dir is a broadcast
+    return place_here(trainer, Path(folder or trainer.log_dir or trainer.default_root_dir))
+
+
+def place_here(trainer: Trainer, folder: Path) -> Path | None:
+    """:func:`folder_here` for a folder that is known on every rank; not collective."""
     sites: tuple[str, ...] = getattr(trainer.strategy, "site_names", ())
     if sites:
-        return common / sites[trainer.global_rank]
-    return common if trainer.is_global_zero else None
+        return folder / sites[trainer.global_rank]
+    return folder if trainer.is_global_zero else None
 
 
 class NewRecords:

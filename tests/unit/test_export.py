@@ -43,11 +43,11 @@ class Own(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(module: pl.LightningModule, *callbacks: pl.Callback, root: Path) -> pl.Trainer:
+def fit(module: pl.LightningModule, *callbacks: pl.Callback, root: Path, site: str | None = None) -> pl.Trainer:
     ids = torch.randint(0, 256, (8, 6), generator=torch.Generator().manual_seed(0))
     rows: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": row} for row in ids]
     trainer = pl.Trainer(
-        strategy=ParaBlockStrategy(local_steps=2, blocks=2), accelerator="cpu", devices=1, max_epochs=1,
+        strategy=ParaBlockStrategy(local_steps=2, blocks=2, site=site), accelerator="cpu", devices=1, max_epochs=1,
         callbacks=list(callbacks), default_root_dir=root, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
@@ -89,6 +89,15 @@ def test_a_users_module_with_one_transformers_model(tmp_path: Path) -> None:
     fit(module, HuggingFaceExport(str(tmp_path / "model")), root=tmp_path)
     assert_loads_as(tmp_path / "model", module.language_model)  # type: ignore[arg-type]
     assert AutoTokenizer.from_pretrained(tmp_path / "model").eos_token == "<end>"
+
+
+def test_every_site_has_the_model_in_a_folder_of_its_name(tmp_path: Path) -> None:
+    module = Own(language_model=LlamaForCausalLM(llama_config()))
+    fit(module, HuggingFaceExport(str(tmp_path / "model"), tokenizer=False), root=tmp_path, site="lyon")
+    assert_loads_as(tmp_path / "model" / "lyon", module.language_model)  # type: ignore[arg-type]
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["lyon"]
+    with pytest.raises(ConfigurationError, match=r"lyon.* is not empty"):
+        fit(module, HuggingFaceExport(str(tmp_path / "model"), tokenizer=False), root=tmp_path, site="lyon")
 
 
 @pytest.mark.parametrize(("names", "said"), [([], "Own has none"), (["a", "b"], "Own has several: a, b")])
