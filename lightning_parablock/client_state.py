@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
@@ -128,10 +128,14 @@ def restore_training(own: Mapping[str, Any], module: nn.Module, active: Sequence
 
 
 def save_plain(ranks: WatchedStrategy, checkpoint: dict[str, Any], filepath: Any, storage_options: Any) -> None:
-    """Write an ordinary checkpoint on the first rank, atomically where it is a file of Lightning's own kind."""
-    if ranks.global_rank != 0:
-        return
-    files, checkpoint = ranks.checkpoint_io, without_numpy_numbers(checkpoint)
+    """Write an ordinary checkpoint on the first rank."""
+    if ranks.global_rank == 0:
+        write_plain(ranks.checkpoint_io, checkpoint, filepath, storage_options)
+
+
+def write_plain(files: CheckpointIO, checkpoint: dict[str, Any], filepath: Any, storage_options: Any) -> None:
+    """Write an ordinary checkpoint on this rank, atomically where it is a file of Lightning's own kind."""
+    checkpoint = without_numpy_numbers(checkpoint)
     if type(files) is not TorchCheckpointIO or is_remote(filepath):
         files.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
         return
@@ -145,8 +149,7 @@ def save_rescued(trainer: Trainer, rank: int, round_index: int) -> None:
     path = Path(trainer.default_root_dir) / ("rescued.ckpt" if rank == 0 else f"rescued-rank{rank}.ckpt")
     try:
         dumped = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)  # pyright: ignore[reportPrivateUsage]
-        checkpoint = without_numpy_numbers(dumped)
-        write_atomically(path, lambda temporary: TorchCheckpointIO().save_checkpoint(checkpoint, temporary))
+        write_plain(TorchCheckpointIO(), dumped, path, None)
     except Exception as error:  # what failed the run must be shown, and not what came after it
         log.error("parablock: the committed model could not be saved to %s: %s", path, error)
     else:

@@ -29,6 +29,16 @@ class PeerError(ParaBlockError):
             return self
         return type(self)(f"{place}: {self}; the run cannot go on without this client, start it again")
 
+    def after_last_round(self, n_rounds: int) -> PeerError:
+        """The same error where this client has merged everything, so that nothing is left to train."""
+        place = f"after the last of {n_rounds} rounds"
+        if str(self).startswith(place):
+            return self
+        return type(self)(
+            f"{place}: {self}; this client has merged every exchange, so its model is the finished one, which is on "
+            "its disk: use it, there is no need to train again"
+        )
+
 
 class PeerLostError(PeerError):
     """A client's process ended, or its connection was closed, before the run was over."""

@@ -51,6 +51,7 @@ from lightning_parablock.clients_data import (
 )
 from lightning_parablock.cohorts import Cohorts, hosted_clients, read_availability, turns_of_a_round
 from lightning_parablock.errors import ConfigurationError, DivergenceError, PeerError
+from lightning_parablock.final_model import is_wanted, save_final, save_final_alone
 from lightning_parablock.flat import FlatBlocks, hash_tensors
 from lightning_parablock.idling import Idling, refuse_meeting_logs, refuse_scaler
 from lightning_parablock.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length, lengths_in_words
@@ -319,6 +320,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._idling = Idling()
         self._resumed: Resumed | None = None
         self._stopping: Stopping | None = None
+        self._has_finished_model = False
         self._early_signal: int | None = None
         self._passed: dict[int, Position] = {}
         self._random_outside: RandomState | None = None
@@ -532,9 +534,13 @@ class ParaBlockStrategy(WatchedStrategy):
         training = self._under_way()
         self._end_stopping()  # from here on the run ends in any case
         training.finish()
+        self._has_finished_model = True
         self._refuse_divergence()
         self._show_common_buffers()
         training.engine.transport.close()
+        assert self._trainer is not None
+        if is_wanted(self._trainer):
+            save_final(self, self._trainer)
 
     def _finish_unstarted(self) -> None:
         """Drain where a checkpoint was saved at the end of training, so that nothing was left to train. Collective."""
@@ -661,11 +667,13 @@ class ParaBlockStrategy(WatchedStrategy):
         first_is_lost = federation is not None and federation.watch is not None and federation.watch.has_lost(0)
         self.on_exception(exception)  # before anything is saved: the others wait for this rank until they know
         stopping = self._end_stopping()
-        if trainer is None or federation is None or not self._in_rounds():
+        if trainer is None or federation is None or (stopping is not None and stopping.has_saved):
             return
-        if stopping is not None and stopping.has_saved:
-            return
-        if self.global_rank == 0 or first_is_lost or self.site_names:  # a site has a disk of its own
+        keeps = self.global_rank == 0 or first_is_lost or bool(self.site_names)  # a site has a disk of its own
+        if self._has_finished_model and not isinstance(exception, DivergenceError):
+            if keeps or self.local_rank == 0:
+                save_final_alone(self, trainer)
+        elif self._in_rounds() and keeps:
             save_rescued(trainer, self.global_rank, self._engine.round)
 
     @override
@@ -675,7 +683,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._unmatched = []
         if self._training is not None:
             self._engine.is_running = False  # the fit may have ended early: its W is of no more use
-        self._resumed, self._passed = None, {}
+        self._resumed, self._passed, self._has_finished_model = None, {}, False
         self._end_stopping()
         if self._trainer is not None:
             unshare_monitored_values(self._trainer)
@@ -707,6 +715,8 @@ class ParaBlockStrategy(WatchedStrategy):
         try:
             return super()._guard(what, collective)
         except PeerError as error:
+            if self._has_finished_model and self._training is not None:
+                raise error.after_last_round(self._engine.round) from error
             if not self._in_rounds():
                 raise
             raise error.at(self._engine.round, self.blocks[self._engine.block].name) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ SCENARIOS = [
     "link",
     "full",
     "whole",
+    "finished",
     "last committed",
 ]
 WORKER = ["-m", "tests.strategy.worker_checkpoints"]
@@ -53,3 +55,14 @@ def test_other_numbers_of_ranks_go_on(tmp_path: Path, monkeypatch: pytest.Monkey
         for output in run_ranks(n_ranks, [*WORKER, "GO_ON"]):
             assert "HOLDS went on" in output.splitlines()
             assert f"was saved by 2 clients, and {n_ranks} go on" in output
+
+
+def test_the_finished_model_survives_the_loss_of_the_first_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when all is merged, before the clients have compared their weights."""
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    killed, left = run_ranks(2, [*WORKER, "KILLED"], expect_code=None)
+    assert "HOLDS" not in killed
+    assert "HOLDS the finished model is on the disk" in left.splitlines()
+    assert re.search(r"PeerLostError: after the last of \d+ rounds: client 0 .* no need to train again", left), left

@@ -5,9 +5,13 @@ Usage: worker_checkpoints.py FILES | SAVE | GO_ON. SAVE leaves a checkpoint that
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,6 +22,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.checkpoint import KEY, sha256_of
 from lightning_parablock.errors import CheckpointError, ConfigurationError
 from lightning_parablock.flat import hash_tensors
@@ -188,7 +193,7 @@ def best_by_a_metric_of_its_own() -> None:
     expected = Net()
     trainer_for({}, [OwnMetric(), keep]).fit(expected, **loaders("shuffled"))
     dist.barrier()
-    assert sorted(path.name for path in folder.glob("*.ckpt")) == ["own=25.ckpt", "own=30.ckpt"]
+    assert sorted(path.name for path in folder.glob("own=*.ckpt")) == ["own=25.ckpt", "own=30.ckpt"]
     assert "_monitor_candidates" not in vars(keep)
     again = ModelCheckpoint(SCRATCH / "own-again", filename="{own:.0f}", monitor="own", every_n_train_steps=5)
     assert_same_bits(weights(resume(folder / "own=25.ckpt", [OwnMetric(), again])), weights(expected))
@@ -287,7 +292,12 @@ def a_link_to_the_last() -> None:
     trainer_for({}, [keep]).fit(expected, **loaders("shuffled"))
     dist.barrier()
     assert (folder / "last.ckpt").is_symlink()
-    assert sorted(file.name for file in folder.iterdir()) == ["last.ckpt", "step=30.ckpt", "step=30.ckpt.parablock"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "final.ckpt",
+        "last.ckpt",
+        "step=30.ckpt",
+        "step=30.ckpt.parablock",
+    ]
     again = ModelCheckpoint(SCRATCH / "again", filename="{step}", every_n_train_steps=5, save_top_k=1)
     resumed = resume(folder / "last.ckpt", [again])
     assert_same_bits(weights(resumed), weights(expected))
@@ -309,6 +319,31 @@ def a_full_disk() -> None:
 
 def whole_after_a_full_disk() -> None:
     assert_same_bits(weights(resume(SCRATCH / "full.ckpt")), weights(whole({})))
+
+
+def the_finished_model() -> None:
+    """After the last exchange, on every disk; the last checkpoint was saved before it."""
+    folder, own = SCRATCH / "finished", str(SCRATCH / f"disk{RANK}" / "final.ckpt")
+    keep = ModelCheckpoint(folder, every_n_train_steps=3, save_top_k=1, save_last=True)
+    module = Net()
+    with mock.patch("lightning_parablock.final_model.final_path", return_value=own):
+        trainer_for({}, [keep]).fit(module, **loaders("shuffled"))
+    assert_same_parameters(torch.load(own, weights_only=True)["state_dict"], module)
+    dist.barrier()
+    last = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+    assert any(not torch.equal(last[name], value) for name, value in module.named_parameters())
+    again = ModelCheckpoint(SCRATCH / "finished-again", save_top_k=0, save_last=True)
+    resumed = resume(folder / "last.ckpt", [again])
+    final = torch.load(SCRATCH / "finished-again" / "final.ckpt", weights_only=True)
+    assert_same_parameters(final["state_dict"], resumed)
+    assert_same_parameters(dict(resumed.named_parameters()), module)
+
+
+def assert_same_parameters(state: Mapping[str, torch.Tensor], module: Net) -> None:
+    assert_same_bits(
+        {name: state[name] for name, _ in module.named_parameters()},
+        {name: value.detach() for name, value in module.named_parameters()},
+    )
 
 
 class Breaks(Callback):
@@ -352,6 +387,7 @@ FILES: dict[str, Callable[[], None]] = {
     "link": a_link_to_the_last,
     "full": a_full_disk,
     "whole": whole_after_a_full_disk,
+    "finished": the_finished_model,
     "last committed": the_last_committed_model_is_kept,
 }
 
@@ -383,12 +419,30 @@ def velocity(pieces: list[dict[str, Any]]) -> dict[int, torch.Tensor]:
     return {b: torch.cat([piece["values"] for piece in ordered if piece["block"] == b]) for b in blocks}
 
 
+def the_first_is_killed_at_the_end() -> None:
+    expected, module = whole({}), Net()
+
+    def kill(_: Any) -> None:
+        time.sleep(2)  # the other merges what this one has sent
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    folder = SCRATCH / f"killed{RANK}"
+    with mock.patch.object(ParaBlockStrategy, "_refuse_divergence", kill) if RANK == 0 else nullcontext():
+        try:
+            trainer_for({}, [], default_root_dir=str(folder)).fit(module, **loaders("shuffled"))
+        finally:
+            assert_same_parameters(torch.load(folder / "final.ckpt", weights_only=True)["state_dict"], expected)
+            assert [path.name for path in folder.iterdir()] == ["final.ckpt"]
+            print("HOLDS the finished model is on the disk", flush=True)
+
+
 def main() -> None:
     """Run the part that the first argument names."""
     torch.set_num_threads(1)
     parts: dict[str, dict[str, Callable[[], object]]] = {
         "FILES": dict(FILES),
         "SAVE": {"saved": lambda: save(ONE)},
+        "KILLED": {"not killed": the_first_is_killed_at_the_end},
         "GO_ON": {"went on": go_on_with_other_ranks},
     }
     for name, scenario in parts[sys.argv[1]].items():

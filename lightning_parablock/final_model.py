@@ -1,0 +1,82 @@
+"""The finished model on the disk: after the last exchange, which the last checkpoint of a fit was saved before."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_parablock.client_state import is_remote, write_plain
+from lightning_parablock.errors import CheckpointError
+from lightning_parablock.ranks import WatchedStrategy
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "final.ckpt"
+
+
+def is_wanted(trainer: Trainer) -> bool:
+    """Whether the user wants files of a fit that ends well: not with ``enable_checkpointing=False``, for one."""
+    callbacks: list[Any] = trainer.checkpoint_callbacks  # type: ignore[assignment]
+    keeping = [not isinstance(c, ModelCheckpoint) or c.save_top_k != 0 or bool(c.save_last) for c in callbacks]
+    return any(keeping) and not trainer.fast_dev_run  # type: ignore[attr-defined]
+
+
+def final_path(trainer: Trainer) -> str:
+    """Beside the checkpoints of the first ModelCheckpoint, else in the trainer's folder."""
+    callbacks: list[Any] = trainer.checkpoint_callbacks  # type: ignore[assignment]
+    folders = [c.dirpath for c in callbacks if isinstance(c, ModelCheckpoint) and c.dirpath is not None]
+    folder = str(folders[0] if folders else trainer.default_root_dir)
+    return f"{folder.rstrip('/')}/{FILE_NAME}" if is_remote(folder) else str(Path(folder, FILE_NAME))
+
+
+def save_final(ranks: WatchedStrategy, trainer: Trainer) -> None:
+    """Save the model, as a checkpoint of the weights alone, on the disk of every rank; collective.
+
+    Raises:
+        CheckpointError: a rank could not write; the same error on every rank.
+    """
+    path = final_path(trainer)
+    stamp, problem = None, None
+    if ranks.global_rank == 0:
+        stamp, problem = _try_to_save(ranks, trainer, path)
+    seen, problem_of_first = ranks.broadcast((stamp, problem))
+    if problem_of_first is None and ranks.global_rank != 0 and not is_remote(path) and _stamp_of(path) != seen:
+        _, problem = _try_to_save(ranks, trainer, path)  # a disk of its own
+    problems = [found for found in ranks.gather_objects(problem) if found is not None]
+    if problems:
+        raise CheckpointError(f"the finished model could not be saved: {'; '.join(problems)}")
+    if ranks.global_rank == 0:
+        log.info("parablock: the finished model is in %s", path)
+
+
+def save_final_alone(ranks: WatchedStrategy, trainer: Trainer) -> None:
+    """The same where another rank has failed after the last exchange; never waits, and raises nothing."""
+    path = final_path(trainer)
+    _, problem = _try_to_save(ranks, trainer, path)
+    if problem is not None:
+        log.error("parablock: the finished model could not be saved: %s", problem)
+    else:
+        log.warning("parablock: all rounds are over and merged; the finished model is in %s", path)
+
+
+def _try_to_save(ranks: WatchedStrategy, trainer: Trainer, path: str) -> tuple[Any, str | None]:
+    """What identifies the file that was written, or why none was."""
+    try:
+        dumped = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)  # pyright: ignore[reportPrivateUsage]
+        write_plain(ranks.checkpoint_io, dumped, path, None)
+        return _stamp_of(path), None
+    except Exception as error:  # the others wait, or another error is to be shown
+        return None, f"{ranks.describe(ranks.global_rank)}: {error}"
+
+
+def _stamp_of(path: str) -> tuple[int, int] | None:
+    """Of a file, by which ranks see whether they share a disk."""
+    file = Path(path)
+    if is_remote(path) or not file.is_file():
+        return None
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
