@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -36,11 +36,12 @@ from lightning_parablock.cli_flags import (
 from lightning_parablock.cli_trainer_parser import ParaBlockArgumentParser
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.launched import launched_devices
+from lightning_parablock.registration import PRESETS
 from lightning_parablock.report.console import console
 from lightning_parablock.report.dry_run import print_plan
 from lightning_parablock.report.run import Run, RunFacts
 from lightning_parablock.report.site_files import SaveConfig, SiteCSVLogger
-from lightning_parablock.report.summary import Here, held_out_metrics, summarise, summary_table
+from lightning_parablock.report.summary import Here, held_out_metrics, results_table, summarise, summary_table
 
 DEFAULTS = {
     "trainer.strategy": {"class_path": STRATEGY_CLASS_PATH},
@@ -217,6 +218,19 @@ class ParaBlockCLI(LightningCLI):
                 print(f"weights: sha256 {weights[:16]}{', the same on every client' if clients > 1 else ''}")
             print(f"run folder: {self.run.folder}")
 
+    def validate(self, model: LightningModule, **kwargs: Any) -> None:
+        """Validate and show the figures."""
+        self._show(self.trainer.validate(model, **kwargs))
+
+    def test(self, model: LightningModule, **kwargs: Any) -> None:
+        """Test and show the figures."""
+        self._show(self.trainer.test(model, **kwargs))
+
+    def _show(self, results: Sequence[Mapping[str, float]]) -> None:
+        """The figures on further sites: Lightning prints them on the first rank alone."""
+        if self.run.site is not None and not self.trainer.is_global_zero:
+            console().print(results_table(results))
+
     @property
     def _dry_run(self) -> bool:
         return bool(self._get(self.config, "dry_run", False))
@@ -285,12 +299,12 @@ class ParaBlockCLI(LightningCLI):
             yield
 
     def _print_plan(self) -> None:
-        if self.run.rank != 0:
+        if self.run.rank != 0 and self._get(self.config, "trainer.strategy.init_args.site") is None:
             return
         settings = getattr(self.trainer.strategy, "settings", None)
         if settings is None:
             raise ConfigurationError(
-                "--dry-run needs a ParaBlock strategy; give --strategy parablock, fedbcd, fedavg or diloco"
+                f"--dry-run needs a ParaBlock strategy; give --strategy and one of {', '.join(PRESETS)}"
             )
         if self._get(self.config, "trainer.strategy").get("init_args", {}).get("seed") is None:
             settings = dataclasses.replace(settings, seed=self._get(self.config, "seed_everything"))

@@ -156,6 +156,16 @@ def summary_table(summary: Summary) -> Table:
     return table
 
 
+def results_table(results: Sequence[Mapping[str, float]]) -> Table:
+    """The figures of a validation or a test: one row per figure of each loader."""
+    table = Table(title="result", title_justify="left", title_style="", show_header=False, box=box.SIMPLE_HEAD)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in (item for loader in results for item in loader.items()):
+        table.add_row(name, readable_number(float(value)))
+    return table
+
+
 def held_out_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of a validation that belong in the table: losses and perplexities."""
     return {name: float(value) for name, value in metrics.items() if "loss" in name or "perplexity" in name}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,10 @@ def test_a_site_that_shares_nothing_keeps_and_shows_its_own(tmp_path: Path) -> N
         assert [data["train_fingerprint"] for data in manifest["data"]] == [f"fingerprint of {rank}"]
         rows = client_rows(read_run(folder))
         assert [row[0] for row in rows] == [f"site {site}"] and rows[0][1] == manifest["hosts"][0]
+
+
+def test_every_site_sees_what_a_validation_found(tmp_path: Path) -> None:
+    args = ["validate", *FIT[1:], "--run_dir", str(tmp_path)]
+    said = run_ranks(2, ["-m", "lightning_parablock", *args], own_arguments=lambda rank: ["--site", SITES[rank]])
+    found = [re.search(r"val_loss\W+(\d\.\d{4})", text) for text in said]
+    assert found[0] is not None and found[1] is not None and found[0][1] == found[1][1]
