@@ -14,7 +14,7 @@ from lightning_parablock.client_loaders import ClientStream
 from lightning_parablock.cohorts import turns_of_a_round
 from lightning_parablock.errors import ConfigurationError, DataError
 from lightning_parablock.lengths import length_of
-from lightning_parablock.loaders import Cutting, cut, dataset_fingerprint
+from lightning_parablock.loaders import Cutting, cut, dataset_fingerprint, is_comparable
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import Settings
 
@@ -75,7 +75,9 @@ def shared_loaders(loader: Any, site: Site, *, cuts: bool) -> dict[int, Any]:
         return dict.fromkeys(site.clients, loader)
     told = site.gather((dataset_fingerprint(loader), site.clients))
     own_print = told[site.rank][0]
-    sharing = [client for other_print, clients in told if other_print == own_print for client in clients]
+    sharing = list(site.clients)  # of a stream, which cannot be compared
+    if is_comparable(loader):
+        sharing = [client for other_print, clients in told if other_print == own_print for client in clients]
     if len(sharing) == 1:
         return {sharing[0]: loader}
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -55,7 +55,7 @@ from lightning_parablock.final_model import is_wanted, save_final, save_final_al
 from lightning_parablock.flat import FlatBlocks, hash_tensors
 from lightning_parablock.idling import Idling, refuse_meeting_logs, refuse_scaler
 from lightning_parablock.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length, lengths_in_words
-from lightning_parablock.loaders import Cutting, cut_or_keep
+from lightning_parablock.loaders import Cutting, cut_or_keep, rows_line
 from lightning_parablock.local_steps import OwnSteps
 from lightning_parablock.local_training import LocalTraining
 from lightning_parablock.losses import loss_of_nothing, with_backward
@@ -78,6 +78,7 @@ from lightning_parablock.refusals import (
 )
 from lightning_parablock.resume import Checkpoints, settled_by
 from lightning_parablock.rounds import RoundEngine
+from lightning_parablock.row_accounts import show_here
 from lightning_parablock.schedule import Schedule, draw_factors
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import (
@@ -327,6 +328,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._step_clock: StepClock | None = None
         self._own_steps = OwnSteps(own_local_steps, own_local_s)
         self._client_samples: tuple[int, ...] = ()
+        self.rows_shown: list[str] = []
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
@@ -392,6 +394,7 @@ class ParaBlockStrategy(WatchedStrategy):
         finish_unstarted_fit(trainer, self._finish_unstarted)
         self._uneven_evaluation = False
         self._uneven_training = False
+        self.rows_shown = []
         keep_time_by_rounds(trainer, lambda: self._training is not None and self._engine.at_round_start)
 
     @override
@@ -450,6 +453,8 @@ class ParaBlockStrategy(WatchedStrategy):
             dataloader, what = cut_or_keep(dataloader, stage, cutting)
             if stage != RunningStage.SANITY_CHECKING:
                 rank_zero_info(f"parablock: {stage.value}: {what}")
+        if stage == RunningStage.TRAINING:
+            self._account_for({self.hosted_clients[0]: dataloader})
         if self.world_size > 1:
             dataloader = self._agree_on_length(stage, dataloader)
         return PositionedLoader(dataloader, self._stand) if stage == RunningStage.TRAINING else dataloader
@@ -868,8 +873,18 @@ class ParaBlockStrategy(WatchedStrategy):
         made = own_loaders(self._trainer, site) or shared_loaders(loader, site, cuts=self._cuts_loaders)
         epoch = agree_on_epoch(made, site, self.settings, self._trainer.accumulate_grad_batches)
         self._client_samples = epoch.samples
+        self._account_for(made)
         rank_zero_info(f"parablock: train: {epoch.said}")
         return ClientsLoader(streams_of(made, site), epoch.n_batches, lambda: self._under_way().whose_turn, self._stand)
+
+    def _account_for(self, loaders: Mapping[int, object]) -> None:
+        """Show on this rank, before it trains, how many of their rows its clients train on."""
+        names = ClientNames.of(self)
+        lines = [rows_line(names.label(client), loader) for client, loader in loaders.items()]
+        for line in lines:
+            if line is not None and line not in self.rows_shown:
+                self.rows_shown.append(line)
+                show_here(f"parablock: train: {line}")
 
     def _schedulers(self) -> list[Any]:
         """Those that step with the local steps: every client of a round goes through the same part of them."""

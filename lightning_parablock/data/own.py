@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,3 +24,9 @@ class OwnExamples(ConcatDataset[dict[str, Any]]):
     def __init__(self, examples: Mapping[int, TokenExamples]) -> None:
         super().__init__(list(examples.values()))
         self.row_clients = [client for client, own in examples.items() for _ in range(len(own))]
+        self._hashes = [own.sha256 for own in examples.values()]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all examples, as hexadecimal digits."""
+        return hashlib.sha256("".join(self._hashes).encode()).hexdigest()

@@ -172,6 +172,20 @@ class RunFacts(Callback):
                 strategy=strategy_facts(trainer.strategy),
             )
 
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own = rows_here(trainer)
+        per_rank = [own] if self._own_only else gather_objects(trainer.strategy, own)
+        if self._run.manifest is not None:
+            self._run.manifest.add(rows=[line for lines in per_rank for line in lines])
+
+
+def rows_here(trainer: Trainer) -> list[str]:
+    """One line per client of this rank: how many of its rows it trains on; empty where nothing tells."""
+    shown: list[str] = getattr(trainer.strategy, "rows_shown", [])
+    describe = getattr(getattr(trainer, "datamodule", None), "describe", None)
+    return shown or ([] if describe is None else list(describe().get("rows", ())))
+
 
 def data_facts(trainer: Trainer, *, own_only: bool = False) -> dict[str, Any] | None:
     """What the data module says of this client's data, where it says anything; not of others' with ``own_only``."""

@@ -13,11 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.trainer.states import RunningStage
+from lightning.pytorch.utilities.data import _update_dataloader  # pyright: ignore[reportPrivateUsage]
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -25,8 +27,17 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_parablock.clients_data import Site, shared_loaders
+from lightning_parablock.data.sampler import ClientSampler
 from lightning_parablock.errors import DataError
-from lightning_parablock.loaders import Cutting, ShardSampler, cut_or_keep, dataset_fingerprint, shard_indices
+from lightning_parablock.loaders import (
+    Cutting,
+    ShardSampler,
+    cut_or_keep,
+    dataset_fingerprint,
+    rows_line,
+    shard_indices,
+)
 
 TRAINING, VALIDATING = RunningStage.TRAINING, RunningStage.VALIDATING
 
@@ -137,6 +148,86 @@ def test_streams_stay_and_are_not_read(make: Callable[[], Stream]) -> None:
     for given_loader, (loader, word) in zip(loaders, apply(loaders), strict=True):
         assert loader is given_loader
         assert "cannot be indexed" in word
+        assert "identical" not in word and "compared" in word, "only the types of two streams are the same"
+
+
+def test_streams_are_left_to_their_client_and_not_cut_among_several() -> None:
+    loader = DataLoader(Stream())
+    told = [(dataset_fingerprint(loader), (0,)), (dataset_fingerprint(loader), (1,))]
+    assert shared_loaders(loader, Site((1,), 1, 0, lambda own: told), cuts=True) == {1: loader}
+    told = [(dataset_fingerprint(loader), (0, 1))]
+    with pytest.raises(DataError, match=r"clients 0, 1 share a stream \(Stream\).*client_dataloader\(client\)"):
+        shared_loaders(loader, Site((0, 1), 0, 0, lambda own: told), cuts=True)
+
+
+def test_what_was_compared_is_said() -> None:
+    class Hashed(TensorDataset):
+        sha256 = "of everything"
+
+    for dataset, said in ((numbers(12), "by size and 12 samples"), (Hashed(torch.arange(99)), "whole")):
+        (_, word), _ = apply([DataLoader(dataset) for _ in range(2)])
+        assert word.endswith(f"(compared {said})")
+    assert dataset_fingerprint(DataLoader(Hashed(torch.arange(99)))) == "of everything"
+
+
+def test_a_distributed_sampler_is_explained() -> None:
+    def loader(rank: int) -> DataLoader[Any]:
+        return DataLoader(numbers(10), sampler=DistributedSampler(numbers(10), 2, rank))
+
+    loaders = [loader(0), loader(1)]
+    with pytest.raises(DataError, match=r"\(DistributedSampler\).*Leave it out") as error:
+        apply(loaders)
+    assert "train on all of it" not in str(error.value), "each client would train on its sampler's part"
+    for given_loader, (kept, word) in zip(loaders, apply(loaders, VALIDATING), strict=True):
+        assert kept is given_loader
+        assert "uses the part that its DistributedSampler chooses" in word
+
+
+def test_a_set_dealt_to_one_client_is_its_own_whatever_is_in_it() -> None:
+    loaders = [DataLoader(numbers(10), sampler=ClientSampler(10, 0, client)) for client in range(2)]
+    assert [loader for loader, _ in apply(loaders)] == loaders
+
+
+# predictions
+
+
+def as_lightning_hands_over(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A prediction loader with the wrapper that notes the indices of its batches."""
+    return _update_dataloader(loader, loader.sampler, RunningStage.PREDICTING)
+
+
+def test_prediction_sets_are_cut_and_their_indices_stay_those_of_the_rows() -> None:
+    loaders = [as_lightning_hands_over(DataLoader(numbers(11, 100), batch_size=2)) for _ in range(2)]
+    seen: list[int] = []
+    for loader, word in apply(loaders, RunningStage.PREDICTING):
+        assert "one of 2 fixed, disjoint shards" in word
+        values = [int(value) for (batch,) in loader for value in batch]
+        assert [100 + i for batch in loader.batch_sampler.seen_batch_indices for i in batch] == values
+        seen += values
+    assert sorted(seen) == list(range(100, 111))
+
+
+def test_a_prediction_set_with_a_sampler_of_its_own_is_named_by_that() -> None:
+    loaders = [as_lightning_hands_over(with_own_sampler("list")) for _ in range(2)]
+    for given_loader, (loader, word) in zip(loaders, apply(loaders, RunningStage.PREDICTING), strict=True):
+        assert loader is given_loader
+        assert "(list): each client uses all of it" in word
+
+
+# what is said of the rows
+
+
+def test_rows_are_accounted_for() -> None:
+    whole = DataLoader(numbers(260), batch_size=8)
+    assert rows_line("client 1", whole) == "client 1: 260 of 260 rows"
+    (shard, _), _ = apply([DataLoader(numbers(31), batch_size=4, drop_last=True, shuffle=True) for _ in range(2)])
+    assert rows_line("site a", shard) == "site a: 16 of 31 rows"
+    rest = DataLoader(numbers(10), batch_size=4, drop_last=True)
+    assert rows_line("c", rest) == "c: 10 of 10 rows; left out: 2 of each epoch, too few for a batch (drop_last)"
+    assert rows_line("c", with_own_sampler("list")) == "c: 3 of 10 rows, chosen by list"
+    assert rows_line("c", with_own_sampler("batches")) == "c: those of 10 rows that its Own chooses"
+    assert rows_line("c", DataLoader(Stream())) == "c: everything that its Stream yields"
+    assert rows_line("c", DataLoader(numbers(10), sampler=ClientSampler(10, 0, 0))) is None
 
 
 def test_something_that_is_no_loader_stays() -> None:
