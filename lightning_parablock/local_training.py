@@ -15,7 +15,7 @@ from lightning_parablock.gradients import ReachedBlocks, gradient_norm
 from lightning_parablock.local_steps import OwnSteps, add_proximal_term, warmed_up
 from lightning_parablock.random_state import seed_all
 from lightning_parablock.rounds import RoundEngine
-from lightning_parablock.samples import batch_samples, samples_or_one
+from lightning_parablock.samples import samples_of
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.turns import TurnKeeper
 
@@ -107,7 +107,7 @@ class LocalTraining:
         """Whether nobody trains here on the batch that comes: an idle turn, or the client has made its own steps."""
         return self.engine.active_client is None or self._own_steps.are_over(self.engine.steps)
 
-    def count_samples(self, batch: Any) -> None:
+    def count_samples(self, batch: Any, module: Any) -> None:
         """Take note of a batch on which the client is about to train.
 
         Raises:
@@ -115,7 +115,7 @@ class LocalTraining:
         """
         self._buffers.note()
         by_samples = self.engine.settings.weighting == "samples"
-        self._samples.append(batch_samples(batch) if by_samples else samples_or_one(batch))
+        self._samples.append(samples_of(batch, module, exact=by_samples))
 
     def discount_batch(self) -> None:
         """The batch that was counted last has given no loss: the client has not trained on it."""

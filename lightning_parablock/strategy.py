@@ -158,7 +158,8 @@ class ParaBlockStrategy(WatchedStrategy):
             "yogi", or an object ServerSGD, ServerNesterov, ServerAdam or ServerYogi with its settings, a schedule of
             the server's learning rate among them.
         weighting: Weights of the clients in the mean delta: "uniform", or "samples", the number of samples that the
-            client trained on in the round (the batch dimension of its batches).
+            client trained on in the round: the first dimension of the tensors in its batches, or what a method
+            parablock_batch_size(batch) of the LightningModule returns.
         topology: "sharded" (every client serves an equal part of each block) or "star" (the first client serves all).
         compression: Of deltas and commits on the wire. What a lossy one leaves out is kept and sent with the block's
             next delta or commit (error feedback). "none" sends float32; "bf16" rounds to bfloat16 (2 times fewer
@@ -564,7 +565,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._note_rates()
         if any(idles) or training.passes_by():
             return loss_of_nothing(self.root_device)
-        training.count_samples(args[0])
+        training.count_samples(args[0], self._module())
         self._in_training_step = True
         try:
             output = super().training_step(*args, **kwargs)

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from lightning_parablock.loaders import ShardSampler
-from lightning_parablock.samples import samples_or_one
+from lightning_parablock.samples import samples_of
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Losses:
 
     def add(self, outputs: Any, batch: Any, batch_index: int, loader: int) -> None:
         """Take in a batch: what validation_step returned for it, and its place."""
-        found = _sums(outputs, batch)
+        found = _sums(outputs, batch, getattr(self._trainer, "lightning_module", None))
         if found is None:
             return
         self._of_loader[loader] = self._of_loader.get(loader, 0) + found.sum(dim=1)
@@ -100,14 +100,14 @@ def _by_row(outputs: Any) -> bool:
     return isinstance(outputs, Mapping) and "loss_sums" in outputs
 
 
-def _sums(outputs: Any, batch: Any) -> Tensor | None:
+def _sums(outputs: Any, batch: Any, module: Any) -> Tensor | None:
     """Loss sums and their numbers of terms, shape (2, samples), or (2, 1) where only the batch's mean is known."""
     if _by_row(outputs):
         return torch.stack([outputs[name].detach().cpu().double() for name in ("loss_sums", "loss_counts")])
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         return None
-    samples = samples_or_one(batch)
+    samples = samples_of(batch, module, exact=False)
     return torch.tensor([[float(loss) * samples], [samples]], dtype=torch.float64)
 
 

@@ -18,6 +18,7 @@ SCENARIOS = [
     "clients that go on",
     "going on with accumulation",
     "weights by samples",
+    "weights by what the module counts",
     "several loaders cannot go on",
     "workers that stay",
     "loaders are shortened anew",

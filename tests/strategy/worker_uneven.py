@@ -272,6 +272,27 @@ def weights_by_samples() -> None:
     assert "bits differ" in says
 
 
+def weights_by_what_the_module_counts() -> None:
+    """Batches of 0-dimensional tensors, which only the module can count."""
+    sizes = (8, 24)
+    data = [{"k": torch.tensor(3.0), "client": torch.tensor(RANK), "step": torch.tensor(step)} for step in range(6)]
+
+    class Counting(TaskModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step([batch["client"], batch["step"]], batch_idx)
+
+        def parablock_batch_size(self, batch: Any) -> int:
+            return sizes[RANK]
+
+    loader: Any = DataLoader(data, batch_size=None)  # type: ignore[arg-type]
+    module = run(Counting(TASK, adamw_default), train=loader, used=strategy(weighting="samples"))
+    assert_same_bits(module.weights(), oracle(12, epoch_of(6), samples=lambda client, step: sizes[client]))
+
+
+def epoch_of(n_steps: int) -> Any:
+    return lambda model, client, step: TASK.loss_fn(model, client, step % n_steps)
+
+
 def several_loaders_cannot_go_on() -> None:
     """Refused before training, on every rank; equal lengths are welcome."""
     loaders = {"a": batches(mine(8, 12)), "b": batches(6)}
@@ -291,6 +312,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "clients that go on": clients_that_go_on,
     "going on with accumulation": going_on_with_accumulation,
     "weights by samples": weights_by_samples,
+    "weights by what the module counts": weights_by_what_the_module_counts,
     "several loaders cannot go on": several_loaders_cannot_go_on,
     "workers that stay": workers_that_stay,
     "loaders are shortened anew": loaders_are_shortened_anew,
