@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
@@ -21,6 +22,7 @@ from lightning.pytorch.strategies.launchers import (
 )
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
+from torch.distributed.constants import default_pg_timeout
 from typing_extensions import override
 
 from lightning_parablock.agreement import refuse_differences
@@ -214,7 +216,7 @@ class WatchedStrategy(ParallelStrategy):
         if self.world_size == 1 or not dist.is_initialized() or self._failed:
             return obj
         objects = [obj]
-        self._guard("broadcast", lambda: dist.broadcast_object_list(objects, src))
+        self._guard("broadcast", lambda: dist.broadcast_object_list(objects, src), f"from rank {src}")
         return objects[0]
 
     @override
@@ -224,20 +226,40 @@ class WatchedStrategy(ParallelStrategy):
         if not tensor.is_floating_point() and reduce_op in ("mean", "avg"):
             # Lightning divides summed metrics by the mean of the clients' sample counts, which is no whole number.
             tensor = tensor.float()
-        return self._guard("reduce", lambda: _sync_ddp_if_available(tensor, group, reduce_op=reduce_op))
+
+        def reduce() -> Tensor:
+            return _sync_ddp_if_available(tensor, group, reduce_op=reduce_op)
+
+        if not _is_default(group):
+            return reduce()
+        return self._guard("reduce", reduce, f"({reduce_op}) of {_kind_of(tensor)}")
 
     @override
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        gather = super().all_gather
         if sync_grads:  # autograd belongs to the thread that calls
-            return super().all_gather(tensor, group, sync_grads)
-        return self._guard("all_gather", lambda: super(WatchedStrategy, self).all_gather(tensor, group))
+            self._guard("all_gather", lambda: None, f"with gradients of {_kind_of(tensor)}")
+            return gather(tensor, group, sync_grads)
+        if not _is_default(group):
+            return gather(tensor, group)
+        return self._guard("all_gather", lambda: gather(tensor, group), f"of {_kind_of(tensor)}")
 
-    def _guard(self, what: str, collective: Callable[[], T]) -> T:
-        """Run a collective of the default group; a lost or silent client ends it with a PeerError."""
+    def _guard(self, what: str, collective: Callable[[], T], detail: str = "") -> T:
+        """Run a collective of the default group, which all ranks enter together or none does.
+
+        Args:
+            what: Its name, for messages.
+            collective: The operation.
+            detail: What else must be the same on all ranks, in words.
+
+        Raises:
+            PeerError: a rank was lost, was silent or late for too long, or is in another collective.
+        """
         watch = self._federation.watch if self._federation is not None else None
         if watch is None:
             return collective()
-        return watch.guard(what, lambda: self._on_own_device(collective))
+        limit_s = (self._timeout or default_pg_timeout).total_seconds()
+        return watch.guard(what, lambda: self._on_own_device(collective), limit_s=limit_s, detail=detail)
 
     def _on_own_device(self, collective: Callable[[], T]) -> T:
         # The current CUDA device is a thread's own, and the guard runs the collective on a thread of its own.
@@ -251,7 +273,7 @@ class WatchedStrategy(ParallelStrategy):
         gathered: list[Any] = [None] * self.world_size
         if self.world_size == 1:
             return [value]
-        self._guard("gather", lambda: dist.all_gather_object(gathered, value))
+        self._guard("gather", lambda: dist.all_gather_object(gathered, value), f"in {_asker()}")
         return gathered
 
     def time_links(self, settings: Settings) -> LinkSample | None:
@@ -298,3 +320,20 @@ class WatchedStrategy(ParallelStrategy):
                 log.warning("parablock: left without a good-bye from %s after %g s", who, _CLOSE_LIMIT_S)
         if self.cluster_environment is not None:
             super().teardown()
+
+
+def _is_default(group: Any) -> bool:
+    """Whether a collective concerns all ranks; what runs in a group of the user's own is the user's affair."""
+    return group is None or group is dist.group.WORLD
+
+
+def _kind_of(tensor: object) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+
+
+def _asker() -> str:
+    """The function that gathers: values for different purposes must not meet, and all of them look alike."""
+    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+    while frame.f_code.co_name == "gather_objects" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code.co_qualname.replace(".<locals>", "")

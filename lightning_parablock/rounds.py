@@ -162,6 +162,7 @@ class RoundEngine:
         """
         assert self._turn_is_open, "no turn is open: call begin_turn first"
         self.steps += 1
+        self.transport.note_step(self.round)
         self.transport.check(self.round, self.block)
         client = self._active
         if client is not None:

@@ -670,7 +670,7 @@ class ParaBlockStrategy(WatchedStrategy):
     def rescue(self, exception: BaseException) -> None:
         """Take note that the run fails, and leave the last committed model on the disk; never waits for peers."""
         trainer, federation = self._trainer, self._federation
-        first_is_lost = federation is not None and federation.watch is not None and federation.watch.has_lost(0)
+        first_is_lost = federation is not None and federation.watch is not None and federation.watch.peers.has_lost(0)
         self.on_exception(exception)  # before anything is saved: the others wait for this rank until they know
         stopping = self._end_stopping()
         if trainer is None or federation is None or (stopping is not None and stopping.has_saved):
@@ -706,7 +706,7 @@ class ParaBlockStrategy(WatchedStrategy):
             callbacks.insert(0, BlockFreezer(self))
 
     @override
-    def _guard(self, what: str, collective: Callable[[], T]) -> T:
+    def _guard(self, what: str, collective: Callable[[], T], detail: str = "") -> T:
         if self._in_evaluation_step and self._uneven_evaluation:
             raise ConfigurationError(
                 f"a {what} of all clients in a step of validation or test, where they have different or unknown "
@@ -719,7 +719,7 @@ class ParaBlockStrategy(WatchedStrategy):
                 "would wait for others that do not come; log without sync_dist, or in validation"
             )
         try:
-            return super()._guard(what, collective)
+            return super()._guard(what, collective, detail)
         except PeerError as error:
             if self._has_finished_model and self._training is not None:
                 raise error.after_last_round(self._engine.round) from error

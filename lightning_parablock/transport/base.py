@@ -102,6 +102,10 @@ class Transport(ABC):
         """Raise the PeerError that is already known, if any, without waiting; the place is for its message."""
 
     @abstractmethod
+    def note_step(self, round_index: int) -> None:
+        """Take note of a local step, so that other ranks can say where this one is; does not wait."""
+
+    @abstractmethod
     def announce_end(self, rounds: int) -> None:
         """Let the other ranks know that this one takes part in ``rounds`` rounds and no more, without waiting."""
 

@@ -74,6 +74,10 @@ class Lane(ABC):
     def drain(self) -> None:
         """Wait until the messages of this lane have left."""
 
+    def awaited(self) -> list[Expected]:
+        """The messages that it waits for at the moment; may be called from any thread."""
+        return []
+
 
 class DeltaLane(Lane):
     """Sends the deltas of this rank's clients: chunks leave while the next ones are packed."""
@@ -135,6 +139,10 @@ class ServerLane(Lane):
     def drain(self) -> None:
         self._out.drain()
 
+    @override
+    def awaited(self) -> list[Expected]:
+        return self._in.awaited()
+
 
 class CommitLane(Lane):
     """Receives the commits of the other servers' shards."""
@@ -158,6 +166,10 @@ class CommitLane(Lane):
     @override
     def drain(self) -> None:
         """It sends nothing."""
+
+    @override
+    def awaited(self) -> list[Expected]:
+        return self._in.awaited()
 
 
 class LockstepLane(Lane):

@@ -54,6 +54,10 @@ class LoopbackTransport(Transport):
         """A single rank has no peer to lose."""
 
     @override
+    def note_step(self, round_index: int) -> None:
+        """There is no other rank to tell."""
+
+    @override
     def announce_end(self, rounds: int) -> None:
         """There is nobody to tell."""
 

@@ -15,8 +15,9 @@ from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.chunks import shard_bounds
 from lightning_parablock.transport.loopback import LoopbackTransport
-from lightning_parablock.transport.membership import Membership, Watch
+from lightning_parablock.transport.membership import Membership
 from lightning_parablock.transport.torch_distributed import TorchDistributedTransport
+from lightning_parablock.transport.watch import Watch
 
 
 @dataclass(frozen=True)

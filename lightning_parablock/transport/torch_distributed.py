@@ -26,10 +26,11 @@ from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Exchange, Transport, Upload
 from lightning_parablock.transport.exchange_steps import ExchangeSteps, Place
 from lightning_parablock.transport.lanes import LOCKSTEP, STREAMING, Lane, Means
-from lightning_parablock.transport.membership import Membership, Watch
+from lightning_parablock.transport.membership import Membership
 from lightning_parablock.transport.pacing import Pacer
 from lightning_parablock.transport.side import side_of
 from lightning_parablock.transport.waiter import CommunicationThread, PendingExchange
+from lightning_parablock.transport.watch import Watch
 from lightning_parablock.transport.wires import GlooWire, NcclWire, Ticket, Wire
 
 _CLOSE_LIMIT_S = 30.0
@@ -88,12 +89,14 @@ class TorchDistributedTransport(Transport):
         steps = ExchangeSteps(place, round_index, block, uploads, cohort, commit)
         pending = PendingExchange(
             lambda: self.check(round_index, block),
+            lambda: self._late(round_index),
             round_index,
             self._blocks[block].name,
             self._settings,
             n_threads=len(self._lanes),
             n_bringing=sum(lane.brings_commit for lane, _ in self._lanes),
         )
+        self._watch.note_submitted(round_index)
         mark = self._side.mark()
         for lane, thread in self._lanes:
             thread.put(lambda lane=lane: self._carry_out(lane, steps, pending, mark))
@@ -110,6 +113,15 @@ class TorchDistributedTransport(Transport):
                 pending.succeed(commit, steps.finish())
         except Exception as error:  # posting fails, too, once a peer is gone; the training thread raises it
             pending.fail(self._watch.cause_of(error))
+
+    def _late(self, round_index: int) -> str:
+        """Which clients the exchange of a round waits for, or which messages, for errors and the log."""
+        behind = self._watch.peers.behind(round_index)
+        if behind:
+            return behind
+        awaited = [expected for lane, _ in self._lanes for expected in lane.awaited()]
+        messages = [f"the {e.header.describe()} from {self._membership.describe(e.rank)}" for e in awaited]
+        return f"all clients have submitted round {round_index}; under way: {'; '.join(messages) or 'own messages'}"
 
     def _finish(self, ticket: Ticket) -> None:
         limit_s = self._settings.straggler_timeout_s + self._settings.exchange_timeout_s
@@ -128,9 +140,13 @@ class TorchDistributedTransport(Transport):
     def check(self, round_index: int, block: int) -> None:
         try:
             self._watch.check()
-            self._watch.check_takes_part(round_index)
+            self._watch.peers.check_takes_part(round_index)
         except PeerError as error:
             raise error.at(round_index, self._blocks[block].name) from error
+
+    @override
+    def note_step(self, round_index: int) -> None:
+        self._watch.note_step(round_index)
 
     @override
     def announce_end(self, rounds: int) -> None:

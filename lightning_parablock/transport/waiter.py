@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable
 
 import torch
@@ -15,6 +14,7 @@ from typing_extensions import override
 from lightning_parablock.errors import PeerError, PeerTimeoutError
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Exchange, ExchangeFacts
+from lightning_parablock.transport.patience import Patience
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ class PendingExchange(Exchange):
 
     Args:
         check: Raises what is known of lost or silent peers, with the place in its message.
+        late: Says which clients or messages the exchange waits for.
         round_index: Number of the round, for messages.
         block: Name of the block, for messages.
         settings: ``straggler_timeout_s`` is the limit of :meth:`wait` while all peers are alive.
@@ -36,6 +37,7 @@ class PendingExchange(Exchange):
     def __init__(
         self,
         check: Callable[[], None],
+        late: Callable[[], str],
         round_index: int,
         block: str,
         settings: Settings,
@@ -43,7 +45,7 @@ class PendingExchange(Exchange):
         n_threads: int,
         n_bringing: int,
     ) -> None:
-        self._check = check
+        self._check, self._late = check, late
         self._round, self._block = round_index, block
         self._limit_s = settings.straggler_timeout_s
         self._finished = threading.Event()
@@ -55,8 +57,15 @@ class PendingExchange(Exchange):
         self._prepared = threading.Barrier(n_threads, timeout=self._limit_s + settings.exchange_timeout_s)
 
     def meet(self) -> None:
-        """Called by each communication thread that is prepared: waits for the others."""
-        self._prepared.wait()
+        """Called by each communication thread that is prepared: waits for the others.
+
+        Raises:
+            PeerTimeoutError: one of them was not prepared in time, or has failed, whose error counts.
+        """
+        try:
+            self._prepared.wait()
+        except threading.BrokenBarrierError as error:
+            raise PeerTimeoutError(f"the exchanges before it have not finished: {self._late()}") from error
 
     def is_last_part(self) -> bool:
         """Called by each thread that has brought its part: whether the others have, too."""
@@ -80,13 +89,14 @@ class PendingExchange(Exchange):
     @override
     def wait(self) -> Tensor:
         # In slices, so that a lost peer, Ctrl-C and SIGTERM are seen at once and not when gloo gives up.
-        deadline_s = time.monotonic() + self._limit_s
+        place = f"round {self._round}, block {self._block!r}"
+        patience = Patience(self._limit_s, lambda: f"{place}: {self._late()}")
         while not self._finished.wait(_POLL_S):
             self._check()
-            if time.monotonic() > deadline_s:
+            if patience.is_over():
                 raise PeerTimeoutError(
-                    f"not finished after {self._limit_s:g} s although every client is alive (raise straggler_timeout_s "
-                    "if one needs longer than that for its local steps)"
+                    f"not finished after {self._limit_s:g} s although every client is alive: {self._late()} (raise "
+                    "straggler_timeout_s if a client needs longer than that for its local steps)"
                 ).at(self._round, self._block)
         if isinstance(self._error, PeerError):
             raise self._error.at(self._round, self._block) from self._error

@@ -92,6 +92,7 @@ class ReceiveWindow:
         self._wire, self._finish = wire, finish
         self._slots: dict[tuple[int, int], _Slot] = {}
         self._steps: Sequence[Sequence[Expected]] = []
+        self._awaited: Expected | None = None
 
     def begin(self, steps: Sequence[Sequence[Expected]]) -> None:
         """Post the first receives of an exchange."""
@@ -109,9 +110,16 @@ class ReceiveWindow:
         messages: list[tuple[Expected, Tensor]] = []
         for lane, expected in enumerate(self._steps[step]):
             (ticket,) = self._slots[step % WINDOW, lane].tickets
+            self._awaited = expected
             self._finish(ticket)
             messages.append((expected, ticket.transfer.message))
+        self._awaited = None
         return messages
+
+    def awaited(self) -> list[Expected]:
+        """The message that :meth:`arrived` waits for at the moment, if it does."""
+        awaited = self._awaited
+        return [] if awaited is None else [awaited]
 
     def release(self, step: int) -> None:
         """The messages of a step have been read: their buffers may receive others."""

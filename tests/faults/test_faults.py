@@ -80,7 +80,8 @@ def test_a_client_frozen_for_longer_than_the_limit_ends_the_others_and_itself_on
         assert_ended_naming(cluster, [0, 1], client=2)
         cluster.resume(2)
         assert cluster.hosts[2].wait(timeout_s=LIMIT_S) not in (0, None)
-        assert re.search(r"Peer(Lost|Timeout)Error: round \d+", cluster.hosts[2].log_text())
+        own = r"PeerTimeoutError: round \d+, block .*: this process, client 2 \(rank 2 on .*\), did not run for \d+ s"
+        assert re.search(own, cluster.hosts[2].log_text())
 
 
 def undisturbed_hash(n_clients: int, steps: int) -> str:

@@ -51,6 +51,35 @@ def test_a_client_that_stops_alone_is_named_by_the_others(
         assert "fitted" not in output
 
 
+def test_a_client_that_stops_into_another_collective_is_named_by_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    for output in run_ranks(2, ["-m", "tests.strategy.worker_alone", "stops into a reduce"], expect_code=1):
+        assert re.search(r"PeerError: .*client 1 \(rank 1 on .*\) ended its training after 1 rounds, by itself", output)
+
+
+def test_clients_in_different_collectives_are_named_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    outputs = run_ranks(2, ["-m", "tests.strategy.worker_alone", "logs alone"], expect_code=1)
+    for output in outputs:
+        assert re.search(
+            r"ProtocolError: round 1, block .*: the clients are in different collective operations: client 0 .* in "
+            r"'reduce \(mean\) of torch.float32 \(\)'; client 1 .* in 'all_gather of torch.float64 \(3,\)'",
+            output,
+        )
+
+
+def test_a_client_that_is_alive_but_late_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    for output in run_ranks(2, ["-m", "tests.strategy.worker_alone", "is late"], expect_code=1):
+        assert re.search(
+            r"PeerTimeoutError: round 1, block .*: not finished after 3 s although every client is alive: client 1 "
+            r"\(rank 1 on .*\) has not submitted round 1 \(it trains in round 1, its last step ended \d+ s ago",
+            output,
+        )
+
+
 def test_saving_on_an_exception_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     arguments = ["-m", "tests.strategy.worker_alone", "fails"]

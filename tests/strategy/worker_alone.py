@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_parablock.transport import membership
 from tests.strategy.trainer_toys import RANK, TASK, Do, K, batches, run, strategy
 from tests.support.lightning_run import TaskModule
 from tests.tasks import adamw_default
@@ -26,8 +26,32 @@ def stops() -> None:
 
 def stops_before_validation() -> None:
     """The same, where the other one's next act is to meet all clients in validation, in the same round."""
-    membership._STRAY_S = 1.0  # pyright: ignore[reportPrivateUsage]
     run(callbacks=[Do(on_train_batch_end=stop_after(K + 1))], train=batches(K + 2), val=batches(2))
+
+
+def stops_into_a_reduce() -> None:
+    """Client 1 compares weights after its last round while client 0 averages a metric: other kinds, other sizes."""
+    run(Meeting(TASK, adamw_default), callbacks=[Do(on_train_batch_end=stop_after(K))], limit_val_batches=0)
+
+
+def logs_alone() -> None:
+    """Client 1 logs one value less, so that a metric would be averaged with a barrier's bytes or another metric."""
+
+    class Logging(TaskModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if RANK == 0 or batch_idx != K + 1:
+                self.log("value", 1.0, on_step=True, sync_dist=True)
+            else:
+                self.all_gather(torch.zeros(3, dtype=torch.float64))
+            return super().training_step(batch, batch_idx)
+
+    run(Logging(TASK, adamw_default))
+
+
+def is_late() -> None:
+    """Client 1 takes longer for a step than the others wait."""
+    late = Do(on_train_batch_end=lambda trainer, _: time.sleep(20 if RANK == 1 and trainer.global_step == K + 1 else 0))
+    run(callbacks=[late], used=strategy(straggler_timeout_s=3), train=batches(3 * K), limit_val_batches=0)
 
 
 def stop_after(step: int) -> Any:
@@ -72,6 +96,9 @@ def meets_in_passed_steps() -> None:
 CASES = {
     "stops": stops,
     "stops before validation": stops_before_validation,
+    "stops into a reduce": stops_into_a_reduce,
+    "logs alone": logs_alone,
+    "is late": is_late,
     "fails": fails,
     "meets without data": meets_without_data,
     "meets in passed steps": meets_in_passed_steps,
