@@ -32,6 +32,7 @@ from lightning_parablock.joining import join_run
 from lightning_parablock.launched import adopt_mpi
 from lightning_parablock.launcher import ProcessLauncher, end_others, while_others_live
 from lightning_parablock.settings import Settings
+from lightning_parablock.transport.devices import refuse_unattainable
 from lightning_parablock.transport.link_probe import LinkSample, probe_links
 from lightning_parablock.transport.meeting import Meeting, check_site_name
 from lightning_parablock.transport.opening import Federation, open_federation
@@ -188,6 +189,8 @@ class WatchedStrategy(ParallelStrategy):
     def _join(self, settings: Settings) -> None:
         """Meet the others, take the number that the meeting gave this rank, and open the default group."""
         assert self.cluster_environment is not None
+        if settings.ports is not None:  # before the others are kept waiting
+            refuse_unattainable(settings.ports)
         met: list[Meeting] = []
         join = partial(
             join_run,

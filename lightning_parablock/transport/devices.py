@@ -61,7 +61,7 @@ def open_listeners(address: str, ports: PortRange | None, *, limit_s: float = SE
     global _listeners
     _listeners = ()
     if ports is not None:
-        _refuse_unattainable(ports)
+        refuse_unattainable(ports)
     interfaces = [name for name in os.environ.get(INTERFACE_VARIABLE, "").split(",") if name]
     openers = [lambda name=name: _open_on_interface(name) for name in interfaces]
     deadline_s = time.monotonic() + limit_s
@@ -69,6 +69,24 @@ def open_listeners(address: str, ports: PortRange | None, *, limit_s: float = SE
         _find(opener, ports, deadline_s, limit_s) for opener in openers or [lambda: _open_on_address(address)]
     )
     return _listeners
+
+
+def refuse_unattainable(ports: PortRange) -> None:
+    """Find out within half a second whether the kernel gives such ports often enough; not in a minute, with devices.
+
+    Raises:
+        ConfigurationError: it does not; the message names a range that works.
+    """
+    found = 0
+    for _ in range(_SAMPLES):
+        with socket.socket() as sample:
+            # As gloo does. With this option Linux gives odd ports of the lower half of its range, while there are any.
+            sample.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sample.bind(("", 0))
+            found += sample.getsockname()[1] in ports
+        if found == _ENOUGH_SAMPLES:
+            return
+    raise _unattainable(ports, f"of {_SAMPLES} ports that the kernel gave on request, {found} were among them")
 
 
 @contextlib.contextmanager
@@ -142,20 +160,6 @@ def _listening() -> dict[int, tuple[str, int]]:
                     if is_tcp and copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                         found[fd] = copy.getsockname()[:2]
     return found
-
-
-def _refuse_unattainable(ports: PortRange) -> None:
-    """Find out within half a second whether the kernel gives such ports often enough, not in a minute with devices."""
-    found = 0
-    for _ in range(_SAMPLES):
-        with socket.socket() as sample:
-            # As gloo does. With this option Linux gives odd ports of the lower half of its range, while there are any.
-            sample.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sample.bind(("", 0))
-            found += sample.getsockname()[1] in ports
-        if found == _ENOUGH_SAMPLES:
-            return
-    raise _unattainable(ports, f"of {_SAMPLES} ports that the kernel gave on request, {found} were among them")
 
 
 def _unattainable(ports: PortRange | None, why: str) -> ConfigurationError:

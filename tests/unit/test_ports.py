@@ -7,8 +7,9 @@ from collections.abc import Generator
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import LightningEnvironment
 
-from lightning_parablock import ParaBlockStrategy
+from lightning_parablock import ParaBlockStrategy, ranks
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.ports import PortRange, read_ports
 from lightning_parablock.transport import devices
@@ -107,9 +108,17 @@ def test_ports_that_the_kernel_never_gives_are_refused_with_a_range_that_works()
         open_listeners(LOOPBACK, PortRange(1000, 1099))
 
 
+def test_such_ports_are_refused_before_the_sites_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "join_run", lambda *_, **__: pytest.fail("the sites have met"))
+    strategy = ParaBlockStrategy(ports="1000-1099", cluster_environment=LightningEnvironment())
+    strategy.parallel_devices = [torch.device("cpu")] * 2
+    with pytest.raises(ConfigurationError, match="ports='1000-1099'"):
+        strategy._join(strategy.settings)
+
+
 @pytest.mark.usefixtures("no_listeners")
 def test_the_search_for_a_port_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_refuse_unattainable", lambda ports: None)
+    monkeypatch.setattr(devices, "refuse_unattainable", lambda ports: None)
     with pytest.raises(ConfigurationError, match=r"gave none of them within 0\.1 s"):
         open_listeners(LOOPBACK, PortRange(1000, 1099), limit_s=0.1)
 
