@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ def show_mean(
     module: nn.Module,
     gather_hashes: Callable[[list[str]], list[list[str]]],
     all_gather: Callable[[Tensor], Tensor],
+    others: Mapping[str, Tensor] | None = None,
 ) -> Replaced:
     """Make floating-point buffers the clients' mean, summed in client order, and the others the first client's.
 
@@ -37,11 +38,12 @@ def show_mean(
         module: Whose buffers, also those that are not saved.
         gather_hashes: Gives the list of every client, in client order.
         all_gather: Maps a tensor of shape (n,) to every client's, of shape (clients, n).
+        others: Tensors by name that are treated as buffers, the same names on all clients.
 
     Returns:
         What :func:`put_back` needs.
     """
-    buffers = dict(module.named_buffers())
+    buffers = {**dict(module.named_buffers()), **(others or {})}
     hashes = zip(*gather_hashes([hash_tensors([buffer]) for buffer in buffers.values()]), strict=True)
     different = {name: buffers[name] for name, clients in zip(buffers, hashes, strict=True) if len(set(clients)) > 1}
     replaced = [(buffer, buffer.clone()) for buffer in different.values()]

@@ -67,7 +67,11 @@ class Aside:
 
 
 def training_state(
-    engine: RoundEngine, module: nn.Module, positions: Sequence[Position | None], aside: Aside
+    engine: RoundEngine,
+    module: nn.Module,
+    positions: Sequence[Position | None],
+    aside: Aside,
+    outside: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """What belongs to this client's training and Lightning does not save.
 
@@ -76,6 +80,7 @@ def training_state(
         module: The model.
         positions: In each training loader.
         aside: What is not in its place at the moment.
+        outside: The parameters in no block that any client has changed, by name.
     """
     own_buffers = {id(buffer): own for buffer, own in aside.buffers}
     return {
@@ -84,6 +89,7 @@ def training_state(
         "positions": list(positions),
         "gradients": [parameter.grad for parameter in engine.flat.parameters(engine.block)],
         "buffers": {name: own_buffers.get(id(buffer), buffer) for name, buffer in module.named_buffers()},
+        "outside": {name: own_buffers.get(id(value), value).detach() for name, value in outside.items()},
     }
 
 

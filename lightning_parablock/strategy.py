@@ -61,6 +61,7 @@ from lightning_parablock.local_training import LocalTraining
 from lightning_parablock.losses import loss_of_nothing, with_backward
 from lightning_parablock.meetings import keep_time_by_rounds, meeting_facts
 from lightning_parablock.names import ClientNames
+from lightning_parablock.outside import OutsideParameters, kinds_outside
 from lightning_parablock.ports import read_ports
 from lightning_parablock.positioned import Position, PositionedLoader, Stand, position_of
 from lightning_parablock.random_state import RandomState
@@ -317,6 +318,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._training: LocalTraining | None = None
         self._replaced: dict[int, Tensor] | None = None
         self._own_buffers: Replaced = []
+        self._outside: OutsideParameters | None = None
         self._unmatched: list[nn.Parameter] = []
         self._uneven_evaluation = self._in_evaluation_step = self._in_training_step = False
         self._idling = Idling()
@@ -478,6 +480,13 @@ class ParaBlockStrategy(WatchedStrategy):
         before = BuffersBefore(self._module() if self.settings.nonfinite_delta == "skip" else None)
         training = self._training = LocalTraining(engine, self._local_optimizer, self._own_steps, keeper, before)
         self._step_clock = StepClock(device)
+        self._outside = OutsideParameters(
+            self._module(),
+            self.blocks,
+            takes_turns=len(self.hosted_clients) > 1,
+            is_alone=self.world_size == 1,
+            is_averaged=self.settings.buffers == "average",
+        )
         self._begin_stopping()
         if self._resumed is not None:
             go_on(engine, self._resumed)
@@ -502,6 +511,7 @@ class ParaBlockStrategy(WatchedStrategy):
             training.load_state(resumed.own)
             restore_exact_optimizer(training.engine, self.optimizers, resumed)
             restore_training(resumed.own, self._module(), training.parameters)
+            self._out_of_blocks().load(resumed.own["outside"])
 
     def after_batch(self) -> list[nn.Parameter] | None:
         """Advance the clock if the batch brought an optimizer step; at a turn's end switch to the next block.
@@ -516,7 +526,9 @@ class ParaBlockStrategy(WatchedStrategy):
             self._settle_local_steps(training.engine)
         if not training.engine.turn_is_over:
             return None
+        place = self._place()
         training.end_turn()
+        self._out_of_blocks().check_turn(place, discarded=training.engine.discarded)
         self._stop_at_max_rounds()
         training.begin_turn()
         return training.parameters
@@ -539,8 +551,10 @@ class ParaBlockStrategy(WatchedStrategy):
         """Drain, and make sure that every client holds the same bits. Collective."""
         training = self._under_way()
         self._end_stopping()  # from here on the run ends in any case
+        place = self._place()
         training.finish()
         self._has_finished_model = True
+        self._out_of_blocks().check_turn(place, discarded=training.engine.discarded)
         self._refuse_divergence()
         self._show_common_buffers()
         training.engine.transport.close()
@@ -572,6 +586,7 @@ class ParaBlockStrategy(WatchedStrategy):
         finally:
             self._in_training_step = False
         refuse_meeting_logs(self._trainer, self._idling)
+        self._out_of_blocks().refuse_flags(training.parameters, self._place())
         if output is not None:
             return with_backward(output)
         training.discount_batch()
@@ -648,7 +663,8 @@ class ParaBlockStrategy(WatchedStrategy):
             save_plain(self, checkpoint, filepath, storage_options)  # never waits for peers
             return
         aside = Aside(self._replaced, self._own_buffers, self._random_outside)
-        own = training.state() | training_state(training.engine, self._module(), self._positions(), aside)
+        outside = self._changed_outside()
+        own = training.state() | training_state(training.engine, self._module(), self._positions(), aside, outside)
         self._checkpoints().save(checkpoint, filepath, own, self.blocks, storage_options)
 
     @override
@@ -788,13 +804,23 @@ class ParaBlockStrategy(WatchedStrategy):
         assert self._flat is not None and self._federation is not None
         flat = self._flat
         own = hash_tensors(flat.pack(block) for block in range(len(flat.blocks)))
-        hashes = self.gather_objects(own)
         self._weights_sha256 = own
-        if len(set(hashes)) > 1:
-            who = {self._federation.membership.describe(rank): h[:12] for rank, h in enumerate(hashes)}
-            raise DivergenceError(
-                f"after the last exchange the clients hold different weights: {who}; please report this"
-            )
+        if len(set(self.gather_objects(own))) > 1:
+            self._raise_divergence(flat)
+        self._changed_outside()
+
+    def _raise_divergence(self, flat: FlatBlocks) -> None:
+        assert self._federation is not None
+        everyone = self.gather_objects([hash_tensors([flat.pack(block)]) for block in range(len(flat.blocks))])
+        different = [i for i, hashes in enumerate(zip(*everyone, strict=True)) if len(set(hashes)) > 1]
+        first = different[0]
+        who = {self._federation.membership.describe(rank): hashes[first][:12] for rank, hashes in enumerate(everyone)}
+        raise DivergenceError(
+            f"after the last exchange the clients hold different weights: {who} in block {flat.blocks[first].name!r}, "
+            f"the first of {len(different)}; does a hook of the module or of a callback write into parameters that are "
+            "not being trained? Make it write into buffers or frozen parameters instead. If there is no such hook, "
+            "please report this"
+        )
 
     def _agree_on_length(self, stage: RunningStage, loader: object) -> object:
         """Clients with different numbers of batches make epochs of one length, so that all make the same rounds."""
@@ -831,6 +857,7 @@ class ParaBlockStrategy(WatchedStrategy):
         shapes = {name: str(tuple(parameter.shape)) for name, parameter in module.named_parameters()}
         facts = {f"block {b.name}": str([(n, shapes[n]) for n in b.parameter_names]) for b in blocks}
         draw_factors(self.settings.visit_more, [block.name for block in blocks])  # refuses a pattern that is in no name
+        facts |= kinds_outside(module, blocks)
         self._refuse_differences({"number of blocks": str(len(blocks)), **facts, **kinds(module)})
         self._freeze_unmatched(module, blocks)
         self._flat = FlatBlocks(module, blocks)
@@ -928,7 +955,19 @@ class ParaBlockStrategy(WatchedStrategy):
         if self.settings.buffers == "local" or self.world_size == 1:
             return []
         self._refuse_differences(kinds(self._module()))
-        return show_mean(self._module(), self.gather_objects, self.all_gather)
+        return show_mean(self._module(), self.gather_objects, self.all_gather, self._changed_outside())
+
+    def _changed_outside(self) -> dict[str, Tensor]:
+        """The parameters in no block that any client has changed; collective."""
+        outside = self._out_of_blocks()
+        return {} if self.world_size == 1 else outside.of_all(self.gather_objects(outside.changed()))
+
+    def _out_of_blocks(self) -> OutsideParameters:
+        assert self._outside is not None, "no rounds are under way"
+        return self._outside
+
+    def _place(self) -> str:
+        return f"round {self._engine.round}, block {self.blocks[self._engine.block].name!r}"
 
     def _local_optimizer(self) -> Optimizer:
         # Unwrapped: Lightning's wrapper shows a copy of the state.
