@@ -172,12 +172,15 @@ class ParaBlockCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given: Namespace = self._get(self.config_init, "trainer")
         if given.devices == "auto":  # Lightning would take one on a machine without a GPU
-            kwargs |= launched_devices()
+            named = self._get(self.config, "trainer.strategy.init_args.site") is not None
+            kwargs |= launched_devices() or ({"devices": 1} if named else {})
         if not self._dry_run and not given.fast_dev_run:
             kwargs |= self._run_folder_arguments(given)
         kwargs["callbacks"] = self._callbacks(given)
         try:
             return _refuse_forks(super().instantiate_trainer(**kwargs))
+        except ConfigurationError:
+            raise
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise ConfigurationError(f"the trainer cannot be built: {one_line(error)}") from error
 

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.utilities.distributed import (
     _init_dist_connection,  # pyright: ignore[reportPrivateUsage]
 )
 from lightning_utilities.core.rank_zero import rank_zero_only
+from torch.distributed import DistError
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.errors import ConfigurationError, PeerLostError
 from lightning_parablock.ports import PortRange
+from lightning_parablock.site_environment import SiteEnvironment
 from lightning_parablock.transport.devices import on_listeners
+from lightning_parablock.transport.group_opening import open_together
+from lightning_parablock.transport.introductions import NO_NUMBER, Introduction, Meeting, in_order
 from lightning_parablock.transport.limited_wait import LimitedWait
-from lightning_parablock.transport.meeting import Introduction, Meeting, in_order, meet
-from lightning_parablock.transport.rendezvous import Address, connect_store, host_store, launcher_hosts_store
+from lightning_parablock.transport.meeting import MeetingTable
+from lightning_parablock.transport.rendezvous import (
+    Address,
+    connect_store,
+    host_store,
+    launcher_hosts_store,
+    one_line,
+    open_store,
+)
 from lightning_parablock.transport.ways import Ways
 
 _JOB_NAMES = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
@@ -49,10 +63,11 @@ def join_run(
         backend: Of the default process group.
         one_host: Whether all ranks run on this machine.
         ports: On which this rank accepts connections; None for any.
-        **group: Further arguments of ``init_process_group``.
+        **group: Further arguments of ``init_process_group``, ``timeout`` and ``device_id`` among them.
 
     Raises:
         ConfigurationError: the address, the names or the numbers cannot be used.
+        PeerLostError: another rank ended, or could not connect.
         PeerTimeoutError: not all ranks have come within the limit.
     """
     own = _introduction(environment, site)
@@ -62,16 +77,44 @@ def join_run(
         return meeting
     wait = LimitedWait(limit_s)
     address = Address(environment.main_address, environment.main_port)
-    hosts = own.rank == 0 and not launcher_hosts_store()
-    store = host_store(address, wait) if hosts else connect_store(address, wait)
-    _stores.append(store)
-    meeting = meet(PrefixStore(_attempt(), store), own, wait, str(address))
+    store, meeting = _meet(address, own, wait)
     _adopt_number(environment, meeting.rank)
     Ways(address.host, one_host, ports).open(store, meeting, wait)
-    of_group = PrefixStore(f"parablock/group/{meeting.run_id}", connect_store(address, wait))
-    with on_listeners():
-        _init_dist_connection(environment, backend, global_rank=meeting.rank, store=of_group, **group)
+    of_group = connect_store(address, wait)
+    of_group.set_timeout(group["timeout"] or default_pg_timeout)
+    group["store"] = PrefixStore(f"parablock/group/{meeting.run_id}", of_group)
+
+    def open_group() -> None:
+        # The current CUDA device is a thread's own.
+        device = group["device_id"]
+        with on_listeners(), contextlib.nullcontext() if device is None else torch.cuda.device(device):
+            _init_dist_connection(environment, backend, global_rank=meeting.rank, **group)
+
+    open_together(open_group, meeting, store, wait.remaining_s)
     return meeting
+
+
+def _meet(address: Address, own: Introduction, wait: LimitedWait) -> tuple[Store, Meeting]:
+    """The store that all ranks share, and who they are. The process that hosts the store may be started again."""
+    while True:
+        store, hosts = _open_store(address, own, wait)
+        table = MeetingTable(PrefixStore(_attempt(), store), own, address.describe(), hosts_store=hosts)
+        try:
+            meeting = table.meet(wait)
+        except DistError as error:
+            if hosts or wait.is_over:
+                raise PeerLostError(f"the meeting at {address} broke off: {one_line(error)}") from error
+            continue
+        _stores.append(store)
+        return store, meeting
+
+
+def _open_store(address: Address, own: Introduction, wait: LimitedWait) -> tuple[Store, bool]:
+    if own.rank == NO_NUMBER:
+        return open_store(address, wait)
+    if own.rank == 0 and not launcher_hosts_store():
+        return host_store(address, wait), True
+    return connect_store(address, wait), False
 
 
 def _adopt_number(environment: ClusterEnvironment, rank: int) -> None:
@@ -83,8 +126,8 @@ def _adopt_number(environment: ClusterEnvironment, rank: int) -> None:
 
 def _introduction(environment: ClusterEnvironment, site: str | None) -> Introduction:
     job = next((os.environ[name] for name in _JOB_NAMES if os.environ.get(name, "none") != "none"), "")
-    rank, n_ranks = environment.global_rank(), environment.world_size()
-    return Introduction(rank, n_ranks, site, socket.gethostname(), os.getpid(), job)
+    rank = NO_NUMBER if isinstance(environment, SiteEnvironment) else environment.global_rank()
+    return Introduction(rank, environment.world_size(), site, socket.gethostname(), os.getpid(), job)
 
 
 def _meet_again(own: Introduction) -> Meeting:

@@ -32,9 +32,10 @@ from lightning_parablock.joining import join_run
 from lightning_parablock.launched import adopt_mpi
 from lightning_parablock.launcher import ProcessLauncher, end_others, while_others_live
 from lightning_parablock.settings import Settings
+from lightning_parablock.site_environment import SiteEnvironment, site_environment
 from lightning_parablock.transport.devices import refuse_unattainable
+from lightning_parablock.transport.introductions import Meeting, check_site_name
 from lightning_parablock.transport.link_probe import LinkSample, probe_links
-from lightning_parablock.transport.meeting import Meeting, check_site_name
 from lightning_parablock.transport.opening import Federation, open_federation
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class WatchedStrategy(ParallelStrategy):
         process_group_backend: "gloo", "nccl", or None for the device's own.
         timeout: Limit of the default process group.
         site: Name of this process' site, or None; names give the ranks their numbers.
+        rendezvous: ``host:port`` where sites meet that no launcher has started, or None.
         meeting_timeout_s: Seconds until all ranks must have met.
         start_method: How processes are started where no launcher did it.
         **lightning: What Lightning's ParallelStrategy takes.
@@ -66,6 +68,7 @@ class WatchedStrategy(ParallelStrategy):
         process_group_backend: str | None,
         timeout: timedelta | None,
         site: str | None,
+        rendezvous: str | None,
         meeting_timeout_s: float,
         start_method: StartMethod,
         **lightning: Any,
@@ -78,6 +81,10 @@ class WatchedStrategy(ParallelStrategy):
         if not 0 < meeting_timeout_s < float("inf"):
             raise ConfigurationError(f"meeting_timeout_s must be a number of seconds > 0, got {meeting_timeout_s!r}")
         adopt_mpi()
+        if rendezvous is not None:
+            if lightning["cluster_environment"] is not None:
+                raise ConfigurationError("rendezvous and cluster_environment both say how the ranks meet; keep one")
+            lightning["cluster_environment"] = site_environment(rendezvous, site)
         super().__init__(**lightning)
         self._num_nodes = 1
         self._process_group_backend = process_group_backend
@@ -136,6 +143,8 @@ class WatchedStrategy(ParallelStrategy):
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
         start_method = self._start_method
+        if isinstance(self.cluster_environment, SiteEnvironment):
+            self.cluster_environment.validate_settings(self.num_processes, self.num_nodes)
         if (
             self._site is not None
             and self.num_processes > 1
@@ -203,7 +212,7 @@ class WatchedStrategy(ParallelStrategy):
             timeout=self._timeout,
             device_id=self.root_device if self.root_device.type == "cuda" else None,
         )
-        while_others_live(lambda: self._on_own_device(lambda: met.append(join())))
+        while_others_live(lambda: met.append(join()))
         self._site_names = met[0].site_names
 
     # --- collectives of Lightning, none of which outlives a lost peer -------------------------------------------------

@@ -206,6 +206,9 @@ class ParaBlockStrategy(WatchedStrategy):
         site: Name of this process' site: 1 to 64 letters, digits, '.', '_' and '-'. Either every process names its
             site or none does. Ranks and clients are then numbered in the order of the sorted names, whatever numbers
             the launcher gave them, and messages name the sites.
+        rendezvous: Where sites meet that no launcher has started, "host:port": each runs the same command with a `site`
+            of its own, and the Trainer's `num_nodes` is the number of sites. The site whose machine has that address
+            opens the port. None: the launcher says where.
         meeting_timeout_s: Seconds until all processes of the run must have met, at the start.
         start_method: How processes are started where no launcher such as torchrun did it: "popen" (whole programs),
             "fork" (in notebooks) or "spawn".
@@ -257,6 +260,7 @@ class ParaBlockStrategy(WatchedStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
         site: str | None = None,
+        rendezvous: str | None = None,
         meeting_timeout_s: float = 600.0,
         start_method: StartMethod = "popen",
         accelerator: Accelerator | None = None,
@@ -269,6 +273,7 @@ class ParaBlockStrategy(WatchedStrategy):
             process_group_backend=process_group_backend,
             timeout=timeout,
             site=site,
+            rendezvous=rendezvous,
             meeting_timeout_s=meeting_timeout_s,
             start_method=start_method,
             accelerator=accelerator,

@@ -21,8 +21,8 @@ from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTi
 from lightning_parablock.ports import PortRange
 from lightning_parablock.transport.addresses import INTERFACE_VARIABLE, is_loopback, own_address, resolved
 from lightning_parablock.transport.devices import open_listeners
+from lightning_parablock.transport.introductions import Meeting
 from lightning_parablock.transport.limited_wait import LimitedWait
-from lightning_parablock.transport.meeting import Meeting
 
 TRY_S = 10.0
 """For one connection: packets that a firewall drops are not answered."""

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.ports import PortRange
 from lightning_parablock.transport.devices import _listening, on_listeners
+from lightning_parablock.transport.introductions import Introduction
 from lightning_parablock.transport.limited_wait import LimitedWait
-from lightning_parablock.transport.meeting import Introduction, meet
+from lightning_parablock.transport.meeting import MeetingTable
 from lightning_parablock.transport.rendezvous import Address, connect_store, host_store
 from lightning_parablock.transport.ways import Ways
 from lightning_parablock.transport.wires import open_group
@@ -28,7 +29,7 @@ def main() -> None:
     address, wait = Address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), LimitedWait(LIMIT_S)
     store = host_store(address, wait) if rank == 0 else connect_store(address, wait)
     own = Introduction(rank, n_ranks, "ab"[rank], socket.gethostname(), os.getpid())
-    meeting = meet(store, own, wait, str(address))
+    meeting = MeetingTable(store, own, str(address)).meet(wait)
     try:
         Ways(address.host, one_host=False, ports=PORTS).open(store, meeting, wait)
     except ConfigurationError as error:

@@ -3,48 +3,71 @@
 from __future__ import annotations
 
 import itertools
+import os
+import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch import Trainer
+from torch.distributed.distributed_c10d import PrefixStore
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.cli_flags import expand_argv
-from lightning_parablock.errors import ConfigurationError, PeerTimeoutError
+from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTimeoutError
+from lightning_parablock.transport import limited_wait, rendezvous
+from lightning_parablock.transport.introductions import NO_NUMBER, Introduction, Meeting, check_site_name, in_order
 from lightning_parablock.transport.limited_wait import LimitedWait
-from lightning_parablock.transport.meeting import Introduction, Meeting, check_site_name, in_order, meet
+from lightning_parablock.transport.meeting import MeetingTable
 from lightning_parablock.transport.membership import Membership
-from lightning_parablock.transport.rendezvous import Address, connect_store, host_store
-from tests.support.launch import free_port
+from lightning_parablock.transport.rendezvous import Address, connect_store, host_store, open_store
+from tests.support.launch import ROOT, free_port
 
 
 def rank_of(rank: int, site: str | None = None, n_ranks: int = 3) -> Introduction:
     return Introduction(rank, n_ranks, site, f"host{rank}", 100 + rank)
 
 
-def meet_in_threads(ranks: list[Introduction], limit_s: float = 60.0) -> tuple[list[Meeting | Exception], list[str]]:
-    """What each of the ranks gets from a meeting at one real store, and what they said meanwhile."""
-    address = Address("127.0.0.1", free_port())
-    said: list[str] = []
-    results: dict[int, Meeting | Exception] = {}
-    hosted = host_store(address, LimitedWait(limit_s))
+class Hall:
+    """A real store where ranks meet, each in a thread of its own."""
 
-    def come(index: int) -> None:
-        wait = LimitedWait(limit_s, said.append)
+    def __init__(self) -> None:
+        self.address = Address("127.0.0.1", free_port())
+        self._store = host_store(self.address, LimitedWait(60.0))
+        self.said: list[str] = []
+        self._results: dict[Introduction, list[Meeting | Exception]] = {}
+        self._threads: list[threading.Thread] = []
+
+    def come(self, one: Introduction, limit_s: float = 60.0) -> Meeting:
+        wait = LimitedWait(limit_s, self.said.append)
+        return MeetingTable(connect_store(self.address, wait), one, str(self.address)).meet(wait)
+
+    def wait(self, *ranks: Introduction) -> None:
+        """Let these ranks come and wait, and return when they are there."""
+        store = PrefixStore("meeting", connect_store(self.address, LimitedWait(60.0)))
+        for one in ranks:
+            thread = threading.Thread(target=self._keep, args=(one,))
+            self._threads.append(thread)
+            thread.start()
+            while not store.check([f"site {one.site}" if one.site else f"rank {one.rank}"]):
+                time.sleep(0.01)
+
+    def results(self) -> list[Meeting | Exception]:
+        for thread in self._threads:
+            thread.join(120.0)
+        return [result for results in self._results.values() for result in results]
+
+    def _keep(self, one: Introduction) -> None:
+        kept = self._results.setdefault(one, [])
         try:
-            results[index] = meet(connect_store(address, wait), ranks[index], wait, str(address))
+            kept.append(self.come(one))
         except Exception as error:
-            results[index] = error
-
-    threads = [threading.Thread(target=come, args=(index,)) for index in range(len(ranks))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120.0)
-    del hosted
-    return [results[index] for index in range(len(ranks))], said
+            kept.append(error)
 
 
 @pytest.mark.parametrize("launched", list(itertools.permutations("abc")))
@@ -94,37 +117,187 @@ def test_the_flag_is_the_strategys_option() -> None:
 
 
 def test_three_sites_meet() -> None:
-    results, _ = meet_in_threads([rank_of(0, "c"), rank_of(1, "a"), rank_of(2, "b")])
-    assert all(isinstance(one, Meeting) and one.site_names == ("a", "b", "c") for one in results), results
-    assert [one.rank for one in results if isinstance(one, Meeting)] == [2, 0, 1]
-    assert len({one.run_id for one in results if isinstance(one, Meeting)}) == 1
+    hall = Hall()
+    hall.wait(rank_of(0, "c"), rank_of(1, "a"))
+    assert hall.come(rank_of(2, "b")).rank == 1
+    met = hall.results()
+    assert all(isinstance(one, Meeting) and one.site_names == ("a", "b", "c") for one in met), met
+    assert [one.rank for one in met if isinstance(one, Meeting)] == [2, 0]
+    assert len({one.run_id for one in met if isinstance(one, Meeting)}) == 1
+
+
+def test_without_a_launcher_the_names_alone_give_the_numbers() -> None:
+    hall = Hall()
+    hall.wait(rank_of(NO_NUMBER, "c"), replace(rank_of(NO_NUMBER, "a"), pid=7))
+    last = hall.come(replace(rank_of(NO_NUMBER, "b"), pid=8))
+    assert (last.rank, last.site_names) == (1, ("a", "b", "c"))
+    with pytest.raises(
+        ConfigurationError, match=r"site d .* all 3 \(num_nodes\) have come: site c .*, site a .*, site b"
+    ):
+        hall.come(replace(rank_of(NO_NUMBER, "d"), pid=9))
+    assert all(isinstance(one, Meeting) for one in hall.results())
 
 
 @pytest.mark.parametrize(
     ("stray", "why"),
     [
-        (
-            replace(rank_of(1, "b"), pid=9, host="elsewhere"),
-            r"site b \(pid 9 on elsewhere\) cannot join .*name is taken",
-        ),
-        (replace(rank_of(1, "x"), pid=9, host="elsewhere"), r"number is taken by pid 101 on host1"),
-        (replace(rank_of(1, "x"), n_ranks=4), r"belongs to a run of 3 processes, and this is a run of 4 processes"),
-        (replace(rank_of(1, "x"), job="77"), r"this is a run of 3 processes \(77\)"),
+        (replace(rank_of(2, "b"), pid=9, host="there"), r"site b \(pid 9 on there\) cannot join .*name is taken"),
+        (replace(rank_of(1, "x"), pid=9, host="there"), r"number is taken by pid 101 on host1"),
+        (rank_of(2), r"rank 2 .* it has no name, and the others have names; give every process its own --site NAME"),
+        (replace(rank_of(2, "x"), n_ranks=4), r"that is a run of 3 processes, and this is a run of 4 processes"),
+        (replace(rank_of(2, "x"), job="77"), r"this is a run of 3 processes \(job 77\)"),
     ],
 )
 def test_one_that_does_not_belong_there_is_refused_alone(stray: Introduction, why: str) -> None:
-    address = Address("127.0.0.1", free_port())
-    said: list[str] = []
-    store = host_store(address, LimitedWait(60.0))
-    come: Callable[[Introduction], Meeting] = lambda one: meet(  # noqa: E731
-        connect_store(address, LimitedWait(60.0)), one, LimitedWait(0.3, said.append), str(address)
-    )
-    for early in (rank_of(0, "a"), rank_of(1, "b")):
-        with pytest.raises(PeerTimeoutError, match=rf"ranks? .* of 3 .*here: .*did not come to {address}"):
-            come(early)
+    hall = Hall()
+    hall.wait(rank_of(0, "a"), rank_of(1, "b"))
     with pytest.raises(ConfigurationError, match=why):
-        come(stray)
-    with pytest.raises(PeerTimeoutError, match=r"rank 2 of 3 .*; refused: .*cannot join"):  # those who wait see it
-        come(rank_of(0, "a"))
-    assert come(rank_of(2, "x")).site_names == ("a", "b", "x")  # neither name nor number is lost to the refused one
-    del store
+        hall.come(stray)
+    # Neither its name nor its number is lost to it.
+    assert hall.come(rank_of(2, "x")).site_names == ("a", "b", "x")
+    assert all(isinstance(one, Meeting) for one in hall.results())
+
+
+def test_one_that_gives_up_leaves_its_seat_and_names_who_is_missing() -> None:
+    hall = Hall()
+    hall.wait(rank_of(0, "a"))
+    with pytest.raises(ConfigurationError):
+        hall.come(rank_of(1))
+    told = (
+        r"ranks 2 of 3 \(here: site a \(pid 100 on host0\), .*; refused: rank 1 .* cannot join .*\) did not come to 127"
+    )
+    with pytest.raises(PeerTimeoutError, match=told.replace("ranks", "rank")):
+        hall.come(rank_of(1, "b"), limit_s=0.0)
+    hall.wait(rank_of(1, "b2"))
+    assert hall.come(rank_of(2, "c")).site_names == ("a", "b2", "c")
+
+
+def test_a_process_that_was_killed_while_it_waited_can_be_started_again() -> None:
+    hall = Hall()
+    killed = subprocess.run([sys.executable, "-S", "-c", "import os; print(os.getpid())"], capture_output=True)
+    here = socket.gethostname()
+    hall.wait(replace(rank_of(NO_NUMBER, "a", 2), host=here, pid=int(killed.stdout)))
+    again = replace(rank_of(NO_NUMBER, "a", 2), host=here, pid=os.getpid())
+    hall.wait(again)
+    assert hall.come(rank_of(NO_NUMBER, "b", 2)).ranks[0].pid == os.getpid()
+    hall.results()
+
+
+def test_a_wait_reports_after_5_s_and_then_every_15(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(limited_wait.time, "monotonic", lambda: now_s[0])
+    said: list[str] = []
+    wait = LimitedWait(60.0, said.append)
+    for second in range(61):
+        now_s[0] = float(second)
+        wait.report(lambda: "site b at hub:29500")
+    assert said == [f"parablock: waiting for site b at hub:29500; gives up in {left} s" for left in (55, 40, 25, 10)]
+    assert wait.is_over
+
+
+def test_the_limit_of_a_host_ends_the_meeting_for_all() -> None:
+    hall = Hall()
+    store = connect_store(hall.address, LimitedWait(60.0))
+    hall.wait(rank_of(1, "b"))
+    with pytest.raises(PeerTimeoutError):
+        MeetingTable(store, rank_of(0, "a"), "hub", hosts_store=True).meet(LimitedWait(0.0))
+    (lost,) = hall.results()
+    assert isinstance(lost, PeerLostError)
+    assert "is over: site a (pid 100 on host0), which hosts the meeting, gave up: rank 2 of 3" in str(lost)
+
+
+# --- the store --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [("hub:1", "hub", 1), ("10.0.0.1:29500", "10.0.0.1", 29500), ("[::1]:65535", "::1", 65535)],
+)
+def test_addresses(text: str, host: str, port: int) -> None:
+    assert Address.parse("rendezvous", text) == Address(host, port)
+
+
+@pytest.mark.parametrize("text", ["hub", "hub:", ":1", "hub:0", "hub:65536", "hub:x", "::1:29500", "", 29500])
+def test_what_is_no_address(text: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"rendezvous must be host:port, such as hub\.example\.org:29500"):
+        Address.parse("rendezvous", text)
+
+
+def test_a_port_that_another_program_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "_ANSWER_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = Address("127.0.0.1", other.getsockname()[1])
+        with pytest.raises(ConfigurationError, match=rf"port {address.port} of .* is taken by another program"):
+            host_store(address, LimitedWait(5.0))
+        with pytest.raises(ConfigurationError, match=rf"the program that listens at {address} does not answer as the"):
+            open_store(address, LimitedWait(5.0))
+
+
+def test_nobody_opens_the_meeting() -> None:
+    address = Address("127.0.0.1", free_port())
+    with pytest.raises(
+        PeerTimeoutError, match=rf"no process has opened the meeting at {address} \(this machine alone\)"
+    ):
+        connect_store(address, LimitedWait(0.3))
+
+
+def test_a_name_that_cannot_be_looked_up() -> None:
+    with pytest.raises(ConfigurationError, match=r"'hub\.invalid' cannot be looked up"):
+        open_store(Address("hub.invalid", 29500), LimitedWait(0.0))
+
+
+def test_the_process_that_has_the_address_hosts_the_store_and_the_first_of_several() -> None:
+    address = Address("localhost", free_port())
+    wait = LimitedWait(60.0)
+    store, hosts = open_store(address, wait)
+    script = (
+        "import sys; from lightning_parablock.transport.rendezvous import *; from lightning_parablock.transport."
+        f"limited_wait import LimitedWait; s, h = open_store(Address('localhost', {address.port}), LimitedWait(60.0));"
+        "s.set('x', 'y'); print(h)"
+    )
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (hosts, other.stdout) == (True, "False\n"), other.stderr
+    assert store.get("x") == b"y"
+
+
+# --- without a launcher -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "why"),
+    [
+        ({}, {"rendezvous": "hub:1"}, "needs site: .* add --site NAME"),
+        ({"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "1"}, {}, "a launcher has started 3 processes"),
+        ({"MASTER_ADDR": "other"}, {}, "rendezvous='hub:29500', but MASTER_ADDR=other: unset MASTER_ADDR"),
+        ({"MASTER_PORT": "1"}, {}, "rendezvous='hub:29500', but MASTER_PORT=1: unset MASTER_PORT"),
+        ({}, {"cluster_environment": LightningEnvironment()}, "rendezvous and cluster_environment both say"),
+    ],
+)
+def test_what_contradicts_a_rendezvous(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], options: dict[str, Any], why: str
+) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    options = options if "rendezvous" in options else {"site": "a", "rendezvous": "hub:29500", **options}
+    with pytest.raises(ConfigurationError, match=why):
+        ParaBlockStrategy(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"devices": 2, "num_nodes": 3}, "each site is one process: trainer.devices must be 1, got 2"),
+        ({"devices": 1}, "trainer.num_nodes is 1: set it to the number of sites"),
+    ],
+)
+def test_a_rendezvous_needs_one_device_and_several_nodes(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        Trainer(strategy=ParaBlockStrategy(site="a", rendezvous="hub:29500"), accelerator="cpu", **options)
+
+
+def test_a_name_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(ConfigurationError, match="devices=2 would start 2 processes under the name 'a'"):
+        Trainer(strategy=ParaBlockStrategy(site="a"), accelerator="cpu", devices=2)

@@ -1,0 +1,135 @@
+"""Who the ranks of a run are: their names, and the numbers that follow from them.
+
+Where sites have names, rank r of the run is the r-th of the sorted names, whatever number its launcher gave it: a site
+keeps its number, its share of the data and its part of a checkpoint from run to run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_parablock.errors import ConfigurationError
+
+_MAX_NAME_LENGTH = 64
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NO_NUMBER = -1
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What one rank says of itself before the run.
+
+    Attributes:
+        rank: The number that the launcher gave it; -1 where there is no launcher, and the meeting gives one.
+        n_ranks: How many ranks it expects, itself included.
+        site: The name of its site, or None.
+        host: Name of its machine.
+        pid: Its process.
+        job: What its launcher calls the job; empty where there is no launcher or it has no name for it.
+    """
+
+    rank: int
+    n_ranks: int
+    site: str | None
+    host: str
+    pid: int
+    job: str = ""
+
+    @property
+    def seat(self) -> str:
+        """The process, for messages."""
+        return f"pid {self.pid} on {self.host}"
+
+    @property
+    def run(self) -> str:
+        """The run that it belongs to, for messages: the same for all of its ranks."""
+        return f"a run of {self.n_ranks} processes" + (f" (job {self.job})" if self.job else "")
+
+    def describe(self) -> str:
+        """For messages: ``site a (pid 12 on h)`` or ``rank 0 (pid 12 on h)``."""
+        return f"{f'rank {self.rank}' if self.site is None else f'site {self.site}'} ({self.seat})"
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The ranks that have met.
+
+    Attributes:
+        ranks: In the order of their numbers in the run.
+        rank: This process' number in the run.
+        run_id: The same on every rank, and on no rank of another run.
+    """
+
+    ranks: tuple[Introduction, ...]
+    rank: int
+    run_id: str
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """For each rank the name of its site; empty where sites have no names."""
+        return tuple(one.site for one in self.ranks if one.site is not None)
+
+
+def check_site_name(name: object) -> None:
+    """Raise a ConfigurationError unless a site may have this name.
+
+    Raises:
+        ConfigurationError: it is not 1 to 64 letters, digits, dots, underscores and hyphens, a letter or digit first.
+    """
+    if isinstance(name, str) and len(name) <= _MAX_NAME_LENGTH and _NAME.fullmatch(name):
+        return
+    raise ConfigurationError(
+        f"site must be a name of 1 to {_MAX_NAME_LENGTH} letters (a-z, A-Z), digits, '.', '_' and '-' that begins with "
+        f"a letter or a digit, got {name!r}"
+    )
+
+
+def in_order(ranks: Sequence[Introduction]) -> tuple[Introduction, ...]:
+    """The ranks in the order of their numbers in the run: by the names of the sites, else by the launcher's numbers.
+
+    Raises:
+        ConfigurationError: some ranks name their site and others do not, or two have the same name.
+    """
+    ranks = sorted(ranks, key=lambda one: one.rank)
+    unnamed = [one for one in ranks if one.site is None]
+    if len(unnamed) == len(ranks):
+        return tuple(ranks)
+    if unnamed:
+        named = next(one for one in ranks if one.site is not None)
+        raise ConfigurationError(
+            f"some sites have names and others do not: {named.describe()} has one, {several(unnamed)} has none; give "
+            "every process its own --site NAME, or none"
+        )
+    by_name = tuple(sorted(ranks, key=lambda one: str(one.site)))
+    for one, other in itertools.pairwise(by_name):
+        if one.site == other.site:
+            raise ConfigurationError(
+                f"two processes have the site name {one.site!r}: {one.seat} and {other.seat}; a site is one process: "
+                "give each a name of its own"
+            )
+    return by_name
+
+
+def several(ranks: Sequence[Introduction], most: int = 8) -> str:
+    """The ranks in words, so many of them at most."""
+    said = [one.describe() for one in ranks[:most]]
+    return ", ".join(said) + (f" and {len(ranks) - most} more" if len(ranks) > most else "")
+
+
+def is_dead(seat: str) -> bool:
+    """Whether the process of :attr:`Introduction.seat` is known to have ended; only this machine's can be known."""
+    pid, _, host = seat.removeprefix("pid ").partition(" on ")
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        return False
+    return False
