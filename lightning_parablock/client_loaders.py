@@ -15,6 +15,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_parablock.errors import DataError
+from lightning_parablock.names import NO_NAMES, ClientNames
 from lightning_parablock.positioned import Position, Stand, generators_of, seed_generators
 from lightning_parablock.random_state import Stream
 from lightning_parablock.seeds import derive_seed
@@ -37,11 +38,12 @@ class ClientStream:
     Args:
         loader: A DataLoader, or another iterable that begins anew each time.
         seed: Of this client and loader.
-        client: For messages.
+        client: Its number, for messages.
+        names: How clients are named in messages.
     """
 
-    def __init__(self, loader: Any, seed: int, client: int) -> None:
-        self._loader, self._seed, self._client = loader, seed, client
+    def __init__(self, loader: Any, seed: int, client: int, names: ClientNames = NO_NAMES) -> None:
+        self._loader, self._seed, self._name = loader, seed, names.label(client)
         self.passes = self.batches = 0
         self._stream = Stream(seed)
         self._iterator: Iterator[Any] | None = None
@@ -64,14 +66,14 @@ class ClientStream:
                 batch = next(self._iterator, _END)
             if batch is None:
                 raise DataError(
-                    f"the training data of client {self._client} have a None in place of batch {self.batches}, counted "
+                    f"the training data of {self._name} have a None in place of batch {self.batches}, counted "
                     f"from 0, of pass {self.passes}"
                 )
             if batch is not _END:
                 self.batches += 1
                 return batch
             self.go_to(self.passes + 1, 0)
-        raise DataError(f"the training data of client {self._client} have no batch")
+        raise DataError(f"the training data of {self._name} have no batch")
 
     def _open(self) -> None:
         """Begin where the client stands: the order is the pass's, what is drawn beside it the turn's.

@@ -15,6 +15,7 @@ from lightning_parablock.cohorts import turns_of_a_round
 from lightning_parablock.errors import ConfigurationError, DataError
 from lightning_parablock.lengths import length_of
 from lightning_parablock.loaders import Cutting, cut, dataset_fingerprint, is_comparable
+from lightning_parablock.names import NO_NAMES, ClientNames
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import Settings
 
@@ -28,12 +29,14 @@ class Site:
         rank: Its number.
         seed: Of the run.
         gather: Collects a value of every rank, in rank order; collective.
+        names: How clients are named in messages.
     """
 
     clients: tuple[int, ...]
     rank: int
     seed: int
     gather: Callable[[Any], Sequence[Any]]
+    names: ClientNames = NO_NAMES
 
 
 @dataclass(frozen=True)
@@ -99,21 +102,21 @@ def agree_on_epoch(loaders: Mapping[int, Any], site: Site, settings: Settings, b
     empty = [client for client, length, _ in everybody if length == 0]
     if empty:
         raise DataError(
-            f"the training data of client {empty[0]} have no batch ({len(empty)} of {len(everybody)} clients have "
-            "none); every client needs at least one"
+            f"the training data of {site.names.label(empty[0])} have no batch ({len(empty)} of {len(everybody)} "
+            "clients have none); every client needs at least one"
         )
     n_clients, known = len(everybody), [length for _, length, _ in everybody if length is not None]
     cohort, batches_a_turn = settings.cohort or n_clients, settings.local_steps * batches_a_step
     rounds = ceil(n_clients / cohort if len(known) < n_clients else sum(known) / (cohort * batches_a_turn))
     turns = turns_of_a_round(settings.cohort, [[client for client, *_ in rank] for rank in told])
-    said = f"{n_clients} clients on {len(told)} ranks, {cohort} a round in {turns} turns, {rounds} rounds an epoch"
+    said = f"{n_clients} clients on {len(told)} ranks, {cohort} per round in {turns} turns, {rounds} rounds per epoch"
     return ClientsEpoch(rounds * turns * batches_a_turn, tuple(samples for *_, samples in everybody), said)
 
 
 def streams_of(loaders: Mapping[int, Any], site: Site) -> dict[int, ClientStream]:
     """The batches of each client, pass after pass."""
     return {
-        client: ClientStream(loader, derive_seed(site.seed, "loader", client), client)
+        client: ClientStream(loader, derive_seed(site.seed, "loader", client), client, site.names)
         for client, loader in loaders.items()
     }
 

@@ -902,7 +902,8 @@ class ParaBlockStrategy(WatchedStrategy):
         """Batches of whichever client of this rank has its turn; collective."""
         assert self._trainer is not None
         refuse_reloading(self._trainer)
-        site = Site(self.hosted_clients, self.global_rank, self.settings.seed, self.gather_objects)
+        names = ClientNames.of(self)
+        site = Site(self.hosted_clients, self.global_rank, self.settings.seed, self.gather_objects, names)
         made = own_loaders(self._trainer, site) or shared_loaders(loader, site, cuts=self._cuts_loaders)
         epoch = agree_on_epoch(made, site, self.settings, self._trainer.accumulate_grad_batches)
         self._client_samples = epoch.samples

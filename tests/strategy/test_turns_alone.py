@@ -17,6 +17,7 @@ from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.client_loaders import ClientStream
 from lightning_parablock.clients_data import Site, agree_on_epoch
 from lightning_parablock.errors import ConfigurationError, DataError
+from lightning_parablock.names import ClientNames
 from lightning_parablock.settings import Settings
 from tests.support.lightning_run import trainer_for
 
@@ -101,7 +102,7 @@ def test_the_first_clients_buffers_are_shown_and_saved(tmp_path: Path) -> None:
     assert (before, len(validated)) == (0.0, 4)
     assert validated == pytest.approx([after_round_0] * 4, abs=1e-6)
     assert float(module.norm.running_mean[0]) == pytest.approx(after_round_0, abs=1e-6)
-    (path,) = tmp_path.glob("*.ckpt")
+    (path,) = tmp_path.glob("step=*.ckpt")
     saved = torch.load(path, weights_only=True)["state_dict"]
     assert float(saved["norm.running_mean"][0]) == pytest.approx(after_round_0, abs=1e-6)
     assert int(saved["norm.num_batches_tracked"]) == K
@@ -202,6 +203,15 @@ def test_a_none_in_place_of_a_batch_is_an_error() -> None:
     assert [stream.next(), stream.next()] == [1, 2]
     with pytest.raises(DataError, match="client 7 have a None in place of batch 2, counted from 0, of pass 0"):
         stream.next()
+
+
+def test_a_client_of_a_named_site_is_reported_by_number_and_site() -> None:
+    names = ClientNames(("lyon", "oslo"), 4)
+    with pytest.raises(DataError, match=r"data of client 2 \(site oslo\) have no batch"):
+        ClientStream([], 5, 2, names).next()
+    site = Site((2, 3), 1, 0, lambda value: [value], names)
+    with pytest.raises(DataError, match=r"data of client 3 \(site oslo\) have no batch \(1 of 2 clients"):
+        agree_on_epoch({2: [1], 3: []}, site, Settings(clients=2), 1)
 
 
 def test_the_size_of_a_client_is_that_of_its_sampler() -> None:
