@@ -158,7 +158,10 @@ class ParaBlockCLI(LightningCLI):
                     instantiate_class((), chosen.as_dict())
             checker = ArgumentParser(exit_on_error=False)
             checker.add_argument("--strategy", type=Strategy)
-            checker.instantiate_classes(Namespace(strategy=strategy))
+            try:
+                checker.instantiate_classes(Namespace(strategy=strategy))
+            except TypeError as error:
+                raise ConfigurationError(f"the strategy cannot be built: {one_line(error)}") from error
 
     @override
     def instantiate_classes(self) -> None:

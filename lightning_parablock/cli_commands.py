@@ -64,6 +64,12 @@ _TABLE = (
         parser="cli_export:export_parser",
     ),
     Command(
+        "init",
+        "Write the configuration that several sites share, and print the command that each of them runs.",
+        run="cli_init:run_init",
+        parser="cli_init:init_parser",
+    ),
+    Command(
         "plan",
         "What a run would take: bytes, memory, seconds per round, and the settings to choose.",
         run="cli_plan_options:run_plan",

@@ -38,6 +38,8 @@ _CLASS_NAMES: dict[str, Section] = {
 }
 
 
+_KEYS = ("class_path", "init_args", "dict_kwargs")
+
 _STRATEGY_HELP = {"--trainer.strategy.help": STRATEGY_CLASS_PATH}
 _HELP = {**_STRATEGY_HELP, "--model.help": MODEL_CLASS_PATH, "--data.help": DATA_CLASS_PATH}
 """Whose help is meant where no class is named: the default, not the base class of all."""
@@ -156,6 +158,22 @@ def _expand_value(given: Any) -> str | Section:
     if "class_path" not in value:
         return {"class_path": STRATEGY_CLASS_PATH, "init_args": value.get("init_args", value)}
     settings = presets().get(str(value["class_path"]).lower())
-    if settings is None:
-        return value
-    return {"class_path": STRATEGY_CLASS_PATH, "init_args": {**settings, **(value.get("init_args") or {})}}
+    if settings is not None:
+        value = {
+            **value,
+            "class_path": STRATEGY_CLASS_PATH,
+            "init_args": {**settings, **(value.get("init_args") or {})},
+        }
+    _refuse_misplaced(value)
+    return value
+
+
+def _refuse_misplaced(value: Section) -> None:
+    """Options beside a class path, or in dict_kwargs, reach no option of the class and would be lost."""
+    beside = [name for name in value if name not in _KEYS]
+    if beside:
+        raise ConfigurationError(
+            f"{', '.join(beside)} beside class_path is not read: write init_args: {{{beside[0]}: ...}} under strategy"
+        )
+    if value["class_path"] in _CLASS_NAMES and value.get("dict_kwargs"):
+        raise ConfigurationError(f"dict_kwargs of strategy is not read by {STRATEGY_CLASS_PATH}: use init_args")

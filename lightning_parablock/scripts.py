@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_parablock.cli_exit import FAILED, INTERRUPTED
-from lightning_parablock.cli_flags import expand_argv
+from lightning_parablock.cli_flags import expand_argv, expand_config
 from lightning_parablock.cli_options import closest
 from lightning_parablock.errors import ConfigurationError
 
@@ -54,9 +56,50 @@ def _teach_strategies() -> None:
                 args = expand_argv(args, own_help=False)
         except ConfigurationError as error:
             parser.error(str(error), error)
-        parse(self, parser, args)
+        with _short_spellings():
+            parse(self, parser, args)
 
     LightningCLI.parse_arguments = parse_arguments
+
+
+@contextlib.contextmanager
+def _short_spellings() -> Generator[None]:
+    """YAML files may name presets as ours do, and a strategy's options without a strategy are explained."""
+    read, fail = LightningArgumentParser.parse_string, LightningArgumentParser.error
+
+    def parse_string(self: LightningArgumentParser, content: str, path: Any = "", *args: Any, **kwargs: Any) -> Any:
+        try:
+            content = expand_config(content)
+        except ConfigurationError as error:
+            fail(self, f"{path}: {error}" if path else str(error), error)
+        return read(self, content, path, *args, **kwargs)
+
+    def error(self: LightningArgumentParser, message: str, ex: Exception | None = None) -> NoReturn:
+        fail(self, message + _hint_at_strategy(message), ex)
+        raise AssertionError("a parser's error returns")
+
+    replaced: dict[str, Any] = {"parse_string": parse_string, "error": error}
+    own = {name: vars(LightningArgumentParser)[name] for name in replaced if name in vars(LightningArgumentParser)}
+    for name, function in replaced.items():
+        setattr(LightningArgumentParser, name, function)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            if name in own:
+                setattr(LightningArgumentParser, name, own[name])
+            else:
+                delattr(LightningArgumentParser, name)
+
+
+def _hint_at_strategy(message: str) -> str:
+    named = re.search(r"Expected a dot import path string: (\S+)(?s:.*)NestedArg\(key='([^']+)'", message)
+    if named is None or "trainer.strategy" not in message:
+        return ""
+    return (
+        f"\nThe strategy {named[1]!r} is a plain name and takes no options. Name one of this package before them, such "
+        f"as --strategy parablock --strategy.{named[2]} ..., or give a class path."
+    )
 
 
 def _own_traceback(error: BaseException, path: str) -> Any:

@@ -53,6 +53,7 @@ def complaint(capsys: pytest.CaptureFixture[str], args: list[str]) -> str:
             "--strategy.server_optimizer lightning_parablock.ServerNesterov --strategy.server_optimizer.momentum 3",
             "momentum must be in [0, 1), got 3",
         ),
+        ("--trainer.strategy.dict_kwargs.local_step 3", "unexpected keyword argument 'local_step'"),
         ("--strategy.local_steps 0", "local_steps must be a whole number >= 1"),
         ("--strategy.delay_steps -1", "delay_steps must be a whole number >= 0"),
         ("--strategy ddp --strategy.local_steps 8", "--strategy is 'ddp', which has no options"),

@@ -152,6 +152,14 @@ def test_two_strategies_in_one_file_are_refused() -> None:
         expand_config("strategy: fedbcd\ntrainer: {strategy: ddp}")
 
 
+@pytest.mark.parametrize("name", ["fedbcd", STRATEGY_CLASS_PATH])
+def test_options_that_would_be_lost_are_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="local_steps beside class_path is not read: write init_args"):
+        expand_config(f"strategy: {{class_path: {name}, local_steps: 3}}")
+    with pytest.raises(ConfigurationError, match="dict_kwargs of strategy is not read by lightning_parablock"):
+        expand_config(f"trainer: {{strategy: {{class_path: {name}, dict_kwargs: {{local_steps: 3}}}}}}")
+
+
 def test_broken_yaml_is_refused_with_its_line() -> None:
     with pytest.raises(ConfigurationError, match="line 2: not valid YAML"):
         expand_config("a: 1\nb: [1, {")
