@@ -33,6 +33,19 @@ def final_path(trainer: Trainer) -> str:
     return f"{folder.rstrip('/')}/{FILE_NAME}" if is_remote(folder) else str(Path(folder, FILE_NAME))
 
 
+def in_own_folder(path: str, root: str, own_root: str) -> str:
+    """What is inside the first site's folder at another site, whose own folder it is inside of there.
+
+    Args:
+        path: At the first site.
+        root: The first site's folder.
+        own_root: This site's.
+    """
+    if is_remote(path) or not Path(path).is_relative_to(root):
+        return path
+    return str(Path(own_root, Path(path).relative_to(root)))
+
+
 def save_final(ranks: WatchedStrategy, trainer: Trainer) -> None:
     """Save the model, as a checkpoint of the weights alone, on the disk of every rank; collective.
 
@@ -43,7 +56,10 @@ def save_final(ranks: WatchedStrategy, trainer: Trainer) -> None:
     stamp, problem = None, None
     if ranks.global_rank == 0:
         stamp, problem = _try_to_save(ranks, trainer, path)
-    seen, problem_of_first = ranks.broadcast((stamp, problem))
+    root = str(trainer.default_root_dir)
+    seen, problem_of_first, path_of_first, root_of_first = ranks.broadcast((stamp, problem, path, root))
+    if ranks.site_names:
+        path = in_own_folder(path_of_first, root_of_first, root)
     if problem_of_first is None and ranks.global_rank != 0 and not is_remote(path) and _stamp_of(path) != seen:
         _, problem = _try_to_save(ranks, trainer, path)  # a disk of its own
     problems = [found for found in ranks.gather_objects(problem) if found is not None]
@@ -55,7 +71,8 @@ def save_final(ranks: WatchedStrategy, trainer: Trainer) -> None:
 
 def save_final_alone(ranks: WatchedStrategy, trainer: Trainer) -> None:
     """The same where another rank has failed after the last exchange; never waits, and raises nothing."""
-    path = final_path(trainer)
+    # Where the checkpoints are is the first site's folder, and that site may be the one that has failed.
+    path = str(Path(trainer.default_root_dir, FILE_NAME)) if ranks.site_names else final_path(trainer)
     _, problem = _try_to_save(ranks, trainer, path)
     if problem is not None:
         log.error("parablock: the finished model could not be saved: %s", problem)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_parablock.cli import main
 from lightning_parablock.report.page_clients import client_rows
@@ -60,6 +61,13 @@ def test_every_site_keeps_a_whole_run_folder(outputs: dict[str, str], root: Path
     assert main(["report", str(folder)]) == 0
     page = (folder / "report.html").read_text()
     assert "site lyon exchange" in page and "site oslo exchange" in page and "client 0" not in page
+
+
+def test_every_site_has_the_finished_model_in_its_own_folder(outputs: dict[str, str], root: Path) -> None:
+    files = [root / site / "checkpoints" / "final.ckpt" for site in SITES]
+    one, other = (torch.load(file, weights_only=True)["state_dict"] for file in files)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_every_site_is_told_which_weights_all_have(outputs: dict[str, str], root: Path) -> None:
