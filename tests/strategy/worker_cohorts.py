@@ -187,7 +187,7 @@ def resume() -> None:
         ({}, {"block_order": "cyclic", "compression": "int8"}, {"block_order": "importance"})
     ):
         expected = noisy_fit(scratch / f"whole{index}", **options)
-        saved = sorted((scratch / f"whole{index}").glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
+        saved = sorted((scratch / f"whole{index}").glob("*=*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
         assert len(saved) >= 8, saved
         for path in (saved[1], saved[3], saved[4], saved[-2], saved[-1]):  # the last one lies at max_rounds on one rank
             assert_same_bits(noisy_fit(scratch / f"again{index}", str(path), **options), expected)

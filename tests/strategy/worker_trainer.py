@@ -130,12 +130,12 @@ def what_was_written() -> None:
     assert len(rows) > STEPS
     assert "lr-AdamW" in (SCRATCH / "rates/version_0/metrics.csv").read_text().splitlines()[0]
     assert list((SCRATCH / "board/version_0").glob("events.*"))
-    assert {path.name for path in (SCRATCH / "steps").glob("*.ckpt")} == {
+    assert {path.name for path in (SCRATCH / "steps").glob("*.ckpt")} == {"final.ckpt"} | {
         f"epoch={(step - 1) // BATCHES}-step={step}.ckpt" for step in range(3, STEPS + 1, 3)
     }
     assert (SCRATCH / "top/last.ckpt").is_symlink() and not (SCRATCH / "last/last.ckpt").is_symlink()
     assert len(list((SCRATCH / "top").glob("epoch*.ckpt"))) == 1
-    assert len(list((SCRATCH / "time").glob("*.ckpt"))) == 3  # rounds of four steps, fourteen steps
+    assert len(list((SCRATCH / "time").glob("epoch*.ckpt"))) == 3  # rounds of four steps, fourteen steps
     loaded = TaskModule(TASK, adamw_default)
     loaded.load_state_dict(torch.load(SCRATCH / "last/last.ckpt", weights_only=True)["state_dict"])
 
