@@ -67,7 +67,7 @@ class Flight:
         """The record of one of the turns, once the commits are here."""
         turn = self.turns[client]
         facts = self.exchanges[turn.block].facts
-        # Messages and waits are the rank's: where it hosts several clients, its first one's record carries them all.
+        # Exchanges and waits are the rank's: where it hosts several clients, its first one's record carries them all.
         is_first = client == min(self.turns)
         carried = [exchange.facts for exchange in self.exchanges.values()] if is_first else []
         return RoundRecord(
@@ -78,7 +78,7 @@ class Flight:
             start_s=turn.start_s,
             end_s=turn.end_s,
             compute_s=turn.end_s - turn.start_s - turn.stood_still_s,
-            exchange_s=self.end_s - self.ready_s,
+            exchange_s=self.end_s - self.ready_s if is_first else 0.0,
             exposed_s=self.exposed_s if is_first else 0.0,
             wait_peer_s=self.wait_peer_s if is_first else 0.0,
             upload_bytes=sum(f.upload_bytes for f in carried),

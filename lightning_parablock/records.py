@@ -37,6 +37,9 @@ def first_of_each_round(records: Iterable[T]) -> dict[int, T]:
 class RoundRecord:
     """One client's round, complete once its exchange is merged. Times are seconds of ``time.time()``.
 
+    Where a rank hosts several clients of the round, the record of the first one carries ``exchange_s``, ``exposed_s``,
+    ``wait_peer_s`` and the bytes of the rank, and they are 0 in those of the others: sums count each once.
+
     Attributes:
         round: Number of the round, from 0.
         block: Name of the block it trained.
@@ -45,7 +48,8 @@ class RoundRecord:
         start_s: When the round began on this client.
         end_s: When its last local step was over; what it waited for after that is in the fields below.
         compute_s: Spent in local steps and whatever the trainer does between them.
-        exchange_s: From the moment every client had submitted its delta until the commit had arrived.
+        exchange_s: From the moment every client had submitted its delta until the commit had arrived; of all blocks,
+            where clients train different ones in a round.
         exposed_s: The part of ``exchange_s`` during which this client stood still and waited.
         wait_peer_s: Time this client stood still because a slower client had not submitted yet.
         upload_bytes: Sent by this client's rank for the exchange, message headers included.

@@ -20,7 +20,8 @@ class RoundMetrics(Callback):
     Names: ``parablock/round`` (from 0), ``parablock/block`` (index in ``trainer.strategy.blocks``),
     ``parablock/exposed_s``, ``parablock/wait_peer_s``, ``parablock/compute_s``, ``parablock/exchange_s`` (seconds),
     ``parablock/upload_bytes`` and ``parablock/download_bytes``, ``parablock/samples`` and, where it is known,
-    ``parablock/drift``; for their meaning see :class:`~lightning_parablock.records.RoundRecord`. The figures are
+    ``parablock/drift``, and ``parablock/nonfinite`` in rounds that were left out; for their
+    meaning see :class:`~lightning_parablock.records.RoundRecord`. The figures are
     those of this rank's first client in the round; loggers that write on the first rank alone, as Lightning's do, have
     rank 0's.
     """
@@ -62,4 +63,6 @@ def metrics_of(record: RoundRecord, block_index: dict[str, int]) -> dict[str, fl
     metrics = {PREFIX + name: float(getattr(record, name)) for name in _FIELDS}
     if record.drift is not None:
         metrics[PREFIX + "drift"] = record.drift
+    if record.nonfinite:
+        metrics[PREFIX + "nonfinite"] = 1.0
     return {**metrics, PREFIX + "block": float(block_index.get(record.block, -1))}

@@ -72,6 +72,7 @@ def _events(record: RoundRecord, origin_s: float) -> list[Event]:
         "download_bytes": record.download_bytes,
         "samples": record.samples,
         "drift": record.drift,
+        "nonfinite": record.nonfinite,
     }
     spans = [
         (record.block, 0, (record.start_s, record.end_s - record.start_s), facts),

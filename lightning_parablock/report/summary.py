@@ -67,6 +67,7 @@ class Summary:
         exposed_s: Seconds of those in which a client stood still, summed over these clients.
         wait_peer_s: Seconds in which a client stood still for a slower one, summed over these clients.
         fit_s: Seconds of training.
+        nonfinite: Rounds of these clients that were left out of the mean because their delta was not finite.
         here: This rank's part of it; None where it is not known.
     """
 
@@ -82,6 +83,7 @@ class Summary:
     exposed_s: float
     wait_peer_s: float
     fit_s: float
+    nonfinite: int = 0
     here: Here | None = None
 
     @property
@@ -89,7 +91,6 @@ class Summary:
         """Share of the exchange that ran behind computation, 0 to 1; None where nothing was exchanged."""
         if self.exchange_s <= 0:
             return None
-        # Of an exchange of microseconds a client may wait longer than it took, until its thread wakes up.
         return max(0.0, 1 - self.exposed_s / self.exchange_s)
 
     def as_dict(self) -> dict[str, Any]:
@@ -122,6 +123,7 @@ def summarise(
         exposed_s=math.fsum(record.exposed_s for record in records),
         wait_peer_s=math.fsum(record.wait_peer_s for record in records),
         fit_s=fit_s,
+        nonfinite=sum(record.nonfinite for record in records),
         here=here,
     )
 
@@ -144,6 +146,9 @@ def summary_table(summary: Summary) -> Table:
     def row(name: str, text: str, own: str) -> None:
         table.add_row(name, text + (f" ({here.name}: {own})" if here is not None else ""))
 
+    if summary.nonfinite:
+        n, s = summary.nonfinite, "" if summary.nonfinite == 1 else "s"
+        table.add_row("left out of the mean", f"{n} round{s} of {whose}: NaN or infinity in the delta")
     own = here or Here("", 0, 0, 0.0, 0.0)
     row("sent", f"{readable_bytes(summary.upload_bytes)} by {whose}", readable_bytes(own.upload_bytes))
     row("received", f"{readable_bytes(summary.download_bytes)} by {whose}", readable_bytes(own.download_bytes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 from torch import nn
 
+from lightning_parablock.callbacks.metrics import metrics_of
 from lightning_parablock.cli_exit import FAILED, INTERRUPTED, USAGE
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.planning.units import readable_bytes
@@ -249,6 +251,23 @@ def test_nothing_exchanged_has_no_hidden_share() -> None:
     summary = summarise([record(0, 0, exchange_s=0.0)], {}, {}, fit_s=1.0, clients=1)
     assert summary.hidden_share is None
     assert summarise([record(0, 0, exchange_s=1.0, exposed_s=2.0)], {}, {}, fit_s=1.0, clients=1).hidden_share == 0.0
+
+
+def test_rounds_that_were_left_out_are_counted() -> None:
+    records = [replace(record(t, 0), nonfinite=t > 0) for t in range(3)]
+    for some, words in (
+        (records, "2 rounds of all clients"),
+        (records[:2], "1 round of all clients"),
+        (records[:1], ""),
+    ):
+        summary = summarise(some, {}, {}, 1.0, clients=1)
+        console = Console(width=120, file=io.StringIO(), record=True)
+        console.print(summary_table(summary))
+        text = console.export_text()
+        assert ("left out of the mean" in text) == bool(words) and words in text
+        assert summary.as_dict()["nonfinite"] == len(some) - 1
+    assert metrics_of(records[1], {})["parablock/nonfinite"] == 1.0
+    assert "parablock/nonfinite" not in metrics_of(records[0], {})
 
 
 def test_only_losses_and_perplexities_are_held_out_metrics() -> None:
