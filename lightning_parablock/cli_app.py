@@ -95,8 +95,8 @@ class ParaBlockCLI(LightningCLI):
             "--shared",
             type=Shared,
             default="clients",
-            help="What each client tells the others of itself, beside its deltas: 'clients', its losses, rounds, "
-            "times, host and sizes of its data; 'aggregates', only sums, maxima and minima over all; or 'nothing'.",
+            help="What each client shares besides its deltas: 'clients' (its losses, rounds, times, host and the sizes "
+            "of its data), 'aggregates' (only sums, maxima and minima over all clients), or 'nothing'.",
         )
         if command == "fit":
             _add_fit_arguments(parser)

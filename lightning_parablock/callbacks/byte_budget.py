@@ -64,4 +64,4 @@ class ByteBudget(Callback):
         steps = self._rounds * settings.local_steps
         if trainer.max_steps < 0 or steps < trainer.max_steps:
             trainer.fit_loop.epoch_loop.max_steps = steps
-        rank_zero_info(f"parablock: {self._budget_bytes:,} bytes a client are enough for {self._rounds} rounds")
+        rank_zero_info(f"parablock: {self._budget_bytes:,} bytes per client are enough for {self._rounds} rounds")

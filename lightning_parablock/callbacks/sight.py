@@ -29,7 +29,7 @@ MAX_CLIENTS = 64
 """Of more clients than these only means, worst and spread are logged: their figures would bury all others."""
 
 Shared = Literal["clients", "aggregates", "nothing"]
-"""What a client tells the others of itself: its figures, only what is summed over all clients, or nothing."""
+"""What a client shares: its own figures, only what is summed over all clients, or nothing."""
 
 
 def check_shared(shared: str) -> None:
@@ -64,9 +64,9 @@ class ClientSight(Callback):
     callback with the same options.
 
     Args:
-        shared: What leaves a client: "clients", its figures, which all see; "aggregates", only what is summed or
-            maximised over the clients, and no figure of a single client is logged; "nothing", and each
-            client logs only its own, in a file of its own disk too.
+        shared: What leaves a client: "clients", its figures, which all clients see; "aggregates", only sums and maxima
+            over the clients, and no figure of a single client is logged; "nothing": each client logs only its own
+            figures, and also keeps them in a file on its own disk.
         monitor: Name of the logged validation loss.
         folder: Of "nothing"'s file, ``sight-client{i}.jsonl`` or ``sight-site_{name}.jsonl``; None takes the trainer's
             log directory.
