@@ -23,9 +23,9 @@ import torch
 
 from lightning_parablock.errors import CheckpointError
 from lightning_parablock.plain_values import numpy_numbers
+from lightning_parablock.sidecar_formats import FORMAT, READABLE
 
 KEY = "parablock"
-FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Entry:
         blocks: Name and number of scalars of each block, in order.
         round: Number of the round that was running.
         weights_sha256: Checksum of the committed model in the checkpoint.
+        format: Of the sidecars.
     """
 
     save: str
@@ -47,6 +48,7 @@ class Entry:
     blocks: list[tuple[str, int]]
     round: int
     weights_sha256: str
+    format: int = FORMAT
 
     @property
     def n_ranks(self) -> int:
@@ -55,7 +57,7 @@ class Entry:
 
     def as_dict(self) -> dict[str, Any]:
         """For the checkpoint: strings, numbers, lists and dicts alone."""
-        return {"format": FORMAT, **dataclasses.asdict(self), "blocks": [list(block) for block in self.blocks]}
+        return {**dataclasses.asdict(self), "blocks": [list(block) for block in self.blocks]}
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any], path: str) -> Entry | None:
@@ -67,14 +69,12 @@ class Entry:
         found: dict[str, Any] | None = checkpoint.get(KEY)
         if found is None:
             return None
-        if found.get("format") != FORMAT:
+        if found.get("format") not in READABLE:
             raise CheckpointError(
-                f"{path} was saved in format {found.get('format')} of the clients' state, this version reads {FORMAT}; "
-                "use the version of lightning-parablock that saved it"
+                f"{path} was saved in format {found.get('format')} of the clients' state, this version reads "
+                f"{' and '.join(map(str, READABLE))}; use the version of lightning-parablock that saved it"
             )
-        fields = {name: value for name, value in found.items() if name != "format"}
-        fields["blocks"] = [(str(name), int(numel)) for name, numel in found["blocks"]]
-        return cls(**fields)
+        return cls(**{**found, "blocks": [(str(name), int(numel)) for name, numel in found["blocks"]]})
 
 
 def sidecar_folder(checkpoint: Path) -> Path:

@@ -32,6 +32,7 @@ from lightning_parablock.flat import hash_tensors
 from lightning_parablock.plain_values import first_foreign, numpy_numbers
 from lightning_parablock.ranks import WatchedStrategy
 from lightning_parablock.settings import AUTO, Settings
+from lightning_parablock.sidecar_formats import in_present_form
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -231,7 +232,8 @@ class Checkpoints:
 
     def _read_sidecar(self, entry: Entry, path: Path, rank: int) -> dict[str, Any]:
         file = sidecar_path(path, entry.save, rank)
-        return read_sidecar(file, entry.sidecars_sha256[rank], weights_only=self._weights_only)
+        sidecar = read_sidecar(file, entry.sidecars_sha256[rank], weights_only=self._weights_only)
+        return {**sidecar, OWN: in_present_form(sidecar[OWN], entry.format)}
 
     def _listed(self, points: Sequence[SavePoint]) -> str:
         return "; ".join(

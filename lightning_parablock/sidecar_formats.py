@@ -1,0 +1,37 @@
+"""Clients' state that an earlier version saved, brought to the form of this one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FORMAT = 3
+"""Of the clients' state that this version saves."""
+
+READABLE = (2, 3)
+
+_NOT_IN_A_TURN_ANY_MORE = ("exposed_s", "wait_peer_s")
+
+
+def in_present_form(own: Mapping[str, Any], saved_in: int) -> dict[str, Any]:
+    """What one rank saved of its own, as this version would have saved it.
+
+    Args:
+        own: As it was read.
+        saved_in: Its format, one of :data:`READABLE`.
+    """
+    if saved_in == FORMAT:
+        return dict(own)
+    turns = [
+        [t, client, {name: value for name, value in turn.items() if name not in _NOT_IN_A_TURN_ANY_MORE}]
+        for t, client, turn in own["engine"]["turns"]
+    ]
+    return {
+        **own,
+        "engine": {**own["engine"], "turns": turns},
+        "samples": [own["samples"]] if own["samples"] else [],
+        # Not part of format 2: it serves warnings and turns that are discarded, and changes no bit of others.
+        "reached": {"is_reached": True, "unreached": {}},
+        "buffers_before": None,
+        "outside": {},
+    }
