@@ -59,11 +59,14 @@ def test_every_configuration_is_in_the_wheel_once(installed: Path) -> None:
     assert not [file for file in installed.rglob("*.yaml") if shipped not in file.parents]
 
 
-def test_quickstart_report_and_compare_with_fedit(installed: Path, tmp_path: Path) -> None:
+def test_quickstart_report_init_and_compare_with_fedit(installed: Path, tmp_path: Path) -> None:
     parablock(installed, tmp_path, "fit", *SMALL, "--run_dir", "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert (manifest["state"], manifest["git_sha"], manifest["result"]["rounds"]) == ("finished", None, 2)
     assert "report.html" in parablock(installed, tmp_path, "report", "run")
+
+    assert "fit --config run.yaml --site b" in parablock(installed, tmp_path, "init", "federation")
+    assert (tmp_path / "federation" / "run.yaml").is_file()
 
     parablock(installed, tmp_path, "compare", *SMALL, "--strategies", "fedit", "--points", "0", "--out", "compared")
     (row,) = json.loads((tmp_path / "compared" / "compare.json").read_text())["runs"]
