@@ -74,7 +74,9 @@ class Entry:
                 f"{path} was saved in format {found.get('format')} of the clients' state, this version reads "
                 f"{' and '.join(map(str, READABLE))}; use the version of lightning-parablock that saved it"
             )
-        return cls(**{**found, "blocks": [(str(name), int(numel)) for name, numel in found["blocks"]]})
+        fields = dict(found)
+        fields["blocks"] = [(str(name), int(numel)) for name, numel in found["blocks"]]
+        return cls(**fields)
 
 
 def sidecar_folder(checkpoint: Path) -> Path:

@@ -1,7 +1,7 @@
 """A checkpoint that an earlier version saved resumes to the bits of the run that was never stopped.
 
-``tests/data/format2.ckpt`` was saved by commit 1218960 at step 10 of the run below: in the middle of a round, with exchanges
-in flight, kept optimizer state, residuals of a lossy codec and moments of the server.
+``tests/data/format2.ckpt`` was saved by commit 1218960 at step 10 of the run below: in the middle of a round, with
+exchanges in flight, kept optimizer state, residuals of a lossy codec and moments of the server.
 """
 
 from __future__ import annotations
