@@ -44,6 +44,7 @@ def run_trainer(args: Sequence[str]) -> int:
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
             return run.interrupted("Ctrl-C", INTERRUPTED)
+        run.crashed(error)  # sys.exit in a module's or callback's code; before the run begins this records nothing
         raise
     except BaseException as error:
         return _unexpected(run, error)

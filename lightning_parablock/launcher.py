@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lightning.fabric.utilities.distributed import (
     _set_num_threads_if_needed,  # pyright: ignore[reportPrivateUsage]
 )
 from lightning.pytorch.strategies.launchers import (
+    _MultiProcessingLauncher,  # pyright: ignore[reportPrivateUsage]
     _SubprocessScriptLauncher,  # pyright: ignore[reportPrivateUsage]
 )
 from typing_extensions import override
@@ -60,7 +62,7 @@ class ProcessLauncher(_SubprocessScriptLauncher):
         _set_num_threads_if_needed(num_processes=self.num_processes)
         if trainer is not None and self.num_processes * self.num_nodes > 1:
             note_choice(trainer)
-        return function(*args, **kwargs)
+        return _to_the_end(function, *args, **kwargs)
 
     @override
     def _call_children_scripts(self) -> None:
@@ -78,6 +80,26 @@ class ProcessLauncher(_SubprocessScriptLauncher):
             environment = {**os.environ, "LOCAL_RANK": str(local_rank), _STARTED_BY: str(os.getpid())}
             command = [sys.executable, *sys.orig_argv[1:]]
             self.procs.append(subprocess.Popen(command, env=environment, cwd=_FOLDER))
+
+
+class FunctionLauncher(_MultiProcessingLauncher):
+    """Lightning's launcher of functions in processes of their own, whose runs end together."""
+
+    @override
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        return super().launch(partial(_to_the_end, function), *args, trainer=trainer, **kwargs)
+
+
+def _to_the_end(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run a method of a trainer, and end together with the other ranks.
+
+    Lightning's own teardown comes before the last hooks of users, in which a rank may still fail.
+    """
+    result = function(*args, **kwargs)
+    part: Callable[[], None] | None = getattr(getattr(function.__self__, "strategy", None), "part", None)
+    if part is not None:
+        part()
+    return result
 
 
 def while_others_live(action: Callable[[], None]) -> None:

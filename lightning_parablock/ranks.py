@@ -17,9 +17,6 @@ from lightning.fabric.utilities.distributed import (
 )
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import ParallelStrategy
-from lightning.pytorch.strategies.launchers import (
-    _MultiProcessingLauncher,  # pyright: ignore[reportPrivateUsage]
-)
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
@@ -27,10 +24,10 @@ from typing_extensions import override
 
 from lightning_parablock.agreement import refuse_differences
 from lightning_parablock.cohorts import hosted_clients
-from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.errors import ConfigurationError, PeerError
 from lightning_parablock.joining import join_run
 from lightning_parablock.launched import adopt_mpi
-from lightning_parablock.launcher import ProcessLauncher, end_others, while_others_live
+from lightning_parablock.launcher import FunctionLauncher, ProcessLauncher, end_others, while_others_live
 from lightning_parablock.settings import Settings
 from lightning_parablock.site_environment import SiteEnvironment, site_environment
 from lightning_parablock.transport.devices import refuse_unattainable
@@ -42,8 +39,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 StartMethod = Literal["popen", "spawn", "fork"]
 """Not forkserver: Lightning's launcher would hand the same memory to all ranks, which train each other's weights."""
-
-_CLOSE_LIMIT_S = 30.0
 
 
 class WatchedStrategy(ParallelStrategy):
@@ -158,7 +153,7 @@ class WatchedStrategy(ParallelStrategy):
         if start_method == "popen":
             self._launcher = ProcessLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
         else:
-            self._launcher = _MultiProcessingLauncher(self, start_method=start_method)
+            self._launcher = FunctionLauncher(self, start_method=start_method)
 
     @override
     def model_to_device(self) -> None:
@@ -168,6 +163,7 @@ class WatchedStrategy(ParallelStrategy):
     def _open_ranks(self, settings: Settings) -> None:
         """Join the default process group and begin to watch the other ranks; collective."""
         reset_seed()
+        self._federation = None
         if self.world_size > 1:
             self._join(settings)
         else:
@@ -270,8 +266,7 @@ class WatchedStrategy(ParallelStrategy):
         watch = self._federation.watch if self._federation is not None else None
         if watch is None:
             return collective()
-        limit_s = (self._timeout or default_pg_timeout).total_seconds()
-        return watch.guard(what, lambda: self._on_own_device(collective), limit_s=limit_s, detail=detail)
+        return watch.guard(what, lambda: self._on_own_device(collective), limit_s=self._limit_s, detail=detail)
 
     def _on_own_device(self, collective: Callable[[], T]) -> T:
         # The current CUDA device is a thread's own, and the guard runs the collective on a thread of its own.
@@ -317,19 +312,43 @@ class WatchedStrategy(ParallelStrategy):
         if self._failed:
             return
         self._failed = True
+        if isinstance(exception, SystemExit) and not exception.code and self.world_size > 1:
+            log.error(
+                "parablock: sys.exit(%s) in the middle of a run ends it for all clients, so the exit code is 1; to end "
+                "training early set trainer.should_stop on all clients at the same batch",
+                "" if exception.code is None else exception.code,
+            )
+            exception.code = 1
         watch = self._federation.watch if self._federation is not None else None
         if watch is not None:
             watch.abort(f"{type(exception).__name__}: {exception}")
         end_others()
 
+    def part(self) -> None:
+        """The last act of a run: say good-bye and wait until all ranks have done so, or one has failed.
+
+        Raises:
+            PeerError: another rank has failed since training ended, in which case this one's exit code must tell so.
+        """
+        federation, self._federation = self._federation, None
+        if federation is None or federation.watch is None or self._failed:
+            return
+        try:
+            late = federation.watch.close(self._limit_s)
+        except PeerError as error:
+            raise type(error)(
+                f"this client has finished, but not all have: {error}; what this client has saved is whole"
+            ) from error
+        if late:
+            who = ", ".join(federation.membership.describe(rank) for rank in late)
+            log.warning("parablock: left without a good-bye from %s after %g s", who, self._limit_s)
+
+    @property
+    def _limit_s(self) -> float:
+        return (self._timeout or default_pg_timeout).total_seconds()
+
     @override
     def teardown(self) -> None:
-        federation, self._federation = self._federation, None
-        if federation is not None and federation.watch is not None and not self._failed:
-            late = federation.watch.close(_CLOSE_LIMIT_S)
-            if late:
-                who = ", ".join(federation.membership.describe(rank) for rank in late)
-                log.warning("parablock: left without a good-bye from %s after %g s", who, _CLOSE_LIMIT_S)
         if self.cluster_environment is not None:
             super().teardown()
 

@@ -37,6 +37,7 @@ _GRACE_S = 0.5
 _POLL_S = 0.05
 _LAST_WORDS_BYTES = 2048
 _LAST_RESORT_S = 60.0
+_CLOSE_LIMIT_S = 30.0
 
 
 class Watch:
@@ -210,19 +211,28 @@ class Watch:
 
         Returns:
             The ranks that had not said good-bye by then.
+
+        Raises:
+            PeerError: a peer was lost before it had said good-bye.
         """
         self._say_last(Sign.LEAVING, "")
-        deadline_s = time.monotonic() + limit_s
-        with self._changed:
-            self._changed.wait_for(lambda: not self.peers.remaining(), timeout=limit_s)
-        remaining = self.peers.remaining()
+        patience = Patience(limit_s, lambda: f"the end of the run at {self._named(self.peers.remaining())}")
+        while (remaining := self.peers.remaining()) and not patience.is_over():
+            self.check()
+            with self._changed:
+                self._changed.wait_for(lambda: not self.peers.remaining(), timeout=_POLL_S)
+        self.check()
         # All of them, not only the speakers: Python aborts a process that ends while a thread frees a process group.
+        deadline_s = time.monotonic() + _CLOSE_LIMIT_S
         for thread in self._threads if not remaining else []:
             thread.join(max(0.0, deadline_s - time.monotonic()))
-        if not remaining and self.peers.first_lost() is None and not any(t.is_alive() for t in self._threads):
+        if not remaining and not any(t.is_alive() for t in self._threads):
             dist.destroy_process_group(self._group)
             del self._group
         return remaining
+
+    def _named(self, ranks: list[int]) -> str:
+        return ", ".join(map(self._membership.describe, ranks))
 
     def abort(self, last_words: str) -> None:
         """Tell the peers that this rank ends on an error, and on which; waits only a moment for them to do the same."""

@@ -60,3 +60,17 @@ def test_a_client_whose_weights_differ_at_the_end_is_noticed_on_every_rank() -> 
     for output in run_ranks(2, ["-m", "tests.strategy.worker_diverging"], expect_code=None):
         assert re.search(r"DivergenceError: after the last exchange .*client 0 .*: '\w{12}', 'client 1 ", output)
         assert "fitted" not in output
+
+
+def test_one_that_fails_behind_its_training_fails_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    outputs = run_ranks(2, ["-m", "tests.strategy.worker_endings"], expect_code=3)
+    survivor, failed = (dict(re.findall(r"^(?:RAISED|FINISHED) (\S+?)(?:: (.*))?$", o, re.M)) for o in outputs)
+    for hook in ("on_train_end", "on_fit_end", "teardown"):
+        assert failed[hook] == "ZeroDivisionError: client 1 is broken"
+        assert re.match(
+            r"PeerLostError: .*client 1 \(rank 1 on .*\) ended on an error of its own: Zero", survivor[hook]
+        )
+    assert failed["sys.exit"] == "SystemExit: 0 with code 1"
+    assert re.match(r"PeerLostError: round \d+, block .*: client 1 .* own: SystemExit: 0", survivor["sys.exit"])
+    assert survivor["well"] == failed["well"] == ""

@@ -80,7 +80,7 @@ class Do(Callback):
 
     def __init__(self, **hooks: Callable[[Trainer, Any], Any]) -> None:
         for name, action in hooks.items():
-            setattr(self, name, lambda trainer, module, *_, action=action: action(trainer, module))
+            setattr(self, name, lambda trainer, module, *_, action=action, **__: action(trainer, module))
 
 
 class Watching(TaskModule):
