@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.distributed import (
     _set_num_threads_if_needed,  # pyright: ignore[reportPrivateUsage]
 )
@@ -23,6 +24,7 @@ from typing_extensions import override
 
 from lightning_parablock.checkpoint_choice import note_choice
 from lightning_parablock.errors import PeerLostError
+from lightning_parablock.launched import refuse_lonely_nodes
 
 _STARTED_BY = "LIGHTNING_PARABLOCK_STARTED_BY"
 _starter: str | None = os.environ.pop(_STARTED_BY, None)
@@ -56,6 +58,8 @@ class ProcessLauncher(_SubprocessScriptLauncher):
     @override
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        if isinstance(self.cluster_environment, LightningEnvironment):
+            refuse_lonely_nodes(self.num_nodes)
         if self.num_processes * self.num_nodes > 1 and not self.cluster_environment.creates_processes_externally:
             self._call_children_scripts()
             atexit.register(_wait_for_others)

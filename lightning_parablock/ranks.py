@@ -26,7 +26,7 @@ from lightning_parablock.agreement import refuse_differences
 from lightning_parablock.cohorts import hosted_clients
 from lightning_parablock.errors import ConfigurationError, PeerError
 from lightning_parablock.joining import join_run
-from lightning_parablock.launched import adopt_mpi
+from lightning_parablock.launched import adopt_mpi, launched_devices, refuse_other_sizes
 from lightning_parablock.launcher import FunctionLauncher, ProcessLauncher, end_others, while_others_live
 from lightning_parablock.settings import Settings
 from lightning_parablock.site_environment import SiteEnvironment, site_environment
@@ -76,6 +76,7 @@ class WatchedStrategy(ParallelStrategy):
         if not 0 < meeting_timeout_s < float("inf"):
             raise ConfigurationError(f"meeting_timeout_s must be a number of seconds > 0, got {meeting_timeout_s!r}")
         adopt_mpi()
+        launched_devices()  # refuses what Lightning would refuse with other advice
         if rendezvous is not None:
             if lightning["cluster_environment"] is not None:
                 raise ConfigurationError("rendezvous and cluster_environment both say how the ranks meet; keep one")
@@ -97,6 +98,11 @@ class WatchedStrategy(ParallelStrategy):
     @override
     def root_device(self) -> torch.device:
         assert self.parallel_devices is not None
+        if self.local_rank >= self.num_processes:
+            raise ConfigurationError(
+                f"this is process {self.local_rank} of its machine, numbered from 0, but the Trainer has "
+                f"devices={self.num_processes}; set devices to the number of processes on each machine"
+            )
         return self.parallel_devices[self.local_rank]
 
     @property
@@ -140,6 +146,8 @@ class WatchedStrategy(ParallelStrategy):
         start_method = self._start_method
         if isinstance(self.cluster_environment, SiteEnvironment):
             self.cluster_environment.validate_settings(self.num_processes, self.num_nodes)
+        else:
+            refuse_other_sizes(self.num_processes, self.num_nodes)
         if (
             self._site is not None
             and self.num_processes > 1

@@ -26,7 +26,10 @@ from lightning_parablock.transport.limited_wait import LimitedWait
 from lightning_parablock.transport.meeting import MeetingTable
 from lightning_parablock.transport.membership import Membership
 from lightning_parablock.transport.rendezvous import Address, connect_store, host_store, open_store
+from tests.support.cli_toys import Toy, ToyData
 from tests.support.launch import ROOT, free_port
+
+_MPI_NAMES = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
 
 
 def rank_of(rank: int, site: str | None = None, n_ranks: int = 3) -> Introduction:
@@ -295,6 +298,48 @@ def test_what_contradicts_a_rendezvous(
 def test_a_rendezvous_needs_one_device_and_several_nodes(options: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         Trainer(strategy=ParaBlockStrategy(site="a", rendezvous="hub:29500"), accelerator="cpu", **options)
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+SLURM = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_NAME": "fit"}
+MPI = {f"OMPI_COMM_WORLD_{name}": value for name, value in zip(_MPI_NAMES, "1212", strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "why"),
+    [
+        (
+            TORCHRUN,
+            {"num_nodes": 2},
+            "2 processes on each of 1 machines, .* devices=1 and num_nodes=2; use devices=2 and",
+        ),
+        (TORCHRUN, {"devices": 3}, "devices=3 and num_nodes=1; use devices=2 and num_nodes=1"),
+        (SLURM, {}, "SLURM started 4 tasks; .* --ntasks-per-node"),
+        (SLURM | {"SLURM_NTASKS_PER_NODE": "2"}, {}, "2 processes on each of 2 machines, .* devices=2 and num_nodes=2"),
+        (SLURM | {"SLURM_NTASKS_PER_NODE": "1"}, {"num_nodes": 2}, "use devices=1 and num_nodes=4"),
+        (MPI, {}, "started 2 processes on each of 1 machines"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "3", "WORLD_SIZE": "5"}, {}, "5 processes in all and 3 .* the same number"),
+        ({"RANK": "1", "WORLD_SIZE": "3"}, {}, "every process would train alone"),
+        ({"LOCAL_RANK": "1"}, {}, "process 1 of its machine, .* devices=1; set devices"),
+        (
+            {},
+            {"num_nodes": 2},
+            "MASTER_ADDR, MASTER_PORT, NODE_RANK are not set.* one machine use devices=2 and num_nodes=1",
+        ),
+        ({"MASTER_ADDR": "h", "MASTER_PORT": "1"}, {"num_nodes": 2}, "NODE_RANK is not set"),
+    ],
+)
+def test_devices_and_nodes_that_are_not_the_launchers(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], options: dict[str, Any], why: str
+) -> None:
+    for name in [name for name in os.environ if name.split("_")[0] in ("SLURM", "OMPI", "PMI", "MASTER", "LOCAL")]:
+        monkeypatch.delenv(name)
+    for name in ("RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "environ", {**os.environ, **variables})
+    options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, **options}
+    with pytest.raises(ConfigurationError, match=why):
+        Trainer(strategy=ParaBlockStrategy(blocks=1), max_steps=1, **options).fit(Toy(), ToyData())
 
 
 def test_a_name_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
