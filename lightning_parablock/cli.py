@@ -31,6 +31,13 @@ from lightning_parablock.launched import adopt_mpi
 _HELP, _VERSION = ("-h", "--help"), "--version"
 _VERSIONS = (PROGRAM, "python", "torch", "lightning", "transformers")
 
+_UNWANTED = (
+    r".*treespec, LeafSpec.*",  # of torch, to Lightning
+    r"The dirpath has changed from",  # at each resume: every run has a folder of its own
+    r"Checkpoint directory .* exists and is not empty",  # a resumed or validated run writes there again
+)
+"""How warnings of Lightning begin."""
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code: 0, 1 for a failed run, 2 for wrong usage, 130 for Ctrl-C.
@@ -122,9 +129,10 @@ def _version_of(name: str) -> str:
 
 
 def _hush() -> None:
-    """Leave out advertisements of other packages, and warnings about code that is not the user's to change."""
+    """Leave out advertisements, and warnings about what this command line does or about code of other packages."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip: " not in str(record.msg))
-    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    for message in _UNWANTED:
+        warnings.filterwarnings("ignore", message=message)
 
 
 if __name__ == "__main__":

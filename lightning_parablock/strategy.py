@@ -29,6 +29,7 @@ from lightning_parablock.blocks import Block, partition
 from lightning_parablock.buffers import BuffersBefore, Replaced, kinds, put_back, show_mean
 from lightning_parablock.callbacks.freeze import BlockFreezer
 from lightning_parablock.callbacks.metrics import RoundMetrics
+from lightning_parablock.cautions import caution
 from lightning_parablock.checkpoint_choice import agree_on_choice
 from lightning_parablock.client_loaders import ClientsLoader
 from lightning_parablock.client_state import (
@@ -496,6 +497,8 @@ class ParaBlockStrategy(WatchedStrategy):
         if self._resumed is not None:
             go_on(engine, self._resumed)
             self._stop_at_max_rounds()
+        elif not self.settings.pending:
+            caution(self._trainer, n_clients=self.n_clients, round_steps=self.round_steps, n_blocks=len(self.blocks))
         if not engine.has_open_turn:
             training.begin_turn()
         return training.parameters
