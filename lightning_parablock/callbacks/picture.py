@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
 SHORTEST_WAIT_S = 1e-3
 """Shorter waits are a thread's waking up; pictures leave them out, and say so."""
-_SHORTEST_PART = 1e-3
-"""Of the time drawn: what is shorter is narrower than the line around it."""
+_SHORTEST_PART = 1e-4
+"""Of the time drawn: a fifth of a pixel."""
+_WITH_EDGE = 50
+"""Bars of so many times the shortest part have room for a white edge."""
 _CLIENT_HEIGHT = 2.6
 """Height of a client's two rows, each 1 high, and the gap to the next client."""
 
@@ -95,7 +97,7 @@ def _draw_round(axes: Axes, record: RoundRecord, base: float, origin_s: float, c
 
     def plain(span: Span, y: float, colour: str, zorder: int = 2) -> None:
         # What is too short for a bar is a line of its colour: a white edge would hide it.
-        edge = "white" if span[1] > 5 * shortest_s else colour
+        edge = "white" if span[1] > _WITH_EDGE * shortest_s else colour
         bar(span, y, facecolors=colour, edgecolors=edge, linewidth=0.6, zorder=zorder)
 
     plain((record.start_s, record.end_s - record.start_s), base, colour)
@@ -114,7 +116,7 @@ def _label_axes(axes: Axes, labels: Sequence[str]) -> None:
         for j, name in enumerate(THREADS)
     ]
     axes.set_yticks([y for y, _ in rows], [text for _, text in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(_CLIENT_HEIGHT * len(labels) - 0.4, -0.3)  # the first client is on top
     axes.margins(x=0.01)
     axes.set_xlabel("seconds since the first round drawn began")
     axes.spines[["top", "right"]].set_visible(False)

@@ -65,7 +65,8 @@ def write_page(run: RunFiles, path: Path) -> None:
 def _title(run: RunFiles) -> str:
     """The folder's name, which of a site's folder is that of the one around it."""
     folder, site = run.folder.resolve(), run.manifest.get("site")
-    return folder.name if site is None else f"{folder.parent.name}, site {site}"
+    run_name = folder.parent.name if folder.name == site else folder.name
+    return run_name if site is None else f"{run_name}, site {site}"
 
 
 def _html(figure: Any) -> str:
