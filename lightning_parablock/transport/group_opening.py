@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from lightning_parablock.errors import PeerError, PeerLostError, PeerTimeoutError
+from lightning_parablock.errors import ParaBlockError, PeerLostError, PeerTimeoutError
 from lightning_parablock.transport.introductions import Meeting, several
 from lightning_parablock.transport.limited_wait import LimitedWait
 from lightning_parablock.transport.rendezvous import one_line
@@ -66,14 +67,13 @@ class _Progress:
 
     def failed(self, error: BaseException) -> BaseException:
         """Tell the others; returns the error to raise."""
-        if not isinstance(error, RuntimeError) or isinstance(error, PeerError):
-            return error
         own = self._meeting.ranks[self._meeting.rank]
-        why = one_line(error)
-        message = f"{own.describe()} could not connect to the other ranks ({why})"
-        self._store.compare_set("failed", "", message)
-        time.sleep(_LOOK_S)  # the store may end with this process, and the others look so often
-        return self._lost(message)
+        message = f"{own.describe()} could not connect to the other ranks ({one_line(error)[:300]})"
+        with contextlib.suppress(DistError):  # the process that hosts the store ended: the others see it, too
+            self._store.compare_set("failed", "", message)
+            time.sleep(_LOOK_S)  # the store may end with this process, and the others look so often
+        ours = isinstance(error, ParaBlockError) or not isinstance(error, RuntimeError)
+        return error if ours else self._lost(message)
 
     def look(self, wait: LimitedWait) -> None:
         """Raise what is known of the others, from time to time."""
