@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Generator
@@ -77,7 +78,10 @@ class Sites:
         self.cluster, self._folder, self._blocks = cluster, folder, labelled_blocks(PAGE)
         for site in SITES:
             self.folder(site).mkdir()
-            (self.folder(site) / "run.yaml").write_text(self._blocks["run.yaml"])
+            if site == "a":
+                self.run(site, self.block("init"))
+            else:
+                shutil.copy(self.folder("a") / "run.yaml", self.folder(site))
             save_tiny_llama(self.folder(site) / "model", hidden_size=64, intermediate_size=128)
             self.run(site, self.block(f"site {site}: rows"))
 
@@ -182,6 +186,10 @@ def test_ctrl_c_at_one_site_stops_all_and_a_lost_site_is_named(sites: Sites) -> 
         path = newest(sites.folder(site), f"runs/*/{site}/rescued*.ckpt")
         command = printed_command(log, "to continue from it: ")
         assert f"--ckpt_path {path.relative_to(sites.folder(site))} --strategy.missing_client_state fresh" in command
+
+
+def test_the_page_shows_the_file_that_init_writes(sites: Sites) -> None:
+    assert (sites.folder("c") / "run.yaml").read_text() == labelled_blocks(PAGE)["run.yaml"]
 
 
 def test_links_lead_somewhere() -> None:
