@@ -6,13 +6,15 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, instantiate_class
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import Strategy
@@ -23,6 +25,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from lightning_parablock.callbacks import ClientSight, RoundMetrics, RoundProgressBar, Timeline
+from lightning_parablock.callbacks.predictions import PredictionFile, file_of_site, refuse_file
 from lightning_parablock.callbacks.sight import Shared
 from lightning_parablock.callbacks.sight_figures import WORST
 from lightning_parablock.cli_errors import one_line
@@ -48,6 +51,7 @@ DEFAULTS = {
     "model": {"class_path": MODEL_CLASS_PATH},
     "data": {"class_path": DATA_CLASS_PATH},
 }
+PREDICTIONS_NAME = "predictions.jsonl"
 PRINT_CONFIG = "--print_config"
 EPILOG = "The options of the strategy, the model and the data: --strategy.help, --model.help, --data.help."
 
@@ -65,6 +69,7 @@ class ParaBlockCLI(LightningCLI):
         self.run = run
         self._defaults = defaults
         self._timeline, self._own_only = Timeline(), False
+        self._predictions: PredictionFile | None = None
         super().__init__(
             LightningModule,
             subclass_mode_model=True,
@@ -100,6 +105,14 @@ class ParaBlockCLI(LightningCLI):
         )
         if command == "fit":
             _add_fit_arguments(parser)
+        if command == "predict":
+            parser.add_argument(
+                "--output",
+                type=str | None,
+                default=None,
+                help="New JSON Lines file for the predictions, one object per row; sites that have names write one "
+                "each, such as predictions-a.jsonl. Default: predictions.jsonl in the run's folder.",
+            )
         parser.set_defaults(self._defaults)
 
     @override
@@ -162,10 +175,24 @@ class ParaBlockCLI(LightningCLI):
                 checker.instantiate_classes(Namespace(strategy=strategy))
             except TypeError as error:
                 raise ConfigurationError(f"the strategy cannot be built: {one_line(error)}") from error
+        self._check_data()
+
+    def _check_data(self) -> None:
+        """Where the data module can tell, without reading them, that its sources cannot be read."""
+        data = self._get(self.config, "data")
+        if not isinstance(data, Namespace):
+            return
+        module, _, name = data.class_path.rpartition(".")
+        if hasattr(getattr(import_module(module), name, None), "check_sources"):
+            checked: Any = instantiate_class((), data.as_dict())
+            checked.check_sources(self.config.subcommand)
 
     @override
     def instantiate_classes(self) -> None:
         self.run.site = self._get(self.config, "trainer.strategy.init_args.site")
+        output = self._get(self.config, "output")
+        if output is not None and (self.run.rank == 0 or self.run.site is not None):
+            refuse_file(file_of_site(Path(output).expanduser(), self.run.site))
         if not self._dry_run and not self._get(self.config, "trainer.fast_dev_run"):
             self.run.check_folder(self._get(self.config, "run_dir"), self._get(self.config, "trainer.default_root_dir"))
         with self._without_weights() if self._dry_run else contextlib.nullcontext():
@@ -201,6 +228,8 @@ class ParaBlockCLI(LightningCLI):
             }
         )
         super()._run_subcommand(subcommand)
+        if self._predictions is not None and self._predictions.written is not None:
+            print("predictions: {} ({} rows)".format(*self._predictions.written))
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Measure the held-out loss, train, measure it again, and print the table of the run."""
@@ -275,7 +304,22 @@ class ParaBlockCLI(LightningCLI):
         _refuse_more_shared(self._get(self.config, "shared"), sights)
         self._own_only = any(sight.shared != "clients" for sight in sights)
         self._timeline = Timeline(self._site_folder(outer=True), own_only=self._own_only)
-        return [*callbacks, RunFacts(self.run, self._own_only), self._timeline]
+        self._predictions = self._prediction_file(callbacks)
+        writers = [] if self._predictions is None else [self._predictions]
+        return [*callbacks, RunFacts(self.run, self._own_only), self._timeline, *writers]
+
+    def _prediction_file(self, callbacks: Sequence[Callback]) -> PredictionFile | None:
+        """In the command predict, unless the user has a writer of their own and names no file."""
+        if self.config.subcommand != "predict":
+            return None
+        output = self._get(self.config, "output")
+        if output is not None:
+            return PredictionFile(Path(output).expanduser())
+        if any(isinstance(callback, BasePredictionWriter) for callback in callbacks) or self._get(
+            self.config_init, "trainer.fast_dev_run"
+        ):
+            return None
+        return PredictionFile(lambda: Path(self.run.folder or ".", PREDICTIONS_NAME))
 
     def _run_folder_arguments(self, given: Namespace) -> dict[str, Any]:
         folder = self.run.open_folder(self._get(self.config, "run_dir"), given.default_root_dir)

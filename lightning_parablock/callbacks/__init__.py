@@ -1,4 +1,4 @@
-"""Callbacks: metrics of rounds and clients, a progress bar, a run's timeline, a model folder, a budget of bytes."""
+"""Callbacks: metrics of rounds and clients, a progress bar, a timeline, a model folder, predictions, a byte budget."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ if TYPE_CHECKING:
     from lightning_parablock.callbacks.byte_budget import ByteBudget
     from lightning_parablock.callbacks.export import HuggingFaceExport
     from lightning_parablock.callbacks.metrics import RoundMetrics
+    from lightning_parablock.callbacks.predictions import PredictionFile
     from lightning_parablock.callbacks.progress import RoundProgressBar
     from lightning_parablock.callbacks.sight import ClientSight
     from lightning_parablock.callbacks.timeline import Timeline
 
-__all__ = ["ByteBudget", "ClientSight", "HuggingFaceExport", "RoundMetrics", "RoundProgressBar", "Timeline"]
+__all__ = [
+    "ByteBudget",
+    "ClientSight",
+    "HuggingFaceExport",
+    "PredictionFile",
+    "RoundMetrics",
+    "RoundProgressBar",
+    "Timeline",
+]
 
 # On use: a report reads the names of logged figures from this folder, and needs no Lightning.
-_MODULES = ("byte_budget", "sight", "export", "metrics", "progress", "timeline")
+_MODULES = ("byte_budget", "sight", "export", "predictions", "metrics", "progress", "timeline")
 __getattr__ = attributes_of(
     __name__, {name: f"{__name__}.{module}" for name, module in zip(__all__, _MODULES, strict=True)}
 )

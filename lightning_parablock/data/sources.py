@@ -73,6 +73,26 @@ def load_rows(source: Source, packages: Collection[str] | None = None) -> list[R
     return _load_hub(source)
 
 
+def check_source(source: Source, option: str) -> None:
+    """Check without reading a source that it can be read: only local files can tell.
+
+    Raises:
+        DataError: a file does not exist or cannot be opened; names the option.
+    """
+    if source.kind == "hub":
+        _check_hub_id(str(source.name))
+    if source.kind != "files":
+        return
+    try:
+        for file in find_files((source.name,) if isinstance(source.name, str) else source.name):
+            with file.open("rb"):
+                pass
+    except DataError as error:
+        raise DataError(f"data.{option}: {error}") from error
+    except OSError as error:
+        raise DataError(f"data.{option}: data file {error.filename} cannot be read: {error.strerror}") from error
+
+
 def files_of(rows: Sequence[Row]) -> list[str]:
     """The distinct files of ``rows`` in order of appearance."""
     return list(dict.fromkeys(row.file for row in rows))
@@ -87,10 +107,12 @@ def _load_hub(source: Source) -> list[Row]:
         table: Iterable[Mapping[str, Any]] = hub.load_dataset(name, source.config_name, split=source.split)
         rows = [Row(dict(values), name, place) for place, values in enumerate(table, start=1)]
     except Exception as error:  # the hub client raises dozens of kinds; all mean that this source is not to be had
+        beside = [name + suffix for suffix in SUFFIXES if Path(name + suffix).exists()]
+        hint = f"; did you mean the file {beside[0]}?" if beside else ""
         raise DataError(
             f"data set {name!r} (configuration {source.config_name!r}, split {source.split!r}) cannot be loaded from "
             f"the hub: {type(error).__name__}: {error}; check the id and the connection, or give a local JSONL file "
-            f"or {STDLIB!r}"
+            f"or {STDLIB!r}{hint}"
         ) from error
     if not rows:
         raise DataError(f"data set {name!r}, split {source.split!r}, has no row")

@@ -23,6 +23,7 @@ from lightning_parablock.data.own import OwnExamples
 from lightning_parablock.data.rows import Row, labels_if_any
 from lightning_parablock.data.sampler import ClientSampler, order_seed
 from lightning_parablock.data.sharing import Offer, do_together, rows_fingerprint, sharing_clients
+from lightning_parablock.data.sources import Source, check_source
 from lightning_parablock.data.split import Share, Split, deal, load_split, load_test_rows
 from lightning_parablock.data.tokenize import TokenExamples, Tokenizer, make_examples
 from lightning_parablock.errors import ConfigurationError, DataError
@@ -149,6 +150,22 @@ class FederatedTextDataModule(pl.LightningDataModule):
         self._own: dict[int, TokenExamples] | None = None
         self._test: TokenExamples | None = None
         self._test_rows: Sequence[Row] = ()
+
+    def check_sources(self, command: str = "fit") -> None:
+        """Check, before models are built and without reading anything, that the sources of a command can be read.
+
+        Args:
+            command: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            DataError: a source cannot be read.
+        """
+        options = self.options
+        held_out: list[tuple[str, Source | None]] = [("source", options.train), ("val_source", options.validation)]
+        later = [("test_source", options.test)] if options.test is not None else held_out
+        for option, source in held_out if command in ("fit", "validate") else later:
+            if source is not None:
+                check_source(source, option)
 
     def setup(self, stage: str | None = None) -> None:
         """Read, split and tokenise what ``stage`` needs; a second call repeats nothing. Collective.

@@ -97,6 +97,42 @@ def test_the_other_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, com
     assert manifest_of(tmp_path / "run")["subcommand"] == command
 
 
+def test_predictions_of_two_ranks_are_in_one_file_each_row_once(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    args = ["predict", *FIT[1:], "--output", str(path), "--run_dir", str(tmp_path / "run")]
+    first, second = run_ranks(2, ["-m", "lightning_parablock", *args])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["row"] for line in lines] == list(range(64))
+    assert all(list(line) == ["row", "prediction"] and len(line["prediction"]) == 8 for line in lines)
+    assert f"predictions: {path} (64 rows)" in first and "predictions:" not in second
+    assert "identical data sets: each takes one of 2" in first and "sampler of their own" not in first
+
+
+def test_predictions_are_kept_in_the_run_folder_and_never_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert in_process(monkeypatch, "predict", *FIT[1:], "--run_dir", str(tmp_path / "run")) == 0
+    kept = tmp_path / "run" / "predictions.jsonl"
+    assert len(kept.read_text().splitlines()) == 64
+    args = ["predict", *FIT[1:], "--output", str(kept), "--run_dir", str(tmp_path / "other")]
+    assert in_process(monkeypatch, *args) == 2
+    assert f"error: predictions: {kept} exists and is not overwritten" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("option", ["source", "val_source"])
+def test_data_paths_are_checked_before_the_model_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    (tmp_path / "mine.jsonl").write_text("{}")
+    monkeypatch.setattr("tests.support.cli_toys.Toy.__init__", lambda *_, **__: pytest.fail("the model was built"))
+    sources = {"source": str(tmp_path / "mine.jsonl"), option: str(tmp_path / "mien.jsonl")}
+    data = [word for name, value in sources.items() for word in (f"--data.{name}", value)]
+    assert in_process(monkeypatch, "fit", *TOYS[:2], *BLOCKS, *data, "--run_dir", str(tmp_path / "run")) == 2
+    said = f"error: data.{option}: data file {tmp_path}/mien.jsonl does not exist; did you mean {tmp_path}/mine.jsonl?"
+    assert said in capsys.readouterr().err
+
+
 def test_a_plain_lightning_strategy_still_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = ["fit", *TOYS, "--strategy", "auto", "--trainer.accelerator", "cpu", "--trainer.max_steps", "2"]
     assert in_process(monkeypatch, *args, "--run_dir", str(tmp_path / "run")) == 0
