@@ -52,6 +52,10 @@ class ProtocolError(PeerError):
     """A message that does not belong where it arrived: version, round, block, length or checksum differ."""
 
 
+class ResourceError(ParaBlockError):
+    """This process can take no further part: it is out of open files, or native code has given up."""
+
+
 class DivergenceError(ParaBlockError):
     """Clients that must hold the same bits do not."""
 

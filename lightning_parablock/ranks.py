@@ -30,6 +30,7 @@ from lightning_parablock.launched import adopt_mpi, launched_devices, refuse_oth
 from lightning_parablock.launcher import FunctionLauncher, ProcessLauncher, end_others, while_others_live
 from lightning_parablock.settings import Settings
 from lightning_parablock.site_environment import SiteEnvironment, site_environment
+from lightning_parablock.transport.descriptors import raise_limit
 from lightning_parablock.transport.devices import refuse_unattainable
 from lightning_parablock.transport.introductions import Meeting, check_site_name
 from lightning_parablock.transport.link_probe import LinkSample, probe_links
@@ -173,6 +174,7 @@ class WatchedStrategy(ParallelStrategy):
         reset_seed()
         self._federation = None
         if self.world_size > 1:
+            raise_limit()
             self._join(settings)
         else:
             self._site_names = () if self._site is None else (self._site,)

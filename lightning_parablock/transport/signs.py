@@ -13,7 +13,7 @@ text that does not fit is cut. Little-endian layout::
     40      8     number of the collective, -1 where the sign is another one
     48      8     batch whose end the rank has pledged not to pass alone, 0 for none
     56     16     digest of what the ranks must agree on before they enter the collective
-    72    184     the collective in words, UTF-8, padded with zeros
+    72    184     the collective or the beginning of the last words, UTF-8, padded with zeros
 """
 
 from __future__ import annotations

@@ -21,8 +21,10 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from lightning_parablock.errors import PeerError, PeerLostError, PeerTimeoutError
+from lightning_parablock.errors import ParaBlockError, PeerError, PeerLostError, PeerTimeoutError, ResourceError
+from lightning_parablock.transport.aborts import Aborts
 from lightning_parablock.transport.awake import now_s
+from lightning_parablock.transport.descriptors import Descriptors
 from lightning_parablock.transport.membership import Membership
 from lightning_parablock.transport.patience import Patience
 from lightning_parablock.transport.peers import Peers
@@ -71,6 +73,9 @@ class Watch:
         self._last_word: Sign | None = None
         self._last_words = ""
         self._told = False
+        self._own_error: ResourceError | None = None
+        self._descriptors = Descriptors()
+        self._aborts = Aborts(self._hear_abort)
         self._threads: list[threading.Thread] = []
         for rank in self._membership.peers:
             self._start(self._listen, rank, f"parablock-hear-{rank}")
@@ -85,16 +90,20 @@ class Watch:
         Raises:
             PeerLostError: a peer's process ended or failed.
             PeerTimeoutError: a peer has been silent for longer than the limit.
+            ResourceError: this process itself cannot go on.
         """
-        error = self.peers.known()
+        error = self._trouble()
         if error is not None:
             self._told = True
             raise error
 
-    def explain(self, cause: Exception, rank: int) -> PeerError:
+    def _trouble(self) -> ParaBlockError | None:
+        return self._own_error or self.peers.known()
+
+    def explain(self, cause: Exception, rank: int) -> ParaBlockError:
         """Turn a failed transfer with ``rank`` into the error to show, naming the rank that was lost first."""
         known = self.cause_of(cause)
-        if isinstance(known, PeerError):
+        if isinstance(known, ParaBlockError):
             return known
         return PeerLostError(f"the connection to {self._membership.describe(rank)} broke: {cause}")
 
@@ -106,8 +115,10 @@ class Watch:
         if isinstance(error, PeerError):
             return error
         with self._changed:
-            self._changed.wait_for(lambda: self.peers.first_lost() is not None, timeout=4 * _GRACE_S)
-        return self.peers.known() or error
+            self._changed.wait_for(
+                lambda: self._own_error is not None or self.peers.first_lost() is not None, timeout=4 * _GRACE_S
+            )
+        return self._trouble() or error
 
     # --- what the others are to know of this rank ---------------------------------------------------------------------
 
@@ -171,7 +182,7 @@ class Watch:
         thread.start()
         while not finished.wait(_POLL_S):
             # A rank that failed may have done its part before; then all ranks can come to the same conclusion.
-            if self.peers.known() is not None and not finished.wait(_GRACE_S):
+            if self._trouble() is not None and not finished.wait(_GRACE_S):
                 self.check()
         thread.join(_GRACE_S)  # it has nothing left to do, and must not be alive when the process ends
         if failure:
@@ -226,6 +237,8 @@ class Watch:
         deadline_s = time.monotonic() + _CLOSE_LIMIT_S
         for thread in self._threads if not remaining else []:
             thread.join(max(0.0, deadline_s - time.monotonic()))
+        self._descriptors.release()
+        self._aborts.close()
         if not remaining and not any(t.is_alive() for t in self._threads):
             dist.destroy_process_group(self._group)
             del self._group
@@ -237,6 +250,7 @@ class Watch:
     def abort(self, last_words: str) -> None:
         """Tell the peers that this rank ends on an error, and on which; waits only a moment for them to do the same."""
         self._say_last(Sign.FAILED, last_words)
+        self._descriptors.release()
         deadline_s = time.monotonic() + _GRACE_S
         # Python aborts a process that ends while a thread comes back from gloo; clients often fail together.
         for thread in self._threads:
@@ -263,9 +277,8 @@ class Watch:
                 word = Word.unpack(message)
                 self.stop_point.hear(rank, word.progress.pledge)
                 if word.sign == Sign.FAILED:
-                    self.peers.lose(
-                        rank, f"ended on an error of its own: {self._hear_last_words(rank) or 'see its log'}"
-                    )
+                    words = self._hear_last_words(rank) or word.call.text or "see its log"
+                    self.peers.lose(rank, f"ended on an error of its own: {words}")
                 else:
                     self.peers.hear(rank, word)
             except Exception as error:  # gloo raises RuntimeError and others; whatever it is, nothing more can come
@@ -287,7 +300,9 @@ class Watch:
                 saying = list(words)
                 words.clear()
                 if last is not None or not saying:
-                    saying.append(Word(Sign.ALIVE if last is None else last, self._progress()))
+                    # The last words follow in full, but may not arrive where gloo's own thread has given up.
+                    begun = Call(text=self._last_words)
+                    saying.append(Word(Sign.ALIVE if last is None else last, self._progress(), begun))
             try:
                 for word in saying:
                     self._send(word.pack(), rank)
@@ -315,13 +330,35 @@ class Watch:
         while self._last_word is None:
             with self._changed:
                 self._changed.wait_for(lambda: self._last_word is not None, timeout=tick_s)
-            error = self.peers.known()  # ticks
+            shortage = self._descriptors.shortage()
+            if shortage is not None:
+                self._cannot_go_on(shortage)
+            error = self._trouble()  # ticks
             now = now_s()
             known_since_s = (known_since_s or now) if error is not None and not self._told else None
             if error is not None and known_since_s is not None and now - known_since_s > self._last_resort_s:
                 self._end_process(error)
 
-    def _end_process(self, error: PeerError) -> None:
+    def _hear_abort(self) -> None:
+        """Called in the thread of gloo that has given up, whose reason C++ has printed."""
+        self._cannot_go_on(
+            self._descriptors.shortage()
+            or "native code has given up (its reason stands above, after 'terminate called'): where it speaks of "
+            "lengths in bytes, collectives of torch.distributed in code of your own have met others"
+        )
+
+    def _cannot_go_on(self, why: str) -> None:
+        if self._own_error is None:
+            who, where = self._membership.describe(self._membership.rank), f"round {self._round}"
+            where = where if self._round >= 0 else "outside of rounds"
+            self._own_error = ResourceError(
+                f"this process, {who}, cannot go on in {where}: {why}; raise its limit (`ulimit -n`), keep strangers "
+                "away from its ports, and start the run again from its last checkpoint"
+            )
+            self._descriptors.release()
+            print(f"parablock: {self._own_error}", file=sys.stderr, flush=True)
+
+    def _end_process(self, error: ParaBlockError) -> None:
         print(
             f"parablock: {type(error).__name__}: {error}; the training thread has not come back for "
             f"{self._last_resort_s:g} s since then, so this process ends here",

@@ -80,6 +80,19 @@ def test_a_client_that_is_alive_but_late_is_named(tmp_path: Path, monkeypatch: p
         )
 
 
+def test_a_flood_of_connections_ends_the_run_with_a_saved_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    flooded, other = run_ranks(2, ["-m", "tests.strategy.worker_alone", "is flooded"], expect_code=1)
+    said = r"ResourceError: this process, client 0 \(rank 0 on .*\), cannot go on in round \d+: \d+ of 512 open files"
+    assert re.search(said, flooded)
+    assert re.search(
+        r"PeerLostError: round \d+, block .*: client 0 .* error of its own: ResourceError: this process", other
+    )
+    assert (tmp_path / "rescued.ckpt").is_file()
+
+
 def test_saving_on_an_exception_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     arguments = ["-m", "tests.strategy.worker_alone", "fails"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
+import socket
 import sys
 import time
 from pathlib import Path
@@ -17,6 +20,7 @@ from tests.support.lightning_run import TaskModule
 from tests.tasks import adamw_default
 
 SCRATCH = Path(os.environ["SCRATCH"])
+STRANGERS: list[socket.socket] = []
 
 
 def stops() -> None:
@@ -52,6 +56,39 @@ def is_late() -> None:
     """Client 1 takes longer for a step than the others wait."""
     late = Do(on_train_batch_end=lambda trainer, _: time.sleep(20 if RANK == 1 and trainer.global_step == K + 1 else 0))
     run(callbacks=[late], used=strategy(straggler_timeout_s=3), train=batches(3 * K), limit_val_batches=0)
+
+
+def is_flooded() -> None:
+    """A stranger opens more connections to client 0 than it may have open files."""
+    if RANK == 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, 512))
+    run(callbacks=[Do(on_train_batch_end=flood)], max_epochs=1000, limit_val_batches=0)
+
+
+def flood(trainer: Trainer, _: Any) -> None:
+    """At one batch client 0 tells its ports and client 1 connects to them."""
+    time.sleep(0.05)
+    told = SCRATCH / "ports"
+    if RANK == 0 and trainer.global_step == K:
+        (SCRATCH / "told").write_text(" ".join(map(str, listening_ports())))
+        (SCRATCH / "told").rename(told)
+    if RANK == 1 and not STRANGERS and told.exists():
+        for port in map(int, told.read_text().split()):
+            for _ in range(600):
+                stranger = socket.socket()
+                stranger.setblocking(False)
+                stranger.connect_ex(("127.0.0.1", port))
+                STRANGERS.append(stranger)
+
+
+def listening_ports() -> set[int]:
+    """The ports of this process, except for those of the store, which does not mind."""
+    found = set[int]()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as opened:
+            if opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                found.add(opened.getsockname()[1])
+    return found - {int(os.environ["MASTER_PORT"])}
 
 
 def stop_after(step: int) -> Any:
@@ -99,6 +136,7 @@ CASES = {
     "stops into a reduce": stops_into_a_reduce,
     "logs alone": logs_alone,
     "is late": is_late,
+    "is flooded": is_flooded,
     "fails": fails,
     "meets without data": meets_without_data,
     "meets in passed steps": meets_in_passed_steps,

@@ -1,0 +1,68 @@
+"""When native code gives up: gloo's thread throws where nothing catches it, and C++ ends the process by SIGABRT.
+
+That happens where no connection can be accepted any more, or where messages of different lengths meet in a group of the
+user's own collectives. The thread that threw never comes back from here; the training thread, which is unharmed, learns
+of it at its next step, saves what it has and raises. An abort of a Python thread itself is left to take its course.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+_LAST_RESORT_S = 900
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
+
+
+class Aborts:
+    """Hears of SIGABRT in threads that are not Python's.
+
+    Args:
+        tell: Called in such a thread, once.
+    """
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+        self._has_aborted = False
+        self._handler = _HANDLER(self._handle)
+        self._libc = ctypes.CDLL(None)
+        self._libc.signal.restype = ctypes.c_void_p
+        self._libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        if not faulthandler.is_enabled() and sys.__stderr__ is not None:
+            faulthandler.enable(sys.__stderr__)
+        self._before = self._libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
+
+    def close(self) -> None:
+        """Leave the signal to what heard it before."""
+        if not self._has_aborted:
+            self._libc.signal(signal.SIGABRT, self._before)
+
+    def _handle(self, signum: int) -> None:
+        if threading.get_ident() in {thread.ident for thread in threading.enumerate()}:
+            self._libc.signal(signal.SIGABRT, self._before)
+            signal.raise_signal(signal.SIGABRT)
+            return
+        if not self._has_aborted:
+            self._has_aborted = True
+            # The process must end even where Python cannot: waiting for this thread, for one.
+            signal.alarm(_LAST_RESORT_S)
+            atexit.register(_leave)
+            self._tell()
+        while True:
+            time.sleep(3600)
+
+
+def _leave() -> None:
+    """Python's own way out would wait for the thread that never comes back."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
