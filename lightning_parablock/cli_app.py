@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -36,6 +37,7 @@ from lightning_parablock.cli_flags import (
     check_strategy_name,
     expand_argv,
 )
+from lightning_parablock.cli_help import asks_for_help, command_help
 from lightning_parablock.cli_trainer_parser import ParaBlockArgumentParser
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.launched import launched_devices
@@ -53,7 +55,7 @@ DEFAULTS = {
 }
 PREDICTIONS_NAME = "predictions.jsonl"
 PRINT_CONFIG = "--print_config"
-EPILOG = "The options of the strategy, the model and the data: --strategy.help, --model.help, --data.help."
+EPILOG = "The options of another model: --model CLASS_PATH --help; in the same way --data and --strategy."
 
 
 class ParaBlockCLI(LightningCLI):
@@ -118,6 +120,7 @@ class ParaBlockCLI(LightningCLI):
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
+        self._show_help(args)
         try:
             words = expand_argv(args)
             quiet = [word for word in words if not word.startswith(PRINT_CONFIG)]
@@ -126,6 +129,15 @@ class ParaBlockCLI(LightningCLI):
                 self.config = parser.parse_args(words)
         except ConfigurationError as error:
             parser.error(str(error), error)
+
+    def _show_help(self, args: Sequence[str]) -> None:
+        assert isinstance(self.parser, ParaBlockArgumentParser)
+        names = list(self.subcommands())
+        command = next((word for word in args if word in names), None)
+        if command is not None and asks_for_help(args):
+            lightnings = self.parser.commands[names.index(command)].format_help()
+            print(command_help(command, lightnings, args, self._defaults))
+            sys.exit(0)
 
     def _take_chosen_classes(self) -> bool:
         """Make other classes than the defaults defaults themselves; True if there are any.
