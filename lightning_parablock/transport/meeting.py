@@ -37,6 +37,7 @@ class MeetingTable:
     def __init__(self, store: Store, own: Introduction, where: str, *, hosts_store: bool = False) -> None:
         self._store = PrefixStore("meeting", store)
         self._own, self._where, self._hosts_store = own, where, hosts_store
+        self._gets_number = own.rank == NO_NUMBER
         self._taken: dict[str, str] = {}
 
     def meet(self, wait: LimitedWait) -> Meeting:
@@ -68,7 +69,7 @@ class MeetingTable:
                 own.seat,
                 lambda other: f"the name is taken by {other}; give each site a name of its own",
             )
-        if own.rank == NO_NUMBER:
+        if self._gets_number:
             self._own = replace(own, rank=self._free_number())
         else:
             self._take(f"number {own.rank}", own.seat, lambda other: f"the number is taken by {other}; {_OTHER_PORT}")
@@ -148,8 +149,11 @@ class MeetingTable:
         absent = [rank for rank in range(self._own.n_ranks) if rank not in here]
         came = several([self._read(rank) for rank in here])
         refused = f"; refused: {self._store.get('refused').decode()}" if self._store.check(["refused"]) else ""
-        which = "rank" if len(absent) == 1 else "ranks"
-        return f"{which} {', '.join(map(str, absent))} of {self._own.n_ranks} (here: {came}{refused})"
+        if self._gets_number:
+            who = f"{len(absent)} of {self._own.n_ranks} sites"
+        else:
+            who = f"{'rank' if len(absent) == 1 else 'ranks'} {', '.join(map(str, absent))} of {self._own.n_ranks}"
+        return f"{who} (here: {came}{refused})"
 
     def _read(self, rank: int) -> Introduction:
         return Introduction(**json.loads(self._store.get(_key(rank))))

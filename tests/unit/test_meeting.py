@@ -175,6 +175,16 @@ def test_one_that_gives_up_leaves_its_seat_and_names_who_is_missing() -> None:
     assert hall.come(rank_of(2, "c")).site_names == ("a", "b2", "c")
 
 
+def test_without_a_launcher_missing_sites_are_counted_and_those_that_are_there_named() -> None:
+    hall = Hall()
+    hall.wait(rank_of(NO_NUMBER, "c", 2))
+    with pytest.raises(
+        PeerTimeoutError, match=r"^2 of 3 sites \(here: site a \(pid 9 on host-1\)\) did not come to 127"
+    ):
+        Hall().come(replace(rank_of(NO_NUMBER, "a"), pid=9), limit_s=0.0)
+    assert hall.come(replace(rank_of(NO_NUMBER, "d", 2), pid=9)).rank == 1
+
+
 def test_a_process_that_was_killed_while_it_waited_can_be_started_again() -> None:
     hall = Hall()
     killed = subprocess.run([sys.executable, "-S", "-c", "import os; print(os.getpid())"], capture_output=True)
