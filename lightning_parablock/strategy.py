@@ -108,6 +108,7 @@ from lightning_parablock.takeover import (
     act_between_batches,
     finish_unstarted_fit,
     isolate_validation,
+    name_empty_data,
     share_monitored_values,
     silence_batch_broadcasts,
     silence_loader_warning,
@@ -401,6 +402,7 @@ class ParaBlockStrategy(WatchedStrategy):
         agree_on_choice(trainer, self)
         isolate_validation(trainer, self._note_random_state)
         finish_unstarted_fit(trainer, self._finish_unstarted)
+        name_empty_data(trainer, lambda: ClientNames.of(self).label(self.hosted_clients[0]))
         self._uneven_evaluation = False
         self._uneven_training = False
         self.rows_shown = []

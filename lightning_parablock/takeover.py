@@ -14,7 +14,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+from torch.utils.data import RandomSampler
 
+from lightning_parablock.errors import DataError
+from lightning_parablock.lengths import length_of
 from lightning_parablock.random_state import RandomState, capture, restore
 
 log = logging.getLogger(__name__)
@@ -159,6 +162,50 @@ def _share_values(callback: Any, from_first_rank: Callable[[Any], Any]) -> None:
 
 def _equal(one: Any, other: Any) -> bool:
     return bool(torch.as_tensor(one).eq(torch.as_tensor(other)))
+
+
+def name_empty_data(trainer: Trainer, who: Callable[[], str]) -> None:
+    """A data set without rows that a loader shuffles fails in PyTorch, which names neither the client nor the data.
+
+    Args:
+        trainer: Whose loops request loaders.
+        who: Gives this rank's client in words.
+    """
+
+    def named(loop: Any) -> Callable[[], None]:
+        def setup_data() -> None:
+            try:
+                type(loop).setup_data(loop)
+            except ValueError as error:
+                if not _comes_from_no_rows(error):
+                    raise
+                stage = trainer.state.stage
+                raise DataError(
+                    f"the {stage.value if stage is not None else ''} data of {who()} have 0 rows, in a loader that "
+                    "shuffles; every client needs at least one row"
+                ) from error
+
+        return setup_data
+
+    fit_loop: Any = trainer.fit_loop
+    for loop in (
+        fit_loop,
+        fit_loop.epoch_loop.val_loop,
+        trainer.validate_loop,
+        trainer.test_loop,
+        trainer.predict_loop,
+    ):
+        if hasattr(loop, "setup_data"):
+            loop.setup_data = named(loop)
+
+
+def _comes_from_no_rows(error: ValueError) -> bool:
+    """Whether the error was raised by a RandomSampler over an empty data set."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    sampler = None if last is None else last.tb_frame.f_locals.get("self")
+    return isinstance(sampler, RandomSampler) and length_of(sampler.data_source) == 0
 
 
 def silence_loader_warning() -> None:
