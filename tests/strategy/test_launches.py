@@ -190,7 +190,7 @@ def test_two_nodes_under_torchrun_have_the_same_bits_and_ctrl_c_ends_all_of_it(
     launched: dict[str, Any], of_command: dict[str, Tensor]
 ) -> None:
     cluster: HostCluster = launched["cluster"]
-    cluster.wait_for_line(0, "round 4 of", timeout_s=LIMIT_S)
+    cluster.wait_for_line(0, r"round 4 \(", timeout_s=LIMIT_S)
     for host in range(2):
         cluster.hosts[host].send_signal(signal.SIGINT)
     codes = cluster.wait(timeout_s=LIMIT_S)
