@@ -40,6 +40,7 @@ class Entry:
         round: Number of the round that was running.
         weights_sha256: Checksum of the committed model in the checkpoint.
         format: Of the sidecars.
+        sites: Names of the sites in rank order; empty where they had none.
     """
 
     save: str
@@ -49,6 +50,7 @@ class Entry:
     round: int
     weights_sha256: str
     format: int = FORMAT
+    sites: tuple[str, ...] = ()
 
     @property
     def n_ranks(self) -> int:
@@ -57,7 +59,7 @@ class Entry:
 
     def as_dict(self) -> dict[str, Any]:
         """For the checkpoint: strings, numbers, lists and dicts alone."""
-        return {**dataclasses.asdict(self), "blocks": [list(block) for block in self.blocks]}
+        return {**dataclasses.asdict(self), "blocks": [list(block) for block in self.blocks], "sites": [*self.sites]}
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any], path: str) -> Entry | None:
@@ -76,6 +78,7 @@ class Entry:
             )
         fields = dict(found)
         fields["blocks"] = [(str(name), int(numel)) for name, numel in found["blocks"]]
+        fields["sites"] = tuple(found.get("sites", ()))
         return cls(**fields)
 
 

@@ -115,6 +115,7 @@ class Checkpoints:
             blocks=[(block.name, block.numel) for block in blocks],
             round=point.round,
             weights_sha256=hash_tensors(weights) if ranks.global_rank == 0 else "",
+            sites=ranks.site_names,
         )
         checkpoint[KEY] = entry.as_dict()
         self._all(lambda: save_plain(ranks, checkpoint, path, storage_options), "write")
@@ -205,6 +206,9 @@ class Checkpoints:
         for name, value in entry.settings.items():
             if name not in _PATH_ONLY and now.get(name) != value:
                 return f"{path} was saved with {name}={value}, this run has {now.get(name)}"
+        sites = self._ranks.site_names
+        if entry.sites and sites and entry.sites != sites:
+            return f"{path} was saved by the sites {', '.join(entry.sites)}, this run has {', '.join(sites)}"
         rank = self._ranks.global_rank
         problem, point = None, None
         if rank not in sidecars:

@@ -19,7 +19,7 @@ KEEP = ["--trainer.callbacks.save_top_k", "-1", "--trainer.callbacks.dirpath"]
 FIT_HERE = [*FIT, "--trainer.accelerator", "cpu", "--validate_before_and_after", "false"]
 
 
-def run_sites(names: Sequence[str], folder: Path, *args: str, launched: bool = True) -> list[str]:
+def run_sites(names: Sequence[str], folder: Path, *args: str, launched: bool = True, expect_code: int = 0) -> list[str]:
     """Fit with one process per site, which a launcher has numbered in this order, or which no launcher has started."""
 
     def environment(rank: int, n_ranks: int, port: int) -> dict[str, str]:
@@ -39,6 +39,7 @@ def run_sites(names: Sequence[str], folder: Path, *args: str, launched: bool = T
         ["-m", "lightning_parablock", *FIT_HERE, *saves, *args],
         own_arguments=own,
         environment_of=environment,
+        expect_code=expect_code,
     )
 
 
@@ -65,6 +66,13 @@ def test_a_resumed_run_whose_launcher_swaps_the_ranks_has_the_same_bits(tmp_path
     for site, at in (("a", "run"), ("b", "run")):
         manifest = json.loads((tmp_path / at / site / "manifest.json").read_text())
         assert manifest["state"] == "finished", site
+
+
+def test_another_site_does_not_go_on_with_the_state_of_one_that_is_gone(tmp_path: Path, uninterrupted: Path) -> None:
+    (saved,) = (uninterrupted / "ckpt").glob("*step=7.ckpt")
+    outputs = run_sites("ac", tmp_path, "--trainer.max_steps", "14", "--ckpt_path", str(saved), expect_code=1)
+    for output in outputs:
+        assert "was saved by the sites a, b, this run has a, c" in output, output
 
 
 def test_without_a_launcher_the_sites_meet_by_themselves(tmp_path: Path, uninterrupted: Path) -> None:
