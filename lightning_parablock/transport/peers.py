@@ -185,11 +185,12 @@ class Peers:
             own: How far this rank has come.
 
         Raises:
-            PeerError: a client has ended its training by itself.
+            PeerError: a client has ended its training by itself, or has trained on without this collective.
             ProtocolError: the ranks are in different collectives; the message says who is where.
         """
         with self.changed:
             self._check_ended(call, own)
+            self._check_passed(call, own)
             calls = {r: peer.calls[call.number].call for r, peer in self._peers.items() if call.number in peer.calls}
         calls[self._members.rank] = call
         if len({said.digest for said in calls.values()}) > 1:
@@ -207,6 +208,16 @@ class Peers:
                 raise self._ended_alone(rank, progress.rounds)
             if own.has_ended and word is not None and not progress.has_ended:
                 raise self._ended_alone(self._members.rank, own.rounds)
+
+    def _check_passed(self, call: Call, own: Progress) -> None:
+        # A rank that has ended a round which this one is still in has left behind all that comes before its end.
+        for rank in self.missing(call):
+            if own.round >= 0 and own.submitted < self._peers[rank].progress.submitted:
+                raise PeerError(
+                    f"{self._members.describe(self._members.rank)} is alone in {call.text!r}: "
+                    f"{self._members.describe(rank)} trained on without it; all clients must call it at the same "
+                    "batch, as they must trainer.save_checkpoint: look for `if trainer.is_global_zero` around it"
+                )
 
     def _listed(self, calls: dict[int, Call]) -> str:
         ordered: Iterable[tuple[int, Call]] = sorted(calls.items())

@@ -16,6 +16,7 @@ SCENARIOS = [
     "foreign",
     "mixed",
     "different steps",
+    "alone",
     "names",
     "own metric",
     "looked for",

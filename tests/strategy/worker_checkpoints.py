@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.checkpoint import KEY, sha256_of
-from lightning_parablock.errors import CheckpointError, ConfigurationError
+from lightning_parablock.errors import CheckpointError, ConfigurationError, PeerError
 from lightning_parablock.flat import hash_tensors
 from tests.strategy.worker_resume import (
     N_RANKS,
@@ -169,6 +169,14 @@ def saves_at_different_steps() -> None:
     with pytest.raises(CheckpointError, match=r"the clients save .* at different points: .* at step 14 .* at step 13"):
         save(SCRATCH / "apart-in-time.ckpt", STEP - RANK)
     assert not list(SCRATCH.glob("apart-in-time.ckpt*"))
+
+
+def a_save_on_the_first_rank_alone() -> None:
+    """It does not wait for an hour: the others are seen to train on."""
+    said = r"client 0 \(.*\) is alone in 'gather in .*': client 1 .* trained on without it; .*save_checkpoint"
+    saver = SaveAt("on_train_batch_end", STEP if RANK == 0 else -1, SCRATCH / "alone.ckpt")
+    with pytest.raises(PeerError, match=said):
+        trainer_for({}, [saver], limit_val_batches=0).fit(Net(), **loaders("shuffled"))  # which is a meeting, too
 
 
 def a_name_for_each() -> None:
@@ -374,6 +382,7 @@ FILES: dict[str, Callable[[], None]] = {
     "foreign": a_foreign_sidecar,
     "mixed": saves_that_do_not_belong_together,
     "different steps": saves_at_different_steps,
+    "alone": a_save_on_the_first_rank_alone,
     "names": a_name_for_each,
     "own metric": best_by_a_metric_of_its_own,
     "looked for": looked_for_on_disks_of_their_own,
