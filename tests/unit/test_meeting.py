@@ -17,7 +17,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
 from torch.distributed.distributed_c10d import PrefixStore
 
-from lightning_parablock import ParaBlockStrategy
+from lightning_parablock import ParaBlockStrategy, joining
 from lightning_parablock.cli_flags import expand_argv
 from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTimeoutError
 from lightning_parablock.transport import limited_wait, rendezvous
@@ -271,6 +271,22 @@ def test_the_process_that_has_the_address_hosts_the_store_and_the_first_of_sever
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert (hosts, other.stdout) == (True, "False\n"), other.stderr
     assert store.get("x") == b"y"
+
+
+def test_the_process_that_hosts_the_store_can_be_started_again() -> None:
+    address, met = Address("127.0.0.1", free_port()), list[Meeting]()
+    store = host_store(address, LimitedWait(60.0))
+    waiting = replace(rank_of(NO_NUMBER, "b", 2), pid=2)
+    thread = threading.Thread(target=lambda: met.append(joining._meet(address, waiting, LimitedWait(60.0))[1]))
+    thread.start()
+    table = PrefixStore("meeting", PrefixStore(joining._attempt(), connect_store(address, LimitedWait(60.0))))
+    while not table.check(["site b"]):
+        time.sleep(0.01)
+    del store, table  # the server ends with the last of them
+    own = joining._meet(address, replace(rank_of(NO_NUMBER, "a", 2), pid=1), LimitedWait(60.0))[1]
+    thread.join(120.0)
+    assert (own.rank, own.site_names) == (0, ("a", "b"))
+    assert met[0].run_id == own.run_id
 
 
 # --- without a launcher -----------------------------------------------------------------------------------------------
