@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LIGHTNING, OWN = "lightning", "own"
+_warned = set[tuple[str, str]]()
 _SHARED = ("state_dict", "hyper_parameters", "hparams_name", "hparams_type", KEY)
 _PATH_ONLY = (
     "exchange_timeout_s",
@@ -311,7 +312,8 @@ def settled_by(checkpoint: Mapping[str, Any], filepath: Any, settings: Settings)
 
 def _warn_of_foreign(state: Mapping[str, Any]) -> None:
     found = first_foreign(state)
-    if found is not None:
+    if found is not None and found not in _warned:
+        _warned.add(found)
         log.warning(
             "parablock: %s in the checkpoint is a %s: resuming needs weights_only=False; keep tensors and plain values "
             "there to avoid it",

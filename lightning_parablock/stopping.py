@@ -25,7 +25,7 @@ from lightning_parablock.transport.stop_point import StopPoint
 log = logging.getLogger(__name__)
 
 FILE_NAME = "stopped.ckpt"
-LIMIT_S = 20.0
+LIMITS_S = {signal.SIGINT: 60.0, signal.SIGTERM: 20.0}
 """How long a process that was told to end waits for the others; schedulers kill it some 30 s after SIGTERM."""
 
 _SAME_S = 1.0  # launchers pass on to their processes what the terminal has sent these already
@@ -85,19 +85,23 @@ class Stopping:
         self._signal, self._noted_s = noted, now_s
         self._point.request()
         if noted in _ENDING:
-            log.warning("parablock: %s: all clients save at the end of a batch, within %g s", _ENDING[noted], LIMIT_S)
-            self._start_limit(noted)
+            again = "; Ctrl-C again ends this one at once" if noted == signal.SIGINT else ""
+            log.warning(
+                "parablock: %s: all clients save at the end of a batch, within %g s%s",
+                *(_ENDING[noted], LIMITS_S[noted], again),
+            )
+            self._start_limit(noted, LIMITS_S[noted])
 
-    def _start_limit(self, noted: signal.Signals) -> None:
+    def _start_limit(self, noted: signal.Signals, limit_s: float) -> None:
         main_thread = threading.main_thread().ident
         assert main_thread is not None
 
         def interrupt() -> None:
-            log.warning("parablock: the other clients have not come within %g s; this one ends without them", LIMIT_S)
+            log.warning("parablock: the other clients have not come within %g s; this one ends without them", limit_s)
             self._is_late = True
             signal.pthread_kill(main_thread, noted)
 
-        self._limit = threading.Timer(LIMIT_S, interrupt)
+        self._limit = threading.Timer(limit_s, interrupt)
         self._limit.daemon = True
         self._limit.start()
 
