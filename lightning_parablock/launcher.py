@@ -91,6 +91,9 @@ class FunctionLauncher(_MultiProcessingLauncher):
 
     @override
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
+        strategy: Any = self._strategy
+        if isinstance(strategy.cluster_environment, LightningEnvironment):
+            refuse_lonely_nodes(strategy.num_nodes)
         return super().launch(partial(_to_the_end, function), *args, trainer=trainer, **kwargs)
 
 

@@ -108,6 +108,8 @@ class Run:
                 self.manifest.close(state)
             elif self.folder is not None:
                 remove_if_empty(self.folder)
+                if self.site is not None:
+                    remove_if_empty(self.folder.parent)
         except OSError as error:
             self._say(f"error: {self.folder} cannot be written ({reason(error)}), so the end is not recorded: {state}")
             return False

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from lightning_parablock import ParaBlockStrategy, joining
 from lightning_parablock.cli_flags import expand_argv
 from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTimeoutError
+from lightning_parablock.report.run import Run
 from lightning_parablock.transport import limited_wait, rendezvous
 from lightning_parablock.transport.introductions import NO_NUMBER, Introduction, Meeting, check_site_name, in_order
 from lightning_parablock.transport.limited_wait import LimitedWait
@@ -353,6 +355,7 @@ MPI = {f"OMPI_COMM_WORLD_{name}": value for name, value in zip(_MPI_NAMES, "1212
             "MASTER_ADDR, MASTER_PORT, NODE_RANK are not set.* one machine use devices=2 and num_nodes=1",
         ),
         ({"MASTER_ADDR": "h", "MASTER_PORT": "1"}, {"num_nodes": 2}, "NODE_RANK is not set"),
+        ({}, {"num_nodes": 2, "start_method": "fork"}, "MASTER_ADDR, MASTER_PORT, NODE_RANK are not set"),
     ],
 )
 def test_devices_and_nodes_that_are_not_the_launchers(
@@ -365,10 +368,20 @@ def test_devices_and_nodes_that_are_not_the_launchers(
     monkeypatch.setattr(os, "environ", {**os.environ, **variables})
     options = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, **options}
     with pytest.raises(ConfigurationError, match=why):
-        Trainer(strategy=ParaBlockStrategy(blocks=1), max_steps=1, **options).fit(Toy(), ToyData())
+        strategy = ParaBlockStrategy(blocks=1, start_method=options.pop("start_method", "popen"))
+        Trainer(strategy=strategy, max_steps=1, **options).fit(Toy(), ToyData())
 
 
 def test_a_name_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(ConfigurationError, match="devices=2 would start 2 processes under the name 'a'"):
         Trainer(strategy=ParaBlockStrategy(site="a"), accelerator="cpu", devices=2)
+
+
+def test_a_site_whose_run_never_began_leaves_no_folder(tmp_path: Path) -> None:
+    run = Run()
+    run.site = "a"
+    folder = run.open_folder(None, str(tmp_path))
+    assert folder.name == "a"
+    run.failed(ConfigurationError("no such data"))
+    assert not list(tmp_path.iterdir())
