@@ -108,6 +108,7 @@ class Stopping:
     def _cancel_limit(self) -> None:
         if self._limit is not None:
             self._limit.cancel()
+            self._limit.join(1.0)  # a thread that is left may be in the way of the process' end
             self._limit = None
 
     # --- at the end of a batch ----------------------------------------------------------------------------------------
