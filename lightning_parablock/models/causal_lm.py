@@ -9,15 +9,15 @@ from typing import Any, cast, get_args
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lightning_parablock.data.tokenize import IGNORED_LABEL
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.loading import (
-    keep_first_layers,
     load_config,
     load_model,
     load_tokenizer,
+    network_of_architecture,
     random_model,
     resolve_model,
 )
@@ -226,29 +226,10 @@ class CausalLM(pl.LightningModule):
         return {"prompt": decode(prompt), "completion": decode(ids[len(prompt) :], skip_special_tokens=True)}
 
 
-def network_of_architecture(architecture: str, layers: int | None, dtype: Dtype = "float32") -> PreTrainedModel:
-    """A model of the option ``architecture`` with random weights, cut to its first ``layers`` layers.
-
-    Raises:
-        ConfigurationError: it is no transformers configuration, or has fewer layers.
-    """
-    return random_model(_config_from(architecture, layers), dtype)
-
-
 def _prompt_length(mask: Tensor, labels: Tensor) -> int:
     """Tokens before the first label; half of the tokens where everything is labelled."""
     first = int((labels != IGNORED_LABEL).int().argmax())
     return first or max(int(mask.sum()) // 2, 1)
-
-
-def _config_from(architecture: str, layers: int | None) -> PretrainedConfig:
-    try:
-        config: PretrainedConfig = cast(Any, AutoConfig).for_model(**json.loads(architecture))
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"architecture is no transformers configuration: {error}") from error
-    if layers is not None:
-        keep_first_layers(config, layers)
-    return config
 
 
 def _enable_activation_checkpointing(network: PreTrainedModel) -> None:

@@ -11,8 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.models.causal_lm import CausalLM, network_of_architecture
-from lightning_parablock.models.loading import load_tokenizer, resolve_model
+from lightning_parablock.models.loading import load_tokenizer, network_of_architecture, resolve_model
 from lightning_parablock.models.lora import Adapters, add_adapters, without_adapters
 from lightning_parablock.places import refuse_unwritable
 
@@ -115,6 +114,8 @@ def the_tokenizer(module: torch.nn.Module, data: object) -> Any:
     Raises:
         ConfigurationError: the one of a CausalLM cannot be found.
     """
+    from lightning_parablock.models.causal_lm import CausalLM  # late: the command works without Lightning
+
     owners: list[Any] = [module] if isinstance(module, CausalLM) else [module, data]
     return next((owner.tokenizer for owner in owners if hasattr(owner, "tokenizer")), None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -89,6 +90,25 @@ def load_model(location: str, config: PretrainedConfig, dtype: Dtype = "float32"
 def random_model(config: PretrainedConfig, dtype: Dtype = "float32") -> PreTrainedModel:
     """A model of ``config`` with random weights, drawn from torch's global generator."""
     return _hf.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+
+
+def network_of_architecture(architecture: str, layers: int | None, dtype: Dtype = "float32") -> PreTrainedModel:
+    """A model of the option ``architecture`` with random weights, cut to its first ``layers`` layers.
+
+    Raises:
+        ConfigurationError: it is no transformers configuration, or has fewer layers.
+    """
+    return random_model(_config_from(architecture, layers), dtype)
+
+
+def _config_from(architecture: str, layers: int | None) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = _hf.AutoConfig.for_model(**json.loads(architecture))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"architecture is no transformers configuration: {error}") from error
+    if layers is not None:
+        keep_first_layers(config, layers)
+    return config
 
 
 def load_tokenizer(location: str) -> Any:

@@ -9,11 +9,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 
 import lightning_parablock
 from lightning_parablock import lazy
 from lightning_parablock.cli import main
 from lightning_parablock.cli_commands import COMMANDS
+from lightning_parablock.models.loading import network_of_architecture
 
 WITHOUT_LIGHTNING = [
     ["--help"],
@@ -59,6 +61,19 @@ def test_help_versions_mistakes_and_reports_do_not_import_lightning(tmp_path: Pa
         *("fitt", "", "report nowhere", "export --outputt x", "plan --client 3")
     }
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_a_model_is_exported_without_lightning(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    architecture = json.dumps({"model_type": "llama", "num_attention_heads": 1, "num_key_value_heads": 1, **sizes})
+    state = {
+        f"network.{name}": value for name, value in network_of_architecture(architecture, None).state_dict().items()
+    }
+    hyperparameters = {"architecture": architecture, "model": "x"}
+    torch.save({"state_dict": state, "hyper_parameters": hyperparameters}, tmp_path / "last.ckpt")
+    words = ["export", "--ckpt_path", "last.ckpt", "--output", "model", "--no-tokenizer"]
+    assert json.loads(python(PROGRAM, json.dumps([words]), cwd=tmp_path)) == [[0, ["torch"]]]
+    assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
 def test_versions(capsys: pytest.CaptureFixture[str]) -> None:
