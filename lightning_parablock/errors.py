@@ -27,7 +27,11 @@ class PeerError(ParaBlockError):
         place = f"round {round_index}, block {block!r}"
         if str(self).startswith(place):
             return self
-        return type(self)(f"{place}: {self}; the run cannot go on without this client, start it again")
+        return type(self)(f"{place}: {self}; the run cannot continue: restart all clients from the last checkpoint")
+
+    def outside_rounds(self, where: str) -> PeerError:
+        """The same error where no round was running, such as "before the first round"."""
+        return self if str(self).startswith(where) else type(self)(f"{where}: {self}")
 
     def after_last_round(self, n_rounds: int) -> PeerError:
         """The same error where this client has merged everything, so that nothing is left to train."""

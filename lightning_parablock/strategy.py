@@ -51,7 +51,7 @@ from lightning_parablock.clients_data import (
     streams_of,
 )
 from lightning_parablock.cohorts import Cohorts, hosted_clients, read_availability, turns_of_a_round
-from lightning_parablock.errors import ConfigurationError, DivergenceError, PeerError
+from lightning_parablock.errors import ConfigurationError, DivergenceError, PeerError, PeerLostError, PeerTimeoutError
 from lightning_parablock.final_model import is_wanted, save_final, save_final_alone
 from lightning_parablock.flat import FlatBlocks, hash_tensors
 from lightning_parablock.idling import Idling, refuse_meeting_logs, refuse_scaler
@@ -747,11 +747,18 @@ class ParaBlockStrategy(WatchedStrategy):
         try:
             return super()._guard(what, collective, detail)
         except PeerError as error:
-            if self._has_finished_model and self._training is not None:
+            is_lost = isinstance(error, (PeerLostError, PeerTimeoutError))
+            if is_lost and self._has_finished_model and self._training is not None:
                 raise error.after_last_round(self._engine.round) from error
             if not self._in_rounds():
-                raise
+                raise error.outside_rounds(self._where_outside()) from error
             raise error.at(self._engine.round, self.blocks[self._engine.block].name) from error
+
+    def _where_outside(self) -> str:
+        assert self._trainer is not None and self._trainer.state.fn is not None
+        if self._trainer.state.fn != TrainerFn.FITTING:
+            return f"in {self._trainer.state.fn.value}"
+        return "before the first round" if self._training is None else "after the last round"
 
     # --- inside: stop and go on ---------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
@@ -282,8 +283,7 @@ class Watch:
                 else:
                     self.peers.hear(rank, word)
             except Exception as error:  # gloo raises RuntimeError and others; whatever it is, nothing more can come
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-                self.peers.lose(rank, f"was lost: its process ended or its connection closed ({reason})")
+                self.peers.lose(rank, f"was lost: its process ended or its connection closed ({_reason(error)})")
 
     def _hear_last_words(self, rank: int) -> str:
         words = torch.zeros(_LAST_WORDS_BYTES, dtype=torch.uint8)
@@ -366,3 +366,9 @@ class Watch:
             flush=True,
         )
         os._exit(1)
+
+
+def _reason(error: Exception) -> str:
+    """What gloo says of a broken connection, without the place in its source and its guesses."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[[^\]]*\] ", "", line).partition(". This is typically")[0][:160]
