@@ -40,6 +40,10 @@ _GRACE_S = 0.5
 _POLL_S = 0.05
 _LAST_WORDS_BYTES = 2048
 _LAST_RESORT_S = 60.0
+_RAISE_THE_LIMIT = (
+    "raise the limit (`ulimit -n`), let only the other clients connect to this one's ports, and restart all clients "
+    "from the last checkpoint"
+)
 _CLOSE_LIMIT_S = 30.0
 
 
@@ -332,7 +336,7 @@ class Watch:
                 self._changed.wait_for(lambda: self._last_word is not None, timeout=tick_s)
             shortage = self._descriptors.shortage()
             if shortage is not None:
-                self._cannot_go_on(shortage)
+                self._cannot_go_on(shortage, _RAISE_THE_LIMIT)
             error = self._trouble()  # ticks
             now = now_s()
             known_since_s = (known_since_s or now) if error is not None and not self._told else None
@@ -341,20 +345,21 @@ class Watch:
 
     def _hear_abort(self) -> None:
         """Called in the thread of gloo that has given up, whose reason C++ has printed."""
-        self._cannot_go_on(
-            self._descriptors.shortage()
-            or "native code has given up (its reason stands above, after 'terminate called'): where it speaks of "
-            "lengths in bytes, collectives of torch.distributed in code of your own have met others"
-        )
+        shortage = self._descriptors.shortage()
+        if shortage is not None:
+            self._cannot_go_on(shortage, _RAISE_THE_LIMIT)
+        else:
+            self._cannot_go_on(
+                "native code has given up; its reason is printed above, after 'terminate called'",
+                "where it is about lengths in bytes, your own code calls collectives of torch.distributed with tensors "
+                "of different sizes, or in another order, on different clients",
+            )
 
-    def _cannot_go_on(self, why: str) -> None:
+    def _cannot_go_on(self, why: str, advice: str) -> None:
         if self._own_error is None:
             who, where = self._membership.describe(self._membership.rank), f"round {self._round}"
             where = where if self._round >= 0 else "outside of rounds"
-            self._own_error = ResourceError(
-                f"this process, {who}, cannot go on in {where}: {why}; raise its limit (`ulimit -n`), keep strangers "
-                "away from its ports, and start the run again from its last checkpoint"
-            )
+            self._own_error = ResourceError(f"this process, {who}, cannot continue in {where}: {why}; {advice}")
             self._descriptors.release()
             print(f"parablock: {self._own_error}", file=sys.stderr, flush=True)
 

@@ -85,12 +85,23 @@ def test_a_flood_of_connections_ends_the_run_with_a_saved_model(
 ) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     flooded, other = run_ranks(2, ["-m", "tests.strategy.worker_alone", "is flooded"], expect_code=1)
-    said = r"ResourceError: this process, client 0 \(rank 0 on .*\), cannot go on in round \d+: \d+ of 512 open files"
+    said = (
+        r"ResourceError: this process, client 0 \(rank 0 on .*\), cannot continue in round \d+: \d+ of 512 open files"
+    )
     assert re.search(said, flooded)
     assert re.search(
         r"PeerLostError: round \d+, block .*: client 0 .* error of its own: ResourceError: this process", other
     )
     assert (tmp_path / "rescued.ckpt").is_file()
+
+
+def test_collectives_of_users_that_do_not_fit_end_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    outputs = run_ranks(2, ["-m", "tests.strategy.worker_alone", "gathers by itself"], expect_code=1)
+    said = r"ResourceError: this process, client \d \(rank \d on .*\), cannot continue in round 0: native code"
+    assert re.search(said, outputs[0] + outputs[1])
 
 
 def test_saving_on_an_exception_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

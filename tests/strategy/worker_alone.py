@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_parablock.transport import watch
 from tests.strategy.trainer_toys import RANK, TASK, Do, K, batches, run, strategy
 from tests.support.lightning_run import TaskModule
 from tests.tasks import adamw_default
@@ -91,6 +92,17 @@ def listening_ports() -> set[int]:
     return found - {int(os.environ["MASTER_PORT"])}
 
 
+def gathers_by_itself() -> None:
+    """Both clients call a collective past the strategy, with tensors of different sizes: gloo's thread throws."""
+    watch._LAST_RESORT_S = 2.0  # pyright: ignore[reportPrivateUsage]
+
+    def reduce(trainer: Trainer, _: Any) -> None:
+        if trainer.global_step == K - 1:
+            torch.distributed.all_reduce(torch.zeros(1 + 100_000 * RANK))
+
+    run(callbacks=[Do(on_train_batch_end=reduce)], used=strategy(exchange_timeout_s=3))
+
+
 def stop_after(step: int) -> Any:
     def action(trainer: Trainer, _: Any) -> None:
         trainer.should_stop = trainer.should_stop or (RANK == 1 and trainer.global_step >= step)
@@ -137,6 +149,7 @@ CASES = {
     "logs alone": logs_alone,
     "is late": is_late,
     "is flooded": is_flooded,
+    "gathers by itself": gathers_by_itself,
     "fails": fails,
     "meets without data": meets_without_data,
     "meets in passed steps": meets_in_passed_steps,
