@@ -14,6 +14,7 @@ Only the commands that need Lightning import it, which takes seconds; help, vers
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import sys
 import warnings
@@ -53,6 +54,8 @@ def is_script(word: str) -> bool:
 
 
 def _main(args: list[str]) -> int:
+    # Before torch is imported: otherwise it warns of every machine whose address has no name in the DNS.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         adopt_mpi()
         return _dispatch(args)

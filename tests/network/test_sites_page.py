@@ -151,6 +151,7 @@ def test_all_rows_are_used_and_all_sites_have_one_model(sites: Sites) -> None:
         log = sites.log(site)
         assert f"site {site}: {rows} of {rows} rows" in log
         assert f"site {site}  round 9 (10 of 10 done)" in log
+        assert "[c10d]" not in log
         assert "held-out loss" in log and f"(site {site}: " in log
         assert manifests[site]["state"] == "finished"
         assert manifests[site]["site"] == site
