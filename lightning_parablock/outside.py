@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def fingerprint(tensor: Tensor) -> int:
-    """A number that changes with the tensor's bits, for this process: surely with one 64-bit word, else but for one case in 2**64.
+    """A number, for this process, that changes with any word of 8 bytes, and with several but for one case in 2**64.
 
     Several times faster than a cryptographic hash, and computed where the tensor is: a frozen model may have gigabytes.
     """
