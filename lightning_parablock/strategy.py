@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -410,6 +411,9 @@ class ParaBlockStrategy(WatchedStrategy):
 
     @override
     def setup_environment(self) -> None:
+        # What earlier fits have left in cycles, process groups among it: collected in a worker that a data loader forks
+        # later, it would crash the worker.
+        gc.collect()
         super().setup_environment()
         self._set_world_ranks()
         if not self._seed_is_given:

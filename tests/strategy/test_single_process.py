@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -376,3 +377,28 @@ def test_random_numbers_of_the_client_follow_from_the_strategys_seed_alone() -> 
         module = Dropout(MLP, adamw_default)
         results.append(fit(MLP, strategy_for(), 0, 14, module=module).weights())
     assert_same_bits(results[0], results[1])
+
+
+def test_what_earlier_fits_have_left_is_collected_before_workers_are_forked() -> None:
+    """Process groups that are collected in a forked worker crash it."""
+    collected: list[str] = []
+
+    class Left:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            collected.append("left")
+
+    class Look(Callback):
+        def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+            collected.append("fit starts")
+
+    gc.collect()
+    gc.disable()
+    try:
+        Left()
+        fit(MLP, strategy_for(), 0, K, callbacks=[Look()])
+    finally:
+        gc.enable()
+    assert collected == ["left", "fit starts"]
