@@ -16,12 +16,12 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_parablock.cli_configs import with_packaged_configs
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.models.names import MODEL_CLASS_PATH
 from lightning_parablock.settings import nearest
 from lightning_parablock.strategy import ParaBlockStrategy
 
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 STRATEGY_CLASS_PATH = f"lightning_parablock.{ParaBlockStrategy.__name__}"
-MODEL_CLASS_PATH = "lightning_parablock.models.CausalLM"
 DATA_CLASS_PATH = "lightning_parablock.data.FederatedTextDataModule"
 AUTO = "auto"
 """The one strategy name that the Trainer knows and the registry does not."""

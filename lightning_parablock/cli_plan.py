@@ -13,10 +13,9 @@ from lightning_parablock.blocks import Block, partition
 from lightning_parablock.cli_plan_options import PlanOptions
 from lightning_parablock.cli_probe import Probed, is_first_rank, probe
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.models.causal_lm import CausalLM
 from lightning_parablock.models.flops import step_flops
 from lightning_parablock.models.lora import Adapters
-from lightning_parablock.models.shapes import SHAPES, config_of, module_without_weights
+from lightning_parablock.models.shapes import SHAPES, ModelShape, config_of, module_without_weights
 from lightning_parablock.models.speed import Step
 from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links
 from lightning_parablock.planning.units import parse_bps, parse_flop_per_s
@@ -51,7 +50,7 @@ def plan(options: PlanOptions) -> None:
         _print(options, module, blocks, probed)
 
 
-def _print(options: PlanOptions, module: CausalLM, blocks: Sequence[Block], probed: Probed | None) -> None:
+def _print(options: PlanOptions, module: ModelShape, blocks: Sequence[Block], probed: Probed | None) -> None:
     links = _nominal_links(options) or (probed.links if probed is not None else None)
     assert links is not None, "the options demand a rate or a probe of several processes"
     flops = step_flops(module, blocks, options.batch_size, options.sequence_length)

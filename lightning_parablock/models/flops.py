@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_parablock.blocks import Block
-from lightning_parablock.models.causal_lm import CausalLM
+from lightning_parablock.models.shapes import ModelShape
 
 COUNTED_BLOCKS = 8
 """With more blocks, the two first, the middle and the two last are counted, the others lie on lines between."""
 
 
-def step_flops(module: CausalLM, blocks: Sequence[Block], batch_size: int, sequence_length: int) -> list[float]:
+def step_flops(module: ModelShape, blocks: Sequence[Block], batch_size: int, sequence_length: int) -> list[float]:
     """Operations of one local step on each block: forward pass, and backward pass down to the block's first parameter.
 
     A multiplication and an addition are two. Attention counts in full, causal or not; the optimizer does not count.
@@ -35,7 +35,7 @@ def step_flops(module: CausalLM, blocks: Sequence[Block], batch_size: int, seque
     return [batch_size * (forward + backward) for backward in _interpolated(indices, counted, len(blocks))]
 
 
-def _forward(module: CausalLM, sequence_length: int) -> tuple[int, Tensor]:
+def _forward(module: ModelShape, sequence_length: int) -> tuple[int, Tensor]:
     network: Any = module.network
     network.set_attn_implementation("eager")  # the others look at the mask's values
     ids = torch.zeros(1, sequence_length, dtype=torch.long, device="meta")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+MODEL_CLASS_PATH = "lightning_parablock.models.CausalLM"
+"""The model that fit trains unless another one is named."""
+
 Dtype = Literal["float32", "bfloat16"]
 """Of weights."""
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import LlamaConfig, PretrainedConfig
 
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.models.causal_lm import CausalLM
-from lightning_parablock.models.loading import keep_first_layers, load_config, resolve_model
-from lightning_parablock.models.lora import Adapters
+from lightning_parablock.models.loading import keep_first_layers, load_config, network_of_architecture, resolve_model
+from lightning_parablock.models.lora import Adapters, add_adapters
 from lightning_parablock.models.names import Dtype
 
 _LLAMA3: dict[str, Any] = {
@@ -61,10 +61,30 @@ def config_of(model: str, gguf_file: str | None = None, layers: int | None = Non
     return config
 
 
+class ModelShape(nn.Module):
+    """What a CausalLM trains, named alike in all its parts, without Lightning, tokenizer and metrics.
+
+    Args:
+        config: transformers' configuration.
+        dtype: Type of the weights.
+        adapters: Those that it gets; None for none.
+    """
+
+    def __init__(self, config: PretrainedConfig, dtype: Dtype, adapters: Adapters | None = None) -> None:
+        super().__init__()
+        self.network = network_of_architecture(config.to_json_string(use_diff=False), None, dtype)
+        if adapters is not None:
+            add_adapters(self.network, adapters)
+        self.network.train()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits, (batch, sequence, vocabulary), of (batch, sequence) token ids."""
+        return self.network(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+
 def module_without_weights(
     config: PretrainedConfig, dtype: Dtype = "float32", adapters: Adapters | None = None
-) -> CausalLM:
-    """The module that ``fit`` trains, named alike in all its parts, on the meta device: shapes without memory."""
-    options = adapters.as_options() if adapters is not None else {}
+) -> ModelShape:
+    """The module that ``fit`` trains, on the meta device: shapes without memory."""
     with torch.device("meta"):
-        return CausalLM("a shape", architecture=config.to_json_string(use_diff=False), dtype=dtype, **options)
+        return ModelShape(config, dtype, adapters)

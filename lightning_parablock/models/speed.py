@@ -17,11 +17,10 @@ from transformers.initialization import no_init_weights
 
 from lightning_parablock.blocks import Block, partition
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.models.causal_lm import CausalLM
 from lightning_parablock.models.flops import step_flops
 from lightning_parablock.models.loading import keep_first_layers
 from lightning_parablock.models.names import Dtype
-from lightning_parablock.models.shapes import module_without_weights
+from lightning_parablock.models.shapes import ModelShape, module_without_weights
 
 TIMED_BLOCKS = 3
 _BLOCK_BYTES = 24
@@ -111,7 +110,7 @@ def _measure(config: PretrainedConfig, step: Step, budget_s: float) -> Speed:
     return Speed(counted / spent_s, _layers(config), steps)
 
 
-def _timed_step(module: CausalLM, ids: Tensor, optimizer: torch.optim.Optimizer, device: torch.device) -> float:
+def _timed_step(module: ModelShape, ids: Tensor, optimizer: torch.optim.Optimizer, device: torch.device) -> float:
     started_s = time.perf_counter()
     network: Any = module.network
     network(input_ids=ids, labels=ids, use_cache=False).loss.backward()
@@ -123,7 +122,7 @@ def _timed_step(module: CausalLM, ids: Tensor, optimizer: torch.optim.Optimizer,
 
 
 @contextmanager
-def _training(module: CausalLM, block: Block) -> Generator[torch.optim.Optimizer]:
+def _training(module: ModelShape, block: Block) -> Generator[torch.optim.Optimizer]:
     """Only the block trains; afterwards its optimizer's state is gone."""
     chosen: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
@@ -133,10 +132,10 @@ def _training(module: CausalLM, block: Block) -> Generator[torch.optim.Optimizer
     yield torch.optim.AdamW(chosen, lr=1e-6)
 
 
-def _module(config: PretrainedConfig, step: Step) -> CausalLM:
+def _module(config: PretrainedConfig, step: Step) -> ModelShape:
     """With random weights: one pattern repeated, since drawing billions of numbers takes longer than the probe."""
     with torch.device(step.device), no_init_weights():
-        module = CausalLM("a shape", architecture=config.to_json_string(use_diff=False), dtype=step.dtype)
+        module = ModelShape(config, step.dtype)
     pattern = 0.02 * torch.randn(_PATTERN_SCALARS, generator=torch.Generator().manual_seed(0))
     pattern = pattern.to(step.device, getattr(torch, step.dtype))
     with torch.no_grad():
@@ -158,7 +157,7 @@ def _cut(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     return cut
 
 
-def _blocks(shape: CausalLM) -> list[Block]:
+def _blocks(shape: ModelShape) -> list[Block]:
     return partition(shape, 1 if _layers(shape.network.config) == 1 else "layers")
 
 

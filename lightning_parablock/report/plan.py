@@ -11,8 +11,8 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from lightning_parablock.blocks import Block
-from lightning_parablock.cli_flags import MODEL_CLASS_PATH
 from lightning_parablock.models.lora import Adapters
+from lightning_parablock.models.names import MODEL_CLASS_PATH
 from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, total_bytes
 from lightning_parablock.planning.timing import Links
 from lightning_parablock.planning.units import readable_bps, readable_bytes, readable_s

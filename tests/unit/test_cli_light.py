@@ -16,6 +16,7 @@ from lightning_parablock import lazy
 from lightning_parablock.cli import main
 from lightning_parablock.cli_commands import COMMANDS
 from lightning_parablock.models.loading import network_of_architecture
+from tests.unit.tiny_text import llama_config
 
 WITHOUT_LIGHTNING = [
     ["--help"],
@@ -74,6 +75,13 @@ def test_a_model_is_exported_without_lightning(tmp_path: Path) -> None:
     words = ["export", "--ckpt_path", "last.ckpt", "--output", "model", "--no-tokenizer"]
     assert json.loads(python(PROGRAM, json.dumps([words]), cwd=tmp_path)) == [[0, ["torch"]]]
     assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_a_plan_is_made_without_lightning(tmp_path: Path) -> None:
+    llama_config(num_hidden_layers=3).save_pretrained(tmp_path)
+    program = f"import lightning_parablock.cli_plan as plan; plan.SHAPES = []\n{PROGRAM}"
+    words = ["plan", "--model", str(tmp_path), "--rate", "1gbit", "--step_s", "1"]
+    assert json.loads(python(program, json.dumps([words]))) == [[0, ["torch"]]]
 
 
 def test_versions(capsys: pytest.CaptureFixture[str]) -> None:
