@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401  # its log writes to what stderr is when it is imported, which a test replaces
 import pytest
 
 from lightning_parablock.cli import main
