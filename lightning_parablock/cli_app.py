@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ from lightning_parablock.cli_flags import (
 )
 from lightning_parablock.cli_help import asks_for_help, command_help
 from lightning_parablock.cli_trainer_parser import ParaBlockArgumentParser
-from lightning_parablock.errors import ConfigurationError, ParaBlockError
+from lightning_parablock.errors import ConfigurationError, DataError, ParaBlockError
 from lightning_parablock.launched import launched_devices
 from lightning_parablock.registration import PRESETS
 from lightning_parablock.report.console import console
@@ -72,6 +73,7 @@ class ParaBlockCLI(LightningCLI):
         self._defaults = defaults
         self._timeline, self._own_only = Timeline(), False
         self._predictions: PredictionFile | None = None
+        self._data_problem: DataError | None = None
         super().__init__(
             LightningModule,
             subclass_mode_model=True,
@@ -196,8 +198,22 @@ class ParaBlockCLI(LightningCLI):
             return
         module, _, name = data.class_path.rpartition(".")
         if hasattr(getattr(import_module(module), name, None), "check_sources"):
-            checked: Any = instantiate_class((), data.as_dict())
-            checked.check_sources(self.config.subcommand)
+            try:
+                checked: Any = instantiate_class((), data.as_dict())
+                checked.check_sources(self.config.subcommand)
+            except DataError as error:
+                if not self._meets_others:
+                    raise
+                # The others wait for this process where the clients meet, and hear of it there.
+                self._data_problem = error
+                sys.stderr.write(f"parablock: {error}; the run ends as soon as the clients have met\n")
+
+    @property
+    def _meets_others(self) -> bool:
+        """Whether other processes that this one has not started wait for it."""
+        launched = any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+        sited = self._get(self.config, "trainer.strategy.init_args.site") is not None
+        return launched or sited or self._get(self.config, "trainer.num_nodes", 1) > 1
 
     @override
     def instantiate_classes(self) -> None:
@@ -207,8 +223,11 @@ class ParaBlockCLI(LightningCLI):
             refuse_file(file_of_site(Path(output).expanduser(), self.run.site))
         if not self._dry_run and not self._get(self.config, "trainer.fast_dev_run"):
             self.run.check_folder(self._get(self.config, "run_dir"), self._get(self.config, "trainer.default_root_dir"))
-        with self._without_weights() if self._dry_run else contextlib.nullcontext():
+        with self._without_weights() if self._dry_run else self._unread_where_it_fails():
             super().instantiate_classes()
+        if self._data_problem is not None:
+            datamodule: Any = self.datamodule
+            datamodule.problem = self._data_problem
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -348,6 +367,19 @@ class ParaBlockCLI(LightningCLI):
         if self.run.site is None or self.run.folder is None:
             return None
         return str(self.run.folder.parent if outer else self.run.folder)
+
+    @contextlib.contextmanager
+    def _unread_where_it_fails(self) -> Any:
+        """Where the data cannot be read no model is loaded, if it can be built small and with random weights."""
+        model: Namespace = self._get(self.config, "model")
+        options: dict[str, Any] = {"random_weights": True, "layers": 1}
+        if self._data_problem is None or not all(name in (model.get("init_args") or {}) for name in options):
+            yield
+            return
+        given = {name: model.init_args[name] for name in options}
+        model.init_args.update(Namespace(**options))
+        yield
+        model.init_args.update(Namespace(**given))
 
     @contextlib.contextmanager
     def _without_weights(self) -> Any:

@@ -92,7 +92,7 @@ def do_together(work: Callable[[], T], gather: Gather, rank: int, who: Sequence[
         result = work()
     except Exception as error:  # whatever it is, the others wait for this rank in the gather
         failure = error
-    told = gather((_TAG, None if failure is None else f"{_kind(failure)}{failure}", result))
+    told = gather((_TAG, None if failure is None else f"{type(failure).__name__}: {failure}", result))
     strange = [who[r] for r, one in enumerate(told) if not isinstance(one, tuple) or one[:1] != (_TAG,)]
     if strange:
         raise ConfigurationError(
@@ -103,12 +103,9 @@ def do_together(work: Callable[[], T], gather: Gather, rank: int, who: Sequence[
     if failure is not None and (same_everywhere or not isinstance(failure, ConfigurationError)):
         raise failure
     if failed:
-        raise DataError("; ".join(f"{name}: {problem}" for name, problem in failed.items())) from failure
+        said = "; ".join(f"{name} ended on an error of its own: {problem}" for name, problem in failed.items())
+        raise DataError(said) from failure
     return [one for _, _, one in told]
-
-
-def _kind(error: Exception) -> str:
-    return "" if isinstance(error, ConfigurationError) else f"{type(error).__name__}: "
 
 
 def _refuse_unhosted(offers: Sequence[Offer], who: Sequence[str]) -> None:

@@ -101,6 +101,9 @@ class FederatedTextDataModule(pl.LightningDataModule):
         n_clients: Number of clients; None takes those of the run.
         client_id: Number of the client whose data a lone process trains on, from 0; None takes those of the run.
 
+    Attributes:
+        problem: An error that was found before the clients met; set-up raises it on all of them.
+
     Raises:
         ConfigurationError: an option is out of its range, or two contradict each other.
     """
@@ -142,6 +145,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         super().__init__()
         self.options = TextDataOptions(**given)
         self.tokenizer_name = tokenizer
+        self.problem: ConfigurationError | None = None
         self._tokenizer: Tokenizer | None = None
         self._split: Split | None = None
         self._sharing: tuple[int, ...] = ()
@@ -187,6 +191,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
 
     def _make(self, stage: str | None) -> tuple[bool, bool]:
         """Make the examples; returns whether there are validation examples, and such of this client's own."""
+        self._raise_problem()
         if stage in (None, "fit", "validate") and self._val is None and self._rows().validation:
             self._val = self._held_out_examples(self._rows().validation, "validation")
         if stage in (None, "fit"):
@@ -349,7 +354,12 @@ class FederatedTextDataModule(pl.LightningDataModule):
         if sharing != self._sharing:
             self._sharing, self._train, self._own = sharing, None, None
 
+    def _raise_problem(self) -> None:
+        if self.problem is not None:
+            raise self.problem
+
     def _offer(self) -> Offer:
+        self._raise_problem()
         split, options = self._rows(), self.options
         n_clients, hosted = self.clients
         fingerprint = None

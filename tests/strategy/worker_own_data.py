@@ -74,7 +74,10 @@ def a_bad_site_is_named_on_both() -> None:
     data = text()
     if RANK == 1:
         (SITE / "mine.jsonl").unlink()
-    with pytest.raises(DataError, match=r"client 1 \(rank 1 on .*\): data file .*mine.jsonl does not exist"):
+    with pytest.raises(
+        DataError,
+        match=r"client 1 \(rank 1 on .*\) ended on an error of its own: DataError: .*mine.jsonl does not exist",
+    ):
         fit_text(data)
 
 

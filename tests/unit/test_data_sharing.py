@@ -19,6 +19,7 @@ from tests.unit.test_data_text import ANSWERS, examples, ready, sums, val_exampl
 from tests.unit.tiny_text import byte_tokenizer, write_jsonl
 
 TOKENIZER = byte_tokenizer()
+ENDED = "rank-1 ended on an error of its own: "
 
 
 class Meeting:
@@ -212,10 +213,16 @@ def test_what_is_wrong_at_one_site_ends_all_and_names_it(tmp_path: Path) -> None
         errors = meet(modules_of([good, bad]))
         for error in errors:
             assert isinstance(error, DataError)
-            assert str(error).startswith("rank-1: data f") and said in str(error)
+            assert str(error).startswith("rank-1 ended on an error of its own: DataError: data f") and said in str(
+                error
+            )
     short = str(write_jsonl(tmp_path / "short.jsonl", [{"q": "q", "a": "a"}]))
     errors = meet(modules_of([good, short], val_fraction=0, batch_size=2))
-    assert all("rank-1: empty shard: client 1 of 1 has 1 rows, which give 1 examples" in str(e) for e in errors)
+    assert all(
+        "rank-1 ended on an error of its own: DataError: empty shard: client 1 of 1 has 1 rows, which give 1 examples"
+        in str(e)
+        for e in errors
+    )
 
 
 def test_an_error_that_is_the_same_everywhere_stays_as_it_is(tmp_path: Path) -> None:
@@ -227,7 +234,10 @@ def test_an_unforeseen_error_keeps_its_kind_at_its_site(tmp_path: Path, monkeypa
     modules = modules_of([site(tmp_path, name, 40) for name in "ab"])
     monkeypatch.setattr(modules[1], "_setup_train", lambda _: 1 / 0)  # pyright: ignore[reportUnknownLambdaType]
     first, second = meet(modules)
-    assert isinstance(first, DataError) and str(first) == "rank-1: ZeroDivisionError: division by zero"
+    assert (
+        isinstance(first, DataError)
+        and str(first) == "rank-1 ended on an error of its own: ZeroDivisionError: division by zero"
+    )
     assert isinstance(second, ZeroDivisionError)
 
 
