@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         CheckpointError: it could not be written; names the file and what is free on its disk. The file that was at
             ``path`` before is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Hosts that share a disk may have equal process ids.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -52,16 +52,14 @@ def save_final(ranks: WatchedStrategy, trainer: Trainer) -> None:
     Raises:
         CheckpointError: a rank could not write; the same error on every rank.
     """
-    path = final_path(trainer)
-    stamp, problem = None, None
-    if ranks.global_rank == 0:
-        stamp, problem = _try_to_save(ranks, trainer, path)
-    root = str(trainer.default_root_dir)
-    seen, problem_of_first, path_of_first, root_of_first = ranks.broadcast((stamp, problem, path, root))
+    path, root = final_path(trainer), str(trainer.default_root_dir)
+    model = _dump(trainer)  # on every rank, since a module's on_save_checkpoint may be collective
+    stamp, problem = _try_to_write(ranks, model, path) if ranks.global_rank == 0 else (None, None)
+    seen, problem_of_first, path_of_first, root_of_first = ranks.gather_objects((stamp, problem, path, root))[0]
     if ranks.site_names:
         path = in_own_folder(path_of_first, root_of_first, root)
     if problem_of_first is None and ranks.global_rank != 0 and not is_remote(path) and _stamp_of(path) != seen:
-        _, problem = _try_to_save(ranks, trainer, path)  # a disk of its own
+        _, problem = _try_to_write(ranks, model, path)  # a disk of its own
     problems = [found for found in ranks.gather_objects(problem) if found is not None]
     if problems:
         raise CheckpointError(f"the finished model could not be saved: {'; '.join(problems)}")
@@ -73,20 +71,26 @@ def save_final_alone(ranks: WatchedStrategy, trainer: Trainer) -> None:
     """The same where another rank has failed after the last exchange; never waits, and raises nothing."""
     # Where the checkpoints are is the first site's folder, and that site may be the one that has failed.
     path = str(Path(trainer.default_root_dir, FILE_NAME)) if ranks.site_names else final_path(trainer)
-    _, problem = _try_to_save(ranks, trainer, path)
+    try:
+        _, problem = _try_to_write(ranks, _dump(trainer), path)
+    except Exception as error:  # the loss of the other rank must be shown, and not what came after it
+        problem = error
     if problem is not None:
         log.error("parablock: the finished model could not be saved: %s", problem)
     else:
         log.warning("parablock: all rounds are over and merged; the finished model is in %s", path)
 
 
-def _try_to_save(ranks: WatchedStrategy, trainer: Trainer, path: str) -> tuple[Any, str | None]:
+def _dump(trainer: Trainer) -> dict[str, Any]:
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=True)  # pyright: ignore[reportPrivateUsage]
+
+
+def _try_to_write(ranks: WatchedStrategy, model: dict[str, Any], path: str) -> tuple[Any, str | None]:
     """What identifies the file that was written, or why none was."""
     try:
-        dumped = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)  # pyright: ignore[reportPrivateUsage]
-        write_plain(ranks.checkpoint_io, dumped, path, None)
+        write_plain(ranks.checkpoint_io, model, path, None)
         return _stamp_of(path), None
-    except Exception as error:  # the others wait, or another error is to be shown
+    except Exception as error:  # the others wait
         return None, f"{ranks.describe(ranks.global_rank)}: {error}"
 
 

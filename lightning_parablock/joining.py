@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.distributed import (
     _init_dist_connection,  # pyright: ignore[reportPrivateUsage]
 )
@@ -24,7 +25,7 @@ from lightning_parablock.ports import PortRange
 from lightning_parablock.site_environment import SiteEnvironment
 from lightning_parablock.transport.devices import on_listeners
 from lightning_parablock.transport.group_opening import open_together
-from lightning_parablock.transport.introductions import NO_NUMBER, Introduction, Meeting, in_order
+from lightning_parablock.transport.introductions import NO_NUMBER, Introduction, Meeting, in_order, this_system
 from lightning_parablock.transport.limited_wait import LimitedWait
 from lightning_parablock.transport.meeting import MeetingTable
 from lightning_parablock.transport.rendezvous import (
@@ -37,7 +38,7 @@ from lightning_parablock.transport.rendezvous import (
 )
 from lightning_parablock.transport.ways import Ways
 
-_JOB_NAMES = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
+_JOB_NAMES = ("TORCHELASTIC_RUN_ID", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
 """Variables in which launchers name their job: the same in all of its processes, and other in those of another job."""
 
 _stores: list[Store] = []
@@ -125,9 +126,18 @@ def _adopt_number(environment: ClusterEnvironment, rank: int) -> None:
 
 
 def _introduction(environment: ClusterEnvironment, site: str | None) -> Introduction:
-    job = next((os.environ[name] for name in _JOB_NAMES if os.environ.get(name, "none") != "none"), "")
     rank = NO_NUMBER if isinstance(environment, SiteEnvironment) else environment.global_rank()
-    return Introduction(rank, environment.world_size(), site, socket.gethostname(), os.getpid(), job)
+    here = (socket.gethostname(), os.getpid(), job_of(environment), this_system())
+    return Introduction(rank, environment.world_size(), site, *here)
+
+
+def job_of(environment: ClusterEnvironment) -> str:
+    """The job of the launcher that started this run's processes; sites may each be in a job of their own."""
+    if isinstance(environment, SLURMEnvironment):
+        return os.environ.get("SLURM_JOB_ID", "")
+    if not environment.creates_processes_externally or isinstance(environment, SiteEnvironment):
+        return ""
+    return next((os.environ[name] for name in _JOB_NAMES if os.environ.get(name, "none") != "none"), "")
 
 
 def _meet_again(own: Introduction) -> Meeting:

@@ -208,8 +208,12 @@ class Checkpoints:
             if name not in _PATH_ONLY and now.get(name) != value:
                 return f"{path} was saved with {name}={value}, this run has {now.get(name)}"
         sites = self._ranks.site_names
-        if entry.sites and sites and entry.sites != sites:
-            return f"{path} was saved by the sites {', '.join(entry.sites)}, this run has {', '.join(sites)}"
+        if entry.format > 2 and entry.sites != sites:  # format 2 knows of no sites
+            saved_by, here = (
+                f"the sites {', '.join(names)}" if names else "clients without site names"
+                for names in (entry.sites, sites)
+            )
+            return f"{path} was saved by {saved_by}, and this run has {here}"
         rank = self._ranks.global_rank
         problem, point = None, None
         if rank not in sidecars:

@@ -567,8 +567,8 @@ class ParaBlockStrategy(WatchedStrategy):
         self._end_stopping()  # from here on the run ends in any case
         place = self._place()
         training.finish()
-        self._has_finished_model = True
         self._out_of_blocks().check_turn(place, discarded=training.engine.discarded)
+        self._has_finished_model = True
         self._refuse_divergence()
         self._show_common_buffers()
         training.engine.transport.close()

@@ -6,12 +6,14 @@ keeps its number, its share of the data and its part of a checkpoint from run to
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
-import socket
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lightning_parablock.errors import ConfigurationError
 
@@ -31,6 +33,7 @@ class Introduction:
         host: Name of its machine.
         pid: Its process.
         job: What its launcher calls the job; empty where there is no launcher or it has no name for it.
+        system: Which running system and process namespace the pid belongs to; see :func:`this_system`.
     """
 
     rank: int
@@ -39,9 +42,15 @@ class Introduction:
     host: str
     pid: int
     job: str = ""
+    system: str = ""
 
     @property
     def seat(self) -> str:
+        """The process: no two that live at the same time have the same one."""
+        return f"{self.process} ({self.system})" if self.system else self.process
+
+    @property
+    def process(self) -> str:
         """The process, for messages."""
         return f"pid {self.pid} on {self.host}"
 
@@ -52,7 +61,7 @@ class Introduction:
 
     def describe(self) -> str:
         """For messages: ``site a (pid 12 on h)`` or ``rank 0 (pid 12 on h)``."""
-        return f"{f'rank {self.rank}' if self.site is None else f'site {self.site}'} ({self.seat})"
+        return f"{f'rank {self.rank}' if self.site is None else f'site {self.site}'} ({self.process})"
 
 
 @dataclass(frozen=True)
@@ -109,8 +118,8 @@ def in_order(ranks: Sequence[Introduction]) -> tuple[Introduction, ...]:
     for one, other in itertools.pairwise(by_name):
         if one.site == other.site:
             raise ConfigurationError(
-                f"two processes have the site name {one.site!r}: {one.seat} and {other.seat}; a site is one process: "
-                "give each a name of its own"
+                f"two processes have the site name {one.site!r}: {one.process} and {other.process}; a site is one "
+                "process: give each a name of its own"
             )
     return by_name
 
@@ -121,13 +130,30 @@ def several(ranks: Sequence[Introduction], most: int = 8) -> str:
     return ", ".join(said) + (f" and {len(ranks) - most} more" if len(ranks) > most else "")
 
 
+def this_system() -> str:
+    """What the processes that this one can see by their pids have in common; equal host names do not say so.
+
+    Containers and copies of a virtual machine often have one host name, but not one boot and one process namespace.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux: nothing is known of others
+        return uuid.uuid4().hex[:12]
+    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:12]
+
+
+def process_in(seat: str) -> str:
+    """:attr:`Introduction.process` of an :attr:`Introduction.seat`."""
+    return seat.partition(" (")[0]
+
+
 def is_dead(seat: str) -> bool:
-    """Whether the process of :attr:`Introduction.seat` is known to have ended; only this machine's can be known."""
-    pid, _, host = seat.removeprefix("pid ").partition(" on ")
-    if host != socket.gethostname():
+    """Whether the process of :attr:`Introduction.seat` is known to have ended; only this system's can be known."""
+    if not seat.endswith(f" ({this_system()})"):
         return False
     try:
-        os.kill(int(pid), 0)
+        os.kill(int(seat.removeprefix("pid ").partition(" ")[0]), 0)
     except ProcessLookupError:
         return True
     except OSError:  # another user's

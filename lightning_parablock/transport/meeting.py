@@ -11,7 +11,15 @@ from dataclasses import asdict, replace
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTimeoutError
-from lightning_parablock.transport.introductions import NO_NUMBER, Introduction, Meeting, in_order, is_dead, several
+from lightning_parablock.transport.introductions import (
+    NO_NUMBER,
+    Introduction,
+    Meeting,
+    in_order,
+    is_dead,
+    process_in,
+    several,
+)
 from lightning_parablock.transport.limited_wait import LimitedWait
 
 _POLL_S = 0.05
@@ -99,7 +107,7 @@ class MeetingTable:
         """Write a key that one rank alone may write."""
         found = self._try_to_take(key, value)
         if found != value:
-            raise self._refusal(why(found))
+            raise self._refusal(why(process_in(found)))
 
     def _try_to_take(self, key: str, value: str) -> str:
         found = self._store.compare_set(key, "", value).decode()

@@ -72,7 +72,7 @@ def test_another_site_does_not_go_on_with_the_state_of_one_that_is_gone(tmp_path
     (saved,) = (uninterrupted / "ckpt").glob("*step=7.ckpt")
     outputs = run_sites("ac", tmp_path, "--trainer.max_steps", "14", "--ckpt_path", str(saved), expect_code=1)
     for output in outputs:
-        assert "was saved by the sites a, b, this run has a, c" in output, output
+        assert "was saved by the sites a, b, and this run has the sites a, c" in output, output
 
 
 def test_without_a_launcher_the_sites_meet_by_themselves(tmp_path: Path, uninterrupted: Path) -> None:

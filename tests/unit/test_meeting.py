@@ -14,16 +14,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
 from torch.distributed.distributed_c10d import PrefixStore
 
 from lightning_parablock import ParaBlockStrategy, joining
 from lightning_parablock.cli_flags import expand_argv
 from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTimeoutError
+from lightning_parablock.joining import job_of
 from lightning_parablock.report.run import Run
+from lightning_parablock.site_environment import SiteEnvironment
 from lightning_parablock.transport import limited_wait, rendezvous
-from lightning_parablock.transport.introductions import NO_NUMBER, Introduction, Meeting, check_site_name, in_order
+from lightning_parablock.transport.introductions import (
+    NO_NUMBER,
+    Introduction,
+    Meeting,
+    check_site_name,
+    in_order,
+    is_dead,
+    this_system,
+)
 from lightning_parablock.transport.limited_wait import LimitedWait
 from lightning_parablock.transport.meeting import MeetingTable
 from lightning_parablock.transport.membership import Membership
@@ -190,12 +200,35 @@ def test_without_a_launcher_missing_sites_are_counted_and_those_that_are_there_n
 def test_a_process_that_was_killed_while_it_waited_can_be_started_again() -> None:
     hall = Hall()
     killed = subprocess.run([sys.executable, "-S", "-c", "import os; print(os.getpid())"], capture_output=True)
-    here = socket.gethostname()
-    hall.wait(replace(rank_of(NO_NUMBER, "a", 2), host=here, pid=int(killed.stdout)))
-    again = replace(rank_of(NO_NUMBER, "a", 2), host=here, pid=os.getpid())
+    here = this_system()
+    hall.wait(replace(rank_of(NO_NUMBER, "a", 2), system=here, pid=int(killed.stdout)))
+    again = replace(rank_of(NO_NUMBER, "a", 2), system=here, pid=os.getpid())
     hall.wait(again)
     assert hall.come(rank_of(NO_NUMBER, "b", 2)).ranks[0].pid == os.getpid()
     hall.results()
+
+
+def test_two_containers_of_one_host_name_and_one_pid_are_two_processes() -> None:
+    hall = Hall()
+    ranks = [replace(rank_of(NO_NUMBER, site, 3), host="debian", pid=1, system=f"system-{site}") for site in "cab"]
+    for rank in ranks[:2]:
+        hall.wait(rank)
+    meeting = hall.come(ranks[2])
+    hall.results()
+    assert meeting.site_names == ("a", "b", "c") and meeting.rank == 1
+    # A pid that this system does not know may well be alive in another one.
+    assert not is_dead(replace(ranks[0], pid=2**22 + 1).seat)
+    assert is_dead(replace(ranks[0], pid=2**22 + 1, system=this_system()).seat)
+
+
+def test_a_job_belongs_to_the_launcher_that_started_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "my-run")
+    assert job_of(SiteEnvironment(Address("hub", 29500))) == ""  # each site may have a job of its own
+    assert job_of(LightningEnvironment()) == ""
+    assert job_of(TorchElasticEnvironment()) == "my-run"
+    assert job_of(SLURMEnvironment()) == "7"
 
 
 def test_a_wait_reports_after_5_s_and_then_every_15(monkeypatch: pytest.MonkeyPatch) -> None:
