@@ -233,8 +233,9 @@ class ParaBlockCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given: Namespace = self._get(self.config_init, "trainer")
         if given.devices == "auto":  # Lightning would take one on a machine without a GPU
-            named = self._get(self.config, "trainer.strategy.init_args.site") is not None
-            kwargs |= launched_devices() or ({"devices": 1} if named else {})
+            init_args: Any = self._get(self.config, "trainer.strategy.init_args") or {}
+            started = launched_devices() if init_args.get("rendezvous") is None else {}  # no launcher counts the sites
+            kwargs |= started or ({"devices": 1} if init_args.get("site") is not None else {})
         if not self._dry_run and not given.fast_dev_run:
             kwargs |= self._run_folder_arguments(given)
         kwargs["callbacks"] = self._callbacks(given)

@@ -20,9 +20,20 @@ FILE_NAME = "final.ckpt"
 
 def is_wanted(trainer: Trainer) -> bool:
     """Whether the user wants files of a fit that ends well: not with ``enable_checkpointing=False``, for one."""
+    return bool(_keeping(trainer)) and not trainer.fast_dev_run  # type: ignore[attr-defined]
+
+
+def checkpoint_folders(trainer: Trainer) -> list[Path]:
+    """The folders on mounted disks in which the callbacks of a fit keep checkpoints, the same on every rank."""
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return []
+    folders = [c.dirpath for c in _keeping(trainer) if isinstance(c, ModelCheckpoint) and c.dirpath is not None]
+    return [Path(folder) for folder in folders if not is_remote(folder)]
+
+
+def _keeping(trainer: Trainer) -> list[Any]:
     callbacks: list[Any] = trainer.checkpoint_callbacks  # type: ignore[assignment]
-    keeping = [not isinstance(c, ModelCheckpoint) or c.save_top_k != 0 or bool(c.save_last) for c in callbacks]
-    return any(keeping) and not trainer.fast_dev_run  # type: ignore[attr-defined]
+    return [c for c in callbacks if not isinstance(c, ModelCheckpoint) or c.save_top_k != 0 or bool(c.save_last)]
 
 
 def final_path(trainer: Trainer) -> str:

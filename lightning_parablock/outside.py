@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_parablock.blocks import Block
 from lightning_parablock.errors import ConfigurationError, NonFiniteError
+from lightning_parablock.flat import is_finite
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class OutsideParameters:
             NonFiniteError: the turn is discarded, and what it has written here cannot be taken back.
         """
         if discarded:
-            self._refuse_nan(place)
+            self._refuse_nonfinite(place)
         if self._is_checked or (self._is_alone and not self._takes_turns):
             return
         self._is_checked = True
@@ -127,12 +128,12 @@ class OutsideParameters:
         )
         log.warning(what, changed[0], more, committed)
 
-    def _refuse_nan(self, place: str) -> None:
+    def _refuse_nonfinite(self, place: str) -> None:
         for name, parameter in self._mine.items():
-            if parameter.is_floating_point() and bool(parameter.isnan().any()):
+            if parameter.is_floating_point() and not is_finite(parameter):
                 raise NonFiniteError(
                     f"{place}: the round is left out since its delta is not finite, but {name!r}, a parameter in no "
-                    "block, contains NaN, too, and cannot be put back; register it as a buffer"
+                    "block, is not finite, too, and cannot be put back; register it as a buffer"
                 )
 
     def refuse_flags(self, active: Iterable[nn.Parameter], place: str) -> None:

@@ -29,6 +29,7 @@ from lightning_parablock.checkpoint import (
 from lightning_parablock.client_state import Resumed, is_remote, save_plain
 from lightning_parablock.errors import CheckpointError, ConfigurationError
 from lightning_parablock.flat import hash_tensors
+from lightning_parablock.places import refuse_unwritable
 from lightning_parablock.plain_values import first_foreign, numpy_numbers
 from lightning_parablock.ranks import WatchedStrategy
 from lightning_parablock.settings import AUTO, Settings
@@ -121,6 +122,15 @@ class Checkpoints:
         checkpoint[KEY] = entry.as_dict()
         self._all(lambda: save_plain(ranks, checkpoint, path, storage_options), "write")
         remove_sidecars(path, ranks.global_rank, keep_save=save)
+
+    def check_folders(self, folders: Sequence[Path]) -> None:
+        """Make sure, before the training, that every rank can write its part of checkpoints there.
+
+        Raises:
+            CheckpointError: a rank cannot; sites whose run folders have different absolute paths, for one.
+        """
+        what = "the folder of checkpoints, the same path on every client,"
+        self._all(lambda: [refuse_unwritable(folder, what) for folder in folders], "write", gather=False)
 
     def remove(self, filepath: Any) -> None:
         """Remove a checkpoint and its sidecars; each rank those on its own disk. Not collective."""

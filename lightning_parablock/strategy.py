@@ -53,7 +53,7 @@ from lightning_parablock.clients_data import (
 )
 from lightning_parablock.cohorts import Cohorts, hosted_clients, read_availability, turns_of_a_round
 from lightning_parablock.errors import ConfigurationError, DivergenceError, PeerError, PeerLostError, PeerTimeoutError
-from lightning_parablock.final_model import is_wanted, save_final, save_final_alone
+from lightning_parablock.final_model import checkpoint_folders, is_wanted, save_final, save_final_alone
 from lightning_parablock.flat import FlatBlocks, hash_tensors
 from lightning_parablock.idling import Idling, refuse_meeting_logs, refuse_scaler
 from lightning_parablock.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length, lengths_in_words
@@ -435,6 +435,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self.model_to_device()
         if trainer.state.fn == TrainerFn.FITTING:
             share_monitored_values(trainer, self.broadcast)
+            self._checkpoints().check_folders(checkpoint_folders(trainer))
             self._setup_blocks()
         self._broadcast_model()
         if trainer.state.fn == TrainerFn.FITTING:

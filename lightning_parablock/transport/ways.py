@@ -66,7 +66,7 @@ class Ways:
         try:
             address = own_address(self.master, one_host=self.one_host, reached_as=self._reached_as(table))
             mine = [(listener.address, listener.port) for listener in open_listeners(address, self.ports)]
-        except ConfigurationError as error:
+        except (ConfigurationError, OSError, RuntimeError) as error:  # whatever it is: the others wait for it
             mine, problem = [], str(error)
         table.agree("listeners", problem)
         if not self.one_host:

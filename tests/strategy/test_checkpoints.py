@@ -31,6 +31,8 @@ SCENARIOS = [
     "full",
     "whole",
     "finished",
+    "together",
+    "folder",
     "last committed",
 ]
 WORKER = ["-m", "tests.strategy.worker_checkpoints"]

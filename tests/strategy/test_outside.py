@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.errors import ConfigurationError, NonFiniteError
+from lightning_parablock.outside import OutsideParameters
 from lightning_parablock.schedule import block_of_round
 from tests.strategy.test_turns_alone import K as TURN_STEPS
 from tests.strategy.test_turns_alone import Net
@@ -92,8 +93,18 @@ def test_one_client_may_have_a_teacher(caplog: pytest.LogCaptureFixture) -> None
 
 def test_a_skipped_round_that_has_spoiled_a_frozen_parameter_stops_the_run() -> None:
     task = poisoned_task(MLP, (0, 5))
-    with pytest.raises(NonFiniteError, match=r"round 1, .*'teacher\..*', a parameter in no block, contains NaN, too"):
+    with pytest.raises(NonFiniteError, match=r"round 1, .*'teacher\..*', a parameter in no block, is not finite, too"):
         fit(task, strategy_for(nonfinite_delta="skip"), 0, STEPS, module=Teacher(task))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_frozen_parameter_that_is_not_finite_ends_a_skipped_turn(value: float) -> None:
+    module = nn.Linear(2, 1)
+    outside = OutsideParameters(module, [], takes_turns=False, is_alone=True, is_averaged=False)
+    outside.check_turn("round 0", discarded=True)
+    module.bias.data.fill_(value)
+    with pytest.raises(NonFiniteError, match="'bias', a parameter in no block, is not finite"):
+        outside.check_turn("round 1", discarded=True)
 
 
 class Sharing(Net):

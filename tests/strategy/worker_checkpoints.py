@@ -347,6 +347,41 @@ def the_finished_model() -> None:
     assert_same_parameters(dict(resumed.named_parameters()), module)
 
 
+class SavesTogether(Net):
+    """Its hook is collective, as it may be at every other save."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seen"] = self.trainer.strategy.broadcast({"by": RANK})
+
+
+def a_finished_model_saved_by_a_collective_hook() -> None:
+    folder = SCRATCH / "together"
+    keep = ModelCheckpoint(folder, save_top_k=0, save_last=True)
+    module = SavesTogether()
+    trainer_for({}, [keep]).fit(module, **loaders("shuffled"))
+    dist.barrier()
+    final = torch.load(folder / "final.ckpt", weights_only=True)
+    assert final["seen"] == {"by": 0}
+    assert_same_parameters(final["state_dict"], module)
+
+
+class NoStep(Net):
+    def training_step(self, *_: Any) -> Any:
+        raise AssertionError("this is refused before the training")
+
+
+def a_folder_that_one_client_cannot_write() -> None:
+    """As with sites whose run folders have different absolute paths."""
+    (SCRATCH / "in the way").touch()
+    folder = SCRATCH / "in the way" / "checkpoints" if RANK == 1 else SCRATCH / "free"
+    keep = ModelCheckpoint(SCRATCH / "free", save_last=True)
+    with (
+        mock.patch("lightning_parablock.strategy.checkpoint_folders", return_value=[folder]),
+        pytest.raises(CheckpointError, match=r"client 1 .*in the way.*is a file; name another place"),
+    ):
+        trainer_for({}, [keep]).fit(NoStep(), **loaders("shuffled"))
+
+
 def assert_same_parameters(state: Mapping[str, torch.Tensor], module: Net) -> None:
     assert_same_bits(
         {name: state[name] for name, _ in module.named_parameters()},
@@ -397,6 +432,8 @@ FILES: dict[str, Callable[[], None]] = {
     "full": a_full_disk,
     "whole": whole_after_a_full_disk,
     "finished": the_finished_model,
+    "together": a_finished_model_saved_by_a_collective_hook,
+    "folder": a_folder_that_one_client_cannot_write,
     "last committed": the_last_committed_model_is_kept,
 }
 
