@@ -20,13 +20,13 @@ from torch.distributed import DistError
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from lightning_parablock.errors import ConfigurationError, PeerLostError
+from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTimeoutError
 from lightning_parablock.ports import PortRange
 from lightning_parablock.site_environment import SiteEnvironment
 from lightning_parablock.transport.devices import on_listeners
 from lightning_parablock.transport.group_opening import open_together
 from lightning_parablock.transport.introductions import NO_NUMBER, Introduction, Meeting, in_order, this_system
-from lightning_parablock.transport.limited_wait import LimitedWait
+from lightning_parablock.transport.limited_wait import LimitedWait, run_reported
 from lightning_parablock.transport.meeting import MeetingTable
 from lightning_parablock.transport.rendezvous import (
     Address,
@@ -73,7 +73,7 @@ def join_run(
     """
     own = _introduction(environment, site)
     if dist.is_initialized():
-        meeting = _meet_again(own)
+        meeting = _meet_again(own, limit_s)
         _adopt_number(environment, meeting.rank)
         return meeting
     wait = LimitedWait(limit_s)
@@ -140,11 +140,19 @@ def job_of(environment: ClusterEnvironment) -> str:
     return next((os.environ[name] for name in _JOB_NAMES if os.environ.get(name, "none") != "none"), "")
 
 
-def _meet_again(own: Introduction) -> Meeting:
+def _meet_again(own: Introduction, limit_s: float) -> Meeting:
     """The ranks of a default group that is open already, by an earlier fit or by the program itself."""
     ranks: list[Any] = [None] * dist.get_world_size()
     own = replace(own, rank=dist.get_rank(), n_ranks=len(ranks))
-    dist.all_gather_object(ranks, own)
+    others = "the other processes of the run, which this one has met before"
+    try:
+        run_reported(lambda: dist.all_gather_object(ranks, own), LimitedWait(limit_s), lambda: others)
+    except (RuntimeError, TimeoutError) as error:
+        lost = PeerTimeoutError if isinstance(error, TimeoutError) else PeerLostError
+        raise lost(
+            f"{own.describe()} could not meet {others}, again ({one_line(error)}): one of them ended between two parts "
+            "of the run; see what each of them reported last, and start the run again"
+        ) from error
     if in_order(ranks) != tuple(ranks):
         raise ConfigurationError(
             "the process group was opened before the sites had names, and in another order than that of their names; "

@@ -88,6 +88,7 @@ class WatchedStrategy(ParallelStrategy):
         self._timeout = timeout
         self._site = site
         self._site_names: tuple[str, ...] = ()
+        self._hosts: tuple[str, ...] | None = None
         self._meeting_timeout_s = meeting_timeout_s
         self._start_method: StartMethod = start_method
         self._federation: Federation | None = None
@@ -192,7 +193,9 @@ class WatchedStrategy(ParallelStrategy):
             )
         if settings.cohort is not None and settings.cohort > n_clients:
             raise ConfigurationError(f"cohort={settings.cohort} clients a round, but the run has {n_clients}")
-        self._federation = open_federation(settings, hosted_clients(n_clients, self.world_size), self.site_names)
+        self._federation = open_federation(
+            settings, hosted_clients(n_clients, self.world_size), self.site_names, self._hosts
+        )
 
     def _set_world_ranks(self) -> None:
         if self.cluster_environment is not None:
@@ -219,7 +222,7 @@ class WatchedStrategy(ParallelStrategy):
             device_id=self.root_device if self.root_device.type == "cuda" else None,
         )
         while_others_live(lambda: met.append(join()))
-        self._site_names = met[0].site_names
+        self._site_names, self._hosts = met[0].site_names, tuple(one.host for one in met[0].ranks)
 
     # --- collectives of Lightning, none of which outlives a lost peer -------------------------------------------------
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 
 _FIRST_REPORT_S = 5.0
 _NEXT_REPORT_S = 15.0
+_POLL_S = 0.05
 
 
 class LimitedWait:
@@ -45,6 +47,38 @@ class LimitedWait:
             return
         self._report_s = now_s + _NEXT_REPORT_S
         self._say(f"parablock: waiting for {what()}; gives up in {self.remaining_s:.0f} s")
+
+
+def run_reported(action: Callable[[], object], wait: LimitedWait, what: Callable[[], str]) -> None:
+    """Run what waits for other ranks by itself, in silence and perhaps for long.
+
+    Args:
+        action: Runs on a daemon thread, which is left behind where it does not end.
+        wait: The limit.
+        what: For whom it waits, see :meth:`LimitedWait.report`.
+
+    Raises:
+        TimeoutError: it has not ended within the limit.
+        Exception: what it has raised.
+    """
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True, name="parablock-waiting")
+    thread.start()
+    while thread.is_alive():
+        thread.join(_POLL_S)
+        if thread.is_alive():
+            if wait.is_over:
+                raise TimeoutError(f"no answer within {wait.limit_s:g} s")
+            wait.report(what)
+    if failure:
+        raise failure[0]
 
 
 def _say(line: str) -> None:

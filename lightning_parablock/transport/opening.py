@@ -28,20 +28,25 @@ class Federation:
     watch: Watch | None
 
 
-def open_federation(settings: Settings, clients: Sequence[Sequence[int]], sites: tuple[str, ...] = ()) -> Federation:
-    """Get to know the ranks of the default process group and begin to watch them; collective where there are several.
+def open_federation(
+    settings: Settings,
+    clients: Sequence[Sequence[int]],
+    sites: tuple[str, ...] = (),
+    hosts: tuple[str, ...] | None = None,
+) -> Federation:
+    """Begin to watch the ranks of the default process group; collective where there are several.
 
     Args:
         settings: Limits.
         clients: For each rank the ids of the clients it hosts, ascending.
         sites: For each rank the name of its site; empty where sites have no names.
+        hosts: For each rank the name of its machine; None where all are this one.
     """
     hosted = tuple(tuple(ids) for ids in clients)
+    hosts = hosts or (socket.gethostname(),) * len(hosted)
     if len(hosted) == 1:
-        return Federation(Membership(0, (socket.gethostname(),), hosted, 0, sites), None)
-    hosts: list[str | None] = [None] * len(hosted)
-    dist.all_gather_object(hosts, socket.gethostname())
-    membership = Membership(0, tuple(map(str, hosts)), hosted, dist.get_rank(), sites)
+        return Federation(Membership(0, hosts, hosted, 0, sites), None)
+    membership = Membership(0, hosts, hosted, dist.get_rank(), sites)
     return Federation(membership, Watch(membership, settings.heartbeat_s, settings.exchange_timeout_s))
 
 

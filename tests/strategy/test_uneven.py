@@ -80,6 +80,16 @@ def test_a_client_that_is_alive_but_late_is_named(tmp_path: Path, monkeypatch: p
         )
 
 
+def test_a_client_that_ends_between_two_fits_ends_the_next_meeting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    arguments = ["-m", "tests.strategy.worker_alone", "ends between two fits"]
+    first, other = run_ranks(2, arguments, expect_code=1)
+    assert "PeerLostError: rank 0 (pid " in first and "one of them ended between two parts of the run" in first
+    assert "ZeroDivisionError: client 1 is broken" in other
+
+
 def test_a_flood_of_connections_ends_the_run_with_a_saved_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,14 @@ def meets_in_passed_steps() -> None:
     run(Meeting(TASK, adamw_default), used=strategy(own_local_steps=1 if RANK == 1 else None))
 
 
+def ends_between_two_fits() -> None:
+    """Client 1 fails behind its first fit; client 0 comes to its second one."""
+    run()
+    if RANK == 1:
+        raise ZeroDivisionError("client 1 is broken")
+    run()
+
+
 CASES = {
     "stops": stops,
     "stops before validation": stops_before_validation,
@@ -153,6 +161,7 @@ CASES = {
     "fails": fails,
     "meets without data": meets_without_data,
     "meets in passed steps": meets_in_passed_steps,
+    "ends between two fits": ends_between_two_fits,
 }
 
 if __name__ == "__main__":
