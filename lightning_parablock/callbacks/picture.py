@@ -38,6 +38,17 @@ _SHORTEST_PART = 1e-4
 """Of the time drawn: a fifth of a pixel."""
 _WITH_EDGE = 50
 """Bars of so many times the shortest part have room for a white edge."""
+_WIDTH_INCHES = 14
+_LEGEND_ROW_INCHES = 0.2
+_LEGEND_CHARACTERS = 200
+"""Of the legend's font, in the width of the picture."""
+_PATCH_CHARACTERS = 8
+"""Room for a colour and for the gap to the next column."""
+_WAITS = (
+    "exposed: stood still for the exchange",
+    "stood still for a slower client",
+    "delta submitted, other clients not yet",
+)
 _CLIENT_HEIGHT = 2.6
 """Height of a client's two rows, each 1 high, and the gap to the next client."""
 
@@ -59,9 +70,11 @@ def draw_timeline(
     if not shown:
         return
     clients = sorted({record.client for record in shown})
-    figure = Figure(figsize=(14, 1.9 + 1.5 * len(clients)), dpi=130, layout="constrained")
-    axes = figure.add_subplot()
     colours = block_colours(record.block for record in records)
+    n_columns, n_rows = _legend_shape([*legend_blocks(colours), *_WAITS])
+    height_inches = 1.5 + 1.5 * len(clients) + _LEGEND_ROW_INCHES * n_rows
+    figure = Figure(figsize=(_WIDTH_INCHES, height_inches), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
     origin_s = min(record.start_s for record in shown)
     shortest_s = shortest_drawn_s(record.exchange_end_s - origin_s for record in shown)
     for record in shown:
@@ -69,7 +82,7 @@ def draw_timeline(
         _draw_round(axes, record, base, origin_s, colours[record.block], shortest_s)
     _label_axes(axes, [names.label(client) for client in clients])
     axes.set_title(_title(shown, len({record.round for record in records}), shortest_s), loc="left", fontsize=10)
-    _add_legend(axes, colours)
+    _add_legend(axes, colours, n_columns)
     figure.savefig(path)
 
 
@@ -129,13 +142,20 @@ def _title(shown: Sequence[RoundRecord], n_rounds: int, shortest_s: float) -> st
     return f"rounds {first} to {last} ({few}counted from 0); one colour per block" + (f"; {short}" if short else "")
 
 
-def _add_legend(axes: Axes, colours: dict[str, str]) -> None:
+def _legend_shape(labels: Sequence[str]) -> tuple[int, int]:
+    """Columns and rows of a legend that is no wider than the picture."""
+    n_columns = min(5, max(1, _LEGEND_CHARACTERS // (max(map(len, labels)) + _PATCH_CHARACTERS)))
+    return n_columns, -(-len(labels) // n_columns)
+
+
+def _add_legend(axes: Axes, colours: dict[str, str], n_columns: int) -> None:
     from matplotlib.patches import Patch
 
     blocks = [Patch(color=colours[name], label=name) for name in legend_blocks(colours)]
+    exposed, slower, submitted = _WAITS
     waits = [
-        Patch(facecolor="white", edgecolor=EXPOSED_COLOUR, hatch="////", label="exposed: stood still for the exchange"),
-        Patch(facecolor="white", edgecolor=SLOWER_COLOUR, hatch="////", label="stood still for a slower client"),
-        Patch(color=SUBMITTED_COLOUR, label="delta submitted, other clients not yet"),
+        Patch(facecolor="white", edgecolor=EXPOSED_COLOUR, hatch="////", label=exposed),
+        Patch(facecolor="white", edgecolor=SLOWER_COLOUR, hatch="////", label=slower),
+        Patch(color=SUBMITTED_COLOUR, label=submitted),
     ]
-    axes.figure.legend(handles=[*blocks, *waits], loc="outside lower center", ncols=5, fontsize=8)
+    axes.figure.legend(handles=[*blocks, *waits], loc="outside lower center", ncols=n_columns, fontsize=8)

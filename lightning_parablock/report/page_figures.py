@@ -145,7 +145,7 @@ def timeline_figure(rounds: Sequence[ClientRound], names: ClientNames = NO_NAMES
     figure.update_yaxes(categoryorder="array", categoryarray=order[::-1])
     rows_px = _ROW_PX * max(4, len(order))
     figure.update_xaxes(rangeslider={"visible": True, "thickness": _SLIDER_PX / rows_px})
-    return laid_out(figure, height_px=rows_px + _SLIDER_PX + 140)
+    return laid_out(figure, height_px=rows_px + _SLIDER_PX + 155)
 
 
 def timeline_note(rounds: Sequence[ClientRound]) -> str:

@@ -6,8 +6,11 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from lightning_parablock.callbacks.gather import NewRecords, gather_objects
@@ -86,6 +89,22 @@ def test_an_exchange_of_microseconds_is_a_line_of_its_colour(tmp_path: Path) -> 
     first, second = record(0, 0), record(1, 0, exchange_s=25e-6)
     draw_timeline([first, replace(second, start_s=second.end_s)], tmp_path / "x.png")
     assert above_the_legend(tmp_path / "x.png", orange) > 50
+
+
+@pytest.mark.parametrize("length", [4, 40, 110])
+def test_the_legend_is_no_wider_than_the_picture(tmp_path: Path, length: int) -> None:
+    widths: list[tuple[float, float]] = []
+
+    def measured(figure: Figure, *_: Any, **__: Any) -> None:
+        figure.draw_without_rendering()
+        box = figure.legends[0].get_window_extent()
+        widths.append((box.x0, box.x1 / figure.bbox.width))
+
+    names = [f"{t}{'m.weight' * 20}"[:length] for t in range(6)]
+    with mock.patch.object(Figure, "savefig", measured):
+        draw_timeline([replace(record(t, 0), block=name) for t, name in enumerate(names)], tmp_path / "x.png")
+    (left, right) = widths[0]
+    assert left >= 0 and right <= 1
 
 
 def test_waits_of_microseconds_are_left_out_and_said(tmp_path: Path) -> None:
