@@ -47,8 +47,9 @@ class Stopping:
 
     def __init__(self, ranks: WatchedStrategy, trainer: Trainer, point: StopPoint, check: Callable[[], object]) -> None:
         self._ranks, self._trainer, self._point, self._check = ranks, trainer, point, check
-        self._signal: signal.Signals | None = None
-        self._noted_s = 0.0
+        self._signal: signal.Signals | None = None  # noted, and not taken to a batch yet
+        self._told: signal.Signals | None = None  # to end, which it does in any case
+        self._told_s = 0.0
         self._limit: threading.Timer | None = None
         self._is_late = False
         self._default_handler: Any = None
@@ -77,14 +78,15 @@ class Stopping:
             SIGTERMException: the same after SIGTERM.
         """
         noted, now_s = signal.Signals(signum), time.monotonic()
-        is_again = noted == self._signal == signal.SIGINT and now_s - self._noted_s > _SAME_S
+        is_again = noted == self._told == signal.SIGINT and now_s - self._told_s > _SAME_S
         if is_again or self._is_late:
             raise self._ending(noted)
-        if self._signal in _ENDING:
+        if self._told is not None:
             return
-        self._signal, self._noted_s = noted, now_s
+        self._signal = noted
         self._point.request()
         if noted in _ENDING:
+            self._told, self._told_s = noted, now_s
             again = "; Ctrl-C again ends this one at once" if noted == signal.SIGINT else ""
             log.warning(
                 "parablock: %s: all clients save at the end of a batch, within %g s%s",
@@ -124,12 +126,16 @@ class Stopping:
         """
         if not self._point.pass_batch(self._check):
             return
-        signals = self._ranks.gather_objects(self._signal)
-        self._cancel_limit()
+        # Taken before anything is done with it: a signal that is noted from here on is obeyed at a later batch.
+        own, self._signal = self._signal, None
+        signals = self._ranks.gather_objects(own)
         if any(noted in _ENDING for noted in signals):
+            self._cancel_limit()
             self._end(signals)
-        self._requeue(signals)
-        self._signal = None
+        # Without any, the signal that asked for this batch was noted just in time for the one before.
+        wanted = [noted for noted in signals if noted is not None]
+        if wanted:
+            self._requeue(wanted[0])
 
     def _end(self, signals: Sequence[signal.Signals | None]) -> None:
         folder = Path(self._trainer.default_root_dir)
@@ -143,8 +149,8 @@ class Stopping:
         else:
             self.has_saved = True
             saved = f"all clients have saved at step {step}; to continue exactly from there: {command_to_resume(path)}"
-        own = self._signal
-        if own is not None and own in _ENDING:
+        own = self._told
+        if own is not None:
             log.warning("parablock: %s: %s", _ENDING[own], saved)
             raise self._ending(own)
         told = [f"{self._ranks.describe(r)} by {_ENDING[s]}" for r, s in enumerate(signals) if s and s in _ENDING]
@@ -154,9 +160,9 @@ class Stopping:
         if noted == signal.SIGINT:
             return KeyboardInterrupt()
         self._trainer._signal_connector.received_sigterm = True  # pyright: ignore[reportPrivateUsage]
-        return SIGTERMException()
+        return SIGTERMException(128 + noted)  # the exit code by convention
 
-    def _requeue(self, signals: Sequence[signal.Signals | None]) -> None:
+    def _requeue(self, signum: signal.Signals) -> None:
         """What Lightning does in the handler, with the first rank's number of the file for all."""
         connector: Any = self._trainer._signal_connector  # pyright: ignore[reportPrivateUsage]
         files: Any = self._trainer._checkpoint_connector  # pyright: ignore[reportPrivateUsage]
@@ -165,6 +171,7 @@ class Stopping:
             return self._ranks.broadcast(type(files).hpc_save_path(folder))
 
         files.hpc_save_path = first_ranks
-        signum = next(noted for noted in signals if noted is not None)
-        type(connector)._slurm_sigusr_handler_fn(connector, signum, None)
-        del files.hpc_save_path
+        try:
+            type(connector)._slurm_sigusr_handler_fn(connector, signum, None)
+        finally:
+            del files.hpc_save_path

@@ -60,7 +60,7 @@ class StopPoint:
             while self._pledge is not None and None in self._pledges.values():
                 self._changed.wait(_POLL_S)
                 check()
-            if self._pledge is None or self._passed < max(self._pledge, *self._pledges_of_peers()):
+            if self._pledge is None or self._passed < max([self._pledge, *self._pledges_of_peers()]):
                 return False
             self._reached, self._pledge, self._is_wanted = self._passed, None, False
             self._pledges = dict.fromkeys(self._pledges)
@@ -72,4 +72,4 @@ class StopPoint:
             self._tell(batch)
 
     def _pledges_of_peers(self) -> list[int]:
-        return [0, *(pledge for pledge in self._pledges.values() if pledge is not None)]
+        return [pledge for pledge in self._pledges.values() if pledge is not None]
