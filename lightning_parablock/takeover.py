@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
@@ -21,6 +23,8 @@ from lightning_parablock.lengths import length_of
 from lightning_parablock.random_state import RandomState, capture, restore
 
 log = logging.getLogger(__name__)
+
+_EVALUATING = (TrainerFn.VALIDATING, TrainerFn.TESTING, TrainerFn.PREDICTING)
 
 
 def silence_batch_broadcasts(trainer: Trainer) -> None:
@@ -35,7 +39,8 @@ def take_signals(trainer: Trainer, note: Callable[[int], bool]) -> None:
 
     Args:
         trainer: Whose handlers these are; they are registered later.
-        note: Told the signal; returns whether it will be obeyed. Where it is not, SIGTERM ends the fit after the batch.
+        note: Told the signal; returns whether it will be obeyed. Where it is not, SIGTERM ends the fit after the batch;
+            validate, test and predict, which have nothing to save, it ends at once, by a SIGTERMException.
     """
     connector: Any = trainer._signal_connector  # pyright: ignore[reportPrivateUsage]
     if hasattr(connector, "_sigterm_notifier_fn"):
@@ -45,6 +50,11 @@ def take_signals(trainer: Trainer, note: Callable[[int], bool]) -> None:
             if not connector.received_sigterm and launcher is not None:
                 launcher.kill(signum)
             connector.received_sigterm = connector.received_sigterm or not note(signum)
+            function = trainer.state.fn
+            # Their loops do not look at `received_sigterm`, and the next fit clears it.
+            if function is not None and function in _EVALUATING and trainer.state.status == TrainerStatus.RUNNING:
+                log.warning("parablock: SIGTERM: %s ends here", function.value)
+                raise SIGTERMException(128 + signum)  # the exit code by convention
 
         connector._sigterm_notifier_fn = note_sigterm
     if hasattr(connector, "_slurm_sigusr_handler_fn"):
@@ -161,7 +171,8 @@ def _share_values(callback: Any, from_first_rank: Callable[[Any], Any]) -> None:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    return bool(torch.as_tensor(one).eq(torch.as_tensor(other)))
+    values = (torch.as_tensor(value, dtype=torch.float64) for value in (one, other))
+    return torch.allclose(*values, rtol=0, atol=0, equal_nan=True)
 
 
 def name_empty_data(trainer: Trainer, who: Callable[[], str]) -> None:

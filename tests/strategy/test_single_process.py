@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import itertools
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -352,6 +354,25 @@ def test_validate_test_and_predict_work_and_train_nothing() -> None:
     (after,) = trainer.validate(module, loader_of(3, 0), verbose=False)
     assert after["val_loss"] < before["val_loss"]
     assert_same_bits(module.weights(), expected(strategy, 14))
+
+
+@pytest.mark.parametrize("name", ["validate", "test", "predict"])
+def test_sigterm_ends_an_evaluation_at_once(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    class Struck(TaskModule):
+        n_steps = 0
+
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.n_steps += 1
+            signal.raise_signal(signal.SIGTERM)
+
+        test_step = predict_step = validation_step
+
+    before, module = signal.getsignal(signal.SIGTERM), Struck(MLP, adamw_default)
+    with pytest.raises(SIGTERMException) as caught:
+        getattr(trainer_for(strategy_for()), name)(module, loader_of(3, 0))
+    assert (caught.value.code, module.n_steps) == (143, 1)
+    assert f"SIGTERM: {name} ends here" in caplog.text
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_round_metrics_go_to_the_callback_metrics_and_the_logger(tmp_path: Path) -> None:
