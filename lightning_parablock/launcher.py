@@ -6,7 +6,6 @@ import atexit
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +24,7 @@ from typing_extensions import override
 from lightning_parablock.checkpoint_choice import note_choice
 from lightning_parablock.errors import PeerLostError
 from lightning_parablock.launched import refuse_lonely_nodes
+from lightning_parablock.looked_after import run_looked_after
 
 _STARTED_BY = "LIGHTNING_PARABLOCK_STARTED_BY"
 _starter: str | None = os.environ.pop(_STARTED_BY, None)
@@ -121,21 +121,9 @@ def while_others_live(action: Callable[[], None]) -> None:
     if not _started and _starter is None:
         action()
         return
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, daemon=True, name="parablock-meeting")
-    thread.start()
-    while thread.is_alive():
-        _refuse_ended()
-        thread.join(_POLL_S)
-    if failure:
-        raise failure[0]
+    failure = run_looked_after(action, _refuse_ended, "parablock-meeting")
+    if failure is not None:
+        raise failure
 
 
 def end_others(limit_s: float = _FAILED_LIMIT_S) -> None:

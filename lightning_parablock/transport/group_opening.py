@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 
@@ -11,11 +10,11 @@ from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lightning_parablock.errors import ParaBlockError, PeerLostError, PeerTimeoutError
+from lightning_parablock.looked_after import run_looked_after
 from lightning_parablock.transport.introductions import Meeting, several
 from lightning_parablock.transport.limited_wait import LimitedWait
 from lightning_parablock.transport.rendezvous import one_line
 
-_POLL_S = 0.05
 _LOOK_S = 0.5
 _AT_LEAST_S = 30.0
 
@@ -35,23 +34,10 @@ def open_together(action: Callable[[], None], meeting: Meeting, store: Store, li
     """
     wait = LimitedWait(max(limit_s, _AT_LEAST_S))
     progress = _Progress(store, meeting)
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, daemon=True, name="parablock-opening")
     progress.note("began")
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_S)
-        if thread.is_alive():
-            progress.look(wait)
-    if failure:
-        raise progress.failed(failure[0]) from failure[0]
+    failure = run_looked_after(action, lambda: progress.look(wait), "parablock-opening")
+    if failure is not None:
+        raise progress.failed(failure) from failure
     progress.note("opened")
 
 

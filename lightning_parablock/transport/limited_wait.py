@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable
 
+from lightning_parablock.looked_after import run_looked_after
+
 _FIRST_REPORT_S = 5.0
 _NEXT_REPORT_S = 15.0
-_POLL_S = 0.05
 
 
 class LimitedWait:
@@ -61,24 +61,15 @@ def run_reported(action: Callable[[], object], wait: LimitedWait, what: Callable
         TimeoutError: it has not ended within the limit.
         Exception: what it has raised.
     """
-    failure: list[BaseException] = []
 
-    def run() -> None:
-        try:
-            action()
-        except BaseException as error:
-            failure.append(error)
+    def look() -> None:
+        if wait.is_over:
+            raise TimeoutError(f"no answer within {wait.limit_s:g} s")
+        wait.report(what)
 
-    thread = threading.Thread(target=run, daemon=True, name="parablock-waiting")
-    thread.start()
-    while thread.is_alive():
-        thread.join(_POLL_S)
-        if thread.is_alive():
-            if wait.is_over:
-                raise TimeoutError(f"no answer within {wait.limit_s:g} s")
-            wait.report(what)
-    if failure:
-        raise failure[0]
+    failure = run_looked_after(action, look, "parablock-waiting")
+    if failure is not None:
+        raise failure
 
 
 def _say(line: str) -> None:
