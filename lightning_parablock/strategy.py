@@ -808,11 +808,19 @@ class ParaBlockStrategy(WatchedStrategy):
         assert self._federation is not None and self._trainer is not None
         watch = self._federation.watch
         point = watch.stop_point if watch is not None else StopPoint((), lambda _: None)
-        stopping = Stopping(self, self._trainer, point, watch.check if watch is not None else lambda: None)
+        stopping = Stopping(self, self._trainer, point, self._check_peers)
         stopping.open()
         self._stopping = stopping
         if self._early_signal is not None:
             stopping.note(self._early_signal)
+
+    def _check_peers(self) -> None:
+        watch = self._federation.watch if self._federation is not None else None
+        try:
+            if watch is not None:
+                watch.check()
+        except PeerError as error:
+            raise error.at(self._engine.round, self.blocks[self._engine.block].name) from error
 
     def _end_stopping(self) -> Stopping | None:
         stopping, self._stopping, self._early_signal = self._stopping, None, None

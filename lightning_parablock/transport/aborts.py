@@ -20,6 +20,8 @@ from collections.abc import Callable
 
 _LAST_RESORT_S = 900
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_installed: list[object] = []
+"""What C may call, kept for as long as it may: after a failure a watch is not closed, and may be collected."""
 
 
 class Aborts:
@@ -38,12 +40,14 @@ class Aborts:
         self._libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
         if not faulthandler.is_enabled() and sys.__stderr__ is not None:
             faulthandler.enable(sys.__stderr__)
+        _installed.append(self._handler)
         self._before = self._libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
 
     def close(self) -> None:
         """Leave the signal to what heard it before."""
         if not self._has_aborted:
             self._libc.signal(signal.SIGABRT, self._before)
+            _installed.remove(self._handler)
 
     def _handle(self, signum: int) -> None:
         if threading.get_ident() in {thread.ident for thread in threading.enumerate()}:
