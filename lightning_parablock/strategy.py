@@ -689,11 +689,10 @@ class ParaBlockStrategy(WatchedStrategy):
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         assert self._trainer is not None
-        checkpoints = self._checkpoints()
-        checkpoint = checkpoints.load(checkpoint_path, weights_only)
+        checkpoint = self._checkpoints().load(checkpoint_path, weights_only)
         if self._trainer.state.fn == TrainerFn.FITTING:
             self.settings = settled_by(checkpoint, checkpoint_path, self.settings)
-            self._resumed = checkpoints.resume(checkpoint, checkpoint_path, weights_only)
+            self._resumed = self._checkpoints().resume(checkpoint, checkpoint_path, weights_only)
             self._passed = self._resumed.positions()
             silence_loader_warning()
         return checkpoint

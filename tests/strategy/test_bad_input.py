@@ -25,18 +25,16 @@ class Case:
         said: Regular expression that the one line of the error matches.
         only_on: Rank that has these words; None gives them to both.
         said_by_other: What the other rank says, where it is something else.
-        words_of_other: The other rank's options, where it does not have these words.
     """
 
     words: list[str]
     said: str
     only_on: int | None = None
     said_by_other: str | None = None
-    words_of_other: tuple[str, ...] = ()
 
     def arguments(self, rank: int) -> list[str]:
         """The command line on one rank."""
-        own = self.words if self.only_on in (None, rank) else self.words_of_other
+        own = self.words if self.only_on in (None, rank) else []
         return [*MODEL, *DATA, *REST, *own]
 
     def expected(self, rank: int) -> str:
@@ -63,14 +61,13 @@ CASES = {
         ["--data.source", "FOLDER/rosw.jsonl"],
         r"rosw\.jsonl does not exist; did you mean .*rows\.jsonl",
         only_on=1,
-        said_by_other=r"rank 1 of 2 \(here: rank 0 .*\) did not come to 127\.0\.0\.1:\d+ .* within meeting_timeout_s=1",
-        words_of_other=("--strategy.meeting_timeout_s", "1"),
+        said_by_other=r"client 1 \(rank 1 on .*\) ended on an error of its own: DataError: .*rosw\.jsonl does not",
     ),
     "broken line at one client": Case(
         ["--data.source", "FOLDER/broken.jsonl"],
         r"broken\.jsonl, line 2: ",
         only_on=1,
-        said_by_other=r"client 1 \(rank 1 on .*\): .*broken\.jsonl, line 2: ",
+        said_by_other=r"client 1 \(rank 1 on .*\) ended on an error of its own: DataError: .*broken\.jsonl, line 2: ",
     ),
     "empty shard": Case(
         ["--data.source", '["FOLDER/rows.jsonl", "FOLDER/short.jsonl"]', "--data.partition", "files"],
