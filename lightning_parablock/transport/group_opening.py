@@ -19,7 +19,7 @@ _LOOK_S = 0.5
 _AT_LEAST_S = 30.0
 
 
-def open_together(action: Callable[[], None], meeting: Meeting, store: Store, limit_s: float) -> None:
+def open_together(action: Callable[[], object], meeting: Meeting, store: Store, limit_s: float) -> None:
     """Run what opens the connections of the ranks, which by itself would wait long and in silence for one of them.
 
     Args:

@@ -17,7 +17,7 @@ from typing import Any
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTimeoutError
+from lightning_parablock.errors import ConfigurationError, PeerError, PeerLostError, PeerTimeoutError
 from lightning_parablock.ports import PortRange
 from lightning_parablock.transport.addresses import INTERFACE_VARIABLE, is_loopback, own_address, resolved
 from lightning_parablock.transport.devices import open_listeners
@@ -66,7 +66,9 @@ class Ways:
         try:
             address = own_address(self.master, one_host=self.one_host, reached_as=self._reached_as(table))
             mine = [(listener.address, listener.port) for listener in open_listeners(address, self.ports)]
-        except (ConfigurationError, OSError, RuntimeError) as error:  # whatever it is: the others wait for it
+        except PeerError:  # all ranks come to know of it by themselves
+            raise
+        except (OSError, RuntimeError) as error:  # of the system, of gloo, or a ConfigurationError: the others wait
             mine, problem = [], str(error)
         table.agree("listeners", problem)
         if not self.one_host:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from lightning_parablock.cli import main
 from lightning_parablock.cli_configs import PACKAGED
 from lightning_parablock.cli_flags import STRATEGY_CLASS_PATH, presets
 from tests.support.cli_toys import Toy, ToyData
+from tests.support.launch import ROOT
 
 METHODS = sorted((PACKAGED / "methods").glob("*.yaml"))
 QUIET = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "devices": 1}
@@ -104,5 +106,7 @@ def test_mistakes_in_a_script_are_errors(
 def test_an_overlay_needs_neither_the_command_nor_an_import(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "train.py"), "--config", str(PACKAGED / "methods" / "fedavg.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert "settings 16 0 1" in done.stdout

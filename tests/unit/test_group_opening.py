@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import pytest
 from torch.distributed.distributed_c10d import Store
@@ -27,16 +27,21 @@ def stores() -> list[Store]:
 
 
 @pytest.fixture
-def stuck() -> Callable[[], None]:
-    """A connection that never opens."""
-    return lambda: print(threading.Event().wait(600.0))
+def stuck() -> Generator[Callable[[], object]]:
+    """A connection that does not open as long as the test lasts."""
+    is_over = threading.Event()
+    yield is_over.wait
+    is_over.set()
+    for thread in threading.enumerate():
+        if thread.name == "parablock-opening":
+            thread.join()
 
 
 def fail() -> None:
     raise RuntimeError("Gloo connectFullMesh failed\nat a line of C++")
 
 
-def test_one_that_cannot_connect_is_named_everywhere(stores: list[Store], stuck: Callable[[], None]) -> None:
+def test_one_that_cannot_connect_is_named_everywhere(stores: list[Store], stuck: Callable[[], object]) -> None:
     failures: list[Exception] = []
 
     def other() -> None:
@@ -58,7 +63,7 @@ def test_one_that_cannot_connect_is_named_everywhere(stores: list[Store], stuck:
 
 
 def test_one_that_does_not_begin_is_named_at_the_limit(
-    stores: list[Store], stuck: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    stores: list[Store], stuck: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(group_opening, "_AT_LEAST_S", 0.0)
     with pytest.raises(PeerTimeoutError, match=r"site b \(pid 11 on h1\) is not connected within 0 s"):
