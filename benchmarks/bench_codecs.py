@@ -13,11 +13,11 @@ import argparse
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks import gsm8k
-from benchmarks.overlap_figures import compute_s, exchange_s, run_of
-from benchmarks.publish import folder, parser, publish
-from benchmarks.workers import Workers, attempt
-from benchmarks.workloads import last_layers
+from benchmarks.harness import gsm8k
+from benchmarks.harness.publish import folder, parser, publish
+from benchmarks.harness.run_figures import compute_s, exchange_s, run_of
+from benchmarks.harness.workers import Workers, attempt
+from benchmarks.harness.workloads import last_layers
 
 QUESTION = "codecs"
 CODECS = ("none", "bf16", "int8", "int4", "topk")
@@ -55,7 +55,7 @@ def main() -> None:
 
 def _speed(options: argparse.Namespace) -> dict[str, Any]:
     with Workers(1, linked=False) as workers:
-        found = attempt(workers.first_answer, "benchmarks.codec_job:speed", {"repeats": options.repeats})
+        found = attempt(workers.first_answer, "benchmarks.codecs.job:speed", {"repeats": options.repeats})
     for name in [name for name in found if name != "failed"]:
         print(name, {way: round(median(values), 2) for way, values in found[name].items()}, "GB/s", flush=True)
     return found
@@ -80,7 +80,7 @@ def _turns(options: argparse.Namespace) -> list[str]:
 def _run(options: argparse.Namespace, workers: Workers, codec: str, rate_mbit: int) -> dict[str, Any]:
     strategy = {"local_steps": 1, "delay_steps": 0, "compression": codec, **QUIET}
     plan = {"model": MODEL, "rounds": options.rounds, "strategy": strategy, "sockets": True}
-    answers = workers.run("benchmarks.fits:fit", plan, rate_mbit=rate_mbit)
+    answers = workers.run("benchmarks.harness.fits:fit", plan, rate_mbit=rate_mbit)
     run = run_of(answers, delay_steps=0, rate_mbit=rate_mbit)
     return {
         "exchange_s": exchange_s(run)[1:],

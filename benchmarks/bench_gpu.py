@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.bootstrap import ratio_with_interval
-from benchmarks.overlap_figures import run_of
-from benchmarks.pairs import measure_pairs
-from benchmarks.publish import parser, publish
-from benchmarks.steal_figures import round_pairs
-from benchmarks.steal_job import JOBS
-from benchmarks.turns import WARM_UP_STEPS, take_turns
-from benchmarks.workers import Workers, attempt
+from benchmarks.harness.bootstrap import ratio_with_interval
+from benchmarks.harness.pairs import measure_pairs
+from benchmarks.harness.publish import parser, publish
+from benchmarks.harness.run_figures import run_of
+from benchmarks.harness.turn_jobs import JOBS
+from benchmarks.harness.turns import WARM_UP_STEPS, take_turns
+from benchmarks.harness.workers import Workers, attempt
+from benchmarks.steal.figures import round_pairs
 from lightning_parablock.planning.memory import ModelSize, memory_parts, total_bytes
 from lightning_parablock.settings import Settings
 
@@ -122,7 +122,7 @@ def _memory(options: argparse.Namespace, shape: str, method: str) -> dict[str, A
         "rounds": layers + 4 if method == "parablock" else 3,
     }
     with Workers(1, linked=False, pin=False) as workers:
-        found = attempt(workers.first_answer, "benchmarks.gpu_job:memory", plan, limit_s=LIMIT_S)
+        found = attempt(workers.first_answer, "benchmarks.gpu.job:memory", plan, limit_s=LIMIT_S)
     if method == "parablock" and not found["failed"]:
         found |= _formula(found)
     print(shape, method, {name: v for name, v in found.items() if not isinstance(v, list)}, flush=True)
@@ -152,14 +152,14 @@ def _run(options: argparse.Namespace, workers: Workers, backend: str, delay_step
     strategy: dict[str, Any] = {"local_steps": options.local_steps, "delay_steps": delay_steps}
     strategy["process_group_backend"] = backend
     plan = {"model": _model(options, options.shape, "layers"), "rounds": options.rounds, "strategy": strategy}
-    answers = workers.run("benchmarks.fits:fit", plan | {"trainer": _trainer(options)}, rate_mbit=None)
+    answers = workers.run("benchmarks.harness.fits:fit", plan | {"trainer": _trainer(options)}, rate_mbit=None)
     return run_of(answers, delay_steps=delay_steps)
 
 
 def _copies(options: argparse.Namespace) -> dict[str, Any]:
     plan = {"device": options.device, "megabytes": 256, "repeats": 9}
     with Workers(1, linked=False, pin=False) as workers:
-        return workers.first_answer("benchmarks.gpu_job:copies", plan)
+        return workers.first_answer("benchmarks.gpu.job:copies", plan)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import argparse
 from statistics import median
 from typing import Any
 
-from benchmarks.publish import parser, publish
-from benchmarks.workers import Workers, attempt
+from benchmarks.harness.publish import parser, publish
+from benchmarks.harness.workers import Workers, attempt
 from lightning_parablock.planning.memory import ModelSize, memory_parts
 from lightning_parablock.settings import Settings
 
@@ -60,7 +60,7 @@ def _one(options: argparse.Namespace, job: str, processes: int, method: str) -> 
     rounds = options.rounds if method == "parablock" else options.steps
     plan = {"method": method, "model": model, "rounds": rounds, "strategy": STRATEGY}
     with Workers(processes, linked=False) as workers:
-        found = attempt(_answers, workers, f"benchmarks.memory_job:{job}", plan)
+        found = attempt(_answers, workers, f"benchmarks.memory.job:{job}", plan)
     print(method, found.get("clients", found), flush=True)
     return found
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from benchmarks.calibration import Calibration
-from benchmarks.overlap_figures import Run, run_of
-from benchmarks.pairs import measure_pairs
-from benchmarks.publish import folder, parser, publish
-from benchmarks.results import command_line, git_state, read_result
-from benchmarks.workers import Workers, attempt
-from benchmarks.workloads import last_layers
+from benchmarks.harness.pairs import measure_pairs
+from benchmarks.harness.publish import folder, parser, publish
+from benchmarks.harness.results import command_line, git_state, read_result
+from benchmarks.harness.run_figures import Run, run_of
+from benchmarks.harness.workers import Workers, attempt
+from benchmarks.harness.workloads import last_layers
+from benchmarks.overlap.calibration import Calibration
 
 QUESTION = "overlap"
 LOCAL_STEPS = 2
@@ -75,7 +75,7 @@ class _Hosts:
         """One fit of all of them."""
         strategy = {"local_steps": LOCAL_STEPS, "delay_steps": delay_steps, "topology": self.topology}
         plan = {"model": self.model, "rounds": rounds, "strategy": strategy}
-        answers = self.workers.run("benchmarks.fits:fit", plan, rate_mbit=rate_mbit)
+        answers = self.workers.run("benchmarks.harness.fits:fit", plan, rate_mbit=rate_mbit)
         return run_of(answers, delay_steps=delay_steps, rate_mbit=rate_mbit)
 
 

@@ -20,16 +20,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gsm8k
+from benchmarks.harness import gsm8k
+from benchmarks.harness.pictures import draw
+from benchmarks.harness.publish import failures, folder, parser
+from benchmarks.harness.results import read_result, write_result
 from benchmarks.peers import methods
 from benchmarks.peers.figures import curve, round_s, table
 from benchmarks.peers.job import Job
 from benchmarks.peers.launch import Run, run
 from benchmarks.peers.methods import LINKS, METHODS, SIZES, round_steps
 from benchmarks.peers.shown import markdown
-from benchmarks.pictures import draw
-from benchmarks.publish import failures, folder, parser
-from benchmarks.results import read_result, write_result
 
 QUESTION = "peers"
 SEED = 0

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks import gsm8k
-from benchmarks.publish import folder, parser, publish
+from benchmarks.harness import gsm8k
+from benchmarks.harness.publish import folder, parser, publish
 
 QUESTION = "quality"
 METHODS: dict[str, dict[str, Any]] = {

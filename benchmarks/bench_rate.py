@@ -1,7 +1,7 @@
 """Does the mean squared gradient of ParaBlock fall as 1 / sqrt(T), as that of FedBCD does?
 
 The package's own round engine on a smooth non-convex problem whose smoothness, noise and heterogeneity are known
-(benchmarks/rate_problem.py), plain SGD, one run a T with the step that the theorem asks for. Of each run, the mean over
+(benchmarks/rate/problem.py), plain SGD, one run a T with the step that the theorem asks for. Of each run, the mean over
 its rounds of |grad f|^2 at the committed model; then slopes of log against log, the price of one round of staleness,
 and what more clients save.
 
@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.publish import parser, publish
-from benchmarks.rate_figures import FEDBCD, PARABLOCK, Row, leading_bound, price, slope, speedup
-from benchmarks.rate_problem import Constants, Problem
-from benchmarks.rate_run import Run, mean_squared_gradient
+from benchmarks.harness.publish import parser, publish
+from benchmarks.rate.figures import FEDBCD, PARABLOCK, Row, leading_bound, price, slope, speedup
+from benchmarks.rate.problem import Constants, Problem
+from benchmarks.rate.run import Run, mean_squared_gradient
 from lightning_parablock.schedule import derive_seed
 
 QUESTION = "rate"

@@ -14,9 +14,9 @@ import argparse
 from statistics import median
 from typing import Any
 
-from benchmarks.overlap_figures import compute_s, exchange_s, round_s, run_of
-from benchmarks.publish import parser, publish
-from benchmarks.workers import Workers, attempt
+from benchmarks.harness.publish import parser, publish
+from benchmarks.harness.run_figures import compute_s, exchange_s, round_s, run_of
+from benchmarks.harness.workers import Workers, attempt
 from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links, round_times
 from lightning_parablock.planning.timing import exchange_s as planned_exchange_s
 from lightning_parablock.settings import Settings, Topology
@@ -64,13 +64,13 @@ def _measure(options: argparse.Namespace, clients: int) -> list[dict[str, Any]]:
 
 def _probe(options: argparse.Namespace, workers: Workers) -> dict[str, Any]:
     """By topology, what the planner's probe says."""
-    return workers.run("benchmarks.link_job:probe", {}, rate_mbit=options.rate_mbit)[0]
+    return workers.run("benchmarks.scale.job:probe", {}, rate_mbit=options.rate_mbit)[0]
 
 
 def _run(options: argparse.Namespace, workers: Workers, topology: str, method: str) -> dict[str, Any]:
     strategy = {"local_steps": LOCAL_STEPS, "delay_steps": DELAYS[method], "topology": topology}
     plan = {"model": MODEL, "rounds": options.rounds, "strategy": strategy}
-    run = run_of(workers.run("benchmarks.fits:fit", plan, rate_mbit=options.rate_mbit))
+    run = run_of(workers.run("benchmarks.harness.fits:fit", plan, rate_mbit=options.rate_mbit))
     return {"round_s": round_s(run)[SETTLED:], "compute_s": compute_s(run), "exchange_s": exchange_s(run)}
 
 

@@ -16,13 +16,13 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.bootstrap import ratio_with_interval
-from benchmarks.publish import parser, publish
-from benchmarks.steal_figures import paired_rounds, round_pairs, slowdown
-from benchmarks.steal_job import JOBS
-from benchmarks.turns import WARM_UP_STEPS, take_turns
-from benchmarks.workers import RunFailedError, Workers, attempt
-from benchmarks.workloads import last_layers
+from benchmarks.harness.bootstrap import ratio_with_interval
+from benchmarks.harness.publish import parser, publish
+from benchmarks.harness.turn_jobs import JOBS
+from benchmarks.harness.turns import WARM_UP_STEPS, take_turns
+from benchmarks.harness.workers import RunFailedError, Workers, attempt
+from benchmarks.harness.workloads import last_layers
+from benchmarks.steal.figures import paired_rounds, round_pairs, slowdown
 
 QUESTION = "steal"
 LIMIT_S = 1200.0
@@ -100,7 +100,7 @@ def _rows(pair: Mapping[int, list[dict[str, Any]]]) -> list[list[float]]:
 def _run(options: argparse.Namespace, workers: Workers, rate_mbit: int, delay_steps: int) -> list[dict[str, Any]]:
     strategy = {"local_steps": IN_FLIGHT_STEPS, "delay_steps": delay_steps}
     plan = {"model": IN_FLIGHT[rate_mbit], "rounds": options.rounds, "strategy": strategy, "steps": True}
-    return workers.run("benchmarks.fits:fit", plan, rate_mbit=rate_mbit)
+    return workers.run("benchmarks.harness.fits:fit", plan, rate_mbit=rate_mbit)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.results import REPOSITORY, git_state
 from benchmarks.hosts import HostCluster
 from benchmarks.peers.job import Job
 from benchmarks.peers.methods import N_CLIENTS
-from benchmarks.results import REPOSITORY, git_state
 
 POLL_S = 0.2
 MESSAGE_LINES = 2

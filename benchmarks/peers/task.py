@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from benchmarks.gsm8k import HUB_ID
+from benchmarks.harness.gsm8k import HUB_ID
 from benchmarks.peers.job import Job, rank, sent_bytes
 from benchmarks.peers.methods import BATCH_SIZE, LORA_RANK, MODEL, N_CLIENTS, SEQUENCE_LENGTH
 from lightning_parablock.data import FederatedTextDataModule

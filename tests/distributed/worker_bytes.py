@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from benchmarks.sockets import count_tcp_bytes
+from benchmarks.harness.sockets import count_tcp_bytes
 from lightning_parablock.flat import FlatBlocks
 from lightning_parablock.rounds import RoundEngine
 from lightning_parablock.settings import Settings, Topology

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.host_network import address
 from benchmarks.hosts import HostCluster
+from benchmarks.hosts.network import address
 from lightning_parablock.flat import hash_tensors
 from tests.faults.worker import LOCAL_STEPS, Wide, loss_of, optimizer_of
 from tests.oracle import OracleConfig, run_oracle

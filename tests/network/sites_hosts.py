@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.host_network import address
+from benchmarks.hosts.network import address
 
 
 def as_on_debian(host: int, names: Mapping[str, int], directory: Path, argv: Sequence[str]) -> list[str]:

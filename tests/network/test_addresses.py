@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks.host_network import address
 from benchmarks.hosts import HostCluster
+from benchmarks.hosts.network import address
 from tests.network import worker_addresses
 from tests.network.sites_hosts import as_on_debian, behind_firewall
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.workers import RunFailedError, Workers, attempt
+from benchmarks.harness.workers import RunFailedError, Workers, attempt
 
 LIMIT_S = 60.0
 HERE = "tests.network.test_workers"
@@ -36,7 +36,7 @@ def end(plan: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("linked", [True, False])
 def test_jobs_share_processes_until_one_fails(linked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.workers.AFTER_A_FAILURE_S", 0.1)
+    monkeypatch.setattr("benchmarks.harness.workers.AFTER_A_FAILURE_S", 0.1)
     with Workers(2, linked=linked, env={"COLOUR": "blue"}) as workers:
         first = workers.run(f"{HERE}:who", {"n": 1}, rate_mbit=100.0 if linked else None, limit_s=LIMIT_S)
         assert [answer["colour"] for answer in first] == ["blue", "blue"]
@@ -56,7 +56,7 @@ def test_processes_of_this_machine_have_no_links_to_shape() -> None:
 
 
 def test_a_process_that_ends_and_one_that_never_does_are_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.workers.AFTER_A_FAILURE_S", 0.1)
+    monkeypatch.setattr("benchmarks.harness.workers.AFTER_A_FAILURE_S", 0.1)
     with Workers(2) as workers:
         found = attempt(workers.first_answer, f"{HERE}:end", {}, limit_s=LIMIT_S)
         assert found.keys() == {"failed"}
@@ -72,7 +72,7 @@ def show_pid(plan: dict[str, Any]) -> None:
 
 def test_workers_in_the_middle_of_a_job_end_with_a_starter_that_is_killed(tmp_path: Path) -> None:
     code = f"""
-from benchmarks.workers import Workers
+from benchmarks.harness.workers import Workers
 with Workers(2, linked=False) as workers:
     workers.run({HERE + ":show_pid"!r}, {{"folder": {str(tmp_path)!r}}}, rate_mbit=None)
 """

@@ -21,8 +21,8 @@ import torch
 from lightning.pytorch.cli import LightningCLI
 from torch import Tensor
 
-from benchmarks.host_network import address
 from benchmarks.hosts import HostCluster
+from benchmarks.hosts.network import address
 from lightning_parablock import ParaBlockStrategy, launcher
 from lightning_parablock.cli import main
 from lightning_parablock.errors import PeerLostError

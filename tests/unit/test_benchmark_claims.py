@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_claims, claims_data
-from benchmarks.claims_figures import best_rate, combined, markdown, planned_s, table
-from benchmarks.claims_methods import (
+from benchmarks import bench_claims
+from benchmarks.claims import data as claims_data
+from benchmarks.claims.figures import best_rate, combined, markdown, planned_s, table
+from benchmarks.claims.methods import (
     BATCH_SIZE,
     CELLS,
     EXTRAS,
@@ -25,7 +26,7 @@ from benchmarks.claims_methods import (
     Run,
     queue,
 )
-from benchmarks.results import RESULTS, write_result
+from benchmarks.harness.results import RESULTS, write_result
 from lightning_parablock.data.partition import partition_dirichlet
 from lightning_parablock.planning.timing import round_times
 

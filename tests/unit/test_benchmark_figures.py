@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.bootstrap import interval, median_ratio, ratio_with_interval
-from benchmarks.calibration import Calibration
-from benchmarks.overlap_figures import (
+from benchmarks.harness.bootstrap import interval, median_ratio, ratio_with_interval
+from benchmarks.harness.run_figures import (
     compute_s,
     exchange_s,
     exposed_s,
@@ -22,7 +21,8 @@ from benchmarks.overlap_figures import (
     seconds_spent,
     wall_s,
 )
-from benchmarks.steal_figures import by_round, is_beside, paired_rounds, round_sums, slowdown
+from benchmarks.overlap.calibration import Calibration
+from benchmarks.steal.figures import by_round, is_beside, paired_rounds, round_sums, slowdown
 
 
 def answer(rounds: list[dict[str, float]]) -> dict[str, Any]:

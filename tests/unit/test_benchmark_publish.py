@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import publish as module
-from benchmarks.publish import QUICK_RESULTS, failures, folder, publish
-from benchmarks.results import RESULTS, read_result
+from benchmarks.harness import publish as module
+from benchmarks.harness.publish import QUICK_RESULTS, failures, folder, publish
+from benchmarks.harness.results import RESULTS, read_result
 
 VALUES: dict[str, Any] = {"alone": {"failed": None, "rounds": [1.0]}, "rows": [{"failed": "no such host"}, {"x": 2}]}
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.rate_figures import leading_bound, price, slope, speedup
-from benchmarks.rate_problem import Constants, Problem
-from benchmarks.rate_run import Run, mean_squared_gradient, step_size
+from benchmarks.rate.figures import leading_bound, price, slope, speedup
+from benchmarks.rate.problem import Constants, Problem
+from benchmarks.rate.run import Run, mean_squared_gradient, step_size
 
 CLIENTS, ZETA, REPLICAS = 4, 5.0, 3
 CONSTANTS = Constants(scalars=12, blocks=3, noise=2.0)

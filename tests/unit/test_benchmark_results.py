@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.results import FIELDS, REPOSITORY, read_result, write_result
+from benchmarks.harness.results import FIELDS, REPOSITORY, read_result, write_result
 
 
 def write(directory: Path, **changes: Any) -> Path:

@@ -1,0 +1,1 @@
+"""bench_claims: methods, data, one client's fit, figures and picture."""

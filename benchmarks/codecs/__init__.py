@@ -1,0 +1,1 @@
+"""bench_codecs: the timed codecs and the picture."""

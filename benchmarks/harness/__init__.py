@@ -1,0 +1,1 @@
+"""What benchmarks share: workers, jobs, statistics, result files and pictures."""

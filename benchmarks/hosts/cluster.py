@@ -1,0 +1,240 @@
+"""``n`` hosts on one private switch, the programs on them, and faults on demand."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmarks.hosts.network import address
+from benchmarks.hosts.session import HostsError, HostsTimeoutError, Session
+
+MASTER_PORT = 29500
+POLL_S = 0.02
+TAIL_CHARACTERS = 2000
+_RATE = re.compile(r"\d+(\.\d+)?[kmg]bit")
+
+
+class Host:
+    """One started program on one host, with its own process group and its own log file."""
+
+    def __init__(self, session: Session, index: int, inner_pid: int, log_path: Path) -> None:
+        self.index = index
+        self.log_path = log_path
+        self._session = session
+        self._inner_pid = inner_pid
+        self._log_at_close: str | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The program's pid as the caller sees it, or None once it has ended."""
+        return self._session.outer_pid(self._inner_pid)
+
+    def poll(self) -> int | None:
+        """Exit status, negative for the signal that ended it, or None while it runs."""
+        return self._session.ask("status", pid=self._inner_pid)
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for the end and return the exit status. Raises HostsTimeoutError with the end of the log."""
+        deadline = time.monotonic() + timeout_s
+        while (status := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise HostsTimeoutError(f"host {self.index} still runs after {timeout_s} s; {self.log_tail()}")
+            time.sleep(POLL_S)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Signal the program's process group; nothing happens if it has ended."""
+        self._session.ask("signal_group", pid=self._inner_pid, number=int(number))
+
+    def log_text(self) -> str:
+        """Everything the program has printed so far, both streams; still there after the cluster has closed."""
+        if self._log_at_close is not None:
+            return self._log_at_close
+        return self.log_path.read_text(errors="replace")
+
+    def keep_log(self) -> None:
+        """Hold the log in memory, since its file goes with the cluster."""
+        self._log_at_close = self.log_text()
+
+    def log_tail(self) -> str:
+        """The end of the log, as a part of an error message."""
+        return f"its log ends:\n{self.log_text()[-TAIL_CHARACTERS:]}"
+
+
+class HostCluster:
+    """``n`` hosts named h0 to h<n-1> on one private switch; a context manager.
+
+    Args:
+        n: Number of hosts, 1 to 250.
+        rate: Speed of each host's link in both directions: one tc rate such as ``"100mbit"``, one a host, or None.
+        pin: Give host i one core (i modulo the cores this process may use).
+        log_dir: Folder for the logs, kept; by default a temporary one that goes with the cluster.
+
+    Raises:
+        HostsError: wrong arguments, or (on entering) a machine that does not allow namespaces.
+    """
+
+    def __init__(
+        self,
+        n: int,
+        *,
+        rate: str | Sequence[str | None] | None = None,
+        pin: bool = False,
+        log_dir: str | Path | None = None,
+    ) -> None:
+        self.n = n
+        self.rates = _rates(n, rate)
+        self.pin = pin
+        self.hosts: dict[int, Host] = {}
+        self._log_dir = log_dir
+        self._started: list[Host] = []
+        self._session: Session | None = None
+
+    def __enter__(self) -> HostCluster:
+        self.directory = Path(self._log_dir or tempfile.mkdtemp(prefix="hosts-")).resolve()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self._session = Session.open(
+                self.rates, pin=self.pin, directory=self.directory, temporary=self._log_dir is None
+            )
+        except BaseException:
+            self._remove_directory()
+            raise
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for host in self._started:
+            host.keep_log()
+        self.session.close()
+        self._remove_directory()
+
+    def _remove_directory(self) -> None:
+        if self._log_dir is None:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    @property
+    def session(self) -> Session:
+        """The open session. Raises HostsError outside of ``with``."""
+        if self._session is None:
+            raise HostsError("the cluster is not open: use it in a `with` statement")
+        return self._session
+
+    def start(
+        self, i: int, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: str | Path | None = None
+    ) -> Host:
+        """Start a program on host i, which may have run others before.
+
+        Its environment is the caller's, then the variables of a distributed launch (RANK, WORLD_SIZE, LOCAL_RANK,
+        NODE_RANK, MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, one thread for OpenMP and MKL), then ``env``.
+        Raises HostsError.
+        """
+        if not 0 <= i < self.n:
+            raise HostsError(f"there is no host {i}: the cluster has hosts 0 to {self.n - 1}")
+        log_path = self.directory / f"host{i}-start{len(self._started)}.log"
+        full_env = {**os.environ, **self._launch_env(i), **(env or {})}
+        pid = self.session.ask(
+            "start", host=i, argv=list(argv), env=full_env, cwd=str(cwd or os.getcwd()), log=str(log_path)
+        )
+        self.hosts[i] = Host(self.session, i, pid, log_path)
+        self._started.append(self.hosts[i])
+        return self.hosts[i]
+
+    def _launch_env(self, i: int) -> dict[str, str]:
+        return {
+            "RANK": str(i),
+            "WORLD_SIZE": str(self.n),
+            "LOCAL_RANK": "0",
+            "NODE_RANK": str(i),
+            "MASTER_ADDR": address(0),
+            "MASTER_PORT": str(MASTER_PORT),
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def wait_for_line(self, i: int, regex: str, timeout_s: float) -> re.Match[str]:
+        """Wait until a line of host i's log matches; returns the match, whose ``string`` is that line.
+
+        Raises HostsTimeoutError after ``timeout_s``, HostsError when the program ends without such a line; both show
+        the end of the log.
+        """
+        host = self.hosts[i]
+        deadline = time.monotonic() + timeout_s
+        while True:
+            ended = host.poll() is not None  # asked first, so that a last line is still seen below
+            for line in host.log_text().splitlines():
+                if match := re.search(regex, line):
+                    return match
+            problem = f"host {i} printed no line matching {regex!r}"
+            if ended:
+                raise HostsError(f"{problem} before it ended with {host.poll()}; {host.log_tail()}")
+            if time.monotonic() > deadline:
+                raise HostsTimeoutError(f"{problem} within {timeout_s} s; {host.log_tail()}")
+            time.sleep(POLL_S)
+
+    def wait(self, timeout_s: float) -> list[int]:
+        """Exit status of every started host, in order of host; ``timeout_s`` is for all of them together."""
+        deadline = time.monotonic() + timeout_s
+        return [self.hosts[i].wait(max(0.0, deadline - time.monotonic())) for i in sorted(self.hosts)]
+
+    def kill(self, i: int) -> None:
+        """SIGKILL every process of host i, as when its power fails; returns when none is left."""
+        self.session.ask("signal_host", host=i, number=int(signal.SIGKILL))
+
+    def stop(self, i: int) -> None:
+        """SIGSTOP every process of host i: it freezes, its connections stay."""
+        self.session.ask("signal_host", host=i, number=int(signal.SIGSTOP))
+
+    def resume(self, i: int) -> None:
+        """SIGCONT every process of host i."""
+        self.session.ask("signal_host", host=i, number=int(signal.SIGCONT))
+
+    def cut_link(self, i: int) -> None:
+        """Unplug host i: nothing comes through, and no connection is told."""
+        self.session.ask("link", host=i, up=False)
+
+    def restore_link(self, i: int) -> None:
+        """Plug host i in again.
+
+        Who asked for a host's address (ARP) while it was cut asks again a second after, so the first packet may take
+        that long to get through.
+        """
+        self.session.ask("link", host=i, up=True)
+
+    def set_rate(self, i: int, rate: str) -> None:
+        """Change the speed of host i's link in both directions, e.g. to ``"20mbit"``."""
+        (checked,) = _rates(1, rate)
+        self.session.ask("rate", host=i, rate=checked)
+
+    def bytes_sent(self, i: int) -> int:
+        """Bytes host i has put on its link since the cluster opened, headers included."""
+        return self.session.ask("counters", host=i)["sent_bytes"]
+
+    def bytes_received(self, i: int) -> int:
+        """Bytes host i has got from its link since the cluster opened, headers included."""
+        return self.session.ask("counters", host=i)["received_bytes"]
+
+    def shaping(self, i: int) -> dict[str, Any]:
+        """``{"up": ..., "down": ...}``, each None or rate_bps, passed_bytes and delayed_packets of that shaper."""
+        return self.session.ask("shaping", host=i)
+
+
+def _rates(n: int, rate: str | Sequence[str | None] | None) -> list[str | None]:
+    if not 1 <= n <= 250:
+        raise HostsError(f"a cluster has 1 to 250 hosts, got {n}")
+    rates = [rate] * n if rate is None or isinstance(rate, str) else list(rate)
+    if len(rates) != n:
+        raise HostsError(f"{len(rates)} rates given for {n} hosts: give one, or one a host")
+    for one in rates:
+        if one is not None and not _RATE.fullmatch(one):
+            raise HostsError(f"rate {one!r} is not understood: write a number and kbit, mbit or gbit, e.g. '100mbit'")
+    return rates

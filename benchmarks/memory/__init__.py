@@ -1,0 +1,1 @@
+"""bench_memory: the peak of one process, and the picture."""

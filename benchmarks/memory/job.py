@@ -1,0 +1,120 @@
+"""The job of bench_memory: what a fresh process needs at most, while it loads the model and while it trains."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from benchmarks.harness.fits import bare_trainer
+from benchmarks.harness.workloads import PACKAGE, loader
+from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.blocks import Block, partition
+from lightning_parablock.models import CausalLM
+from lightning_parablock.models.lora import Adapters, add_adapters
+
+LORA_RANK = 16
+TINY = (
+    '{"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,'
+    ' "num_attention_heads": 2, "tie_word_embeddings": true}'
+)
+
+
+def measure(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Peak of this process, whose first job this must be.
+
+    Args:
+        plan: ``method`` ("parablock", "adamw", "lora"), ``model`` (``layers``, ``tokens``, ``batch_size``), ``rounds``
+            and ``strategy`` (options of ParaBlockStrategy; its K sets the steps of all methods).
+
+    Returns:
+        Bytes, of resident memory: ``base_bytes`` before the model is loaded, ``loading_peak_bytes`` and
+        ``training_peak_bytes`` above it, ``loaded_bytes`` in between; ``numels`` of the blocks, ``weights_bytes``.
+    """
+    torch.set_num_threads(1)
+    _warm_up()
+    base = resident_bytes("VmRSS")
+    module = CausalLM(PACKAGE, layers=plan["model"]["layers"])
+    facts = {"base_bytes": base, "loading_peak_bytes": resident_bytes("VmHWM") - base}
+    facts |= {"loaded_bytes": resident_bytes("VmRSS") - base}
+    facts |= {"weights_bytes": sum(p.numel() * p.element_size() for p in module.parameters())}
+    facts |= {"numels": [block.numel for block in partition(module, plan["strategy"]["blocks"])]}
+    _forget_peak()
+    _train(plan, module)
+    return facts | {"training_peak_bytes": resident_bytes("VmHWM") - base}
+
+
+def activations(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What forward and backward need beside weights and gradients, by a plain loop: one value a block.
+
+    The last value is of the whole model.
+    """
+    torch.set_num_threads(1)
+    _warm_up()
+    base = resident_bytes("VmRSS")
+    module = CausalLM(PACKAGE, layers=plan["model"]["layers"])
+    weights_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
+    blocks = partition(module, plan["strategy"]["blocks"])
+    batches = list(loader(plan["model"], 2, 0))
+    found: list[int] = []
+    # The whole model first, too, but not counted: what the first pass sets up is there in any training.
+    for names in [_names(blocks), *(block.parameter_names for block in blocks), _names(blocks)]:
+        gradients_bytes = train_only(module, names)
+        _forget_peak()
+        for batch in batches:
+            module.mean_loss(batch).backward()
+            module.zero_grad()
+        found.append(resident_bytes("VmHWM") - base - weights_bytes - gradients_bytes)
+    return {"activations_bytes": found[1:]}
+
+
+def _names(blocks: list[Block]) -> tuple[str, ...]:
+    return tuple(name for block in blocks for name in block.parameter_names)
+
+
+def train_only(module: nn.Module, names: tuple[str, ...]) -> int:
+    """Let only these parameters train; bytes of their gradients."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in names)
+    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+
+
+def _train(plan: Mapping[str, Any], module: CausalLM) -> None:
+    options = plan["strategy"]
+    steps, rank = plan["rounds"] * options["local_steps"], int(os.environ["RANK"])
+    if plan["method"] == "lora":
+        add_adapters(module.network, Adapters(LORA_RANK))
+    is_alone = plan["method"] != "parablock"
+    strategy: Any = "auto" if is_alone else ParaBlockStrategy(**options)
+    trainer = bare_trainer(strategy, steps, num_nodes=1 if is_alone else int(os.environ["WORLD_SIZE"]))
+    trainer.fit(module, loader(plan["model"], steps, rank))
+
+
+def _warm_up() -> None:
+    """Import and start all that any training needs, on a model of no size."""
+    importlib.import_module("peft")  # so that every method's base has the same imports
+    module = CausalLM("none", architecture=TINY)
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    batches: Any = 2 * [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}]
+    bare_trainer("auto", 2).fit(module, DataLoader(batches, batch_size=None))
+
+
+def resident_bytes(field: str) -> int:
+    """Memory of this process: VmRSS now, VmHWM at most so far."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}: Linux is needed")
+
+
+def _forget_peak() -> None:
+    """Let VmHWM begin anew at what is resident now, without what is free but was not given back."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")

@@ -1,0 +1,1 @@
+"""bench_quality: the picture."""

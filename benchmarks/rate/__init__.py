@@ -1,0 +1,1 @@
+"""bench_rate: the problem, one run on it, figures and picture."""

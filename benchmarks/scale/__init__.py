@@ -1,0 +1,1 @@
+"""bench_scale: what the planner's probe measures, and the picture."""

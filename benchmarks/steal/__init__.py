@@ -1,0 +1,1 @@
+"""bench_steal: figures and picture."""

@@ -1,0 +1,91 @@
+"""Which steps had an exchange in flight beside them, and how much longer they took: arithmetic on records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness.bootstrap import Statistic, interval, median_ratio
+
+Span = Sequence[float]
+"""[start, end] in seconds."""
+
+
+def is_beside(step: Span, exchanges: Sequence[Span]) -> bool | None:
+    """Whether an exchange was in flight during all of a step (True), none of it (False) or a part of it (None)."""
+    if any(start <= step[0] and step[1] <= end for start, end in exchanges):
+        return True
+    return None if any(start < step[1] and step[0] < end for start, end in exchanges) else False
+
+
+def by_round(answer: dict[str, Any], local_steps: int) -> list[list[tuple[bool | None, float]]]:
+    """Of each round of one client's answer: (whether an exchange was in flight, seconds) of each step."""
+    rounds, steps = answer["rounds"], answer["steps"]
+    exchanges = list(zip(rounds["exchange_start_s"], rounds["exchange_end_s"], strict=True))
+    told = [(is_beside(step, exchanges), step[1] - step[0]) for step in steps]
+    return [told[first : first + local_steps] for first in range(0, len(told), local_steps)]
+
+
+def paired_rounds(parallel: dict[str, Any], blocking: dict[str, Any], local_steps: int) -> list[list[float]]:
+    """One row a round that has steps of both kinds, each the mean of its steps' seconds.
+
+    ``[beside, without]`` of the run with exchanges in flight, then of the same steps of the run at delay 0, in which
+    nothing ever is: what the place in the round alone does to a step shows there. A round's first step is left out,
+    since it makes the optimizer's state.
+    """
+    rows: list[list[float]] = []
+    both = zip(by_round(parallel, local_steps), by_round(blocking, local_steps), strict=True)
+    for told, still in both:
+        beside = [k for k in range(1, len(told)) if told[k][0] is True]
+        without = [k for k in range(1, len(told)) if told[k][0] is False]
+        if beside and without:
+            of = [(run, places) for run in (told, still) for places in (beside, without)]
+            rows.append([fmean(run[k][1] for k in places) for run, places in of])
+    return rows
+
+
+def slowdown(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Ratios of steps with an exchange in flight to steps without, each with its 95 % interval over the rounds.
+
+    ``in_flight``: as measured; ``same_places_at_delay_0``: of the same places of rounds in which nothing was in flight;
+    ``ratio``: the first over the second, which is the answer.
+    """
+    if not rows:
+        raise ValueError("no round has steps of both kinds: the exchange is too short or too long for these rounds")
+    return {
+        "rounds": len(rows),
+        "in_flight": _with_interval(rows, _of_parallel),
+        "same_places_at_delay_0": _with_interval(rows, _of_blocking),
+        "ratio": _with_interval(rows, _of_both),
+    }
+
+
+def _of_parallel(rows: np.ndarray) -> np.ndarray:
+    return median_ratio(rows[..., :2])
+
+
+def _of_blocking(rows: np.ndarray) -> np.ndarray:
+    return median_ratio(rows[..., 2:])
+
+
+def _of_both(rows: np.ndarray) -> np.ndarray:
+    return _of_parallel(rows) / _of_blocking(rows)
+
+
+def _with_interval(rows: Sequence[Sequence[float]], statistic: Statistic) -> dict[str, Any]:
+    return {"median": float(statistic(np.asarray(rows)[None])[0]), "interval": interval(rows, statistic)}
+
+
+def round_sums(seconds: Sequence[float], local_steps: int) -> list[float]:
+    """Seconds of each whole round's steps."""
+    whole = len(seconds) - len(seconds) % local_steps
+    return [sum(seconds[first : first + local_steps]) for first in range(0, whole, local_steps)]
+
+
+def round_pairs(seconds: Mapping[str, Sequence[float]], local_steps: int) -> list[tuple[float, float]]:
+    """Seconds of each round's steps, of the first named fit and of the second, which made its steps in between."""
+    first, second = (round_sums(one, local_steps) for one in seconds.values())
+    return list(zip(first, second, strict=True))
