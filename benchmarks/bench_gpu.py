@@ -20,9 +20,8 @@ from benchmarks.harness.pairs import measure_pairs
 from benchmarks.harness.publish import parser, publish
 from benchmarks.harness.run_figures import run_of
 from benchmarks.harness.turn_jobs import JOBS
-from benchmarks.harness.turns import WARM_UP_STEPS, take_turns
+from benchmarks.harness.turns import WARM_UP_STEPS, round_pairs, take_turns
 from benchmarks.harness.workers import Workers, attempt
-from benchmarks.steal.figures import round_pairs
 from lightning_parablock.planning.memory import ModelSize, memory_parts, total_bytes
 from lightning_parablock.settings import Settings
 

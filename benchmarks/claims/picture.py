@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from benchmarks.claims.figures import CLOSE_PERCENT
-from benchmarks.quality.picture import COLOURS, draw_curves
+from benchmarks.harness.curves import COLOURS, draw_curves
 
 ALL_CELLS = ("cut", "quick")
 """Sizes whose runs are of all methods, data sets and partitions."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.fits import bare_trainer
+from benchmarks.harness.memory import LORA_RANK, resident_bytes, train_only
 from benchmarks.harness.workloads import loader, module_and_blocks
-from benchmarks.memory.job import LORA_RANK, resident_bytes, train_only
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks import partition
 from lightning_parablock.models.lora import Adapters, add_adapters

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -99,6 +99,18 @@ def take_turns(jobs: Mapping[str, str], plan: Mapping[str, Any], *, limit_s: flo
         for process in processes:
             process.kill()
             process.join()
+
+
+def round_sums(seconds: Sequence[float], local_steps: int) -> list[float]:
+    """Seconds of each whole round's steps."""
+    whole = len(seconds) - len(seconds) % local_steps
+    return [sum(seconds[first : first + local_steps]) for first in range(0, whole, local_steps)]
+
+
+def round_pairs(seconds: Mapping[str, Sequence[float]], local_steps: int) -> list[tuple[float, float]]:
+    """Seconds of each round's steps, of the first named fit and of the second, which made its steps in between."""
+    first, second = (round_sums(one, local_steps) for one in seconds.values())
+    return list(zip(first, second, strict=True))
 
 
 def _answer(receiving: Connection, sending: Connection, deadline_s: float) -> list[float]:

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.harness.fits import bare_trainer
+from benchmarks.harness.memory import LORA_RANK, resident_bytes, train_only
 from benchmarks.harness.workloads import PACKAGE, loader
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks import Block, partition
 from lightning_parablock.models import CausalLM
 from lightning_parablock.models.lora import Adapters, add_adapters
 
-LORA_RANK = 16
 TINY = (
     '{"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,'
     ' "num_attention_heads": 2, "tie_word_embeddings": true}'
@@ -79,13 +78,6 @@ def _names(blocks: list[Block]) -> tuple[str, ...]:
     return tuple(name for block in blocks for name in block.parameter_names)
 
 
-def train_only(module: nn.Module, names: tuple[str, ...]) -> int:
-    """Let only these parameters train; bytes of their gradients."""
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name in names)
-    return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-
-
 def _train(plan: Mapping[str, Any], module: CausalLM) -> None:
     options = plan["strategy"]
     steps, rank = plan["rounds"] * options["local_steps"], int(os.environ["RANK"])
@@ -104,14 +96,6 @@ def _warm_up() -> None:
     ids = torch.zeros(1, 4, dtype=torch.long)
     batches: Any = 2 * [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}]
     bare_trainer("auto", 2).fit(module, DataLoader(batches, batch_size=None))
-
-
-def resident_bytes(field: str) -> int:
-    """Memory of this process: VmRSS now, VmHWM at most so far."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}: Linux is needed")
 
 
 def _forget_peak() -> None:

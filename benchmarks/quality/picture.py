@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-COLOURS = {"parablock": "tab:blue", "fedbcd": "tab:orange", "fedavg": "tab:green"}
+from benchmarks.harness.curves import COLOURS, draw_curves
+
 TITLES = {
     "whole": "whole model (30 layers)",
     "cut": "cut to its first 3 layers, three seeds",
@@ -29,15 +29,3 @@ def draw(values: dict[str, Any]) -> Figure:
         axis.grid(alpha=0.3)
         axis.legend()
     return figure
-
-
-def draw_curves(axis: Any, curves: list[list[list[float]]], colour: str, label: str) -> None:
-    """One thin line a curve of (step, loss), and their mean."""
-    at_step: dict[float, list[float]] = defaultdict(list)
-    for curve in curves:
-        if len(curves) > 1:
-            axis.plot(*zip(*curve, strict=True), color=colour, linewidth=0.7, alpha=0.5)
-        for step, loss in curve:
-            at_step[step].append(loss)
-    steps = sorted(at_step)
-    axis.plot(steps, [sum(at_step[s]) / len(at_step[s]) for s in steps], color=colour, marker="o", label=label)

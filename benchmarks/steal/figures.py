@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
@@ -77,15 +77,3 @@ def _of_both(rows: np.ndarray) -> np.ndarray:
 
 def _with_interval(rows: Sequence[Sequence[float]], statistic: Statistic) -> dict[str, Any]:
     return {"median": float(statistic(np.asarray(rows)[None])[0]), "interval": interval(rows, statistic)}
-
-
-def round_sums(seconds: Sequence[float], local_steps: int) -> list[float]:
-    """Seconds of each whole round's steps."""
-    whole = len(seconds) - len(seconds) % local_steps
-    return [sum(seconds[first : first + local_steps]) for first in range(0, whole, local_steps)]
-
-
-def round_pairs(seconds: Mapping[str, Sequence[float]], local_steps: int) -> list[tuple[float, float]]:
-    """Seconds of each round's steps, of the first named fit and of the second, which made its steps in between."""
-    first, second = (round_sums(one, local_steps) for one in seconds.values())
-    return list(zip(first, second, strict=True))

@@ -21,8 +21,9 @@ from benchmarks.harness.run_figures import (
     seconds_spent,
     wall_s,
 )
+from benchmarks.harness.turns import round_sums
 from benchmarks.overlap.calibration import Calibration
-from benchmarks.steal.figures import by_round, is_beside, paired_rounds, round_sums, slowdown
+from benchmarks.steal.figures import by_round, is_beside, paired_rounds, slowdown
 
 
 def answer(rounds: list[dict[str, float]]) -> dict[str, Any]:
