@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import IO
 
 from benchmarks.hosts import HostsError
+from benchmarks.hosts.launch import launch_environment
 
 LIMIT_S = 10.0
+LOOPBACK = "127.0.0.1"
 
 
 class LocalProcess:
@@ -48,7 +50,7 @@ class LocalCluster:
     def __enter__(self) -> LocalCluster:
         self._folder = Path(tempfile.mkdtemp(prefix="local-"))
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((LOOPBACK, 0))
             self._port = int(probe.getsockname()[1])
         return self
 
@@ -62,7 +64,9 @@ class LocalCluster:
         """Start process i with the environment of a distributed launch."""
         log = self._folder / f"{i}.log"
         with log.open("wb") as out:
-            process = self._start(i, argv, {**os.environ, **self._launch_env(i), **(env or {})}, out)
+            process = self._start(
+                i, argv, {**os.environ, **launch_environment(i, self.n, LOOPBACK, self._port), **(env or {})}, out
+            )
         self.hosts[i] = LocalProcess(i, process, log)
         return self.hosts[i]
 
@@ -71,11 +75,6 @@ class LocalCluster:
         if self._cores:
             os.sched_setaffinity(process.pid, {self._cores[i % len(self._cores)]})
         return process
-
-    def _launch_env(self, i: int) -> dict[str, str]:
-        rank = {"RANK": str(i), "NODE_RANK": str(i), "WORLD_SIZE": str(self.n), "LOCAL_RANK": "0"}
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._port), "PYTHONUNBUFFERED": "1"}
-        return {**rank, **place, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
     def set_rate(self, i: int, rate: str) -> None:
         """Raises HostsError."""

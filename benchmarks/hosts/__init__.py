@@ -10,7 +10,9 @@ or ``python -m benchmarks.hosts -n 2 --rate 100mbit -- CMD {rank}``. Linux with 
 namespaces. No link leads off the machine. Nothing outlives the process that opened the cluster, not even after SIGKILL.
 """
 
-from benchmarks.hosts.cluster import Host, HostCluster
-from benchmarks.hosts.session import HostsError, HostsTimeoutError
+from benchmarks.hosts.cluster import HostCluster
+from benchmarks.hosts.errors import HostsError, HostsTimeoutError
+from benchmarks.hosts.host import Host
+from benchmarks.hosts.network import address
 
-__all__ = ["Host", "HostCluster", "HostsError", "HostsTimeoutError"]
+__all__ = ["Host", "HostCluster", "HostsError", "HostsTimeoutError", "address"]

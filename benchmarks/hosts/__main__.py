@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benchmarks.hosts.cluster import MASTER_PORT, POLL_S, Host, HostCluster
+from benchmarks.hosts.cluster import MASTER_PORT, HostCluster
+from benchmarks.hosts.errors import HostsError
+from benchmarks.hosts.host import POLL_S, Host
 from benchmarks.hosts.network import address
-from benchmarks.hosts.session import HostsError
 
 TIMEOUT_STATUS = 124
 

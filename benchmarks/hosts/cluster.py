@@ -13,60 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from benchmarks.hosts.network import address
-from benchmarks.hosts.session import HostsError, HostsTimeoutError, Session
+from benchmarks.hosts.errors import HostsError, HostsTimeoutError
+from benchmarks.hosts.host import POLL_S, Host
+from benchmarks.hosts.launch import launch_environment
+from benchmarks.hosts.network import INTERFACE, address
+from benchmarks.hosts.session import Session
 
 MASTER_PORT = 29500
-POLL_S = 0.02
-TAIL_CHARACTERS = 2000
 _RATE = re.compile(r"\d+(\.\d+)?[kmg]bit")
-
-
-class Host:
-    """One started program on one host, with its own process group and its own log file."""
-
-    def __init__(self, session: Session, index: int, inner_pid: int, log_path: Path) -> None:
-        self.index = index
-        self.log_path = log_path
-        self._session = session
-        self._inner_pid = inner_pid
-        self._log_at_close: str | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """The program's pid as the caller sees it, or None once it has ended."""
-        return self._session.outer_pid(self._inner_pid)
-
-    def poll(self) -> int | None:
-        """Exit status, negative for the signal that ended it, or None while it runs."""
-        return self._session.ask("status", pid=self._inner_pid)
-
-    def wait(self, timeout_s: float) -> int:
-        """Wait for the end and return the exit status. Raises HostsTimeoutError with the end of the log."""
-        deadline = time.monotonic() + timeout_s
-        while (status := self.poll()) is None:
-            if time.monotonic() > deadline:
-                raise HostsTimeoutError(f"host {self.index} still runs after {timeout_s} s; {self.log_tail()}")
-            time.sleep(POLL_S)
-        return status
-
-    def send_signal(self, number: int) -> None:
-        """Signal the program's process group; nothing happens if it has ended."""
-        self._session.ask("signal_group", pid=self._inner_pid, number=int(number))
-
-    def log_text(self) -> str:
-        """Everything the program has printed so far, both streams; still there after the cluster has closed."""
-        if self._log_at_close is not None:
-            return self._log_at_close
-        return self.log_path.read_text(errors="replace")
-
-    def keep_log(self) -> None:
-        """Hold the log in memory, since its file goes with the cluster."""
-        self._log_at_close = self.log_text()
-
-    def log_tail(self) -> str:
-        """The end of the log, as a part of an error message."""
-        return f"its log ends:\n{self.log_text()[-TAIL_CHARACTERS:]}"
 
 
 class HostCluster:
@@ -139,27 +93,14 @@ class HostCluster:
         if not 0 <= i < self.n:
             raise HostsError(f"there is no host {i}: the cluster has hosts 0 to {self.n - 1}")
         log_path = self.directory / f"host{i}-start{len(self._started)}.log"
-        full_env = {**os.environ, **self._launch_env(i), **(env or {})}
+        launch = launch_environment(i, self.n, address(0), MASTER_PORT) | {"GLOO_SOCKET_IFNAME": INTERFACE}
+        full_env = {**os.environ, **launch, **(env or {})}
         pid = self.session.ask(
             "start", host=i, argv=list(argv), env=full_env, cwd=str(cwd or os.getcwd()), log=str(log_path)
         )
         self.hosts[i] = Host(self.session, i, pid, log_path)
         self._started.append(self.hosts[i])
         return self.hosts[i]
-
-    def _launch_env(self, i: int) -> dict[str, str]:
-        return {
-            "RANK": str(i),
-            "WORLD_SIZE": str(self.n),
-            "LOCAL_RANK": "0",
-            "NODE_RANK": str(i),
-            "MASTER_ADDR": address(0),
-            "MASTER_PORT": str(MASTER_PORT),
-            "GLOO_SOCKET_IFNAME": "eth0",
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
 
     def wait_for_line(self, i: int, regex: str, timeout_s: float) -> re.Match[str]:
         """Wait until a line of host i's log matches; returns the match, whose ``string`` is that line.

@@ -16,6 +16,8 @@ from typing import Any
 
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWNET = 0x40000000
+INTERFACE = "eth0"
+"""A host's own end of its link."""
 # The burst must exceed one 64 KiB segmentation-offload packet with its headers: at 64kb tbf cuts every such packet up
 # again, CPU time grows tenfold, and the computation beside it looks slower than it is.
 BURST = "128kb"
@@ -27,6 +29,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def address(host: int) -> str:
     """The IPv4 address of a host inside its cluster."""
     return f"10.77.0.{host + 1}"
+
+
+def interface_bytes(name: str) -> tuple[int, int]:
+    """Bytes that a network interface has received and sent, headers included. Raises RuntimeError where it is not."""
+    for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
+        found, _, counters = line.partition(":")
+        if found.strip() == name:
+            numbers = counters.split()
+            return int(numbers[0]), int(numbers[8])
+    raise RuntimeError(f"there is no network interface {name} here")
 
 
 def unshare(flags: int) -> None:
@@ -63,12 +75,12 @@ class Network:
 
     def _join(self, host: int) -> None:
         fd = self.namespaces[host]
-        run(f"ip link add v{host} type veth peer name eth0 netns /proc/self/fd/{fd}", keep=fd)
+        run(f"ip link add v{host} type veth peer name {INTERFACE} netns /proc/self/fd/{fd}", keep=fd)
         run(f"ip link set v{host} master br0")
         run(f"ip link set v{host} up")
         run("ip link set lo up", fd)
-        run(f"ip addr add {address(host)}/24 dev eth0", fd)
-        run("ip link set eth0 up", fd)
+        run(f"ip addr add {address(host)}/24 dev {INTERFACE}", fd)
+        run(f"ip link set {INTERFACE} up", fd)
 
     def set_link(self, host: int, *, up: bool) -> None:
         """Cut the host's cable at the bridge, or plug it in again."""
@@ -77,21 +89,17 @@ class Network:
     def set_rate(self, host: int, rate: str) -> None:
         """Shape the host's link anew."""
         # Both directions, else the bottleneck of a star (many senders, one receiver) stays invisible.
-        run(_shaper("eth0", rate), self.namespaces[host])
+        run(_shaper(INTERFACE, rate), self.namespaces[host])
         run(_shaper(f"v{host}", rate))
 
     def counters(self, host: int) -> dict[str, int]:
         """Bytes the host has sent and received, headers included, counted at the bridge's end of its link."""
-        for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
-            name, _, numbers = line.partition(":")
-            if name.strip() == f"v{host}":
-                fields = numbers.split()
-                return {"sent_bytes": int(fields[0]), "received_bytes": int(fields[8])}
-        raise RuntimeError(f"host {host} has no link v{host}")
+        into_bridge, out_of_bridge = interface_bytes(f"v{host}")
+        return {"sent_bytes": into_bridge, "received_bytes": out_of_bridge}
 
     def shaping(self, host: int) -> dict[str, Any]:
         """What the shapers of both directions report: rate, bytes passed, how often a packet had to wait."""
-        up = run("tc -j -s qdisc show dev eth0", self.namespaces[host])
+        up = run(f"tc -j -s qdisc show dev {INTERFACE}", self.namespaces[host])
         return {"up": _shaper_report(up), "down": _shaper_report(run(f"tc -j -s qdisc show dev v{host}"))}
 
     def processes(self, host: int) -> list[int]:

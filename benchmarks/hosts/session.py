@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.hosts.errors import HostsError, HostsTimeoutError
+
 ANSWER_LIMIT_S = 60.0
 CLOSE_LIMIT_S = 10.0
 _NAMESPACES = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -21,14 +23,6 @@ _NEEDS = (
     "namespaced hosts need Linux with the commands unshare (util-linux), ip and tc (iproute2), and either root or user "
     "namespaces (sysctl user.max_user_namespaces > 0, no AppArmor or seccomp rule against them)"
 )
-
-
-class HostsError(RuntimeError):
-    """A cluster that cannot be opened, or a command to it that failed."""
-
-
-class HostsTimeoutError(HostsError, TimeoutError):
-    """Something did not happen within its limit."""
 
 
 class Session:

@@ -19,8 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hosts import network as host_network
-from benchmarks.hosts.network import Network
+from benchmarks.hosts.network import CLONE_NEWUTS, Network, address, enter_network, run, unshare
 
 KILL_LIMIT_S = 10.0
 
@@ -69,8 +68,8 @@ class Supervisor:
         return process.pid
 
     def _become(self, host: int) -> None:
-        host_network.enter_network(self.network.namespaces[host])
-        host_network.unshare(host_network.CLONE_NEWUTS)
+        enter_network(self.network.namespaces[host])
+        unshare(CLONE_NEWUTS)
         socket.sethostname(f"h{host}")
         if self.cores:
             os.sched_setaffinity(0, {self.cores[host % len(self.cores)]})
@@ -133,10 +132,10 @@ def _signal_all(pids: list[int], number: int) -> None:
 
 
 def _give_hosts_names(n: int, directory: Path) -> None:
-    names = "".join(f"{host_network.address(host)} h{host}\n" for host in range(n))
+    names = "".join(f"{address(host)} h{host}\n" for host in range(n))
     path = directory / "hosts"
     path.write_text(f"127.0.0.1 localhost\n{names}")
-    host_network.run(f"mount --bind {path} /etc/hosts")
+    run(f"mount --bind {path} /etc/hosts")
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from benchmarks.hosts.network import address
+from benchmarks.hosts import address
 from benchmarks.peers.job import Job, leave, meet, rank, sent_bytes
 from benchmarks.peers.methods import N_CLIENTS
 from benchmarks.peers.task import PeerData, PeerModel, data_of, loss_of, model_of, point, warm_up

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.hosts.network import INTERFACE, interface_bytes
 from benchmarks.peers.methods import METHODS, N_CLIENTS, SIZES, Method, Size
 
-INTERFACE = "eth0"
 POLL_S = 0.02
 MEET_S = 300.0
 
@@ -67,11 +67,8 @@ def rank() -> int:
 
 def sent_bytes() -> int:
     """Bytes this host has put on its link since it was made, headers included, as its interface counts them."""
-    for line in Path("/proc/self/net/dev").read_text().splitlines():
-        name, _, counters = line.partition(":")
-        if name.strip() == INTERFACE:
-            return int(counters.split()[8])
-    raise RuntimeError(f"this host has no interface {INTERFACE}")
+    _, sent = interface_bytes(INTERFACE)
+    return sent
 
 
 def meet(job: Job, where: str) -> None:

@@ -1,0 +1,11 @@
+"""What may go wrong with hosts."""
+
+from __future__ import annotations
+
+
+class HostsError(RuntimeError):
+    """A cluster that cannot be opened, or a command to it that failed."""
+
+
+class HostsTimeoutError(HostsError, TimeoutError):
+    """Something did not happen within its limit."""

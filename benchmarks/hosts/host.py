@@ -1,0 +1,59 @@
+"""One started program on a host, and how long one waits for what it does."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from benchmarks.hosts.errors import HostsTimeoutError
+from benchmarks.hosts.session import Session
+
+POLL_S = 0.02
+TAIL_CHARACTERS = 2000
+
+
+class Host:
+    """One started program on one host, with its own process group and its own log file."""
+
+    def __init__(self, session: Session, index: int, inner_pid: int, log_path: Path) -> None:
+        self.index = index
+        self.log_path = log_path
+        self._session = session
+        self._inner_pid = inner_pid
+        self._log_at_close: str | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The program's pid as the caller sees it, or None once it has ended."""
+        return self._session.outer_pid(self._inner_pid)
+
+    def poll(self) -> int | None:
+        """Exit status, negative for the signal that ended it, or None while it runs."""
+        return self._session.ask("status", pid=self._inner_pid)
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for the end and return the exit status. Raises HostsTimeoutError with the end of the log."""
+        deadline = time.monotonic() + timeout_s
+        while (status := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise HostsTimeoutError(f"host {self.index} still runs after {timeout_s} s; {self.log_tail()}")
+            time.sleep(POLL_S)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Signal the program's process group; nothing happens if it has ended."""
+        self._session.ask("signal_group", pid=self._inner_pid, number=int(number))
+
+    def log_text(self) -> str:
+        """Everything the program has printed so far, both streams; still there after the cluster has closed."""
+        if self._log_at_close is not None:
+            return self._log_at_close
+        return self.log_path.read_text(errors="replace")
+
+    def keep_log(self) -> None:
+        """Hold the log in memory, since its file goes with the cluster."""
+        self._log_at_close = self.log_text()
+
+    def log_tail(self) -> str:
+        """The end of the log, as a part of an error message."""
+        return f"its log ends:\n{self.log_text()[-TAIL_CHARACTERS:]}"
