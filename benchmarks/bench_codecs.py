@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.harness import gsm8k
 from benchmarks.harness.publish import folder, parser, publish
 from benchmarks.harness.run_figures import compute_s, exchange_s, run_of
+from benchmarks.harness.smollm2 import last_layers
 from benchmarks.harness.workers import Workers, attempt
-from benchmarks.harness.workloads import last_layers
 
 QUESTION = "codecs"
 CODECS = ("none", "bf16", "int8", "int4", "topk")

@@ -21,8 +21,8 @@ from benchmarks.harness.pairs import measure_pairs
 from benchmarks.harness.publish import folder, parser, publish
 from benchmarks.harness.results import command_line, git_state, read_result
 from benchmarks.harness.run_figures import Run, run_of
+from benchmarks.harness.smollm2 import last_layers
 from benchmarks.harness.workers import Workers, attempt
-from benchmarks.harness.workloads import last_layers
 from benchmarks.overlap.calibration import Calibration
 
 QUESTION = "overlap"

@@ -24,6 +24,7 @@ from benchmarks.harness import gsm8k
 from benchmarks.harness.pictures import draw
 from benchmarks.harness.publish import failures, folder, parser
 from benchmarks.harness.results import read_result, write_result
+from benchmarks.harness.smollm2 import PACKAGE
 from benchmarks.peers import methods
 from benchmarks.peers.figures import curve, round_s, table
 from benchmarks.peers.job import Job
@@ -150,7 +151,7 @@ def _write(options: argparse.Namespace, state: State) -> None:
             "target_loss": options.target,
             "batch_size": methods.BATCH_SIZE,
             "sequence_length": methods.SEQUENCE_LENGTH,
-            "model": methods.MODEL,
+            "model": PACKAGE,
             "lora_rank": methods.LORA_RANK,
         },
         seeds=[SEED],

@@ -18,10 +18,10 @@ from typing import Any
 
 from benchmarks.harness.bootstrap import ratio_with_interval
 from benchmarks.harness.publish import parser, publish
+from benchmarks.harness.smollm2 import last_layers
 from benchmarks.harness.turn_jobs import JOBS
 from benchmarks.harness.turns import WARM_UP_STEPS, round_pairs, take_turns
 from benchmarks.harness.workers import RunFailedError, Workers, attempt
-from benchmarks.harness.workloads import last_layers
 from benchmarks.steal.figures import paired_rounds, slowdown
 
 QUESTION = "steal"

@@ -50,9 +50,7 @@ def sources(options: argparse.Namespace, scratch: Path) -> dict[str, dict[str, A
         "gsm8k": {
             "source": str(_labelled(options.train_file, "train", scratch)),
             "val_source": str(_labelled(options.test_file, "test", scratch)),
-            "prompt_field": "question",
-            "answer_field": "answer",
-            "template": "Question: {question}\nAnswer: ",
+            **gsm8k.COLUMNS,
             "label_field": "label",
         }
     }
@@ -87,7 +85,7 @@ def calculation_steps(answer: str) -> str:
 
 def _labelled(source: str, split: str, scratch: Path) -> Path:
     path = scratch / f"gsm8k_{split}.jsonl"
-    rows = load_rows(Source(source, "main" if source == gsm8k.HUB_ID else None, split))
+    rows = load_rows(Source(source, gsm8k.config_name(source), split))
     with path.open("w") as file:
         for row in rows:
             file.write(json.dumps({**row.values, "label": calculation_steps(text_of(row, "answer"))}) + "\n")

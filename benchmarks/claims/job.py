@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.claims.methods import N_CLIENTS
-from benchmarks.harness.gsm8k_job import quiet_trainer
 from benchmarks.harness.sockets import TcpBytes, count_tcp_bytes
+from benchmarks.harness.trainers import quiet_trainer
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.models import CausalLM

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.harness.clock import timed
 from lightning_parablock.codec import codec_of
 from lightning_parablock.settings import COMPRESSIONS
 
@@ -53,10 +53,4 @@ def _each(sources: Tensor, targets: Tensor, work: Callable[[Tensor, Tensor], Any
 
 def _pass(works: Mapping[str, Mapping[str, Callable[[], None]]]) -> dict[str, dict[str, float]]:
     """Seconds of each work, one after the other."""
-    return {name: {direction: _timed(run) for direction, run in work.items()} for name, work in works.items()}
-
-
-def _timed(run: Callable[[], None]) -> float:
-    start_s = time.perf_counter()
-    run()
-    return time.perf_counter() - start_s
+    return {name: {direction: timed(run) for direction, run in work.items()} for name, work in works.items()}

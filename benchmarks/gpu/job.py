@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness.fits import bare_trainer
+from benchmarks.harness.clock import timed
 from benchmarks.harness.memory import LORA_RANK, resident_bytes, train_only
+from benchmarks.harness.trainers import bare_trainer
 from benchmarks.harness.workloads import loader, module_and_blocks
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks import partition
@@ -83,13 +83,5 @@ def copies(plan: Mapping[str, Any]) -> dict[str, list[float]]:
         works[f"{name} to host"] = lambda host=host: host.copy_(there, non_blocking=True)
         works[f"{name} to device"] = lambda host=host: there.copy_(host, non_blocking=True)
     gigabytes = 4 * scalars / 1e9
-    passes = [{name: _timed(work) for name, work in works.items()} for _ in range(1 + plan["repeats"])][1:]
+    passes = [{name: timed(work) for name, work in works.items()} for _ in range(1 + plan["repeats"])][1:]
     return {name: [gigabytes / one[name] for one in passes] for name in works}
-
-
-def _timed(work: Callable[[], Tensor]) -> float:
-    start_s = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start_s

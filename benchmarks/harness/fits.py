@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 
 from benchmarks.harness.sockets import count_tcp_bytes
+from benchmarks.harness.trainers import bare_trainer
 from benchmarks.harness.workloads import loader, module_and_blocks
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.records import RoundRecord
@@ -43,26 +44,6 @@ def fit(plan: Mapping[str, Any]) -> dict[str, Any]:
     trainer = bare_trainer(strategy, steps, callbacks, num_nodes=num_nodes, **plan.get("trainer", {}))
     trainer.fit(module, loader(plan["model"], steps, rank))
     return {"rounds": columns(strategy.round_records), "steps": clock.spans, "sockets": sockets.counts}
-
-
-def bare_trainer(
-    strategy: Any, steps: int, callbacks: Iterable[pl.Callback] = (), *, num_nodes: int = 1, **options: Any
-) -> pl.Trainer:
-    """A Trainer that does nothing beside training for so many steps."""
-    defaults: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
-    return pl.Trainer(
-        strategy=strategy,
-        num_nodes=num_nodes,
-        max_steps=steps,
-        max_epochs=-1,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **(defaults | options),
-    )
 
 
 def columns(records: Iterable[RoundRecord]) -> Columns:

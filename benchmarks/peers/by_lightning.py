@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from benchmarks.harness.trainers import SILENT
 from benchmarks.peers.job import Job, leave, meet, sent_bytes
 from benchmarks.peers.methods import N_CLIENTS
 from benchmarks.peers.task import PeerModel, data_of, model_of, point, warm_up
@@ -85,11 +86,8 @@ def run(job: Job) -> None:
         check_val_every_n_epoch=None if every else 1,
         num_sanity_val_steps=0 if job.timed else -1,
         callbacks=[watch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         use_distributed_sampler=False,
+        **SILENT,
     )
     trainer.fit(module, datamodule=data)
     if isinstance(watch, Curve):

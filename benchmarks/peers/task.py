@@ -9,9 +9,10 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from benchmarks.harness.gsm8k import HUB_ID
+from benchmarks.harness.gsm8k import data_options
+from benchmarks.harness.smollm2 import PACKAGE
 from benchmarks.peers.job import Job, rank, sent_bytes
-from benchmarks.peers.methods import BATCH_SIZE, LORA_RANK, MODEL, N_CLIENTS, SEQUENCE_LENGTH
+from benchmarks.peers.methods import BATCH_SIZE, LORA_RANK, N_CLIENTS, SEQUENCE_LENGTH
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.models import CausalLM
 
@@ -58,18 +59,13 @@ def model_of(job: Job) -> PeerModel:
     torch.set_num_threads(1)
     pl.seed_everything(job.seed, verbose=False)
     rank = LORA_RANK if job.of_method.kind == "lora" else 0
-    return PeerModel(model=MODEL, layers=job.of_size.layers, learning_rate=job.learning_rate, lora_rank=rank)
+    return PeerModel(model=PACKAGE, layers=job.of_size.layers, learning_rate=job.learning_rate, lora_rank=rank)
 
 
 def data_of(job: Job, module: PeerModel) -> PeerData:
     """This client's examples, as many as the steps need, in the same order for every method."""
     data = PeerData(
-        job.train,
-        config_name="main" if job.train == HUB_ID else None,
-        prompt_field="question",
-        answer_field="answer",
-        template="Question: {question}\nAnswer: ",
-        val_source=job.test,
+        **data_options(job.train, job.test),
         val_examples=job.of_size.val_examples,
         train_examples=job.of_size.steps * BATCH_SIZE,
         sequence_length=SEQUENCE_LENGTH,
