@@ -1,1 +1,1 @@
-"""Benchmarks: one ``bench_<question>.py`` a question, its raw numbers in ``results/<question>.json``."""
+"""Benchmarks: one ``bench_<question>.py`` per question; its raw numbers are in ``results/<question>.json``."""

@@ -1,15 +1,15 @@
-"""The paper's claim at this size: ParaBlock keeps FedBCD's loss at equal samples, and takes fewer seconds.
+"""The paper's claim at this scale: ParaBlock matches FedBCD's loss at equal samples and takes less time.
 
-Four clients fine-tune SmolLM2-135M-Instruct, cut to its first layers, on GSM8K and on an instruction set, dealt out iid
-and by Dirichlet(0.1) over labels (GSM8K's: how many calculations an answer makes). ParaBlock stands beside FedBCD,
-FedAvg, LoRA and FedCyBGD, and beside itself with another order, value in flight, K or delay; AdamW's learning rate is
-each method's own, the best of three or four on a seed of its own, and falls to zero on a straight line. Every client
-trains on as many examples in every method. Pairs of runs have the whole model, or half, twice and four times as many
-steps. Every run is a real Lightning fit over gloo on unshaped links. Seconds on 100 Mbit/s are planned, not timed: by
-the planner's formula from the processor seconds of each round and its bytes.
+Four clients fine-tune SmolLM2-135M-Instruct, cut to its first layers, on GSM8K and on an instruction set. The data is
+split iid and by Dirichlet(0.1) over labels (for GSM8K: the number of calculations in an answer). ParaBlock is compared
+with FedBCD, FedAvg, LoRA and FedCyBGD, and with variants of itself: another order, value in flight, K or delay.
+AdamW's learning rate is chosen per method, the best of three or four on a separate seed, and decays linearly to zero.
+Every client trains on the same number of examples in every method. Further pairs of runs use the whole model, or half,
+twice and four times as many steps. Every run is a real Lightning fit over gloo on unshaped links. Seconds at 100 Mbit/s
+are planned, not timed: the planner's formula applied to each round's processor seconds and bytes.
 
-Finished runs are kept in results/claims.json, each with the commit that made it: a second start, in a fresh checkout,
-too, goes on after them, and makes what was missing before. Without that file it begins anew.
+Finished runs are kept in results/claims.json, each with the commit that produced it. A second start, even in a fresh
+checkout, continues after them and makes only the missing runs. Without that file it starts from scratch.
 
     python -m benchmarks.bench_claims --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl \
         --instruct-train-file instruct_train.jsonl --instruct-test-file instruct_test.jsonl
@@ -43,7 +43,9 @@ def main() -> None:
     made = parser(__doc__)
     claims_data.add_options(made)
     made.add_argument(
-        "--sizes", default=",".join(name for name in SIZES if name != "quick"), help=f"comma list of {', '.join(SIZES)}"
+        "--sizes",
+        default=",".join(name for name in SIZES if name != "quick"),
+        help=f"comma-separated list of {', '.join(SIZES)}",
     )
     made.add_argument("--table", action="store_true", help="only print the table of the runs so far")
     options = made.parse_args()
@@ -59,7 +61,7 @@ def main() -> None:
 
 
 def missing_of(runs: list[Run], missing_data: Mapping[str, str]) -> dict[str, str]:
-    """Methods and data sets that cannot be had, with the reason; their runs are left for a later start."""
+    """Unavailable methods and data sets, each with the reason; their runs are left for a later start."""
     options = {name: METHODS[name].missing() for name in dict.fromkeys(run.method for run in runs)}
     named = {name: f"this version has no option {', '.join(lacking)}" for name, lacking in options.items() if lacking}
     return named | dict(missing_data)
@@ -71,7 +73,7 @@ def _make_all(options: argparse.Namespace, runs: list[Run], missing: Mapping[str
     print(f"{len(done)} of {len(everything)} runs are there; missing: {dict(missing)}", flush=True)
 
     def show() -> None:
-        # In the queue's order, whichever came first.
+        # In the queue's order, regardless of the order in which runs finished.
         _publish(options, {run: done[run] for run in everything if run in done}, missing, len(everything))
 
     if done:
@@ -83,11 +85,11 @@ def _make_all(options: argparse.Namespace, runs: list[Run], missing: Mapping[str
             if not done[run]["failed"]:
                 losses = [round(loss, 4) for _, loss in done[run]["held_out_loss"]]
                 print(f"{run}: {losses} in {done[run]['seconds']:.0f} s", flush=True)
-            show()  # after each: hours lie between the first and the last
+            show()  # after each run: hours pass between the first and the last
 
 
 def kept_runs(path: Path) -> Records:
-    """The finished runs of a result file; one that has failed is made again. None where there is no such file."""
+    """The finished runs in a result file, without those that failed; empty if there is no such file."""
     if not path.exists():
         return {}
     values = read_result(path)["values"]
@@ -122,7 +124,7 @@ def _make(workers: Workers, run: Run, source: dict[str, Any], done: Records) -> 
 
 
 def _learning_rate(run: Run, done: Records) -> float:
-    """A trial's own, the size's, or the best of the method's trials, which stand before it in the queue."""
+    """The trial's own rate, the size's, or the best of the method's trials, which come earlier in the queue."""
     fixed = run.trial_rate or SIZES[run.size].learning_rate
     if fixed is not None:
         return fixed

@@ -1,8 +1,8 @@
-"""What do the codecs cost in time and in loss, and what do they save?
+"""What do the codecs cost in time and in loss, and how many bytes do they save?
 
-Speed: one thread encodes and decodes parts of 262,144 scalars, beside a plain copy. Bytes: two hosts exchange blocks of
-14 million scalars of SmolLM2-135M at delay 0; bytes are counted by the kernel on the sockets, and by the round records,
-and seconds a round are taken at 1 Gbit/s and at 100 Mbit/s. Loss: GSM8K with the cut model, three seeds.
+Speed: one thread encodes and decodes parts of 262,144 scalars; a plain copy is timed for comparison. Bytes: two hosts
+exchange blocks of 14 million scalars of SmolLM2-135M at delay 0. Bytes are taken from the kernel's socket counters and
+from the round records, seconds per round at 1 Gbit/s and at 100 Mbit/s. Loss: GSM8K with the cut model, three seeds.
 
     python -m benchmarks.bench_codecs --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl
 """
@@ -23,7 +23,7 @@ QUESTION = "codecs"
 CODECS = ("none", "bf16", "int8", "int4", "topk")
 MODEL: dict[str, Any] = {"kind": "smollm2", "layers": None, "tokens": 16, "blocks": last_layers(8, together=4)}
 QUIET = {"heartbeat_s": 500.0, "exchange_timeout_s": 1000.0}
-"""No heartbeat falls into the count."""
+"""Keeps heartbeats out of the byte counts."""
 
 
 def main() -> None:
@@ -31,10 +31,10 @@ def main() -> None:
     made = parser(__doc__)
     gsm8k.add_options(made)
     made.add_argument("--repeats", type=int, default=9, help="timed passes over all codecs")
-    made.add_argument("--rates", default="1000,100", help="comma list of Mbit/s")
-    made.add_argument("--rounds", type=int, default=7, help="rounds of a run; the first is not counted")
-    made.add_argument("--passes", type=int, default=2, help="runs of each codec and rate, in turn")
-    made.add_argument("--size", default="cut", help=f"of the runs to a loss: {', '.join(gsm8k.SIZES)}")
+    made.add_argument("--rates", default="1000,100", help="comma-separated list of link rates in Mbit/s")
+    made.add_argument("--rounds", type=int, default=7, help="rounds per run; the first is not counted")
+    made.add_argument("--passes", type=int, default=2, help="runs of each codec and rate, interleaved")
+    made.add_argument("--size", default="cut", help=f"size of the training runs: {', '.join(gsm8k.SIZES)}")
     options = made.parse_args()
     if options.quick:
         options.repeats, options.rates, options.rounds, options.passes, options.size = 3, "1000", 3, 1, "quick"
@@ -85,7 +85,7 @@ def _run(options: argparse.Namespace, workers: Workers, codec: str, rate_mbit: i
     return {
         "exchange_s": exchange_s(run)[1:],
         "compute_s": compute_s(run)[1:],
-        # Of all rounds between the first count and the last one: all but the last round of the run.
+        # Over the rounds between the first count and the last one, i.e. all but the last round of the run.
         "socket_bytes": [
             answer["sockets"][-1]["sent_bytes"] - answer["sockets"][0]["sent_bytes"] for answer in answers
         ],
@@ -113,7 +113,7 @@ def _compare(row: dict[str, Any], none: dict[str, Any]) -> None:
 
 
 def _loss_over_none(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Final loss over that of none with the same seed, by codec, one value a seed where both ended."""
+    """Final loss divided by that of ``none`` at the same seed: codec -> one value per seed for which both finished."""
     final = {(run["method"], run["seed"]): run["held_out_loss"][-1][1] for run in runs if not run["failed"]}
     return {
         codec: [

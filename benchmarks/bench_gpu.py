@@ -1,8 +1,8 @@
-"""On a CUDA device: what a step costs beside plain Lightning, memory of large shapes, NCCL, staging through the host.
+"""On a CUDA device: step overhead over plain Lightning, memory of large models, NCCL, and staging through the host.
 
-Weights are random, in bfloat16. Overhead: plain Lightning and ParaBlock with one client take turns step by step.
-Memory: 1B and 8B shapes, ParaBlock beside AdamW on all parameters and LoRA. NCCL: one client, and two clients that
-share the GPU where NCCL allows it. Staging: two clients that share the GPU exchange over gloo, through the host's
+Weights are random, in bfloat16. Overhead: plain Lightning and ParaBlock with one client alternate step by step.
+Memory: models of 1B and 8B parameters; ParaBlock, AdamW on all parameters, and LoRA. NCCL: one client, and two clients
+that share the GPU where NCCL allows it. Staging: two clients that share the GPU exchange over gloo, through host
 memory. Without CUDA nothing is measured or written.
 
     python -m benchmarks.bench_gpu
@@ -29,7 +29,7 @@ QUESTION = "gpu"
 LIMIT_S = 900.0
 METHODS = ("parablock", "adamw", "lora")
 SHARING = {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}
-"""Lets newer versions of NCCL put two ranks on one GPU; older ones refuse."""
+"""Allows two ranks per GPU with newer versions of NCCL; older ones refuse."""
 
 
 def _llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, **other: Any) -> dict[str, Any]:
@@ -52,15 +52,21 @@ ARCHITECTURES = {
 
 
 def main() -> None:
-    """Measure, if there is a device."""
+    """Measure, if there is a device, and write the result."""
     made = parser(__doc__)
-    made.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: only to see that it runs")
-    made.add_argument("--shapes", default="1B,8B", help=f"of memory, comma list of {', '.join(ARCHITECTURES)}")
-    made.add_argument("--shape", default="1B", help="of everything else")
-    made.add_argument("--tokens", type=int, default=512, help="of a sequence; one sequence a step")
-    made.add_argument("--rounds", type=int, default=12, help="rounds a run")
-    made.add_argument("--local-steps", type=int, default=8, help="K")
-    made.add_argument("--launches", type=int, default=5, help="pairs of processes that take turns, and runs in turn")
+    made.add_argument(
+        "--device", default="cuda", choices=["cuda", "cpu"], help="cpu only checks that the benchmark runs"
+    )
+    made.add_argument(
+        "--shapes",
+        default="1B,8B",
+        help=f"models whose memory is measured, comma-separated list of {', '.join(ARCHITECTURES)}",
+    )
+    made.add_argument("--shape", default="1B", help="model for all other measurements")
+    made.add_argument("--tokens", type=int, default=512, help="tokens per sequence; one sequence per step")
+    made.add_argument("--rounds", type=int, default=12, help="rounds per run")
+    made.add_argument("--local-steps", type=int, default=8, help="local steps per round (K)")
+    made.add_argument("--launches", type=int, default=5, help="pairs of alternating processes, and pairs of runs")
     options = made.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("bench_gpu: no CUDA device at hand, nothing was measured")
@@ -111,7 +117,7 @@ def _overhead(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _memory(options: argparse.Namespace, shape: str, method: str) -> dict[str, Any]:
-    """Peak of one method; for ParaBlock every block is visited, in order, and the first once more."""
+    """Peak memory of one method; ParaBlock visits every block in order, then the first ones again."""
     layers = ARCHITECTURES[shape]["num_hidden_layers"]
     plan = {
         "method": method,
@@ -140,7 +146,7 @@ def _nccl(options: argparse.Namespace, clients: int) -> dict[str, Any]:
 
 
 def _pairs(options: argparse.Namespace, backend: str, clients: int) -> dict[str, Any]:
-    """Pairs of runs at delay 0 and K; with several clients all share the GPU."""
+    """Pairs of runs at delay 0 and K; all clients share the GPU."""
     with Workers(clients, linked=False, pin=False, env=SHARING) as workers:
         found = measure_pairs(lambda d: _run(options, workers, backend, d), options.local_steps, options.launches)
     print(backend, clients, "clients:", found["medians"], flush=True)

@@ -1,9 +1,9 @@
-"""How much memory does ParaBlock need at most, against full fine-tuning and LoRA, and does the formula tell it?
+"""How much memory does ParaBlock need compared with full fine-tuning and LoRA, and does the planner predict it?
 
-Every measurement is a fresh process: the peak of its resident memory above what it had before the model was loaded. A
-ParaBlock run has two clients; AdamW on all parameters and LoRA (peft, rank 16, all linear layers) are plain Lightning.
-The planner's formula counts all but activations; these are measured by a plain loop of forward and backward, one block
-at a time.
+Every measurement uses a fresh process: its peak resident memory above the level before the model was loaded. ParaBlock
+runs with two clients; AdamW on all parameters and LoRA (peft, rank 16, all linear layers) are plain Lightning. The
+planner's formula covers everything except activations, which are measured by a plain forward and backward loop, one
+block at a time.
 
     python -m benchmarks.bench_memory
 """
@@ -21,20 +21,20 @@ from lightning_parablock.settings import Settings
 
 QUESTION = "memory"
 METHODS = {"parablock": 2, "adamw": 1, "lora": 1}
-"""Method -> processes."""
+"""Method -> number of processes."""
 STRATEGY: dict[str, Any] = {"local_steps": 1, "blocks": 8, "seed": 0}
 PEAKS = ("loading_peak_bytes", "training_peak_bytes")
 
 
 def main() -> None:
-    """Measure every method in turn, compare with the formula, write the result."""
+    """Measure the methods alternately, compare with the formula, and write the result."""
     made = parser(__doc__)
-    made.add_argument("--repeats", type=int, default=5, help="fresh processes of each method, in turn")
-    made.add_argument("--rounds", type=int, default=10, help="of ParaBlock: every block, and then some")
-    made.add_argument("--steps", type=int, default=3, help="of the others")
-    made.add_argument("--tokens", type=int, default=128, help="of a sequence")
-    made.add_argument("--batch-size", type=int, default=2, help="sequences of a step")
-    made.add_argument("--layers", type=int, default=None, help="keep only so many layers of the model")
+    made.add_argument("--repeats", type=int, default=5, help="fresh processes per method, interleaved")
+    made.add_argument("--rounds", type=int, default=10, help="rounds of ParaBlock; enough to visit every block")
+    made.add_argument("--steps", type=int, default=3, help="training steps of the other methods")
+    made.add_argument("--tokens", type=int, default=128, help="tokens per sequence")
+    made.add_argument("--batch-size", type=int, default=2, help="sequences per step")
+    made.add_argument("--layers", type=int, default=None, help="number of layers of the model to keep; default: all")
     options = made.parse_args()
     if options.quick:
         options.repeats, options.tokens, options.layers = 1, 32, 8
@@ -70,7 +70,7 @@ def _answers(workers: Workers, job: str, plan: dict[str, Any]) -> dict[str, Any]
 
 
 def _medians(loops: list[dict[str, Any]], runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Peaks by method and the formula's value, in bytes."""
+    """Median peak of each method and the formula's prediction, in bytes."""
     medians: dict[str, Any] = {}
     for name in METHODS:
         good = [client for run in runs if run["method"] == name and not run["failed"] for client in run["clients"]]

@@ -1,11 +1,11 @@
-"""How much faster is ParaBlock than FedBCD, how much of the exchange is hidden, and how far is that from the ideal?
+"""How much faster is ParaBlock than FedBCD, how much of the exchange is hidden, and how close is that to the ideal?
 
-Hosts in network namespaces with shaped links. With 2 clients each is pinned to a core and trains SmolLM2-135M for real:
-32 tokens a step, the last 4 layers' attention as 4 blocks of equal bytes. With 4 clients there are more clients than
-cores, and a timed sleep stands in for the computation; blocks then have a million scalars. Both topologies. The links'
-rate sets M/C, by three probes at delay 0 at first and then by the pair before. Runs at delay 0 and K follow in turn,
-the first of a pair being now the one, now the other. At M = C there are many rounds, since T rounds can be at most
-2T / (T + 1) times faster.
+Hosts are network namespaces with shaped links. With 2 clients, each is pinned to a core and actually trains
+SmolLM2-135M: 32 tokens per step, the attention of the last 4 layers as 4 blocks of equal size. With 4 clients there are
+more clients than cores, so a timed sleep replaces the computation, and blocks have a million scalars. Both topologies
+are measured. The link rate sets M/C: it is calibrated by three probes at delay 0, then adjusted after each pair. Runs
+at delay 0 and at delay K alternate, and so does which of the two comes first. M = C needs many rounds, because T rounds
+can be at most 2T / (T + 1) times faster.
 
     python -m benchmarks.bench_overlap
 """
@@ -36,19 +36,21 @@ NAMED_BY = ("clients", "compute", "topology", "ratio")
 
 
 def main() -> None:
-    """Measure every configuration; what has been measured is written after each number of clients and topology."""
+    """Measure every configuration; the result is written after each number of clients and topology."""
     made = parser(__doc__)
     made.add_argument(
-        "--clients", default="2:real,4:sleep", help="comma list of clients:computation, which is real or sleep"
+        "--clients",
+        default="2:real,4:sleep",
+        help="comma-separated list of clients:computation, where computation is real or sleep",
     )
-    made.add_argument("--topologies", default="sharded,star", help="comma list")
-    made.add_argument("--ratios", default="1,0.25,0.5,0.9,2,4", help="comma list of M/C")
+    made.add_argument("--topologies", default="sharded,star", help="comma-separated list")
+    made.add_argument("--ratios", default="1,0.25,0.5,0.9,2,4", help="comma-separated list of M/C")
     made.add_argument("--pairs", type=int, default=5, help="pairs of runs at M = C")
-    made.add_argument("--other-pairs", type=int, default=5, help="pairs of runs elsewhere")
-    made.add_argument("--rounds", type=int, default=48, help="rounds a run at M = C")
-    made.add_argument("--other-rounds", type=int, default=6, help="rounds a run elsewhere")
-    made.add_argument("--probe-rounds", type=int, default=8, help="rounds of a probe; the first one is not counted")
-    made.add_argument("--keep", action="store_true", help="keep what the result file has of other configurations")
+    made.add_argument("--other-pairs", type=int, default=5, help="pairs of runs at other ratios")
+    made.add_argument("--rounds", type=int, default=48, help="rounds per run at M = C")
+    made.add_argument("--other-rounds", type=int, default=6, help="rounds per run at other ratios")
+    made.add_argument("--probe-rounds", type=int, default=8, help="rounds per probe; the first one is not counted")
+    made.add_argument("--keep", action="store_true", help="keep other configurations that are in the result file")
     options = made.parse_args()
     if options.quick:
         options.ratios, options.pairs, options.rounds, options.probe_rounds = "1", 1, 6, 3
@@ -65,14 +67,14 @@ def main() -> None:
 
 @dataclass
 class _Hosts:
-    """Workers, and what they train."""
+    """Workers and the model they train."""
 
     workers: Workers
     topology: str
     model: dict[str, Any]
 
     def run(self, delay_steps: int, rate_mbit: float, rounds: int) -> Run:
-        """One fit of all of them."""
+        """One fit on all hosts."""
         strategy = {"local_steps": LOCAL_STEPS, "delay_steps": delay_steps, "topology": self.topology}
         plan = {"model": self.model, "rounds": rounds, "strategy": strategy}
         answers = self.workers.run("benchmarks.harness.fits:fit", plan, rate_mbit=rate_mbit)
@@ -110,7 +112,7 @@ def _measure(options: argparse.Namespace, case: str, topology: str) -> list[dict
 
 
 def _calibrate(options: argparse.Namespace, hosts: _Hosts) -> dict[str, Calibration]:
-    """From runs at delay 0: two rates, then the one that they give for M = C."""
+    """From runs at delay 0: at two fixed rates, then at the rate they predict for M = C."""
     slow, fast = (hosts.run(0, rate, options.probe_rounds) for rate in PROBE_MBIT)
     link = Calibration.of(slow, fast)
     link.learn(hosts.run(0, link.rate_mbit(1.0), options.probe_rounds))
@@ -118,7 +120,7 @@ def _calibrate(options: argparse.Namespace, hosts: _Hosts) -> dict[str, Calibrat
 
 
 def _pairs(options: argparse.Namespace, hosts: _Hosts, ratio: float, link: Calibration) -> dict[str, Any]:
-    """Pairs at one M/C; each pair's rate is set by what the pair before it has shown."""
+    """Pairs at one M/C; each pair's link rate is corrected by the pair before it."""
     n, rounds = (options.pairs, options.rounds) if ratio == 1 else (options.other_pairs, options.other_rounds)
     found = measure_pairs(
         lambda delay: hosts.run(delay, link.rate_mbit(ratio), rounds),

@@ -1,10 +1,10 @@
-"""Against what a user would pick instead: seconds and bytes to a held-out loss on GSM8K, and the final loss.
+"""Compared with the alternatives: seconds and bytes to reach a held-out loss on GSM8K, and the final loss.
 
-Two clients fine-tune SmolLM2-135M-Instruct by ParaBlock, FedBCD, FedAvg, federated LoRA, DiLoCo and Streaming DiLoCo
-(torchft) and Lightning DDP: same weights, data, steps, optimizer and held-out questions. Each is trained once a
-learning rate on links that are not shaped (the network changes no trajectory), then a few rounds of each are timed on
-each link, in turn, one core a host. Every finished run is kept in results/peers.json at once; a second start goes on
-after them and tries failed ones again.
+Two clients fine-tune SmolLM2-135M-Instruct with ParaBlock, FedBCD, FedAvg, federated LoRA, DiLoCo and Streaming DiLoCo
+(torchft) and Lightning DDP: same weights, data, steps, optimizer and held-out questions. Each method is trained once
+per learning rate on unshaped links (the network does not change the trajectory). Then a few rounds of each are timed on
+every link, interleaved, with one core per host. Every finished run is saved to results/peers.json immediately; a second
+start continues after them and retries those that failed.
 
     python -m benchmarks.bench_peers --train --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl
     python -m benchmarks.bench_peers --time --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl
@@ -40,7 +40,7 @@ TRAIN_LIMIT_S, TIME_LIMIT_S = 3600.0, 1200.0
 
 
 def main() -> None:
-    """Train and time what is missing, write the result after each."""
+    """Make the missing training and timing runs; the result is written after each."""
     options = _options()
     if options.worker:
         _work(Job(**options.worker))
@@ -64,13 +64,16 @@ def _options() -> argparse.Namespace:
     made = parser(__doc__)
     gsm8k.add_options(made)
     made.add_argument("--train", action="store_true", help="only train (hours)")
-    made.add_argument("--time", action="store_true", help="only time (half an hour); wants a quiet machine")
-    made.add_argument("--methods", default=",".join(name for name, m in METHODS.items() if not m.extra))
-    made.add_argument("--links", default=",".join(LINKS), help="comma list of links to time on")
-    made.add_argument("--learning-rates", type=float, nargs="+", help="to train with; default: each method's own")
-    made.add_argument("--results", type=Path, default=None, help="folder of the result file")
-    made.add_argument("--repeats", type=int, default=1, help="timed runs of each method and link")
-    made.add_argument("--target", type=float, default=TARGET_LOSS, help="held-out loss, nats a token")
+    made.add_argument("--time", action="store_true", help="only time (half an hour); needs an otherwise idle machine")
+    usual = ",".join(name for name, method in METHODS.items() if not method.extra)
+    made.add_argument("--methods", default=usual, help=f"comma-separated list of {', '.join(METHODS)}")
+    made.add_argument("--links", default=",".join(LINKS), help="comma-separated list of links to time on")
+    made.add_argument(
+        "--learning-rates", type=float, nargs="+", help="learning rates to train with; default: each method's own"
+    )
+    made.add_argument("--results", type=Path, default=None, help="folder for the result file")
+    made.add_argument("--repeats", type=int, default=1, help="timed runs per method and link")
+    made.add_argument("--target", type=float, default=TARGET_LOSS, help="target held-out loss in nats per token")
     made.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     options = made.parse_args()
     options.size = "quick" if options.quick else "whole"
@@ -84,7 +87,7 @@ def _options() -> argparse.Namespace:
 
 
 def _work(job: Job) -> None:
-    """One client of one run."""
+    """Run one client of one job."""
     if job.of_method.kind == "diloco":
         from benchmarks.peers import by_torchft as program
     else:
@@ -100,7 +103,7 @@ def _job(
 
 
 def _training(options: argparse.Namespace) -> Iterator[tuple[str, Job]]:
-    """First every method's first learning rate, then the second ones, and so on."""
+    """Every method with its first learning rate, then with its second one, and so on."""
     size = SIZES[options.size]
     rates = {name: options.learning_rates or METHODS[name].learning_rates for name in options.methods.split(",")}
     for index in range(1 if options.quick else max(map(len, rates.values()))):
@@ -111,7 +114,7 @@ def _training(options: argparse.Namespace) -> Iterator[tuple[str, Job]]:
 
 
 def _timing(options: argparse.Namespace) -> Iterator[tuple[str, Job, str]]:
-    """Link by link, the slowest first; on each all methods in turn."""
+    """Link by link, slowest first; all methods on each, interleaved."""
     for link in reversed(options.links.split(",")):
         for repeat in range(options.repeats):
             for name in options.methods.split(","):
@@ -124,7 +127,7 @@ def _timing(options: argparse.Namespace) -> Iterator[tuple[str, Job, str]]:
 
 
 def _keep(options: argparse.Namespace, state: State, part: str, key: str, make: Callable[[], Run]) -> None:
-    """Make a run that is not there yet, and write it at once."""
+    """Make a run unless it is there already, and save it immediately."""
     if key in state[part] and "failed" not in state[part][key]:
         return
     start_s = time.monotonic()

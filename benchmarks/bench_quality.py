@@ -1,8 +1,9 @@
 """Does hiding the exchange cost quality? ParaBlock, FedBCD and FedAvg on GSM8K at equal samples.
 
-Two clients, iid halves of the training questions, SmolLM2-135M-Instruct from its package: the whole model (one seed),
-and the model cut to its first layers (three seeds). Every run is a real Lightning fit over gloo; the network changes no
-trajectory, so none is shaped here. Finished runs are kept, a second start goes on after them.
+Two clients with iid halves of the training questions fine-tune SmolLM2-135M-Instruct from its package: the whole model
+(one seed), and the model cut to its first layers (three seeds). Every run is a real Lightning fit over gloo; the
+network does not change the trajectory, so links are unshaped. Finished runs are kept; a second start continues after
+them.
 
     python -m benchmarks.bench_quality --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl
 """
@@ -23,10 +24,10 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Parse the options, run what is missing, write the result."""
+    """Parse the options, make the missing runs, and write the result."""
     made = parser(__doc__)
     gsm8k.add_options(made)
-    made.add_argument("--sizes", default="cut,whole", help=f"comma list of {', '.join(gsm8k.SIZES)}")
+    made.add_argument("--sizes", default="cut,whole", help=f"comma-separated list of {', '.join(gsm8k.SIZES)}")
     options = made.parse_args()
     if options.quick:
         options.sizes = "quick"

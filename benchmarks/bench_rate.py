@@ -1,9 +1,9 @@
-"""Does the mean squared gradient of ParaBlock fall as 1 / sqrt(T), as that of FedBCD does?
+"""Does ParaBlock's mean squared gradient decay as 1 / sqrt(T), like that of FedBCD?
 
-The package's own round engine on a smooth non-convex problem whose smoothness, noise and heterogeneity are known
-(benchmarks/rate/problem.py), plain SGD, one run a T with the step that the theorem asks for. Of each run, the mean over
-its rounds of |grad f|^2 at the committed model; then slopes of log against log, the price of one round of staleness,
-and what more clients save.
+The package's own round engine runs plain SGD on a smooth non-convex problem with known smoothness, noise and
+heterogeneity (benchmarks/rate/problem.py): one run per T, with the step size that the theorem prescribes. Each run
+yields the mean over its rounds of |grad f|^2 at the committed model. From these follow log-log slopes, the price of one
+round of staleness, and the speed-up from more clients.
 
     python -m benchmarks.bench_rate
 """
@@ -30,16 +30,18 @@ CONSTANTS = Constants()
 
 
 def main() -> None:
-    """Run every configuration, fit, write the result."""
+    """Run every configuration, fit the slopes, and write the result."""
     made = parser(__doc__)
-    made.add_argument("--clients", default="2,4,16", help="comma list of N, even")
-    made.add_argument("--local-steps", default="2,8", help="comma list of K")
-    made.add_argument("--heterogeneity", default="0,8,24", help="comma list of zeta")
-    made.add_argument("--rounds", default="32,64,128,256,512,1024,2048,4096", help="comma list of T")
-    made.add_argument("--fit-from", type=int, default=256, help="slopes are of T's from here and from 4 N K on")
-    made.add_argument("--replicas", type=int, default=32, help="problems, each with its own targets, signs and noise")
-    made.add_argument("--seed", type=int, default=0, help="of everything drawn")
-    made.add_argument("--jobs", type=int, default=2, help="processes that share the runs, a core each")
+    made.add_argument("--clients", default="2,4,16", help="comma-separated list of N, each even")
+    made.add_argument("--local-steps", default="2,8", help="comma-separated list of K")
+    made.add_argument("--heterogeneity", default="0,8,24", help="comma-separated list of zeta")
+    made.add_argument("--rounds", default="32,64,128,256,512,1024,2048,4096", help="comma-separated list of T")
+    made.add_argument("--fit-from", type=int, default=256, help="slopes use T from here on, and from 4 N K on")
+    made.add_argument(
+        "--replicas", type=int, default=32, help="number of problems, each with its own targets, signs and noise"
+    )
+    made.add_argument("--seed", type=int, default=0, help="random seed")
+    made.add_argument("--jobs", type=int, default=2, help="parallel processes, one core each")
     options = made.parse_args()
     if options.quick:
         options.clients, options.local_steps, options.heterogeneity = "2,4", "2", "8"
@@ -66,7 +68,7 @@ def _problem(options: argparse.Namespace, clients: int) -> Problem:
 
 
 def _all_rows(options: argparse.Namespace) -> list[Row]:
-    clients = sorted(_numbers(options.clients), reverse=True)  # the longest runs first, that no core idles at the end
+    clients = sorted(_numbers(options.clients), reverse=True)  # longest runs first, so that no core idles at the end
     settings = itertools.product(clients, _numbers(options.local_steps), (FEDBCD, PARABLOCK))
     with ProcessPoolExecutor(options.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         found = pool.map(partial(_rows, options), *zip(*settings, strict=True))
@@ -74,7 +76,7 @@ def _all_rows(options: argparse.Namespace) -> list[Row]:
 
 
 def _rows(options: argparse.Namespace, clients: int, local_steps: int, method: str) -> list[Row]:
-    """One row a zeta."""
+    """One row per zeta."""
     problem, rounds = _problem(options, clients), _numbers(options.rounds)
     # Runs of different lengths are independent; the two methods of one length have the same noise.
     seeds = [derive_seed(options.seed, "rate", clients, local_steps, t) for t in rounds]
@@ -100,7 +102,7 @@ def _constants(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _figures(options: argparse.Namespace, rows: list[Row], constants: dict[str, Any]) -> dict[str, Any]:
-    """Slopes and bounds of every row, prices of every pair of methods, speed-ups over the fewest clients."""
+    """Slope and bound of every row, price of every pair of methods, speed-up over the smallest number of clients."""
     by_key = {(r["method"], r["clients"], r["local_steps"], r["heterogeneity"]): r for r in rows}
     fewest = min(row["clients"] for row in rows)
     found: dict[str, list[Any]] = {"slopes": [], "bounds": [], "prices": [], "speedups": []}

@@ -1,9 +1,9 @@
-"""Seconds a round with 2 to 8 clients, and what the planner says beforehand.
+"""Seconds per round with 2 to 8 clients, compared with the planner's prediction.
 
-A timed sleep stands in for the local steps, since there are more clients than cores; the blocks, a million scalars
-each, travel for real between hosts with shaped links. The planner gets the step's length and the links' rates, once
-as its own probe of these links has found them, once as the nominal rate times its usual goodput. A round lasts from
-its start to the next one's; the first two do not count, and the drain is nobody's.
+A timed sleep replaces the local steps, because there are more clients than cores. The blocks, a million scalars each,
+are really exchanged between hosts with shaped links. The planner is given the step time and the link rates, once as
+measured by its own probe, once as the nominal rate times its usual goodput. A round lasts from its start to the start
+of the next one; the first two rounds and the final drain are not counted.
 
     python -m benchmarks.bench_scale
 """
@@ -30,16 +30,16 @@ TOPOLOGIES: tuple[Topology, ...] = ("sharded", "star")
 Case = tuple[Topology, str]
 DELAYS = {"blocking": 0, "parablock": LOCAL_STEPS}
 SETTLED = 2
-"""Rounds at the beginning that do not count: caches and connections are cold, and nothing is in flight in the first."""
+"""Rounds to skip at the start: caches and connections are cold, and nothing is in flight during the first."""
 
 
 def main() -> None:
-    """Measure every number of clients and topology, and write the result."""
+    """Measure every combination of number of clients and topology, and write the result."""
     made = parser(__doc__)
-    made.add_argument("--clients", default="2,4,6,8", help="comma list")
-    made.add_argument("--rate-mbit", type=float, default=100.0, help="of every link, in both directions")
-    made.add_argument("--rounds", type=int, default=8, help="rounds a run")
-    made.add_argument("--repeats", type=int, default=5, help="runs of each configuration, in turn")
+    made.add_argument("--clients", default="2,4,6,8", help="comma-separated list")
+    made.add_argument("--rate-mbit", type=float, default=100.0, help="rate of every link in both directions, in Mbit/s")
+    made.add_argument("--rounds", type=int, default=8, help="rounds per run")
+    made.add_argument("--repeats", type=int, default=5, help="runs per configuration, interleaved")
     options = made.parse_args()
     if options.quick:
         options.clients, options.rounds, options.repeats = "2,4", 4, 1
@@ -63,7 +63,7 @@ def _measure(options: argparse.Namespace, clients: int) -> list[dict[str, Any]]:
 
 
 def _probe(options: argparse.Namespace, workers: Workers) -> dict[str, Any]:
-    """By topology, what the planner's probe says."""
+    """Topology -> the link rates that the planner's probe measures."""
     return workers.run("benchmarks.scale.job:probe", {}, rate_mbit=options.rate_mbit)[0]
 
 
@@ -96,7 +96,7 @@ def _row(
 
 
 def _planned(options: argparse.Namespace, clients: int, case: Case, links: Links) -> dict[str, float]:
-    """M, and seconds a round."""
+    """The planner's M, and its seconds per round."""
     topology, method = case
     settings = Settings(local_steps=LOCAL_STEPS, delay_steps=DELAYS[method], topology=topology)
     times = round_times([LOCAL_STEPS * STEP_S] * 2, [planned_exchange_s(BLOCK_SCALARS, clients, settings, links)] * 2)

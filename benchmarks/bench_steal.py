@@ -1,11 +1,11 @@
-"""What do the strategy and an exchange in flight cost a local step?
+"""How much do the strategy, and an exchange in flight, slow down a local step?
 
-Alone: plain Lightning and ParaBlock with one client, each in a process of its own on the same core, take turns step by
-step; both train the same block of SmolLM2-135M (its last layer), all else frozen. A pair is a round of each: K steps
-and, for ParaBlock, the switch at the round's end.
+Alone: plain Lightning and ParaBlock with one client, each in its own process on the same core, alternate step by step.
+Both train the same block of SmolLM2-135M (its last layer) with everything else frozen. A pair consists of one round of
+each: K steps and, for ParaBlock, the switch at the end of the round.
 
-In flight: two hosts, a pinned core each. The exchange lasts about half a round, so that a round has steps with and
-without one; runs at delay 0, with nothing in flight during steps, tell what the place in the round does by itself.
+In flight: two hosts, each pinned to a core. The exchange takes about half a round, so each round has steps with and
+without one. Runs at delay 0, where nothing is in flight during steps, show the effect of the position in the round.
 
     python -m benchmarks.bench_steal
 """
@@ -27,7 +27,7 @@ from benchmarks.steal.figures import paired_rounds, slowdown
 QUESTION = "steal"
 LIMIT_S = 1200.0
 ALONE: dict[str, Any] = {"kind": "smollm2", "layers": None, "tokens": 64, "blocks": last_layers(1)}
-IN_FLIGHT: dict[int, dict[str, Any]] = {  # by Mbit/s: as many layers a block as make M about half a round
+IN_FLIGHT: dict[int, dict[str, Any]] = {  # by Mbit/s: as many layers per block as make M about half a round
     100: {"kind": "smollm2", "layers": None, "tokens": 64, "blocks": last_layers(8, together=2)},
     1000: {"kind": "smollm2", "layers": None, "tokens": 64, "blocks": last_layers(16, together=16)},
 }
@@ -37,12 +37,16 @@ IN_FLIGHT_STEPS = 12
 def main() -> None:
     """Measure both and write the result."""
     made = parser(__doc__)
-    made.add_argument("--launches", type=int, default=3, help="pairs of processes that take turns")
-    made.add_argument("--alone-rounds", type=int, default=16, help="rounds of each launch")
-    made.add_argument("--alone-steps", type=int, default=8, help="K of these rounds")
-    made.add_argument("--rates", default="100,1000", help=f"comma list of Mbit/s: {', '.join(map(str, IN_FLIGHT))}")
-    made.add_argument("--pairs", type=int, default=3, help="runs with exchanges in flight, and as many at delay 0")
-    made.add_argument("--rounds", type=int, default=12, help="rounds of each of these runs")
+    made.add_argument("--launches", type=int, default=3, help="pairs of alternating processes")
+    made.add_argument("--alone-rounds", type=int, default=16, help="rounds per launch")
+    made.add_argument("--alone-steps", type=int, default=8, help="local steps per round (K) of these launches")
+    made.add_argument(
+        "--rates", default="100,1000", help=f"comma-separated list of Mbit/s: {', '.join(map(str, IN_FLIGHT))}"
+    )
+    made.add_argument(
+        "--pairs", type=int, default=3, help="runs with exchanges in flight, each paired with one at delay 0"
+    )
+    made.add_argument("--rounds", type=int, default=12, help="rounds per run")
     options = made.parse_args()
     if options.quick:
         options.launches, options.alone_rounds, options.pairs, options.rounds, options.rates = 1, 2, 1, 2, "100"
