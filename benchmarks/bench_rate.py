@@ -23,7 +23,7 @@ from benchmarks.harness.publish import parser, publish
 from benchmarks.rate.figures import FEDBCD, PARABLOCK, Row, leading_bound, price, slope, speedup
 from benchmarks.rate.problem import Constants, Problem
 from benchmarks.rate.run import Run, mean_squared_gradient
-from lightning_parablock.schedule import derive_seed
+from lightning_parablock.federation.schedule import derive_seed
 
 QUESTION = "rate"
 CONSTANTS = Constants()

@@ -13,7 +13,7 @@ from rdkit import Chem
 from rdkit.Chem import Descriptors
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.flat import hash_tensors
+from lightning_parablock.blocks.flat import hash_tensors
 
 RANK, CLIENTS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 

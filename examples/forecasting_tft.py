@@ -12,7 +12,7 @@ import pandas as pd
 from pytorch_forecasting import QuantileLoss, TemporalFusionTransformer, TimeSeriesDataSet
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.flat import hash_tensors
+from lightning_parablock.blocks.flat import hash_tensors
 
 RANK, CLIENTS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 

@@ -11,7 +11,7 @@ import scvi
 from anndata import AnnData
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.flat import hash_tensors
+from lightning_parablock.blocks.flat import hash_tensors
 
 RANK, CLIENTS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 

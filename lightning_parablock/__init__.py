@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_parablock.lazy import after_import, attributes_of
+from lightning_parablock.system.lazy import after_import, attributes_of
 
 if TYPE_CHECKING:
-    from lightning_parablock.blocks import Block
+    from lightning_parablock.blocks.partition import Block
     from lightning_parablock.records import RoundRecord
     from lightning_parablock.settings import (
         BF16,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         ServerYogi,
         TopK,
     )
-    from lightning_parablock.strategy import ParaBlockStrategy
+    from lightning_parablock.strategy.parablock import ParaBlockStrategy
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,7 +51,7 @@ __getattr__ = attributes_of(
 
 
 def _register() -> None:
-    from lightning_parablock.registration import register
+    from lightning_parablock.strategy.presets import register
 
     register()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness.clock import timed
-from lightning_parablock.codec import codec_of
+from lightning_parablock.codecs.codec import codec_of
 from lightning_parablock.settings import COMPRESSIONS
 
 PART_SCALARS = 262_144

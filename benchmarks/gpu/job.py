@@ -13,7 +13,7 @@ from benchmarks.harness.memory import LORA_RANK, resident_bytes, train_only
 from benchmarks.harness.trainers import bare_trainer
 from benchmarks.harness.workloads import loader, module_and_blocks
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.blocks import partition
+from lightning_parablock.blocks.partition import partition
 from lightning_parablock.models.lora import Adapters, add_adapters
 
 

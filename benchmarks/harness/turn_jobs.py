@@ -11,7 +11,7 @@ from benchmarks.harness.trainers import bare_trainer
 from benchmarks.harness.turns import Turns
 from benchmarks.harness.workloads import loader, module_and_blocks
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.blocks import partition
+from lightning_parablock.blocks.partition import partition
 
 JOBS = {"parablock": "benchmarks.harness.turn_jobs:fit_parablock", "plain": "benchmarks.harness.turn_jobs:fit_plain"}
 

@@ -17,7 +17,7 @@ from benchmarks.harness.smollm2 import PACKAGE
 from benchmarks.harness.trainers import bare_trainer
 from benchmarks.harness.workloads import loader
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.blocks import Block, partition
+from lightning_parablock.blocks.partition import Block, partition
 from lightning_parablock.models import CausalLM
 from lightning_parablock.models.lora import Adapters, add_adapters
 

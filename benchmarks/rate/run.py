@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.rate.problem import Problem, RateModel
-from lightning_parablock.blocks import Block
-from lightning_parablock.cohorts import Cohorts
-from lightning_parablock.flat import FlatBlocks
-from lightning_parablock.rounds import RoundEngine
-from lightning_parablock.schedule import Schedule
-from lightning_parablock.server import ServerShard
+from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.blocks.partition import Block
+from lightning_parablock.federation.cohorts import Cohorts
+from lightning_parablock.federation.rounds import RoundEngine
+from lightning_parablock.federation.schedule import Schedule
+from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import ServerSGD, Settings
 from lightning_parablock.transport.loopback import LoopbackTransport
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, get_args
 
-from lightning_parablock.cli_probe import probe_group, timed_links
+from lightning_parablock.cli.commands.probe import probe_group, timed_links
 from lightning_parablock.settings import Settings, Topology
 
 

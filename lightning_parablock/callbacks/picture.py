@@ -25,7 +25,7 @@ from lightning_parablock.callbacks.trace import (
     peer_span,
     submitted_span,
 )
-from lightning_parablock.names import NO_NAMES, ClientNames
+from lightning_parablock.federation.names import NO_NAMES, ClientNames
 from lightning_parablock.planning.units import readable_s
 from lightning_parablock.records import RoundRecord
 

@@ -22,7 +22,7 @@ from lightning_parablock.callbacks.sight_figures import (
 )
 from lightning_parablock.callbacks.sight_losses import Losses, Sum
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.names import ClientNames
+from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.settings import nearest
 
 MAX_CLIENTS = 64

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lightning_parablock.names import NO_NAMES, ClientNames
+from lightning_parablock.federation.names import NO_NAMES, ClientNames
 from lightning_parablock.records import RoundRecord
 
 PREFIX = "parablock/"

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_parablock.callbacks.gather import folder_here, gather_objects, round_records
 from lightning_parablock.callbacks.picture import draw_timeline
 from lightning_parablock.callbacks.trace import chrome_trace
-from lightning_parablock.names import ClientNames
+from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.records import RoundRecord
 
 log = logging.getLogger(__name__)

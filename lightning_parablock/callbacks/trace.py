@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from lightning_parablock.names import NO_NAMES, ClientNames
+from lightning_parablock.federation.names import NO_NAMES, ClientNames
 from lightning_parablock.records import RoundRecord
 
 Event = dict[str, Any]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning_parablock.cohorts import hosted_clients, turns_of_a_round
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.federation.cohorts import hosted_clients, turns_of_a_round
 from lightning_parablock.planning.units import parse_bytes, parse_number, parse_s
 
 Equal = Literal["samples", "seconds", "bytes"]

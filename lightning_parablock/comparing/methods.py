@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_parablock.cli_configs import PACKAGED, packaged_config
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.registration import PRESETS
 from lightning_parablock.settings import nearest
+from lightning_parablock.strategy.presets import PRESETS
+from lightning_parablock.system.packaged_configs import PACKAGED, packaged_config
 
 METHODS = "methods"
 _ENDS = (".yaml", ".yml")

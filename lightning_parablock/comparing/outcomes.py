@@ -11,8 +11,8 @@ from typing import Any
 from lightning_parablock.comparing.limits import rank_steps_a_step, step_samples
 from lightning_parablock.comparing.runs import PlannedRun, last_words
 from lightning_parablock.report.page_figures import Clock
-from lightning_parablock.report.round_steps import round_steps
-from lightning_parablock.report.run_files import ClientRound, RunFiles, read_run
+from lightning_parablock.runs.files import ClientRound, RunFiles, read_run
+from lightning_parablock.runs.round_steps import round_steps
 
 LOSS = "val_loss"
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning_parablock.cli_exit import TERMINATED
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.report.run_folder import MANIFEST_NAME
+from lightning_parablock.runs.folder import MANIFEST_NAME
+from lightning_parablock.system.exit_codes import TERMINATED
 
 _NOT_COMPARED = ("run_dir", "config")
 _STEPS_OF_ENDING = ((signal.SIGINT, 30.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))

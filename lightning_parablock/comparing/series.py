@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 import torch
 from filelock import FileLock, Timeout
 
-from lightning_parablock.cli_exit import INTERRUPTED
 from lightning_parablock.comparing.limits import Equal, Limit
 from lightning_parablock.comparing.methods import Method, methods_of, seeds_of
 from lightning_parablock.comparing.outcomes import Outcome, outcome_of, rows_of
@@ -20,6 +19,7 @@ from lightning_parablock.comparing.tables import NAME, screen_table, write_table
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.planning.units import readable_number
 from lightning_parablock.report.console import console
+from lightning_parablock.system.exit_codes import INTERRUPTED
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _runs_of(series: Series, method: Method, limit: Limit, seeds: Sequence[int] 
 
 def resolved(words: Sequence[str]) -> dict[str, Any]:
     """What these words mean to ``fit``, with every default; a mistake ends the program as it would end ``fit``."""
-    from lightning_parablock.cli_app import read_configuration  # late: this package is below the command line
+    from lightning_parablock.cli.app import read_configuration  # late: this package is below the command line
 
     return read_configuration(["fit", *words])
 

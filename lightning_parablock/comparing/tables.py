@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lightning_parablock.comparing.outcomes import FIGURES, MethodRow, Outcome, Spread
 from lightning_parablock.planning.units import readable_number
-from lightning_parablock.report.manifest import write_atomically
+from lightning_parablock.runs.manifest import write_atomically
 
 NAME = "compare"
 HEADS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_parablock.data.options import TextDataOptions
 from lightning_parablock.data.split import Share, Split
 from lightning_parablock.data.tokenize import TokenExamples
-from lightning_parablock.row_accounts import RowAccount
+from lightning_parablock.loading.row_accounts import RowAccount
 
 _LeftOut = tuple[int, str, str]
 """How many, of what, and why."""

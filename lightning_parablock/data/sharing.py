@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lightning_parablock.agreement import refuse_differences
 from lightning_parablock.data.rows import Row
 from lightning_parablock.errors import ConfigurationError, DataError
+from lightning_parablock.launching.agreement import refuse_differences
 
 T = TypeVar("T")
 Gather = Callable[[Any], Sequence[Any]]

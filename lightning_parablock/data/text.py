@@ -27,8 +27,8 @@ from lightning_parablock.data.sources import Source, check_source
 from lightning_parablock.data.split import Share, Split, deal, load_split, load_test_rows
 from lightning_parablock.data.tokenize import TokenExamples, Tokenizer, make_examples
 from lightning_parablock.errors import ConfigurationError, DataError
-from lightning_parablock.names import ClientNames
-from lightning_parablock.row_accounts import RowAccount, show_here
+from lightning_parablock.federation.names import ClientNames
+from lightning_parablock.loading.row_accounts import RowAccount, show_here
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lightning_parablock.lazy import attributes_of
+from lightning_parablock.system.lazy import attributes_of
 
 if TYPE_CHECKING:
     from lightning_parablock.models.causal_lm import CausalLM

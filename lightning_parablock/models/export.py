@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.loading import load_tokenizer, network_of_architecture, resolve_model
 from lightning_parablock.models.lora import Adapters, add_adapters, without_adapters
-from lightning_parablock.places import refuse_unwritable
+from lightning_parablock.system.places import refuse_unwritable
 
 _OWN = "network."
 """Where a CausalLM keeps its model."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_parablock.blocks import Block
+from lightning_parablock.blocks.partition import Block
 from lightning_parablock.models.shapes import ModelShape
 
 COUNTED_BLOCKS = 8

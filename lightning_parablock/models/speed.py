@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.initialization import no_init_weights
 
-from lightning_parablock.blocks import Block, partition
+from lightning_parablock.blocks.partition import Block, partition
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.flops import step_flops
 from lightning_parablock.models.loading import keep_first_layers

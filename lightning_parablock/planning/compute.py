@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lightning_parablock.blocks import Block
+from lightning_parablock.blocks.partition import Block
 
 
 def relative_step_costs(sizes: Mapping[str, int], blocks: Sequence[Block]) -> list[float]:

@@ -19,8 +19,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lightning_parablock.federation.schedule import block_of_round
 from lightning_parablock.planning.traffic import busiest, largest_message_bytes, traffic_of_clients
-from lightning_parablock.schedule import block_of_round
 from lightning_parablock.settings import BlockOrder, Settings, Topology
 
 NOMINAL_GOODPUT = 0.95

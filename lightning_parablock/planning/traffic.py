@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from lightning_parablock.codec import codec_of
+from lightning_parablock.codecs.codec import codec_of
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.schedule import block_of_round
+from lightning_parablock.federation.schedule import block_of_round
 from lightning_parablock.settings import Compression, Settings, Topology
 from lightning_parablock.transport.chunks import HEADER_BYTES, chunks_of, shard_bounds
 

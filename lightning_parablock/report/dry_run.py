@@ -11,11 +11,11 @@ from rich.console import Console, Group
 from rich.table import Table
 from torch import nn
 
-from lightning_parablock.blocks import Block, partition
-from lightning_parablock.cohorts import Cohorts
+from lightning_parablock.blocks.partition import Block, partition
+from lightning_parablock.federation.cohorts import Cohorts
+from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, ModelSize, memory_parts, total_bytes
 from lightning_parablock.planning.traffic import traffic_by_role
-from lightning_parablock.schedule import Schedule
 from lightning_parablock.settings import Compression, ServerOptimizer, Settings, option_word
 
 MEGABYTE = 1_000_000

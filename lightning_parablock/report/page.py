@@ -16,9 +16,9 @@ from lightning_parablock.report.page_clients import (
     why_no_drift,
 )
 from lightning_parablock.report.page_figures import hidden_figure, loss_figure, timeline_figure, timeline_note
-from lightning_parablock.report.round_steps import round_steps
-from lightning_parablock.report.run_files import RunFiles
 from lightning_parablock.report.summary import before_and_after, held_out_words
+from lightning_parablock.runs.files import RunFiles
+from lightning_parablock.runs.round_steps import round_steps
 
 PAGE_NAME = "report.html"
 LOSS_NOTE = (

@@ -19,9 +19,9 @@ from lightning_parablock.callbacks.palette import (
 )
 from lightning_parablock.callbacks.picture import SHORTEST_WAIT_S, left_out
 from lightning_parablock.callbacks.trace import SUBMITTED
-from lightning_parablock.names import NO_NAMES, ClientNames
+from lightning_parablock.federation.names import NO_NAMES, ClientNames
 from lightning_parablock.records import first_of_each_round
-from lightning_parablock.report.run_files import ClientRound, Point, RunFiles
+from lightning_parablock.runs.files import ClientRound, Point, RunFiles
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

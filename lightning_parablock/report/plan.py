@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
-from lightning_parablock.blocks import Block
+from lightning_parablock.blocks.partition import Block
 from lightning_parablock.models.lora import Adapters
 from lightning_parablock.models.names import MODEL_CLASS_PATH
 from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, total_bytes

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from lightning_parablock.callbacks.sight_figures import WORST
-from lightning_parablock.names import ClientNames
+from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.planning.units import readable_bytes, readable_number, readable_s
 from lightning_parablock.records import RoundRecord
 

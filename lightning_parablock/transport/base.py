@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_parablock.feedback import Residual
-from lightning_parablock.server import ServerShard
+from lightning_parablock.codecs.feedback import Residual
+from lightning_parablock.server.shard import ServerShard
 
 
 @dataclass(frozen=True)

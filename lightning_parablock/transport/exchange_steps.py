@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_parablock.codecs.feedback import Coder
 from lightning_parablock.errors import ProtocolError
-from lightning_parablock.feedback import Coder
-from lightning_parablock.server import ServerShard, mean_norm
+from lightning_parablock.membership.membership import Membership
+from lightning_parablock.server.shard import ServerShard, mean_norm
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport import chunks
 from lightning_parablock.transport.base import ExchangeFacts, Upload
 from lightning_parablock.transport.chunks import Header, Kind, payload
-from lightning_parablock.transport.membership import Membership
 from lightning_parablock.transport.windows import Expected
 
 Arrived = Sequence[tuple[Expected, Tensor]]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_parablock.feedback import Coder
-from lightning_parablock.server import ServerShard, mean_norm
+from lightning_parablock.codecs.feedback import Coder
+from lightning_parablock.server.shard import ServerShard, mean_norm
 from lightning_parablock.transport.base import Exchange, ExchangeFacts, Transport, Upload
 
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from lightning_parablock.flat import FlatBlocks
-from lightning_parablock.server import ServerShard
+from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.membership.membership import Membership
+from lightning_parablock.membership.watch import Watch
+from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.chunks import shard_bounds
 from lightning_parablock.transport.loopback import LoopbackTransport
-from lightning_parablock.transport.membership import Membership
 from lightning_parablock.transport.torch_distributed import TorchDistributedTransport
-from lightning_parablock.transport.watch import Watch
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from typing_extensions import override
 
-from lightning_parablock.blocks import Block
+from lightning_parablock.blocks.partition import Block
 from lightning_parablock.errors import PeerError
-from lightning_parablock.server import ServerShard
+from lightning_parablock.membership.membership import Membership
+from lightning_parablock.membership.watch import Watch
+from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Exchange, Transport, Upload
 from lightning_parablock.transport.exchange_steps import ExchangeSteps, Place
 from lightning_parablock.transport.lanes import LOCKSTEP, STREAMING, Lane, Means
-from lightning_parablock.transport.membership import Membership
 from lightning_parablock.transport.pacing import Pacer
-from lightning_parablock.transport.side import side_of
-from lightning_parablock.transport.waiter import CommunicationThread, PendingExchange
-from lightning_parablock.transport.watch import Watch
+from lightning_parablock.transport.pending import CommunicationThread, PendingExchange
+from lightning_parablock.transport.staging import side_of
 from lightning_parablock.transport.wires import GlooWire, NcclWire, Ticket, Wire
 
 _CLOSE_LIMIT_S = 30.0

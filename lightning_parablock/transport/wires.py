@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_parablock.meeting.devices import on_listeners
 from lightning_parablock.transport.chunks import Kind
-from lightning_parablock.transport.devices import on_listeners
 
 
 @dataclass(frozen=True)

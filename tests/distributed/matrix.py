@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from lightning_parablock.schedule import block_of_round
+from lightning_parablock.federation.schedule import block_of_round
 from lightning_parablock.settings import (
     BF16,
     BlockOrder,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightning_parablock.blocks import Block
+from lightning_parablock.blocks.partition import Block
 from tests.distributed.matrix import (
     DELAYS_STEPS,
     LOCAL_STEPS,

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import nn
 
 from benchmarks.harness.sockets import count_tcp_bytes
-from lightning_parablock.flat import FlatBlocks
-from lightning_parablock.rounds import RoundEngine
+from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.settings import Settings, Topology
 from lightning_parablock.transport.opening import Federation, open_federation, open_transport
 from tests.support.engine import blocks_of, engine_on

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_parablock.flat import FlatBlocks
+from lightning_parablock.blocks.flat import FlatBlocks
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.opening import Federation, open_federation, open_transport
 from lightning_parablock.transport.wires import GlooWire

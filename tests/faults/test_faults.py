@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.hosts import HostCluster
 from benchmarks.hosts.network import address
-from lightning_parablock.flat import hash_tensors
+from lightning_parablock.blocks.flat import hash_tensors
 from tests.faults.worker import LOCAL_STEPS, Wide, loss_of, optimizer_of
 from tests.oracle import OracleConfig, run_oracle
 

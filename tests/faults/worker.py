@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.flat import hash_tensors
+from lightning_parablock.blocks.flat import hash_tensors
 
 WIDTH = 512  # a layer is a block of 1 MB
 STEP_S = 0.1

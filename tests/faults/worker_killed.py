@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from lightning_parablock import checkpoint, client_state
-from lightning_parablock.flat import hash_tensors
+from lightning_parablock.blocks.flat import hash_tensors
+from lightning_parablock.checkpointing import resumed, sidecars
 from tests.strategy.worker_resume import K, Net, loaders, trainer_for
 
 PATH = Path(os.environ["SCRATCH"], "run.ckpt")
@@ -62,8 +62,8 @@ def slow(write: Any) -> Any:
 def main() -> None:
     """Train to the end, from the last checkpoint where there is one."""
     torch.set_num_threads(1)
-    checkpoint.write_atomically = slow(checkpoint.write_atomically)  # of the sidecars
-    client_state.write_atomically = checkpoint.write_atomically  # of the checkpoint itself
+    sidecars.write_atomically = slow(sidecars.write_atomically)  # of the sidecars
+    resumed.write_atomically = sidecars.write_atomically  # of the checkpoint itself
     module = Net()
     trainer = trainer_for({}, [Telling()], max_epochs=6)
     trainer.fit(module, **loaders("shuffled"), ckpt_path=PATH if PATH.exists() else None)

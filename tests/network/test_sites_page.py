@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks.hosts import Host, HostCluster
-from lightning_parablock.flat import hash_tensors
+from lightning_parablock.blocks.flat import hash_tensors
 from tests.network.sites_hosts import as_on_debian, behind_firewall
 from tests.support.launch import ROOT
 from tests.support.pages import labelled_blocks

@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.ports import PortRange
-from lightning_parablock.transport.devices import _listening, on_listeners
-from lightning_parablock.transport.introductions import Introduction
-from lightning_parablock.transport.limited_wait import LimitedWait
-from lightning_parablock.transport.meeting import MeetingTable
-from lightning_parablock.transport.rendezvous import Address, connect_store, host_store
-from lightning_parablock.transport.ways import Ways
+from lightning_parablock.meeting.devices import _listening, on_listeners
+from lightning_parablock.meeting.introductions import Introduction
+from lightning_parablock.meeting.limited_wait import LimitedWait
+from lightning_parablock.meeting.meeting import MeetingTable
+from lightning_parablock.meeting.rendezvous import Address, connect_store, host_store
+from lightning_parablock.meeting.ways import Ways
+from lightning_parablock.settings.ports import PortRange
 from lightning_parablock.transport.wires import open_group
 
 PORTS = PortRange(40000, 40199)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock import BF16, Int4, Int8, NoCompression, TopK
-from lightning_parablock.codec import codec_of
+from lightning_parablock.codecs.codec import codec_of
 from lightning_parablock.transport.chunks import HEADER_BYTES, Header, Kind, chunks_of, payload, seal, shard_bounds
 
 SCALARS = 2 * 1024 + 300

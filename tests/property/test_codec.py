@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_parablock.codec import codec_of
+from lightning_parablock.codecs.codec import codec_of
 from lightning_parablock.settings import BF16, Compression, Int4, Int8, TopK
 from tests.oracle_codecs import arrives
 from tests.support.payloads import EVERY_COMPRESSION, arriving, decoded, encoded, oracle_words

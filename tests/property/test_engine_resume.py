@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_parablock.flat import FlatBlocks
-from lightning_parablock.gradients import gradient_norm
+from lightning_parablock.blocks.flat import FlatBlocks
 from lightning_parablock.settings import (
     Compression,
     Int4,
@@ -23,6 +22,7 @@ from lightning_parablock.settings import (
     Settings,
     TopK,
 )
+from lightning_parablock.training.gradients import gradient_norm
 from tests.support.engine import blocks_of, engine_on, loopback
 from tests.tasks import adamw_default, assert_same_bits, transformer_task
 

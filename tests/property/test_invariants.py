@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_parablock.flat import FlatBlocks, hash_tensors
-from lightning_parablock.rounds import RoundEngine
-from lightning_parablock.schedule import block_of_round
-from lightning_parablock.server import ServerShard
+from lightning_parablock.blocks.flat import FlatBlocks, hash_tensors
+from lightning_parablock.federation.rounds import RoundEngine
+from lightning_parablock.federation.schedule import block_of_round
+from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import ServerNesterov, ServerSGD, Settings
 from lightning_parablock.transport.loopback import LoopbackTransport
 from tests.oracle import run_fedbcd, run_oracle

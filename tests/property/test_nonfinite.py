@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_parablock.blocks.flat import FlatBlocks, is_finite
 from lightning_parablock.errors import NonFiniteError
-from lightning_parablock.flat import FlatBlocks, is_finite
-from lightning_parablock.schedule import block_of_round
-from lightning_parablock.server import mean_norm
+from lightning_parablock.federation.schedule import block_of_round
+from lightning_parablock.server.shard import mean_norm
 from lightning_parablock.settings import (
     BF16,
     Int8,
@@ -172,7 +172,7 @@ def test_one_scalar_that_is_not_finite_is_found_anywhere(bad: float, numel: int,
 
 def test_it_may_be_changed_when_a_run_is_resumed() -> None:
     """A run that has stopped is continued with "skip"."""
-    from lightning_parablock.resume import _PATH_ONLY
+    from lightning_parablock.checkpointing.checkpoints import _PATH_ONLY
 
     assert "nonfinite_delta" in _PATH_ONLY
     assert replace(settings_for(), nonfinite_delta="stop").fingerprint() != settings_for().fingerprint()

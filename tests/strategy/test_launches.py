@@ -26,7 +26,7 @@ from benchmarks.hosts.network import address
 from lightning_parablock import ParaBlockStrategy, launcher
 from lightning_parablock.cli import main
 from lightning_parablock.errors import PeerLostError
-from lightning_parablock.launched import adopt_mpi
+from lightning_parablock.launching.launched import adopt_mpi
 from tests.support.launch import LIMIT_S, ROOT, rank_environment, run_ranks
 
 SCRIPT = "tests/strategy/unaware_train.py"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.errors import ConfigurationError, NonFiniteError
-from lightning_parablock.outside import OutsideParameters
-from lightning_parablock.schedule import block_of_round
+from lightning_parablock.federation.schedule import block_of_round
+from lightning_parablock.training.outside import OutsideParameters
 from tests.strategy.test_turns_alone import K as TURN_STEPS
 from tests.strategy.test_turns_alone import Net
 from tests.strategy.test_turns_alone import fit as fit_turns

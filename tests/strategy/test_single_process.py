@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.schedule import block_of_round
+from lightning_parablock.federation.schedule import block_of_round
 from tests.support.lightning_run import (
     TaskModule,
     expected_weights,

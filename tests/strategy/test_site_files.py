@@ -12,7 +12,7 @@ import torch
 
 from lightning_parablock.cli import main
 from lightning_parablock.report.page_clients import client_rows
-from lightning_parablock.report.run_files import read_run
+from lightning_parablock.runs.files import read_run
 from tests.strategy.test_cli_run import FIT, manifest_of, rows_of
 from tests.support.launch import run_ranks
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SubsetRandomSampler
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.client_loaders import ClientStream
-from lightning_parablock.clients_data import Site, agree_on_epoch
 from lightning_parablock.errors import ConfigurationError, DataError
-from lightning_parablock.names import ClientNames
+from lightning_parablock.federation.names import ClientNames
+from lightning_parablock.loading.client_loaders import ClientStream
+from lightning_parablock.loading.clients_data import Site, agree_on_epoch
 from lightning_parablock.settings import Settings
 from tests.support.lightning_run import trainer_for
 

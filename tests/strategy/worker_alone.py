@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_parablock.transport import watch
+from lightning_parablock.membership import watch
 from tests.strategy.trainer_toys import RANK, TASK, Do, K, batches, run, strategy
 from tests.support.lightning_run import TaskModule
 from tests.tasks import adamw_default

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.flat import hash_tensors
+from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.transport.chunks import HEADER_BYTES
 from tests.architectures import ARCHITECTURES
 from tests.support.lightning_run import TaskModule, expected_weights, fit, inner_block_names

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch import Trainer
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.auto_steps import MIN_AUTO_STEPS, StepClock
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.planning.traffic import traffic_of_clients
 from lightning_parablock.settings import MAX_AUTO_STEPS
+from lightning_parablock.strategy.auto_steps import MIN_AUTO_STEPS, StepClock
 from lightning_parablock.transport.link_probe import LinkSample
 from tests.strategy.worker_resume import BATCHES, EPOCHS, RANK, SCRATCH, Net, SaveAt, loaders, trainer_for, weights
 from tests.support.scenarios import run_scenarios

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.blocks import partition
+from lightning_parablock.blocks.partition import partition
 from tests.architectures import ARCHITECTURES
 from tests.strategy.worker_architectures import N_RANKS, RANK, SEED, STEPS, K
 from tests.support.lightning_run import TaskModule, expected_weights, fit

@@ -23,9 +23,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.checkpoint import KEY, sha256_of
+from lightning_parablock.blocks.flat import hash_tensors
+from lightning_parablock.checkpointing.sidecars import KEY, sha256_of
 from lightning_parablock.errors import CheckpointError, ConfigurationError, PeerError
-from lightning_parablock.flat import hash_tensors
 from tests.strategy.worker_resume import (
     N_RANKS,
     RANK,
@@ -319,7 +319,9 @@ def a_full_disk() -> None:
         raise OSError(28, "No space left on device")
 
     with (
-        mock.patch("lightning_parablock.resume.write_sidecar", fails) if RANK == 1 else mock.patch("os.getpid", int),
+        mock.patch("lightning_parablock.checkpointing.checkpoints.write_sidecar", fails)
+        if RANK == 1
+        else mock.patch("os.getpid", int),
         pytest.raises(CheckpointError, match=r"client 1 .*No space left on device"),
     ):
         resume(path, [SaveAt("on_train_batch_end", STEP + 2, path)])
@@ -334,7 +336,7 @@ def the_finished_model() -> None:
     folder, own = SCRATCH / "finished", str(SCRATCH / f"disk{RANK}" / "final.ckpt")
     keep = ModelCheckpoint(folder, every_n_train_steps=3, save_top_k=1, save_last=True)
     module = Net()
-    with mock.patch("lightning_parablock.final_model.final_path", return_value=own):
+    with mock.patch("lightning_parablock.checkpointing.final_model.final_path", return_value=own):
         trainer_for({}, [keep]).fit(module, **loaders("shuffled"))
     assert_same_parameters(torch.load(own, weights_only=True)["state_dict"], module)
     dist.barrier()
@@ -376,7 +378,7 @@ def a_folder_that_one_client_cannot_write() -> None:
     folder = SCRATCH / "in the way" / "checkpoints" if RANK == 1 else SCRATCH / "free"
     keep = ModelCheckpoint(SCRATCH / "free", save_last=True)
     with (
-        mock.patch("lightning_parablock.strategy.checkpoint_folders", return_value=[folder]),
+        mock.patch("lightning_parablock.strategy.parablock.checkpoint_folders", return_value=[folder]),
         pytest.raises(CheckpointError, match=r"client 1 .*in the way.*is a file; name another place"),
     ):
         trainer_for({}, [keep]).fit(NoStep(), **loaders("shuffled"))

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.cohorts import Cohorts
-from lightning_parablock.flat import hash_tensors
+from lightning_parablock.blocks.flat import hash_tensors
+from lightning_parablock.federation.cohorts import Cohorts
 from tests.support.lightning_run import Steps, TaskModule, expected_weights, fit, patterns_of, trainer_for
 from tests.tasks import _pool, adamw_default, assert_same_bits, mlp_task, transformer_task
 

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.schedule import block_of_round
+from lightning_parablock.federation.schedule import block_of_round
 from tests.oracle import OracleConfig, run_oracle
 from tests.support.lightning_run import trainer_for
 from tests.support.scenarios import run_scenarios

@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from lightning_parablock.rounds import RoundEngine
+from lightning_parablock.federation.rounds import RoundEngine
 from tests.strategy.worker_fit import N_RANKS, RANK, TASK, strategy
 from tests.support.lightning_run import fit
 

@@ -55,7 +55,7 @@ def half() -> None:
 def other_versions() -> None:
     """Rank 1 has another torch."""
     versions = {"torch": f"2.{RANK}"}
-    with mock.patch("lightning_parablock.strategy.versions_here", return_value=versions):
+    with mock.patch("lightning_parablock.strategy.parablock.versions_here", return_value=versions):
         attempt()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_parablock import ParaBlockStrategy, ServerNesterov
-from lightning_parablock.schedule import block_of_round
+from lightning_parablock.federation.schedule import block_of_round
 from tests.oracle import run_oracle
 from tests.support.engine import oracle_config
 from tests.support.lightning_run import Steps, TaskModule, expected_weights, fit, patterns_of

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.errors import DataError
 from lightning_parablock.models import CausalLM
-from lightning_parablock.strategy import ParaBlockStrategy
+from lightning_parablock.strategy.parablock import ParaBlockStrategy
 from tests.strategy.trainer_toys import BATCHES, N_RANKS, RANK, TASK, batches, on_all, oracle, run, strategy
 from tests.strategy.worker_sight import mean_alone
 from tests.support.lightning_run import Steps, TaskModule, trainer_for

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-from lightning_parablock import cli_probe
 from lightning_parablock.cli import main
+from lightning_parablock.cli.commands import probe
 from lightning_parablock.models import speed
 
 
 def run(words: list[str]) -> int:
     here = os.environ["RANK"]
-    cli_probe.BUDGET_S = 0.0
+    probe.BUDGET_S = 0.0
     if words[-2:] == ["--no-memory-on", here]:
         speed._free_bytes = lambda device: 0
     if words[-2:] == ["--lost", here]:

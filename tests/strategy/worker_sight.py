@@ -22,9 +22,9 @@ from lightning_parablock.callbacks.sight_figures import ClientFigures, Sums
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models import CausalLM
-from lightning_parablock.ranks import WatchedStrategy
 from lightning_parablock.records import RoundRecord
-from lightning_parablock.strategy import ParaBlockStrategy
+from lightning_parablock.strategy.parablock import ParaBlockStrategy
+from lightning_parablock.strategy.ranks import WatchedStrategy
 from tests.strategy.trainer_toys import N_RANKS, RANK, STEPS, TASK, Do, K, batches, on_all, oracle, run, strategy
 from tests.support.lightning_run import Steps, TaskModule, trainer_for
 from tests.support.scenarios import run_scenarios

@@ -118,7 +118,7 @@ class Sleeps(Callback):
 def the_others_do_not_come() -> None:
     """A client is in a long batch: after the limit the other ends without it, and the weights are rescued."""
     with (
-        mock.patch.dict("lightning_parablock.stopping.LIMITS_S", {signal.SIGINT: 1.0}),
+        mock.patch.dict("lightning_parablock.strategy.stopping.LIMITS_S", {signal.SIGINT: 1.0}),
         pytest.raises(SystemExit if RANK == 1 else PeerLostError),
     ):
         strikes = Strikes(signal.SIGINT, 6, (1,))

@@ -22,7 +22,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.checkpoint import checkpoint
 
-from lightning_parablock.blocks import partition
+from lightning_parablock.blocks.partition import partition
 from tests.strategy.trainer_toys import (
     BATCHES,
     EPOCHS,

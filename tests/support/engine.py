@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_parablock.blocks import Block
-from lightning_parablock.cohorts import Cohorts, turns_of_a_round
-from lightning_parablock.flat import FlatBlocks
-from lightning_parablock.gradients import gradient_norm
+from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.blocks.partition import Block
+from lightning_parablock.federation.cohorts import Cohorts, turns_of_a_round
+from lightning_parablock.federation.rounds import RoundEngine
+from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.records import RoundRecord
-from lightning_parablock.rounds import RoundEngine
-from lightning_parablock.schedule import Schedule
-from lightning_parablock.server import ServerShard
+from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import (
     SERVER_OPTIMIZERS,
     Compression,
@@ -23,6 +22,7 @@ from lightning_parablock.settings import (
     ServerOptimizer,
     Settings,
 )
+from lightning_parablock.training.gradients import gradient_norm
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.loopback import LoopbackTransport
 from tests.oracle import OracleConfig

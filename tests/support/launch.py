@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(
-    ["lightning_parablock.cli_trainer", "lightning_parablock.models.causal_lm", "torch.distributed"]
+    ["lightning_parablock.cli.trainer", "lightning_parablock.models.causal_lm", "torch.distributed"]
 )
 
 ROOT = Path(__file__).resolve().parents[2]

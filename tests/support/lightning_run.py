@@ -14,8 +14,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_parablock.blocks import Block
-from lightning_parablock.schedule import block_of_round
+from lightning_parablock.blocks.partition import Block
+from lightning_parablock.federation.schedule import block_of_round
 from lightning_parablock.settings import Settings
 from tests.oracle import LossFn, MakeOptimizer, run_oracle
 from tests.support.engine import oracle_config

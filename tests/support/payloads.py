@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_parablock.codec import Codec
+from lightning_parablock.codecs.codec import Codec
 from lightning_parablock.settings import BF16, Compression, Int4, Int8, NoCompression, TopK
 
 EVERY_COMPRESSION: list[Compression] = [

@@ -6,12 +6,12 @@ import gc
 import subprocess
 import sys
 
-from lightning_parablock.transport import aborts
+from lightning_parablock.membership import aborts
 from tests.support.launch import ROOT
 
 _FORGOTTEN = """
 import ctypes, gc, threading, time
-from lightning_parablock.transport.aborts import Aborts
+from lightning_parablock.membership.aborts import Aborts
 
 told = threading.Event()
 aborts = Aborts(told.set)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.transport import addresses
-from lightning_parablock.transport.addresses import is_loopback, own_address
+from lightning_parablock.meeting import addresses
+from lightning_parablock.meeting.addresses import is_loopback, own_address
 
 
 class Machine:

@@ -7,8 +7,8 @@ import platform
 import pytest
 import torch
 
-from lightning_parablock.agreement import refuse_differences, versions_here
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.launching.agreement import refuse_differences, versions_here
 from lightning_parablock.settings import Settings
 
 WHO = ["client 0 (rank 0 on a)", "client 1 (rank 1 on b)", "client 2 (rank 2 on b)"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, ResNetConfig, ResNetModel
 
-from lightning_parablock.blocks import TINY_SHARE, Block, partition
+from lightning_parablock.blocks.partition import TINY_SHARE, Block, partition
 from lightning_parablock.errors import ConfigurationError
 from tests.architectures import ARCHITECTURES, Architecture
 

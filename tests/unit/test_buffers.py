@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_parablock.buffers import kinds, put_back, show_mean
-from lightning_parablock.flat import hash_tensors
+from lightning_parablock.blocks.flat import hash_tensors
+from lightning_parablock.training.buffers import kinds, put_back, show_mean
 
 
 def client(**buffers: Tensor) -> nn.Module:

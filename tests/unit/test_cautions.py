@@ -16,10 +16,10 @@ def warnings_of(caplog: pytest.LogCaptureFixture, *, local_steps: int, **limits:
     strategy = ParaBlockStrategy(local_steps=local_steps, blocks=2)
     off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", devices=1, strategy=strategy, limit_val_batches=0, **off, **limits)
-    with caplog.at_level(logging.WARNING, logger="lightning_parablock.cautions"):
+    with caplog.at_level(logging.WARNING, logger="lightning_parablock.strategy.cautions"):
         caplog.clear()
         trainer.fit(Toy(), ToyData(examples=16))
-    return [record.getMessage() for record in caplog.records if record.name == "lightning_parablock.cautions"]
+    return [record.getMessage() for record in caplog.records if record.name == "lightning_parablock.strategy.cautions"]
 
 
 def test_one_client(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.cli_app import ParaBlockCLI
+from lightning_parablock.cli.app import ParaBlockCLI
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.models import CausalLM
-from lightning_parablock.report.run import Run
+from lightning_parablock.runs.run import Run
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 QUICKSTART = ("--config", str(CONFIGS / "quickstart.yaml"))

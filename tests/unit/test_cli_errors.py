@@ -9,7 +9,7 @@ import lightning.pytorch  # noqa: F401  # its log writes to what stderr is when 
 import pytest
 
 from lightning_parablock.cli import main
-from lightning_parablock.cli_options import nearest_option
+from lightning_parablock.cli.option_names import nearest_option
 
 TOYS = ["--model", "tests.support.cli_toys.Toy", "--data", "tests.support.cli_toys.ToyData"]
 

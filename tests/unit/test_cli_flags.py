@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lightning_parablock.cli_configs import PACKAGED, _report, packaged_names
-from lightning_parablock.cli_flags import (
+from lightning_parablock.cli.spellings import (
     DATA_CLASS_PATH,
     MODEL_CLASS_PATH,
     STRATEGY_CLASS_PATH,
@@ -16,6 +15,7 @@ from lightning_parablock.cli_flags import (
     presets,
 )
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.system.packaged_configs import PACKAGED, _report, packaged_names
 
 
 def named(**init_args: object) -> list[str]:
@@ -74,7 +74,7 @@ def test_other_spellings(given: list[str], expanded: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ParaBlockStrategy", STRATEGY_CLASS_PATH, "lightning_parablock.strategy.ParaBlockStrategy"]
+    "name", ["ParaBlockStrategy", STRATEGY_CLASS_PATH, "lightning_parablock.strategy.parablock.ParaBlockStrategy"]
 )
 def test_the_class_by_name_keeps_what_earlier_files_said(name: str) -> None:
     strategy = {"class_path": STRATEGY_CLASS_PATH}

@@ -8,7 +8,7 @@ import pytest
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.cli import main
-from lightning_parablock.cli_help import _OF_TRAINER
+from lightning_parablock.cli.help import _OF_TRAINER
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.models import CausalLM
 

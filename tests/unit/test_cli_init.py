@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from lightning_parablock.cli import main
-from lightning_parablock.cli_app import read_configuration
-from lightning_parablock.registration import PRESETS
+from lightning_parablock.cli.app import read_configuration
+from lightning_parablock.strategy.presets import PRESETS
 
 
 def init(folder: Path, *words: str) -> Path:

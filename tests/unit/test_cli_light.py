@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import lightning_parablock
-from lightning_parablock import lazy
 from lightning_parablock.cli import main
-from lightning_parablock.cli_commands import COMMANDS
+from lightning_parablock.cli.table import COMMANDS
 from lightning_parablock.models.loading import network_of_architecture
+from lightning_parablock.system import lazy
 from tests.unit.tiny_text import llama_config
 
 WITHOUT_LIGHTNING = [
@@ -79,7 +79,7 @@ def test_a_model_is_exported_without_lightning(tmp_path: Path) -> None:
 
 def test_a_plan_is_made_without_lightning(tmp_path: Path) -> None:
     llama_config(num_hidden_layers=3).save_pretrained(tmp_path)
-    program = f"import lightning_parablock.cli_plan as plan; plan.SHAPES = []\n{PROGRAM}"
+    program = f"import lightning_parablock.cli.commands.plan as plan; plan.SHAPES = []\n{PROGRAM}"
     words = ["plan", "--model", str(tmp_path), "--rate", "1gbit", "--step_s", "1"]
     assert json.loads(python(program, json.dumps([words]))) == [[0, ["torch"]]]
 

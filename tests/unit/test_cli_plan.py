@@ -10,10 +10,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from lightning_parablock.blocks import Block
+from lightning_parablock.blocks.partition import Block
 from lightning_parablock.cli import main
-from lightning_parablock.cli_app import read_configuration
-from lightning_parablock.cli_plan_options import PlanOptions
+from lightning_parablock.cli.app import read_configuration
+from lightning_parablock.cli.commands.plan_options import PlanOptions
 from lightning_parablock.models.lora import Adapters
 from lightning_parablock.planning.choice import choose_local_steps
 from lightning_parablock.planning.memory import ModelSize
@@ -45,7 +45,7 @@ def run(*args: str) -> int:
 def test_a_plan_and_the_file_that_fit_takes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_parablock.cli_plan.SHAPES", ["llama3-8b"])
+    monkeypatch.setattr("lightning_parablock.cli.commands.plan.SHAPES", ["llama3-8b"])
     output = tmp_path / "deep" / "plan.yaml"
     words = ["--model", str(folder), "--clients", "3", "--rate", "10mbit", "--step_s", "0.004", "--local_steps", "4"]
     assert run(*words, "--blocks", "2", "--dtype", "bfloat16", "--output", str(output)) == 0
@@ -79,7 +79,7 @@ def test_a_plan_and_the_file_that_fit_takes(
 def test_what_was_planned_for_is_in_the_file(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_parablock.cli_plan.SHAPES", [])
+    monkeypatch.setattr("lightning_parablock.cli.commands.plan.SHAPES", [])
     output = tmp_path / "plan.yaml"
     given = ["--lora_rank", "2", "--lora_targets", r".*\.(q|v)_[a-z]+", "--server_optimizer", "nesterov"]
     given += ["--chunk_bytes", "4096", "--seed", "5"]
@@ -96,7 +96,7 @@ def test_what_was_planned_for_is_in_the_file(
 
 
 def test_an_estimate_says_so(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_parablock.cli_plan.SHAPES", [])
+    monkeypatch.setattr("lightning_parablock.cli.commands.plan.SHAPES", [])
     assert run("--model", str(folder), "--rate", "1gbit", "--flop_rate", "2gflops") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "AN ESTIMATE from 0.002 TFLOP/s (flop_rate)" in text
@@ -106,8 +106,8 @@ def test_an_estimate_says_so(folder: Path, capsys: pytest.CaptureFixture[str], m
 def test_a_probe_of_this_machine(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_parablock.cli_plan.SHAPES", [])
-    monkeypatch.setattr("lightning_parablock.cli_probe.BUDGET_S", 0.0)
+    monkeypatch.setattr("lightning_parablock.cli.commands.plan.SHAPES", [])
+    monkeypatch.setattr("lightning_parablock.cli.commands.probe.BUDGET_S", 0.0)
     assert run("--probe", "--model", str(folder), "--rate", "1gbit", "--sequence_length", "8") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "measured on this machine: " in text
@@ -143,7 +143,7 @@ def test_a_probe_of_this_machine(
 def test_a_mistake_is_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: str, named: str
 ) -> None:
-    monkeypatch.setattr("lightning_parablock.cli_plan.SHAPES", [])
+    monkeypatch.setattr("lightning_parablock.cli.commands.plan.SHAPES", [])
     assert run(*words.replace("FOLDER", str(folder)).split()) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines

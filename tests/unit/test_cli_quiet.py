@@ -11,7 +11,7 @@ from pathlib import Path
 import lightning.pytorch
 import pytest
 
-from lightning_parablock import cli
+from lightning_parablock.cli import entry
 
 LIGHTNING = Path(lightning.pytorch.__file__).parent
 UNWANTED = [
@@ -24,7 +24,7 @@ UNWANTED = [
 def test_repeated_warnings_are_left_out_and_others_are_not() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.resetwarnings()
-        cli._hush()
+        entry._hush()
         for message in [*UNWANTED, "The number of training batches (16) is smaller than the logging interval"]:
             warnings.warn(message, stacklevel=1)
     assert [str(warning.message)[:20] for warning in caught] == ["The number of traini"]
@@ -38,7 +38,7 @@ def test_lightning_still_words_them_so() -> None:
 
 def test_tips_are_left_out() -> None:
     log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    cli._hush()
+    entry._hush()
     record = log.makeRecord(log.name, logging.INFO, "", 0, "💡 Tip: For seamless cloud logging, install", (), None)
     assert not log.filter(record)
     assert log.filter(log.makeRecord(log.name, logging.INFO, "", 0, "GPU available", (), None))

@@ -15,17 +15,17 @@ from rich.console import Console
 from torch import nn
 
 from lightning_parablock.callbacks.metrics import metrics_of
-from lightning_parablock.cli_exit import FAILED, INTERRUPTED, USAGE
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.planning.units import readable_bytes
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.report.dry_run import print_plan
-from lightning_parablock.report.manifest import Manifest, git_sha, write_atomically
-from lightning_parablock.report.run import Run
-from lightning_parablock.report.run_folder import claim_run_folder, new_run_folder, remove_if_empty
 from lightning_parablock.report.summary import Here, held_out_metrics, summarise, summary_table
+from lightning_parablock.runs.folder import claim_run_folder, new_run_folder, remove_if_empty
+from lightning_parablock.runs.manifest import Manifest, git_sha, write_atomically
+from lightning_parablock.runs.run import Run
 from lightning_parablock.settings import Int8, ServerAdam, Settings
-from lightning_parablock.strategy import ParaBlockStrategy
+from lightning_parablock.strategy.parablock import ParaBlockStrategy
+from lightning_parablock.system.exit_codes import FAILED, INTERRUPTED, USAGE
 
 
 def record(round_index: int, client: int, *, exposed_s: float = 0.0, exchange_s: float = 2.0) -> RoundRecord:
@@ -114,7 +114,7 @@ def test_a_failed_write_leaves_the_old_text(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_commit_of_another_checkout_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {"rev-parse --show-toplevel": "/somebody/elses", "rev-parse HEAD": "abc"}
-    monkeypatch.setattr("lightning_parablock.report.manifest._git", lambda _, *words: answers[" ".join(words)])
+    monkeypatch.setattr("lightning_parablock.runs.manifest._git", lambda _, *words: answers[" ".join(words)])
     assert git_sha() is None
 
 

@@ -14,8 +14,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.cli import main
-from lightning_parablock.cli_configs import PACKAGED
-from lightning_parablock.cli_flags import STRATEGY_CLASS_PATH, presets
+from lightning_parablock.cli.spellings import STRATEGY_CLASS_PATH, presets
+from lightning_parablock.system.packaged_configs import PACKAGED
 from tests.support.cli_toys import Toy, ToyData
 from tests.support.launch import ROOT
 

@@ -24,7 +24,7 @@ from lightning_parablock.callbacks.palette import (
 )
 from lightning_parablock.callbacks.picture import draw_timeline, left_out
 from lightning_parablock.callbacks.trace import SUBMITTED, chrome_trace
-from lightning_parablock.names import ClientNames
+from lightning_parablock.federation.names import ClientNames
 from tests.unit.test_cli_report import record
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_parablock.client import Client, InFlight
+from lightning_parablock.federation.client import Client, InFlight
 from lightning_parablock.settings import InFlightValue
 
 BIG = 2.0**24

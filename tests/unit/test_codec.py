@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_parablock.codec import PIECE_SCALARS, codec_of
+from lightning_parablock.codecs.codec import PIECE_SCALARS, codec_of
 from lightning_parablock.settings import BF16, COMPRESSIONS, Compression, Int4, Int8, NoCompression, TopK
 from tests.oracle_codecs import arrives
 from tests.support.payloads import EVERY_COMPRESSION, arriving, decoded, encoded, oracle_words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_parablock.command_line import command_to_resume
+from lightning_parablock.system.command_line import command_to_resume
 
 
 @pytest.mark.parametrize(

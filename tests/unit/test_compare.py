@@ -13,7 +13,7 @@ import pytest
 from lightning_parablock.callbacks.byte_budget import ByteBudget
 from lightning_parablock.callbacks.trace import chrome_trace
 from lightning_parablock.cli import main
-from lightning_parablock.cli_compare import split_words
+from lightning_parablock.cli.commands.compare import split_words
 from lightning_parablock.comparing.limits import Limit, days_to_seconds, rank_steps_a_step
 from lightning_parablock.comparing.methods import methods_of, seeds_of
 from lightning_parablock.comparing.outcomes import Outcome, outcome_of, rows_of
@@ -21,10 +21,10 @@ from lightning_parablock.comparing.picture import draw_losses, line_of
 from lightning_parablock.comparing.runs import PlannedRun, forget, is_finished, last_words
 from lightning_parablock.comparing.tables import csv_text, markdown, screen_table, write_tables
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.federation.schedule import block_of_round
 from lightning_parablock.planning.traffic import rounds_within, traffic_of_clients
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.report.console import console
-from lightning_parablock.schedule import block_of_round
 from lightning_parablock.settings import Settings
 
 CONFIGURATION: dict[str, Any] = {

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from lightning_parablock.cohorts import hosted_clients
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.errors import ConfigurationError, DataError
+from lightning_parablock.federation.cohorts import hosted_clients
 from tests.unit.test_data_text import ANSWERS, examples, ready, sums, val_examples
 from tests.unit.tiny_text import byte_tokenizer, write_jsonl
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_parablock.codec import codec_of
-from lightning_parablock.feedback import Coder, Residuals
+from lightning_parablock.codecs.codec import codec_of
+from lightning_parablock.codecs.feedback import Coder, Residuals
 from lightning_parablock.settings import BF16, Compression, Int4, Int8, NoCompression, ServerNesterov, TopK
 from tests.unit.test_server import ServerShard, vectors
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lightning_parablock.transport import descriptors
-from lightning_parablock.transport.descriptors import Descriptors, raise_limit
+from lightning_parablock.membership import descriptors
+from lightning_parablock.membership.descriptors import Descriptors, raise_limit
 
 
 @pytest.fixture

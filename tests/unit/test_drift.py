@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_parablock.drift import lr_of_mean, relative_drift
-from lightning_parablock.flat import FlatBlocks
-from lightning_parablock.rounds import RoundEngine
-from lightning_parablock.server import ServerShard
+from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.federation.drift import lr_of_mean, relative_drift
+from lightning_parablock.federation.rounds import RoundEngine
+from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import Int8, ServerNesterov, ServerSGD, Settings
 from lightning_parablock.transport.loopback import LoopbackTransport
 from tests.support.engine import blocks_of, engine_on, run_rounds, samples_of
@@ -34,7 +34,7 @@ def test_by_hand() -> None:
 def test_it_is_of_the_whole_block_however_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     delta, before, mean = torch.randn(3, 1000, generator=torch.Generator().manual_seed(0))
     whole = relative_drift(delta, before, before + mean, 1.0)
-    monkeypatch.setattr("lightning_parablock.drift.PIECE", 64)
+    monkeypatch.setattr("lightning_parablock.federation.drift.PIECE", 64)
     assert relative_drift(delta, before, before + mean, 1.0) == pytest.approx(whole, rel=1e-6)
     assert whole == pytest.approx(float((mean - delta).norm() / mean.norm()), rel=1e-6)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_parablock.feedback import Coder, Residual, Residuals
+from lightning_parablock.codecs.feedback import Coder, Residual, Residuals
 from lightning_parablock.settings import BF16, Compression, Int4, Int8, NoCompression, TopK
 
 SIZE = 5000

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_parablock.blocks import Block
-from lightning_parablock.flat import FlatBlocks, hash_tensors
+from lightning_parablock.blocks.flat import FlatBlocks, hash_tensors
+from lightning_parablock.blocks.partition import Block
 
 
 class Three(nn.Module):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_parablock.flights import Flight, Turn
+from lightning_parablock.federation.flights import Flight, Turn
 from lightning_parablock.transport.base import Exchange, ExchangeFacts
 from tests.support.engine import check_times
 

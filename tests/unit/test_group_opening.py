@@ -9,11 +9,11 @@ import pytest
 from torch.distributed.distributed_c10d import Store
 
 from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTimeoutError
-from lightning_parablock.transport import group_opening
-from lightning_parablock.transport.group_opening import open_together
-from lightning_parablock.transport.introductions import Introduction, Meeting
-from lightning_parablock.transport.limited_wait import LimitedWait
-from lightning_parablock.transport.rendezvous import Address, connect_store, host_store
+from lightning_parablock.meeting import group_opening
+from lightning_parablock.meeting.group_opening import open_together
+from lightning_parablock.meeting.introductions import Introduction, Meeting
+from lightning_parablock.meeting.limited_wait import LimitedWait
+from lightning_parablock.meeting.rendezvous import Address, connect_store, host_store
 from tests.support.launch import free_port
 
 RANKS = tuple(Introduction(rank, 2, "ab"[rank], f"h{rank}", 10 + rank) for rank in range(2))

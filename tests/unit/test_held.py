@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_parablock.client import Client, InFlight
-from lightning_parablock.flat import FlatBlocks
-from lightning_parablock.held import HeldModel
-from lightning_parablock.rounds import RoundEngine
+from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.federation.client import Client, InFlight
+from lightning_parablock.federation.held import HeldModel
+from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.settings import InFlightValue, Settings
 from tests.support.engine import blocks_of, loopback, run_rounds, schedule_of
 from tests.tasks import adamw_default, assert_same_bits, mlp_task

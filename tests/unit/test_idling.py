@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.idling import Idling, refuse_meeting_logs, refuse_scaler
+from lightning_parablock.strategy.skipped_steps import Idling, refuse_meeting_logs, refuse_scaler
 
 
 def trainer_with(*, on_epoch: bool, is_tensor: bool = True, synced: bool = False) -> Any:

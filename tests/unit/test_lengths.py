@@ -11,8 +11,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_parablock.errors import DataError
-from lightning_parablock.lengths import Epoch, agree_on_length
-from lightning_parablock.names import ClientNames
+from lightning_parablock.federation.names import ClientNames
+from lightning_parablock.loading.lengths import Epoch, agree_on_length
 
 
 class Stream(IterableDataset[int]):

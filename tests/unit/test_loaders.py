@@ -27,10 +27,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_parablock.clients_data import Site, shared_loaders
 from lightning_parablock.data.sampler import ClientSampler
 from lightning_parablock.errors import DataError
-from lightning_parablock.loaders import (
+from lightning_parablock.loading.clients_data import Site, shared_loaders
+from lightning_parablock.loading.shards import (
     Cutting,
     ShardSampler,
     cut_or_keep,

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.blocks import partition
+from lightning_parablock.blocks.partition import partition
 from lightning_parablock.callbacks import HuggingFaceExport
 from lightning_parablock.cli import main
 from lightning_parablock.errors import ConfigurationError

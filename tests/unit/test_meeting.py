@@ -18,14 +18,14 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from lightning.pytorch import Trainer
 from torch.distributed.distributed_c10d import PrefixStore
 
-from lightning_parablock import ParaBlockStrategy, joining
-from lightning_parablock.cli_flags import expand_argv
+from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.cli.spellings import expand_argv
 from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTimeoutError
-from lightning_parablock.joining import job_of
-from lightning_parablock.report.run import Run
-from lightning_parablock.site_environment import SiteEnvironment
-from lightning_parablock.transport import limited_wait, rendezvous
-from lightning_parablock.transport.introductions import (
+from lightning_parablock.launching import joining
+from lightning_parablock.launching.joining import job_of
+from lightning_parablock.launching.site_environment import SiteEnvironment
+from lightning_parablock.meeting import limited_wait, rendezvous
+from lightning_parablock.meeting.introductions import (
     NO_NUMBER,
     Introduction,
     Meeting,
@@ -34,10 +34,11 @@ from lightning_parablock.transport.introductions import (
     is_dead,
     this_system,
 )
-from lightning_parablock.transport.limited_wait import LimitedWait
-from lightning_parablock.transport.meeting import MeetingTable
-from lightning_parablock.transport.membership import Membership
-from lightning_parablock.transport.rendezvous import Address, connect_store, host_store, open_store
+from lightning_parablock.meeting.limited_wait import LimitedWait
+from lightning_parablock.meeting.meeting import MeetingTable
+from lightning_parablock.meeting.rendezvous import Address, connect_store, host_store, open_store
+from lightning_parablock.membership.membership import Membership
+from lightning_parablock.runs.run import Run
 from tests.support.cli_toys import Toy, ToyData
 from tests.support.launch import ROOT, free_port
 
@@ -299,7 +300,7 @@ def test_the_process_that_has_the_address_hosts_the_store_and_the_first_of_sever
     wait = LimitedWait(60.0)
     store, hosts = open_store(address, wait)
     script = (
-        "import sys; from lightning_parablock.transport.rendezvous import *; from lightning_parablock.transport."
+        "import sys; from lightning_parablock.meeting.rendezvous import *; from lightning_parablock.meeting."
         f"limited_wait import LimitedWait; s, h = open_store(Address('localhost', {address.port}), LimitedWait(60.0));"
         "s.set('x', 'y'); print(h)"
     )

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_parablock.names import ClientNames
+from lightning_parablock.federation.names import ClientNames
 
 
 @pytest.mark.parametrize(

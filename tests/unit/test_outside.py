@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_parablock.outside import fingerprint
+from lightning_parablock.training.outside import fingerprint
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ import re
 import pytest
 
 from lightning_parablock.errors import PeerError, PeerLostError, PeerTimeoutError, ProtocolError
-from lightning_parablock.transport import awake, patience
-from lightning_parablock.transport import peers as peers_module
-from lightning_parablock.transport.membership import Membership
-from lightning_parablock.transport.patience import Patience
-from lightning_parablock.transport.peers import Peers
-from lightning_parablock.transport.signs import SIGN_BYTES, Call, Progress, Sign, Word, digest_of
+from lightning_parablock.membership import awake, patience
+from lightning_parablock.membership import peers as peers_module
+from lightning_parablock.membership.membership import Membership
+from lightning_parablock.membership.patience import Patience
+from lightning_parablock.membership.peers import Peers
+from lightning_parablock.membership.signs import SIGN_BYTES, Call, Progress, Sign, Word, digest_of
 
 MEMBERS = Membership(0, ("here", "there", "yonder"), ((0,), (1,), (2,)), 0, ("hub", "a", "b"))
 LIMIT_S = 20.0

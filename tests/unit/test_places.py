@@ -10,8 +10,8 @@ import pytest
 
 from lightning_parablock.cli import main
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
-from lightning_parablock.places import refuse_unwritable, refuse_unwritable_file
-from lightning_parablock.report.run import Run
+from lightning_parablock.runs.run import Run
+from lightning_parablock.system.places import refuse_unwritable, refuse_unwritable_file
 
 MODEL = ["--model", "tests.support.cli_toys.Toy", "--data", "tests.support.cli_toys.ToyData"]
 FIT = ["fit", *MODEL, "--trainer.accelerator", "cpu", "--trainer.max_steps", "2", "--trainer.devices", "1"]
@@ -116,7 +116,7 @@ def test_the_cause_comes_first_where_the_end_cannot_be_recorded(
         run.open_folder(str(tmp_path / end), None)
         run.begin({})
         with monkeypatch.context() as patch:
-            patch.setattr("lightning_parablock.report.manifest.write_atomically", read_only)
+            patch.setattr("lightning_parablock.runs.manifest.write_atomically", read_only)
             patch.setattr(Path, "write_text", read_only)
             if end == "failed":
                 assert run.failed(ParaBlockError("the cause")) == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lightning_parablock.blocks import Block, partition
+from lightning_parablock.blocks.partition import Block, partition
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models import CausalLM
 from lightning_parablock.models import speed as speed_module

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from lightning_parablock.blocks import Block
-from lightning_parablock.codec import codec_of
-from lightning_parablock.cohorts import Cohorts
+from lightning_parablock.blocks.partition import Block
+from lightning_parablock.codecs.codec import codec_of
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.federation.cohorts import Cohorts
+from lightning_parablock.federation.schedule import Schedule, block_of_round
 from lightning_parablock.planning.choice import HEADROOM, choose_local_steps
 from lightning_parablock.planning.compute import relative_step_costs
 from lightning_parablock.planning.memory import (
@@ -41,7 +42,6 @@ from lightning_parablock.planning.units import (
     readable_number,
     readable_s,
 )
-from lightning_parablock.schedule import Schedule, block_of_round
 from lightning_parablock.settings import (
     COMPRESSIONS,
     MAX_AUTO_STEPS,

@@ -14,9 +14,9 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_parablock.blocks import partition
+from lightning_parablock.blocks.partition import partition
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.refusals import refuse_parameters, refuse_trainer, refuse_uncovered, the_optimizer
+from lightning_parablock.strategy.refusals import refuse_parameters, refuse_trainer, refuse_uncovered, the_optimizer
 
 LAZY = [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adafactor, torch.optim.NAdam]
 

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 import lightning_parablock
 from lightning_parablock import ParaBlockStrategy, ServerNesterov
-from lightning_parablock.registration import PRESETS, register
+from lightning_parablock.strategy.presets import PRESETS, register
 
 PRESET_SETTINGS: dict[str, dict[str, Any]] = {
     "parablock": {"local_steps": 16, "delay_steps": 16, "blocks": "layers", "block_order": "shuffle"},

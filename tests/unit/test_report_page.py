@@ -13,12 +13,12 @@ import pytest
 from lightning_parablock.callbacks.palette import block_colours
 from lightning_parablock.callbacks.trace import SUBMITTED, chrome_trace
 from lightning_parablock.cli import main
-from lightning_parablock.names import ClientNames
+from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.report.page import facts
 from lightning_parablock.report.page_clients import CLIENT_HEADS, client_rows, clients_figure, label_rows, why_no_drift
 from lightning_parablock.report.page_figures import Clock, hidden_figure, loss_figure, timeline_figure, timeline_note
-from lightning_parablock.report.round_steps import round_steps
-from lightning_parablock.report.run_files import Point, RunFiles, read_run
+from lightning_parablock.runs.files import Point, RunFiles, read_run
+from lightning_parablock.runs.round_steps import round_steps
 from tests.unit.test_cli_report import record
 
 MANIFEST: dict[str, Any] = {

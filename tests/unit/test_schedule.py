@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_parablock.schedule import block_of_round
+from lightning_parablock.federation.schedule import block_of_round
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import BlockOrder
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_parablock.codec import codec_of
-from lightning_parablock.server import ServerShard, weighted_mean
+from lightning_parablock.codecs.codec import codec_of
+from lightning_parablock.server.shard import ServerShard, weighted_mean
 from lightning_parablock.settings import (
     BF16,
     Compression,

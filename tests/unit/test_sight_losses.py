@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_parablock.callbacks import ClientSight
 from lightning_parablock.callbacks.sight_losses import Losses
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.loaders import ShardSampler
+from lightning_parablock.loading.shards import ShardSampler
 
 
 class Rows(Dataset[int]):

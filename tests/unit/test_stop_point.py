@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from lightning_parablock.transport.stop_point import StopPoint
+from lightning_parablock.membership.stop_point import StopPoint
 
 
 class Ranks:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_parablock import stopping
-from lightning_parablock.stopping import Stopping
-from lightning_parablock.transport.stop_point import StopPoint
+from lightning_parablock.membership.stop_point import StopPoint
+from lightning_parablock.strategy import stopping
+from lightning_parablock.strategy.stopping import Stopping
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 import torch.distributed as dist
 
 from lightning_parablock.errors import ConfigurationError, PeerTimeoutError
-from lightning_parablock.transport import ways
-from lightning_parablock.transport.devices import Listener
-from lightning_parablock.transport.introductions import Introduction, Meeting
-from lightning_parablock.transport.limited_wait import LimitedWait
-from lightning_parablock.transport.ways import Ways
+from lightning_parablock.meeting import ways
+from lightning_parablock.meeting.devices import Listener
+from lightning_parablock.meeting.introductions import Introduction, Meeting
+from lightning_parablock.meeting.limited_wait import LimitedWait
+from lightning_parablock.meeting.ways import Ways
 
 RANKS = tuple(Introduction(rank, 2, "ab"[rank], f"h{rank}", 10 + rank) for rank in range(2))
 

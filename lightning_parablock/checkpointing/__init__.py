@@ -1,0 +1,1 @@
+"""Checkpoints and their sidecars: saving, loading, resuming, and the finished model."""

@@ -1,0 +1,1 @@
+"""The commands of ``lightning-parablock`` that are not LightningCLI's."""

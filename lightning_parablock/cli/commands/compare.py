@@ -1,0 +1,140 @@
+"""``lightning-parablock compare``: several methods from one configuration, one table and one picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_parablock.cli.option_names import closest
+from lightning_parablock.cli.parser import CommandParser
+from lightning_parablock.cli.table import COMMANDS
+from lightning_parablock.comparing.limits import Equal
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.system.places import refuse_unwritable
+
+_COMMAND = COMMANDS["compare"]
+
+_OURS = ("--strategies", "--equal", "--budget", "--seeds", "--points", "--out", "--overwrite", "--help", "-h")
+_FLAGS = ("--overwrite", "--help", "-h")
+_OF_FIT = ("--config", "--model", "--data", "--trainer", "--optimizer", "--lr_scheduler", "--ckpt_path",
+           "--weights_only", "--validate_before_and_after", "--shared")  # fmt: skip
+_INSTEAD = {
+    "--strategy": "name the methods with --strategies a,b",
+    "--trainer.strategy": "name the methods with --strategies a,b",
+    "--seed_everything": "give --seeds",
+    "--run_dir": "give --out",
+    "--dry-run": "for one method's plan say fit --dry-run with its overlay",
+    "--print_config": "for one method's configuration say fit --print_config with its overlay",
+}
+"""Options of fit that compare sets itself."""
+
+
+def compare_parser() -> CommandParser:
+    """The options of the command, but for those that it passes on."""
+    parser = CommandParser(
+        prog=_COMMAND.prog,
+        description=f"{_COMMAND.help} Every other option is one of fit and goes to every run: --config base.yaml and "
+        "--trainer.devices 2 say what is trained, and by how many clients; a method's own settings win over them. The "
+        "runs come one after the other, and what they print goes to DIR/runs/METHOD-seedN.log. The same command again "
+        "goes on where it was stopped.",
+    )
+    parser.add_argument(
+        "--strategies",
+        type=str,
+        default="parablock,fedbcd,fedavg",
+        help="The methods, with commas between: overlays in configs/methods by name (parablock, fedbcd, fedavg, "
+        "diloco, fedit, ...), or paths of YAML files laid over the configuration.",
+    )
+    parser.add_argument("--equal", type=Equal, default="samples", help="What every method gets the same amount of.")
+    parser.add_argument(
+        "--budget",
+        type=str | None,
+        default=None,
+        help="How much: samples a client, seconds of training (600, 10min, 2h), or bytes sent by a client (500MB). "
+        "Methods end at the last whole round within their bytes, and at the first round's end after their seconds. "
+        "null: as many optimizer steps or epochs as the configuration says; for samples alone.",
+    )
+    parser.add_argument(
+        "--seeds", type=str | None, default=None, help="Seeds with commas between; null: the configuration's one."
+    )
+    parser.add_argument(
+        "--points",
+        type=int,
+        default=8,
+        help="How often the held-out loss is measured on the way, for the picture; every 100 optimizer steps where "
+        "their number is not configured; 0 for never. A configuration with validations of its own keeps them. This "
+        "time counts as training.",
+    )
+    parser.add_argument("--out", type=str, default="compare", help="DIR, the folder of the results and of the runs.")
+    parser.add_argument("--overwrite", action="store_true", help="Run everything again, also what is finished in DIR.")
+    return parser
+
+
+def run_compare(args: Sequence[str]) -> None:
+    """Do what the words after ``compare`` say.
+
+    Raises:
+        ConfigurationError: before anything is trained: an option is wrong, or DIR holds runs of other configurations.
+        ParaBlockError: a run failed.
+        SystemExit: it was interrupted.
+    """
+    own, passed = split_words(args)
+    options = compare_parser().parse_args(own)
+    _refuse_launcher()
+    out = Path(options.out).expanduser()
+    refuse_unwritable(out, "out")
+    from lightning_parablock.comparing.series import Series, compare  # late, like fit's parser and matplotlib
+
+    series = Series(
+        methods=options.strategies,
+        equal=options.equal,
+        budget=options.budget,
+        seeds=options.seeds,
+        points=options.points,
+        out=out,
+        overwrite=options.overwrite,
+        words=tuple(passed),
+    )
+    compare(series)
+
+
+def split_words(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of compare itself, and those for every fit.
+
+    Raises:
+        ConfigurationError: an option is compare's own misspelt, or one of fit that compare sets itself.
+    """
+    own: list[str] = []
+    passed: list[str] = []
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        name = word.partition("=")[0]
+        if name not in _OURS:
+            _refuse(name)
+            passed.append(word)
+            continue
+        own.append(word)
+        if name not in _FLAGS and "=" not in word and words:
+            own.append(words.pop(0))
+    return own, passed
+
+
+def _refuse(name: str) -> None:
+    if name in _INSTEAD:
+        raise ConfigurationError(f"{name} is not an option of compare: {_INSTEAD[name]}")
+    if not name.startswith("--") or "." in name or name in _OF_FIT:
+        return
+    close = closest(name, [*_OURS, *_OF_FIT])
+    raise ConfigurationError(f"option {name} is not known; " + (f"did you mean {close}?" if close else "see --help"))
+
+
+def _refuse_launcher() -> None:
+    from lightning_parablock.launching.launched import launched_devices
+
+    if launched_devices() or "RANK" in os.environ:
+        raise ConfigurationError(
+            "compare starts the clients of each run itself: start it once, without torchrun, srun or mpirun, and say "
+            "--trainer.devices 2 for two clients"
+        )

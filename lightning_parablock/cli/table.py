@@ -1,0 +1,85 @@
+"""The commands of ``lightning-parablock``: names, one line of help each, and where they are carried out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+PROGRAM = "lightning-parablock"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: The first word of the command line.
+        help: What it does, in one sentence.
+        run: Module and function that carry out the words after it; empty for the commands of LightningCLI.
+        parser: Module and function that make its parser, which must not import Lightning; empty where it needs to.
+    """
+
+    name: str
+    help: str
+    run: str = ""
+    parser: str = ""
+
+    @property
+    def prog(self) -> str:
+        """How usage lines name the command."""
+        return f"{PROGRAM} {self.name}"
+
+    @property
+    def of_lightning(self) -> bool:
+        """Whether LightningCLI carries it out."""
+        return not self.run
+
+    def function(self, place: str) -> Any:
+        """The function of :attr:`run` or :attr:`parser`; imports its module."""
+        module, _, name = place.partition(":")
+        return getattr(import_module(f"lightning_parablock.{module}"), name)
+
+
+_TABLE = (
+    Command("fit", "Train, and measure the held-out loss before and after."),
+    Command("validate", "Measure a model on the validation data."),
+    Command("test", "Measure a model on the test data."),
+    Command("predict", "Run a model's predict_step over the data."),
+    Command(
+        "compare",
+        "Train by several methods from one configuration: one table and one picture of their held-out losses.",
+        run="cli.commands.compare:run_compare",
+        parser="cli.commands.compare:compare_parser",
+    ),
+    Command(
+        "evaluate",
+        "Measure the model in a checkpoint on test rows: loss, perplexity and, for GSM8K, exact match.",
+        run="cli.commands.evaluate:run_evaluate",
+    ),
+    Command(
+        "export",
+        "Write the model in a checkpoint as a Hugging Face folder.",
+        run="cli.commands.export:run_export",
+        parser="cli.commands.export:export_parser",
+    ),
+    Command(
+        "init",
+        "Write the configuration that several sites share, and print the command that each of them runs.",
+        run="cli.commands.init:run_init",
+        parser="cli.commands.init:init_parser",
+    ),
+    Command(
+        "plan",
+        "What a run would take: bytes, memory, seconds per round, and the settings to choose.",
+        run="cli.commands.plan_options:run_plan",
+        parser="cli.commands.plan_options:plan_parser",
+    ),
+    Command(
+        "report",
+        "Write one self-contained HTML page of a run: losses, timeline, hidden share, clients, settings.",
+        run="cli.commands.report:run_report",
+        parser="cli.commands.report:report_parser",
+    ),
+)
+COMMANDS = {command.name: command for command in _TABLE}

@@ -1,0 +1,1 @@
+"""Values to bytes and back, and the error feedback of lossy codecs."""

@@ -1,0 +1,134 @@
+"""Error feedback: what a lossy codec left out of one message is added to the next one (arXiv 1901.09847).
+
+For each (client, block): u = Delta + e; what is sent is c = Q(u); e = u - c. So over all visits of the block sent + e
+is the sum of the deltas, to rounding. e lies in host memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_parablock.codecs.codec import codec_of
+from lightning_parablock.settings import Compression
+
+Place = tuple[int, int]
+"""(client, block)"""
+
+
+@dataclass(frozen=True)
+class Residual:
+    """e of one client and block around one exchange, shape (numel of the block,), float32, on the host.
+
+    Attributes:
+        before: Before the exchange; None stands for zero.
+        after: After it: whoever encodes a part of the delta writes that part.
+    """
+
+    before: Tensor | None
+    after: Tensor
+
+
+class Residuals:
+    """e of every client of this rank and every block it has trained; used by one thread.
+
+    An exchange that is in flight keeps e as it was before it, since what is in flight is submitted again after a stop.
+    """
+
+    def __init__(self) -> None:
+        self._now: dict[Place, Tensor] = {}
+        self._in_flight: dict[tuple[int, Place], Residual] = {}
+
+    def begin(self, round_index: int, client: int, block: int, numel: int) -> Residual:
+        """The residual of an exchange that is about to be submitted."""
+        place = (client, block)
+        residual = Residual(self._now.get(place), torch.empty(numel, dtype=torch.float32))
+        self._now[place] = residual.after
+        self._in_flight[round_index, place] = residual
+        return residual
+
+    def settle(self, round_index: int) -> None:
+        """The exchanges of a round are over: what was before them is of no more use."""
+        for key in [key for key in self._in_flight if key[0] == round_index]:
+            del self._in_flight[key]
+
+    def state(self) -> list[list[Any]]:
+        """[client, block, e] as after the settled rounds; where e is zero there is no entry."""
+        state: dict[Place, Tensor | None] = dict(self._now)
+        for (_, place), residual in sorted(self._in_flight.items(), key=lambda item: item[0], reverse=True):
+            state[place] = residual.before
+        return [[*place, tensor] for place, tensor in state.items() if tensor is not None]
+
+    def load_state(self, state: Iterable[Iterable[Any]]) -> None:
+        """Take over :meth:`state`; nothing may be in flight."""
+        self._now = {(client, block): tensor for client, block, tensor in state}
+
+
+class Coder:
+    """A codec with its error feedback and buffers, for the use of one thread.
+
+    Args:
+        compression: Which codec.
+    """
+
+    def __init__(self, compression: Compression) -> None:
+        self.codec = codec_of(compression)
+        self.is_lossy = compression.is_lossy
+        self._scratch: dict[tuple[str, torch.device], Tensor] = {}
+        self._payload = torch.empty(0, dtype=torch.uint8)
+
+    def encode_delta(self, delta: Tensor, residual: Residual | None, part: slice, payload: Tensor) -> None:
+        """Write a part of a client's delta, with what earlier exchanges left out of it.
+
+        Args:
+            delta: Shape (numel of the block,), float32, on any device.
+            residual: Its part is read and written; None where nothing is left out, or the client has no weight.
+            part: Scalars of the block.
+            payload: The message's bytes, shape (payload_bytes(part),), uint8.
+        """
+        values = delta[part]
+        if residual is None:
+            self.codec.encode(values, payload)
+            return
+        wanted = self.scratch("wanted", values.numel(), payload.device).copy_(values)
+        if residual.before is not None:
+            wanted.add_(residual.before[part].to(payload.device))
+        self.codec.encode(wanted, payload)
+        residual.after[part] = wanted.sub_(self.decode(payload, values.numel()))
+
+    def as_received(self, delta: Tensor, residual: Residual | None, part: slice) -> Tensor:
+        """What a server on this rank gets of a part of a delta: the same bits as from a message, on the host.
+
+        Takes and returns the same as :meth:`encode_delta` and :meth:`decode`.
+        """
+        if residual is None:
+            return delta[part].cpu()
+        scalars = part.stop - part.start
+        payload = self._bytes(self.codec.payload_bytes(scalars))
+        self.encode_delta(delta, residual, part, payload)
+        return self.decode(payload, scalars)
+
+    def decode(self, payload: Tensor, scalars: int) -> Tensor:
+        """The values of a payload, shape (scalars,): a view of it, or of a buffer that the next call overwrites."""
+        if not self.is_lossy:
+            return payload.view(torch.float32)
+        into = self.scratch("decoded", scalars, payload.device)
+        self.codec.decode(payload, into)
+        return into
+
+    def _bytes(self, size_bytes: int) -> Tensor:
+        if self._payload.numel() < size_bytes:
+            self._payload = torch.empty(size_bytes, dtype=torch.uint8)
+        return self._payload[:size_bytes]
+
+    def scratch(self, name: str, scalars: int, device: torch.device) -> Tensor:
+        """A buffer of this thread, kept from call to call: shape (scalars,), values undefined."""
+        held = self._scratch.get((name, device))
+        if held is None or held.numel() < scalars:
+            # Never the default type: Lightning changes it for all threads while a bf16-true model computes.
+            held = self._scratch[name, device] = torch.empty(scalars, dtype=torch.float32, device=device)
+        return held[:scalars]

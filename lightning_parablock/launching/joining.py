@@ -1,0 +1,166 @@
+"""How this process joins the run: it meets the other ranks, takes its number and opens the default process group."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.distributed import (
+    _init_dist_connection,  # pyright: ignore[reportPrivateUsage]
+)
+from lightning_utilities.core.rank_zero import rank_zero_only
+from torch.distributed import DistError
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTimeoutError
+from lightning_parablock.launching.site_environment import SiteEnvironment
+from lightning_parablock.meeting.devices import on_listeners
+from lightning_parablock.meeting.group_opening import open_together
+from lightning_parablock.meeting.introductions import NO_NUMBER, Introduction, Meeting, in_order, this_system
+from lightning_parablock.meeting.limited_wait import LimitedWait, run_reported
+from lightning_parablock.meeting.meeting import MeetingTable
+from lightning_parablock.meeting.rendezvous import (
+    Address,
+    connect_store,
+    host_store,
+    launcher_hosts_store,
+    one_line,
+    open_store,
+)
+from lightning_parablock.meeting.ways import Ways
+from lightning_parablock.settings.ports import PortRange
+
+_JOB_NAMES = ("TORCHELASTIC_RUN_ID", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
+"""Variables in which launchers name their job: the same in all of its processes, and other in those of another job."""
+
+_stores: list[Store] = []
+"""Kept for as long as the process lives: this process may host them. One for every default group it has opened."""
+
+
+def join_run(
+    environment: ClusterEnvironment,
+    site: str | None,
+    limit_s: float,
+    backend: str,
+    *,
+    one_host: bool,
+    ports: PortRange | None,
+    **group: Any,
+) -> Meeting:
+    """Meet the other ranks, take the number that the meeting gives and open the default process group; collective.
+
+    Args:
+        environment: Says where the ranks meet, how many they are and which number the launcher gave this one.
+        site: Name of this process' site, if it has one.
+        limit_s: Seconds until all must have met.
+        backend: Of the default process group.
+        one_host: Whether all ranks run on this machine.
+        ports: On which this rank accepts connections; None for any.
+        **group: Further arguments of ``init_process_group``, ``timeout`` and ``device_id`` among them.
+
+    Raises:
+        ConfigurationError: the address, the names or the numbers cannot be used.
+        PeerLostError: another rank ended, or could not connect.
+        PeerTimeoutError: not all ranks have come within the limit.
+    """
+    own = _introduction(environment, site)
+    if dist.is_initialized():
+        meeting = _meet_again(own, limit_s)
+        _adopt_number(environment, meeting.rank)
+        return meeting
+    wait = LimitedWait(limit_s)
+    address = Address(environment.main_address, environment.main_port)
+    store, meeting = _meet(address, own, wait)
+    _adopt_number(environment, meeting.rank)
+    Ways(address.host, one_host, ports).open(store, meeting, wait)
+    of_group = connect_store(address, wait)
+    of_group.set_timeout(group["timeout"] or default_pg_timeout)
+    group["store"] = PrefixStore(f"parablock/group/{meeting.run_id}", of_group)
+
+    def open_group() -> None:
+        # The current CUDA device is a thread's own.
+        device = group["device_id"]
+        with on_listeners(), contextlib.nullcontext() if device is None else torch.cuda.device(device):
+            _init_dist_connection(environment, backend, global_rank=meeting.rank, **group)
+
+    open_together(open_group, meeting, store, wait.remaining_s)
+    return meeting
+
+
+def _meet(address: Address, own: Introduction, wait: LimitedWait) -> tuple[Store, Meeting]:
+    """The store that all ranks share, and who they are. The process that hosts the store may be started again."""
+    while True:
+        store, hosts = _open_store(address, own, wait)
+        table = MeetingTable(PrefixStore(_attempt(), store), own, address.describe(), hosts_store=hosts)
+        try:
+            meeting = table.meet(wait)
+        except DistError as error:
+            if hosts or wait.is_over:
+                raise PeerLostError(f"the meeting at {address} broke off: {one_line(error)}") from error
+            continue
+        _stores.append(store)
+        return store, meeting
+
+
+def _open_store(address: Address, own: Introduction, wait: LimitedWait) -> tuple[Store, bool]:
+    if own.rank == NO_NUMBER:
+        return open_store(address, wait)
+    if own.rank == 0 and not launcher_hosts_store():
+        return host_store(address, wait), True
+    return connect_store(address, wait), False
+
+
+def _adopt_number(environment: ClusterEnvironment, rank: int) -> None:
+    """Let the environment answer the number of the meeting, not the launcher's, which sites' names may have changed."""
+    # On the instance: most environments read it off variables that other programs of this process rely on, too.
+    setattr(environment, "global_rank", lambda: rank)  # noqa: B010
+    setattr(rank_zero_only, "rank", rank)  # noqa: B010
+
+
+def _introduction(environment: ClusterEnvironment, site: str | None) -> Introduction:
+    rank = NO_NUMBER if isinstance(environment, SiteEnvironment) else environment.global_rank()
+    here = (socket.gethostname(), os.getpid(), job_of(environment), this_system())
+    return Introduction(rank, environment.world_size(), site, *here)
+
+
+def job_of(environment: ClusterEnvironment) -> str:
+    """The job of the launcher that started this run's processes; sites may each be in a job of their own."""
+    if isinstance(environment, SLURMEnvironment):
+        return os.environ.get("SLURM_JOB_ID", "")
+    if not environment.creates_processes_externally or isinstance(environment, SiteEnvironment):
+        return ""
+    return next((os.environ[name] for name in _JOB_NAMES if os.environ.get(name, "none") != "none"), "")
+
+
+def _meet_again(own: Introduction, limit_s: float) -> Meeting:
+    """The ranks of a default group that is open already, by an earlier fit or by the program itself."""
+    ranks: list[Any] = [None] * dist.get_world_size()
+    own = replace(own, rank=dist.get_rank(), n_ranks=len(ranks))
+    others = "the other processes of the run, which this one has met before"
+    try:
+        run_reported(lambda: dist.all_gather_object(ranks, own), LimitedWait(limit_s), lambda: others)
+    except (RuntimeError, TimeoutError) as error:
+        lost = PeerTimeoutError if isinstance(error, TimeoutError) else PeerLostError
+        raise lost(
+            f"{own.describe()} could not meet {others}, again ({one_line(error)}): one of them ended between two parts "
+            "of the run; see what each of them reported last, and start the run again"
+        ) from error
+    if in_order(ranks) != tuple(ranks):
+        raise ConfigurationError(
+            "the process group was opened before the sites had names, and in another order than that of their names; "
+            "give the first strategy of the program the name of the site, too"
+        )
+    return Meeting(tuple(ranks), own.rank, "")
+
+
+def _attempt() -> str:
+    """Where in the store this meeting is held: a launcher's restarts and later groups meet anew."""
+    return f"parablock/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{len(_stores)}"

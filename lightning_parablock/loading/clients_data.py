@@ -1,0 +1,146 @@
+"""Whose data a turn trains on, and how long an epoch is, where the clients of a rank take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import RunningStage
+
+from lightning_parablock.errors import ConfigurationError, DataError
+from lightning_parablock.federation.cohorts import turns_of_a_round
+from lightning_parablock.federation.names import NO_NAMES, ClientNames
+from lightning_parablock.loading.client_loaders import ClientStream
+from lightning_parablock.loading.lengths import length_of
+from lightning_parablock.loading.shards import Cutting, cut, dataset_fingerprint, is_comparable
+from lightning_parablock.seeds import derive_seed
+from lightning_parablock.settings import Settings
+
+
+@dataclass(frozen=True)
+class Site:
+    """A rank and its clients.
+
+    Attributes:
+        clients: Numbers of the clients that it hosts.
+        rank: Its number.
+        seed: Of the run.
+        gather: Collects a value of every rank, in rank order; collective.
+        names: How clients are named in messages.
+    """
+
+    clients: tuple[int, ...]
+    rank: int
+    seed: int
+    gather: Callable[[Any], Sequence[Any]]
+    names: ClientNames = NO_NAMES
+
+
+@dataclass(frozen=True)
+class ClientsEpoch:
+    """What the ranks agree on.
+
+    Attributes:
+        n_batches: Of an epoch, on every rank: whole rounds, idle turns included.
+        samples: Training samples of each client; 1 for each where they cannot be told.
+        said: In words.
+    """
+
+    n_batches: int
+    samples: tuple[int, ...]
+    said: str
+
+
+def own_loaders(trainer: Trainer, site: Site) -> dict[int, Any] | None:
+    """What ``client_dataloader(client)`` of the data module, or else of the module, gives; None if neither has it."""
+    for holder in (getattr(trainer, "datamodule", None), trainer.lightning_module):
+        make = getattr(holder, "client_dataloader", None)
+        if make is not None:
+            return {client: make(client) for client in site.clients}
+    return None
+
+
+def shared_loaders(loader: Any, site: Site, *, cuts: bool) -> dict[int, Any]:
+    """Cut a rank's loader among its clients, and, where other ranks have the same data set, among theirs; collective.
+
+    Args:
+        loader: Of this rank.
+        site: See there.
+        cuts: Whether to cut at all; else every client trains on all of it.
+
+    Raises:
+        DataError: the loader cannot be cut, or has fewer samples than clients.
+    """
+    if not cuts:
+        return dict.fromkeys(site.clients, loader)
+    told = site.gather((dataset_fingerprint(loader), site.clients))
+    own_print = told[site.rank][0]
+    sharing = list(site.clients)  # of a stream, which cannot be compared
+    if is_comparable(loader):
+        sharing = [client for other_print, clients in told if other_print == own_print for client in clients]
+    if len(sharing) == 1:
+        return {sharing[0]: loader}
+    return {
+        client: cut(loader, RunningStage.TRAINING, Cutting(client, site.seed, site.gather), sharing)
+        for client in site.clients
+    }
+
+
+def agree_on_epoch(loaders: Mapping[int, Any], site: Site, settings: Settings, batches_a_step: int) -> ClientsEpoch:
+    """An epoch has as many rounds as it takes until cohorts have trained on as many batches as all clients have.
+
+    Where a client's number of batches is not known: until as many clients have had their turn as there are. Collective.
+
+    Raises:
+        DataError: a client has no batch; the same on every rank.
+    """
+    told = site.gather([(client, length_of(loader), _samples(loader)) for client, loader in loaders.items()])
+    everybody = [entry for rank in told for entry in rank]  # in their order: ranks host runs of neighbours
+    empty = [client for client, length, _ in everybody if length == 0]
+    if empty:
+        raise DataError(
+            f"the training data of {site.names.label(empty[0])} have no batch ({len(empty)} of {len(everybody)} "
+            "clients have none); every client needs at least one"
+        )
+    n_clients, known = len(everybody), [length for _, length, _ in everybody if length is not None]
+    cohort, batches_a_turn = settings.cohort or n_clients, settings.local_steps * batches_a_step
+    rounds = ceil(n_clients / cohort if len(known) < n_clients else sum(known) / (cohort * batches_a_turn))
+    turns = turns_of_a_round(settings.cohort, [[client for client, *_ in rank] for rank in told])
+    said = f"{n_clients} clients on {len(told)} ranks, {cohort} per round in {turns} turns, {rounds} rounds per epoch"
+    return ClientsEpoch(rounds * turns * batches_a_turn, tuple(samples for *_, samples in everybody), said)
+
+
+def streams_of(loaders: Mapping[int, Any], site: Site) -> dict[int, ClientStream]:
+    """The batches of each client, pass after pass."""
+    return {
+        client: ClientStream(loader, derive_seed(site.seed, "loader", client), client, site.names)
+        for client, loader in loaders.items()
+    }
+
+
+def refuse_reloading(trainer: Trainer) -> None:
+    """Refuse loaders that are made anew, or begin anew, while clients stand in the middle of theirs.
+
+    Raises:
+        ConfigurationError: the trainer would do so.
+    """
+    if getattr(trainer, "overfit_batches", 0):
+        raise ConfigurationError(
+            "Trainer(overfit_batches=...) trains on the first batches again and again, and clients that take turns go "
+            "on through all of theirs; give them smaller data sets"
+        )
+    if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
+        raise ConfigurationError(
+            "Trainer(reload_dataloaders_every_n_epochs=...) makes loaders anew, and clients that take turns would lose "
+            "their place in them; leave it out"
+        )
+
+
+def _samples(loader: Any) -> int:
+    """Examples of a client in one pass, 1 where nobody can tell: then all count the same."""
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None) or getattr(loader, "sampler", None)
+    known = [length_of(told) for told in (sampler, getattr(loader, "dataset", None))]
+    return next((length for length in known if length is not None), 1)

@@ -1,0 +1,189 @@
+"""The store in which the ranks of a run meet: one rank, or the launcher, hosts it, and the others connect to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import (
+    DistError,
+    TCPStore,  # pyright: ignore[reportPrivateImportUsage]
+)
+from torch.distributed.distributed_c10d import Store
+
+from lightning_parablock.errors import ConfigurationError, PeerTimeoutError
+from lightning_parablock.meeting.limited_wait import LimitedWait
+
+_TRY_S = 2.0
+_PAUSE_S = 0.25
+_RESOLVE_S = 30.0
+"""A name that no server knows may be known a little later, where machines are started together with the run."""
+_ANSWER_S = 10.0
+
+
+class _PortTaken(ConfigurationError):
+    """Another program listens on the port."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the store listens."""
+
+    host: str
+    port: int
+
+    @staticmethod
+    def parse(option: str, text: object) -> Address:
+        """Read ``host:port`` or ``[IPv6]:port``.
+
+        Raises:
+            ConfigurationError: it is neither; names the option.
+        """
+        host, _, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+        bare = host.removeprefix("[").removesuffix("]")
+        if not bare or (":" in bare and bare == host) or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ConfigurationError(f"{option} must be host:port, such as hub.example.org:29500, got {text!r}")
+        return Address(bare, int(port))
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this machine has the address."""
+        try:
+            found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
+        except OSError:
+            return False
+        return any(_can_bind(family, place) for family, _, _, _, place in found)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def describe(self) -> str:
+        """For messages: an address that other machines cannot mean is called so."""
+        alone = self.host in ("localhost", "::1") or self.host.startswith("127.")
+        return f"{self} (this machine alone)" if alone else str(self)
+
+
+def launcher_hosts_store() -> bool:
+    """Whether torchrun has opened the store in a process of its own."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def open_store(address: Address, wait: LimitedWait) -> tuple[Store, bool]:
+    """Host the store where the address is this machine's and no other process does; else connect to it.
+
+    Returns:
+        The store, and whether this process hosts it.
+
+    Raises:
+        ConfigurationError: the name is not known, or another program has the port.
+        PeerTimeoutError: no process has opened the store within the limit.
+    """
+    if address.is_here:
+        with contextlib.suppress(_PortTaken):  # by the store, opened by another site of this machine; else it will show
+            return host_store(address, wait), True
+    return connect_store(address, wait), False
+
+
+def host_store(address: Address, wait: LimitedWait) -> Store:
+    """Open the store in this process.
+
+    Raises:
+        ConfigurationError: the port is taken, or the address is not this machine's.
+    """
+    try:
+        return TCPStore(
+            address.host,
+            address.port,
+            is_master=True,
+            timeout=timedelta(seconds=_ANSWER_S),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except DistError as error:
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            raise _PortTaken(
+                f"port {address.port} of {socket.gethostname()}, where the ranks are to meet, is taken by another "
+                "program or an earlier run; end it, or choose another port"
+            ) from error
+        raise ConfigurationError(
+            f"this process ({socket.gethostname()}) is to host the meeting at {address} and cannot: {one_line(error)}; "
+            "the first rank must run on the machine that has this address"
+        ) from error
+
+
+def connect_store(address: Address, wait: LimitedWait) -> Store:
+    """Connect to the store of another process, which may come later; tries until the limit.
+
+    Raises:
+        ConfigurationError: the name is not known, or what answers is no store.
+        PeerTimeoutError: no process has opened the store within the limit.
+    """
+    _wait_for_listener(address, wait)
+    opened: list[Store | DistError] = []
+
+    def connect() -> None:
+        try:
+            opened.append(
+                TCPStore(address.host, address.port, timeout=timedelta(seconds=_ANSWER_S), wait_for_workers=False)
+            )
+        except DistError as error:
+            opened.append(error)
+
+    # torch waits without a limit for the answer of a listener that does not speak.
+    thread = threading.Thread(target=connect, daemon=True, name="parablock-store")
+    thread.start()
+    thread.join(2 * _ANSWER_S)
+    if opened and isinstance(opened[0], Store):
+        return opened[0]
+    why = f": {one_line(opened[0])}" if opened and isinstance(opened[0], DistError) else ""
+    raise ConfigurationError(
+        f"the program that listens at {address} does not answer as the store of a run{why}; if the port is another "
+        "program's, choose another one"
+    )
+
+
+def _wait_for_listener(address: Address, wait: LimitedWait) -> None:
+    unknown_s = 0.0
+    while True:
+        tried_s = time.monotonic()
+        try:
+            socket.create_connection((address.host, address.port), timeout=_TRY_S).close()
+            return
+        except socket.gaierror as error:
+            unknown_s += max(_PAUSE_S, time.monotonic() - tried_s)
+            if unknown_s > _RESOLVE_S or wait.is_over:
+                raise ConfigurationError(
+                    f"the ranks are to meet at {address}, but {address.host!r} cannot be looked up ({error.strerror}); "
+                    "use a name or an address that every machine of the run can look up"
+                ) from error
+            problem = str(error.strerror)
+        except OSError as error:
+            problem = str(error.strerror or error)
+        if wait.is_over:
+            raise PeerTimeoutError(
+                f"no process has opened the meeting at {address.describe()} within "
+                f"meeting_timeout_s={wait.limit_s:g} s ({problem}); start the first rank there, "
+                f"and let this machine reach port {address.port} by TCP"
+            )
+        wait.report(lambda problem=problem: f"the first rank to open the meeting at {address.describe()} ({problem})")
+        time.sleep(max(0.0, _PAUSE_S - (time.monotonic() - tried_s)))
+
+
+def _can_bind(family: int, place: tuple[Any, ...]) -> bool:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((place[0], 0, *place[2:]))
+        except OSError:
+            return False
+    return True
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of the error's text, which with torch fills a screen."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,155 @@
+"""Every rank opens its listener, tells the others where it is, and they try the way there before gloo does.
+
+gloo itself waits for its whole time limit, half an hour by default, where a firewall drops its packets, and then names
+no rank. Of two ranks, gloo has the one with the lower address listen and the other one connect; so does the trial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.distributed import DistError
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from lightning_parablock.errors import ConfigurationError, PeerError, PeerLostError, PeerTimeoutError
+from lightning_parablock.meeting.addresses import INTERFACE_VARIABLE, is_loopback, own_address, resolved
+from lightning_parablock.meeting.devices import open_listeners
+from lightning_parablock.meeting.introductions import Meeting
+from lightning_parablock.meeting.limited_wait import LimitedWait
+from lightning_parablock.settings.ports import PortRange
+
+TRY_S = 10.0
+"""For one connection: packets that a firewall drops are not answered."""
+_POLL_S = 0.05
+_READ_LIMIT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How the ranks reach each other.
+
+    Attributes:
+        master: Host name or address of the rendezvous.
+        one_host: Whether all ranks run on one machine.
+        ports: The range of this rank's listener; None for any port.
+    """
+
+    master: str
+    one_host: bool
+    ports: PortRange | None
+
+    def open(self, store: Store, meeting: Meeting, wait: LimitedWait) -> None:
+        """Open this rank's listener and make sure that the ranks can connect to each other; collective.
+
+        Raises:
+            ConfigurationError: there is no address or port to listen on, or a rank cannot reach another one; the same
+                on every rank.
+            PeerTimeoutError: a rank did not take part within the limit.
+            PeerLostError: the rank that hosts the rendezvous ended.
+        """
+        try:
+            self._open(_Table(PrefixStore(f"ways/{meeting.run_id}", store), meeting, wait), meeting)
+        except DistError as error:
+            raise PeerLostError(
+                f"the rank that hosts the rendezvous at {self.master} ended before the ranks were connected; see the "
+                "output there"
+            ) from error
+
+    def _open(self, table: _Table, meeting: Meeting) -> None:
+        problem = ""
+        try:
+            address = own_address(self.master, one_host=self.one_host, reached_as=self._reached_as(table))
+            mine = [(listener.address, listener.port) for listener in open_listeners(address, self.ports)]
+        except PeerError:  # all ranks come to know of it by themselves
+            raise
+        except (OSError, RuntimeError) as error:  # of the system, of gloo, or a ConfigurationError: the others wait
+            mine, problem = [], str(error)
+        table.agree("listeners", problem)
+        if not self.one_host:
+            everyones = table.exchange("addresses", mine)
+            table.agree("ways", "; ".join(_blocked(meeting, everyones)))
+
+    def _reached_as(self, table: _Table) -> str | None:
+        """The address by which ranks on other machines reach the rendezvous, if there are such ranks."""
+        if self.one_host:
+            return None
+        found = table.exchange("rendezvous", resolved(self.master))
+        return next((address for address in found if address is not None and not is_loopback(address)), None)
+
+
+class _Table:
+    """Where in the store the ranks lay down what the others must know."""
+
+    def __init__(self, store: Store, meeting: Meeting, wait: LimitedWait) -> None:
+        self._store, self._meeting, self._wait = store, meeting, wait
+
+    def exchange(self, what: str, value: Any) -> list[Any]:
+        """The values of all ranks, in rank order; collective."""
+        ranks = range(len(self._meeting.ranks))
+        self._store.set(f"{what}/{self._meeting.rank}", json.dumps(value))
+        while missing := [rank for rank in ranks if not self._store.check([f"{what}/{rank}"])]:
+            self._report(what, lambda missing=missing: ", ".join(self._meeting.ranks[r].describe() for r in missing))
+            time.sleep(_POLL_S)
+        return [json.loads(self._store.get(f"{what}/{rank}")) for rank in ranks]
+
+    def agree(self, what: str, problem: str) -> None:
+        """Raise the same error on every rank where one of them has a problem; collective."""
+        problems = [one for one in self.exchange(f"problems of {what}", problem) if one]
+        if problems:
+            self._let_others_read(what)
+            raise ConfigurationError("; ".join(problems))
+
+    def _let_others_read(self, what: str) -> None:
+        # The rank that hosts the store takes it along when it ends.
+        keys = [f"read {what}/{rank}" for rank in range(len(self._meeting.ranks))]
+        deadline_s = time.monotonic() + _READ_LIMIT_S
+        with contextlib.suppress(DistError):  # that rank has ended: it has read everything
+            self._store.set(keys[self._meeting.rank], "")
+            while not self._store.check(keys) and time.monotonic() < deadline_s:
+                time.sleep(_POLL_S)
+
+    def _report(self, what: str, who: Callable[[], str]) -> None:
+        if self._wait.is_over:
+            raise PeerTimeoutError(
+                f"{who()} joined the run but announced no {what} within meeting_timeout_s={self._wait.limit_s:g} s; "
+                "see the output there"
+            )
+        self._wait.report(lambda: f"the {what} of {who()}")
+
+
+def _blocked(meeting: Meeting, everyones: list[list[list[Any]]]) -> list[str]:
+    """What is wrong with the ways from this rank to those that gloo will have it connect to."""
+    found: list[str] = []
+    for rank, theirs in enumerate(everyones):
+        for own, (address, port) in zip(everyones[meeting.rank], theirs, strict=False):
+            if rank == meeting.rank or _order(own[0], own[1]) <= _order(address, port):
+                continue
+            why = _try(address, port)
+            if why:
+                found.append(
+                    f"{meeting.ranks[meeting.rank].describe()} cannot connect to {meeting.ranks[rank].describe()} at "
+                    f"{address}:{port}: {why}; open this way in the firewall (strategy option ports limits the ports), "
+                    f"or, if the address is not the right one, name the network interface of that machine that the "
+                    f"others reach: export {INTERFACE_VARIABLE}=eth0"
+                )
+    return found
+
+
+def _order(address: str, port: int) -> tuple[int, bytes, int]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return family, socket.inet_pton(family, address.partition("%")[0]), port
+
+
+def _try(address: str, port: int) -> str:
+    """Why no connection can be opened, or nothing."""
+    try:
+        socket.create_connection((address, port), timeout=TRY_S).close()
+    except OSError as error:
+        return str(error.strerror or error)
+    return ""

@@ -1,0 +1,70 @@
+"""The folder of a run: where its logs, configuration, manifest and timeline lie together."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.system.places import refuse_unwritable
+
+DEFAULT_ROOT = "runs"
+MANIFEST_NAME = "manifest.json"
+
+
+def new_run_folder(root: str | None, inside: str = "") -> Path:
+    """Create ``root/<date>-<time>``, numbered where two runs start in one second, or a folder of that name inside it.
+
+    Args:
+        root: Folder of all runs, local; None is ``runs``. A URL, which only checkpoints can use, is ``runs`` too.
+        inside: Name of a site, whose own folder is wanted; sites that start in one second share the outer folder.
+    """
+    parent = _root(root)
+    name = time.strftime("%Y%m%d-%H%M%S")
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}") / inside
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def refuse_run_folder(run_dir: str | None, root: str | None, inside: str = "") -> None:
+    """Check the options that say where the run's folder is to be, and create nothing; see the functions below.
+
+    Raises:
+        ConfigurationError: the folder cannot be created or written, or holds a run already.
+    """
+    if run_dir is None:
+        refuse_unwritable(_root(root), "the folder of runs")
+    else:
+        refuse_unwritable(Path(run_dir, inside), "run_dir")
+        _refuse_run(Path(run_dir, inside))
+
+
+def claim_run_folder(folder: Path) -> Path:
+    """Create the folder that the user named.
+
+    Raises:
+        ConfigurationError: it holds a run already.
+    """
+    _refuse_run(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _root(root: str | None) -> Path:
+    return Path(DEFAULT_ROOT if root is None or "://" in root else root)
+
+
+def _refuse_run(folder: Path) -> None:
+    if (folder / MANIFEST_NAME).exists():
+        raise ConfigurationError(f"run folder {str(folder)!r} holds a run already; name another one or remove it")
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Undo the creation of a folder for a run that never began."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,1 @@
+"""Deltas in, commit out: the server's optimizers and its shard of the model W."""

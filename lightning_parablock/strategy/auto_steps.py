@@ -1,0 +1,130 @@
+"""``local_steps="auto"``: the clients agree on K in round 0.
+
+Nothing is computed that the run would not compute anyway. A probe with a forward pass of its own would need a batch,
+which a data loader gives away for good, and would have to restore whatever a module changes as it runs: buffers, random
+states, metrics, gradients, state in attributes nobody knows of. So the first real local steps are timed. While they run
+K is open, which changes nothing: nothing is in flight in round 0, and a round has at least the steps that have been
+made. Then, at the same step on every client,
+
+1. the clients tell each other how long a step took; the slowest one counts;
+2. they time an exchange of some megabytes in the pattern of the topology, while nobody computes; the slowest counts;
+3. each works out the same K from the same figures, and round 0 goes on to K steps.
+
+From then on the run is the run that was given this K: same settings, same checkpoints, same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_parablock.blocks.partition import Block
+from lightning_parablock.planning.choice import HEADROOM, Choice, choose_local_steps
+from lightning_parablock.planning.compute import relative_step_costs
+from lightning_parablock.planning.timing import exchange_s, links_of
+from lightning_parablock.planning.units import readable_bps, readable_s
+from lightning_parablock.settings import Settings
+from lightning_parablock.transport.link_probe import LinkSample
+
+MIN_AUTO_STEPS = 4
+"""Steps that are made before K is known, and so the smallest K: the first warms up, the others are timed."""
+
+
+class StepClock:
+    """Times the local steps of round 0.
+
+    Args:
+        device: Of the model; its queue is emptied before the clock is read.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._ticks_s: list[float] = []
+
+    def tick(self) -> None:
+        """Take note that a step is over."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._ticks_s.append(time.perf_counter())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether enough steps have been timed."""
+        return len(self._ticks_s) >= MIN_AUTO_STEPS
+
+    @property
+    def shortest_s(self) -> float:
+        """The shortest step, data loading and callbacks included: what happens now and then is no part of a step.
+
+        infinite where no step has been timed, so that nothing seems to be worth hiding.
+        """
+        pairs = zip(self._ticks_s[:-1], self._ticks_s[1:], strict=True)
+        return min((after - before for before, after in pairs), default=float("inf"))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the clients have measured together, the same on every one.
+
+    Attributes:
+        block: Index of the block that round 0 trains.
+        step_s: Seconds of one local step on it, of the slowest client.
+        steps: Local steps made so far.
+        sample: A timed exchange; None where there is one client.
+        caps_bps: ``upload_bps`` of each client.
+    """
+
+    block: int
+    step_s: float
+    steps: int
+    sample: LinkSample | None
+    caps_bps: Sequence[float | None] = (None,)
+
+
+def agree_on_local_steps(
+    sizes: dict[str, int], blocks: list[Block], n_clients: int, settings: Settings, measured: Measured
+) -> Settings:
+    """The settings with K; a pure function of what all clients share, so that all come to the same.
+
+    Args:
+        sizes: Scalars of every parameter of the model, in order.
+        blocks: The run's blocks.
+        n_clients: Number of clients.
+        settings: With ``local_steps`` pending.
+        measured: By all clients together.
+    """
+    costs = relative_step_costs(sizes, blocks)
+    step_s = [measured.step_s * cost / costs[measured.block] for cost in costs]
+    sample = measured.sample
+    links = links_of(sample.pair_bytes, sample.elapsed_s, n_clients, settings.topology) if sample else None
+    links = links and links.capped(measured.caps_bps, settings.topology)
+    exchanges_s = [exchange_s(b.numel, n_clients, settings, links) if links else 0.0 for b in blocks]
+    choice = choose_local_steps(step_s, exchanges_s, settings.block_order, at_least=measured.steps)
+    longest = max(range(len(blocks)), key=exchanges_s.__getitem__)
+    if links is None:
+        rank_zero_info(f"parablock: local_steps: {choice.local_steps}; one client has nothing to exchange")
+    else:
+        facts = (
+            f"the slowest client takes {readable_s(measured.step_s)} a step, the slowest link carries "
+            f"{readable_bps(links.client_bps)}, the longest exchange ({blocks[longest].name}) takes "
+            f"{readable_s(exchanges_s[longest])}"
+        )
+        rank_zero_info(_said(choice, facts))
+    return settings.agreed(choice.local_steps)
+
+
+def _said(choice: Choice, facts: str) -> str:
+    on_average = f"on average over the blocks {choice.mean_hiding_steps} would do"
+    if choice.hides:
+        return (
+            f"parablock: local_steps: {choice.local_steps}, agreed by the clients: {facts}; "
+            f"{choice.hiding_steps} steps hide it with {HEADROOM:g} times to spare, {on_average}"
+        )
+    return (
+        f"parablock: local_steps: {choice.local_steps}, the most that 'auto' takes: {facts}; {choice.hiding_steps} "
+        f"steps would hide it ({on_average}); compress, cut smaller blocks, or give local_steps a number"
+    )

@@ -1,0 +1,177 @@
+"""Signals that stop or requeue a run: all clients save at the end of one batch, from which it continues exactly.
+
+Lightning acts on a signal in its handler: in the middle of a batch, each process by itself, states of different steps
+under one name. Here a handler only takes note; where all clients stop is agreed, see ``membership/stop_point.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_parablock.errors import CheckpointError, PeerLostError
+from lightning_parablock.membership.stop_point import StopPoint
+from lightning_parablock.strategy.ranks import WatchedStrategy
+from lightning_parablock.system.command_line import command_to_resume
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "stopped.ckpt"
+LIMITS_S = {signal.SIGINT: 60.0, signal.SIGTERM: 20.0}
+"""How long a process that was told to end waits for the others; schedulers kill it some 30 s after SIGTERM."""
+
+_SAME_S = 1.0  # launchers pass on to their processes what the terminal has sent these already
+_ENDING = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+
+
+class Stopping:
+    """What the signals of this process do while a fit trains.
+
+    Args:
+        ranks: The strategy.
+        trainer: Its trainer.
+        point: Agrees on a batch.
+        check: Raises where a peer is lost.
+
+    Attributes:
+        has_saved: Whether all clients have saved at a common batch in order to end.
+    """
+
+    def __init__(self, ranks: WatchedStrategy, trainer: Trainer, point: StopPoint, check: Callable[[], object]) -> None:
+        self._ranks, self._trainer, self._point, self._check = ranks, trainer, point, check
+        self._signal: signal.Signals | None = None  # noted, and not taken to a batch yet
+        self._told: signal.Signals | None = None  # to end, which it does in any case
+        self._told_s = 0.0
+        self._limit: threading.Timer | None = None
+        self._is_late = False
+        self._default_handler: Any = None
+        self.has_saved = False
+
+    # --- signals ------------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """From here on Ctrl-C lets all clients save first; a second one ends the process at once."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._default_handler = signal.signal(signal.SIGINT, lambda signum, _: self.note(signum))
+
+    def close(self) -> None:
+        """From here on signals do what they did before."""
+        self._cancel_limit()
+        if self._default_handler is not None and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, self._default_handler)
+        self._default_handler = None
+
+    def note(self, signum: int) -> None:
+        """Take note of a signal, which is obeyed at the end of a batch.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came again, or the other clients have not come within the limit.
+            SIGTERMException: the same after SIGTERM.
+        """
+        noted, now_s = signal.Signals(signum), time.monotonic()
+        is_again = noted == self._told == signal.SIGINT and now_s - self._told_s > _SAME_S
+        if is_again or self._is_late:
+            raise self._ending(noted)
+        if self._told is not None:
+            return
+        self._signal = noted
+        self._point.request()
+        if noted in _ENDING:
+            self._told, self._told_s = noted, now_s
+            again = "; Ctrl-C again ends this one at once" if noted == signal.SIGINT else ""
+            log.warning(
+                "parablock: %s: all clients save at the end of a batch, within %g s%s",
+                *(_ENDING[noted], LIMITS_S[noted], again),
+            )
+            self._start_limit(noted, LIMITS_S[noted])
+
+    def _start_limit(self, noted: signal.Signals, limit_s: float) -> None:
+        main_thread = threading.main_thread().ident
+        assert main_thread is not None
+
+        def interrupt() -> None:
+            log.warning("parablock: the other clients have not come within %g s; this one ends without them", limit_s)
+            self._is_late = True
+            signal.pthread_kill(main_thread, noted)
+
+        self._limit = threading.Timer(limit_s, interrupt)
+        self._limit.daemon = True
+        self._limit.start()
+
+    def _cancel_limit(self) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
+            self._limit.join(1.0)  # a thread that is left may be in the way of the process' end
+            self._limit = None
+
+    # --- at the end of a batch ----------------------------------------------------------------------------------------
+
+    def pass_batch(self) -> None:
+        """Pass the end of a batch, where all clients may have agreed to save.
+
+        Raises:
+            KeyboardInterrupt: all have saved, and this process was told to end by Ctrl-C.
+            SIGTERMException: the same by SIGTERM.
+            PeerLostError: all have saved, and another process was told to end.
+            CheckpointError: a requeued run could not be saved.
+        """
+        if not self._point.pass_batch(self._check):
+            return
+        # Taken before anything is done with it: a signal that is noted from here on is obeyed at a later batch.
+        own, self._signal = self._signal, None
+        signals = self._ranks.gather_objects(own)
+        if any(noted in _ENDING for noted in signals):
+            self._cancel_limit()
+            self._end(signals)
+        # Without any, the signal that asked for this batch was noted just in time for the one before.
+        wanted = [noted for noted in signals if noted is not None]
+        if wanted:
+            self._requeue(wanted[0])
+
+    def _end(self, signals: Sequence[signal.Signals | None]) -> None:
+        folder = Path(self._trainer.default_root_dir)
+        # Sites have folders of their own, in which a relative path leads to their part.
+        path = self._ranks.broadcast(str((folder if self._ranks.site_names else folder.absolute()) / FILE_NAME))
+        step, saved = self._trainer.global_step, "nothing could be saved"
+        try:
+            self._trainer.save_checkpoint(path)
+        except CheckpointError as error:  # on all of them
+            log.error("parablock: %s", error)
+        else:
+            self.has_saved = True
+            saved = f"all clients have saved at step {step}; to continue exactly from there: {command_to_resume(path)}"
+        own = self._told
+        if own is not None:
+            log.warning("parablock: %s: %s", _ENDING[own], saved)
+            raise self._ending(own)
+        told = [f"{self._ranks.describe(r)} by {_ENDING[s]}" for r, s in enumerate(signals) if s and s in _ENDING]
+        raise PeerLostError(f"stopped: {', '.join(told)}; {saved}")
+
+    def _ending(self, noted: signal.Signals) -> BaseException:
+        if noted == signal.SIGINT:
+            return KeyboardInterrupt()
+        self._trainer._signal_connector.received_sigterm = True  # pyright: ignore[reportPrivateUsage]
+        return SIGTERMException(128 + noted)  # the exit code by convention
+
+    def _requeue(self, signum: signal.Signals) -> None:
+        """What Lightning does in the handler, with the first rank's number of the file for all."""
+        connector: Any = self._trainer._signal_connector  # pyright: ignore[reportPrivateUsage]
+        files: Any = self._trainer._checkpoint_connector  # pyright: ignore[reportPrivateUsage]
+
+        def first_ranks(folder: str) -> str:
+            return self._ranks.broadcast(type(files).hpc_save_path(folder))
+
+        files.hpc_save_path = first_ranks
+        try:
+            type(connector)._slurm_sigusr_handler_fn(connector, signum, None)
+        finally:
+            del files.hpc_save_path

@@ -1,0 +1,1 @@
+"""What the program needs of its surroundings: files, threads, imports, the command that started it."""

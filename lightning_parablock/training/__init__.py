@@ -1,0 +1,1 @@
+"""The local steps of the clients that a rank hosts: optimizer states, gradients, buffers, random states."""
