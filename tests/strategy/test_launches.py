@@ -23,9 +23,10 @@ from torch import Tensor
 
 from benchmarks.hosts import HostCluster
 from benchmarks.hosts.network import address
-from lightning_parablock import ParaBlockStrategy, launcher
+from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.cli import main
 from lightning_parablock.errors import PeerLostError
+from lightning_parablock.launching import launcher
 from lightning_parablock.launching.launched import adopt_mpi
 from tests.support.launch import LIMIT_S, ROOT, rank_environment, run_ranks
 
