@@ -112,6 +112,7 @@ def poisoned_task(task: Task, *poisoned: tuple[int, int]) -> PoisonedTask:
 
 
 @functools.cache
+@torch.inference_mode(False)  # the first to ask may be a validation, and its batches could not be trained on later
 def _pool(draw_batch: Callable[[torch.Generator, int], Batch], seed: int, client: int) -> tuple[Batch, ...]:
     generator = torch.Generator().manual_seed(1_000_003 * seed + client)
     return tuple(draw_batch(generator, client) for _ in range(POOL_BATCHES))
@@ -150,6 +151,7 @@ def token_loss(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
 
 
+@functools.cache
 def transformer_task(*, tied: bool = False, seed: int = 0) -> Task:
     """Return the small causal transformer; its blocks: embeddings, each layer, the head side (with its norm)."""
     make_model = seeded(functools.partial(TinyTransformer, tied=tied), seed)
@@ -168,6 +170,7 @@ def _squared_error(model: nn.Module, batch: Batch) -> Tensor:
     return F.mse_loss(model(batch[0]), batch[1])
 
 
+@functools.cache
 def mlp_task(*, seed: int = 0) -> Task:
     """Return a smooth regression by three linear layers with tanh between them, one block each."""
     make_model = seeded(

@@ -70,9 +70,14 @@ def _expected_weights(chosen: Sequence[Case], rank: int, n_ranks: int) -> dict[s
     for case in different[rank::n_ranks]:
         task = case.task()
         own[case.oracle_key] = run_oracle(case.oracle_config(), task.make_model, task.loss_fn, adamw_default).weights
-    shares: list[dict[str, Weights]] = [own] * n_ranks
-    dist.all_gather_object(shares, own)
-    return {key: weights for share in shares for key, weights in share.items()}
+    arrays = {key: {name: value.numpy() for name, value in weights.items()} for key, weights in own.items()}
+    shares = [arrays] * n_ranks  # as arrays, which pickle ten times as fast as tensors
+    dist.all_gather_object(shares, arrays)
+    return {
+        key: {name: torch.from_numpy(value) for name, value in weights.items()}
+        for share in shares
+        for key, weights in share.items()
+    }
 
 
 def _change_last_bit(weights: Weights) -> None:
