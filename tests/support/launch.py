@@ -6,6 +6,7 @@ Most launches fork from a server that has made the imports, which cost each proc
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import runpy
@@ -15,15 +16,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Protocol
-
-_FORKING = multiprocessing.get_context("forkserver")
-_FORKING.set_forkserver_preload(
-    ["lightning_parablock.cli.trainer", "lightning_parablock.models.causal_lm", "torch.distributed"]
-)
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
+_FORKING = multiprocessing.get_context("forkserver")
+_FORKING.set_forkserver_preload(["tests.support.preloaded"])
 LIMIT_S = 600.0
 """Bounds a hang on a busy machine; the longest launch takes a minute or two on an idle one."""
 
@@ -83,8 +83,16 @@ class _Scratch:
         self._process.wait()
 
 
+@functools.cache
+def _start_server() -> None:
+    """Start it where it finds what it is to import, whatever the working directory is: it ignores an ImportError."""
+    with mock.patch.dict(os.environ, {"PYTHONPATH": str(ROOT)}):
+        forkserver.ensure_running()
+
+
 class _Fork:
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        _start_server()
         self._process = _FORKING.Process(target=_run_forked, args=(list(arguments), dict(environment), log))
         self._process.start()
 
