@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -69,7 +70,7 @@ def _section(option: str, class_path: str) -> str:
 
 def _chosen(option: str, words: Sequence[str]) -> str | None:
     """The class that the command line names."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         if name in (f"--{option}", f"--trainer.{option}"):
             value = value if equals else following

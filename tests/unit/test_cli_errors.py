@@ -10,6 +10,7 @@ import pytest
 
 from lightning_parablock.cli import main
 from lightning_parablock.cli.option_names import nearest_option
+from lightning_parablock.cli.table import COMMANDS
 
 TOYS = ["--model", "tests.support.cli_toys.Toy", "--data", "tests.support.cli_toys.ToyData"]
 
@@ -115,6 +116,19 @@ def test_a_misspelt_packaged_file_names_the_right_one(
 )
 def test_wrong_commands(capsys: pytest.CaptureFixture[str], args: list[str], named: str) -> None:
     assert named in complaint(capsys, args)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+@pytest.mark.parametrize("word", ["", "word", "--no_such_option"])
+def test_a_command_alone_or_with_one_word_that_it_cannot_use(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, word: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if command == "init" and not word.startswith("--"):  # every option has a default, and the word is a folder
+        assert main([command, *filter(None, [word])]) == 0
+        assert (tmp_path / word / "run.yaml").is_file()
+    else:
+        complaint(capsys, [command, *filter(None, [word])])
 
 
 def test_a_named_run_folder_is_not_used_twice(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

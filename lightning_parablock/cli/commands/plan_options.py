@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -151,10 +152,9 @@ def plan_parser() -> CommandParser:
 
 def _with_values(args: Sequence[str]) -> list[str]:
     """``--probe`` alone means ``--probe true``: the parser, which reads it from the options' types, wants a value."""
-    following = [*args[1:], "--"]
     return [
-        f"{word}=true" if word == "--probe" and next_[:2] == "--" else word
-        for word, next_ in zip(args, following, strict=True)
+        f"{word}=true" if word == "--probe" and following[:2] == "--" else word
+        for word, following in pairwise([*args, "--"])
     ]
 
 
