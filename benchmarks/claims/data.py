@@ -1,4 +1,4 @@
-"""The data of bench_claims: GSM8K with a label a question, and an instruction set, as options of the data module."""
+"""The data of bench_claims: GSM8K with a label per question, and an instruction set, as data module options."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lightning_parablock.data.sources import Source, load_rows
 MOST_STEPS = 8
 """Questions with more calculations than this share one label."""
 REPORTED_LOSS = {"gsm8k": "token", "instruct": "example"}
-"""Mean over all answer tokens, or over examples of each one's mean: the instruction set's answers have a median of two
-tokens, and a few long ones would decide the first mean."""
+"""Mean over all answer tokens, or mean over examples of each example's mean. The instruction set's answers have a
+median of two tokens, so a few long ones would dominate the mean over tokens."""
 VAL_SHARE = {"gsm8k": 1, "instruct": 3}
-"""Held-out examples in units of the size's: answers of two tokens must be more for the same precision."""
+"""Factor for the size's number of held-out examples: answers of two tokens need more of them for equal precision."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Where both sets are: by default as INSTRUCT_TRAIN and INSTRUCT_TEST say, and GSM8K's variables or the hub."""
+    """Add options for both sets' files; defaults come from INSTRUCT_TRAIN, INSTRUCT_TEST and GSM8K's variables."""
     gsm8k.add_options(parser)
     for name in ("train", "test"):
         where = os.environ.get(f"INSTRUCT_{name.upper()}", "")
@@ -33,17 +33,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def missing(options: argparse.Namespace) -> dict[str, str]:
-    """Data sets that are not at hand, with what to do."""
+    """Unavailable data sets, each with what to do about it."""
     if options.instruct_train_file and options.instruct_test_file:
         return {}
     return {"instruct": "name its files with --instruct-train-file and --instruct-test-file"}
 
 
 def sources(options: argparse.Namespace, scratch: Path) -> dict[str, dict[str, Any]]:
-    """Options of the data module that say where each set is and what its columns are.
+    """Data module options for the location and the columns of each set.
 
     Args:
-        options: Of :func:`add_options`.
+        options: Parsed options of :func:`add_options`.
         scratch: Folder for the labelled copy of GSM8K.
     """
     found: dict[str, dict[str, Any]] = {
@@ -67,7 +67,7 @@ def sources(options: argparse.Namespace, scratch: Path) -> dict[str, dict[str, A
 
 
 def module_options(run: Run, size: Size, source: dict[str, Any]) -> dict[str, Any]:
-    """Options of FederatedTextDataModule: each client goes through its own examples in an order of its own."""
+    """Options of FederatedTextDataModule; each client visits its own examples in its own order."""
     return source | {
         "partition": run.partition,
         "alpha": ALPHA,
@@ -79,7 +79,7 @@ def module_options(run: Run, size: Size, source: dict[str, Any]) -> dict[str, An
 
 
 def calculation_steps(answer: str) -> str:
-    """The label of a question: how many calculations its answer makes, each marked by ``<<``."""
+    """The label of a question: the number of calculations in its answer, each marked by ``<<``."""
     return str(min(answer.count("<<"), MOST_STEPS))
 
 

@@ -1,4 +1,4 @@
-"""What bench_claims makes of its raw runs: one record a run, planned seconds, and the table."""
+"""From the raw runs of bench_claims to one record per run, planned seconds, and the table."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Record = Mapping[str, Any]
 
 
 def combined(answers: Sequence[Record], run_facts: Record, turns: int) -> dict[str, Any]:
-    """One record of what all clients of a run answered.
+    """Combine the answers of a run's clients into one record.
 
     Args:
-        answers: Of :func:`benchmarks.claims.job.train`, by client.
+        answers: Results of :func:`benchmarks.claims.job.train`, by client.
         run_facts: ``data``, ``local_steps`` and ``delay_steps`` among them.
         turns: See :class:`benchmarks.claims.methods.Method`.
 
     Returns:
-        ``run_facts``, and ``held_out_loss``: [steps a client, loss]; ``other_loss``, the final one of the kind that is
-        not reported; ``examples`` a client; ``sent_bytes`` at the socket and ``upload_bytes`` of the round records,
-        means over clients; ``drift``, the mean over rounds and clients; ``compute_s`` and ``exchange_s`` of each
-        round; and ``planned_s``.
+        ``run_facts``, and ``held_out_loss``: [steps per client, loss]; ``other_loss``, the final loss of the kind that
+        is not reported; ``examples`` per client; ``sent_bytes`` at the socket and ``upload_bytes`` of the round
+        records, means over clients; ``drift``, the mean over rounds and clients; ``compute_s`` and ``exchange_s`` of
+        each round; and ``planned_s``.
     """
     first, rounds = answers[0], _rounds(answers)
     compute_s, exchange_s = ([row[name] for row in rounds] for name in ("compute_s", "exchange_s"))
@@ -60,7 +60,7 @@ def _mean_of_known(values: Iterable[float | None]) -> float | None:
 
 
 def _rounds(answers: Iterable[Record]) -> list[dict[str, Any]]:
-    """By round: its block, C of its slowest client, and M of its busiest direction by the planner's formula."""
+    """For each round: its block, C of its slowest client, and the planner's M for its busiest direction."""
     found: dict[int, dict[str, Any]] = defaultdict(lambda: {"compute_s": 0.0, "exchange_s": 0.0})
     for answer in answers:
         step = 0
@@ -76,10 +76,10 @@ def _rounds(answers: Iterable[Record]) -> list[dict[str, Any]]:
 
 
 def planned_s(compute_s: Sequence[float], exchange_s: Sequence[float], delay_rounds: float) -> float:
-    """Seconds of a run whose exchanges are due so many rounds after their round's end; one exchange at a time.
+    """Seconds of a run whose exchanges are due ``delay`` rounds after the end of their round; one exchange at a time.
 
-    With a delay of 0 that is the sum of C + M, with 1 the sum of max(C_t, M_(t-1)) between the first computation and
-    the last exchange; of 1.5, a round waits in its middle for the exchange of the round before the last.
+    A delay of 0 gives the sum of C + M; 1 gives the sum of max(C_t, M_(t-1)) between the first computation and the last
+    exchange; with 1.5, each round waits halfway through for the exchange of the round before the previous one.
     """
     whole, part = int(delay_rounds), delay_rounds % 1
     end_s, arrived_s = 0.0, list[float]()
@@ -97,7 +97,7 @@ def planned_s(compute_s: Sequence[float], exchange_s: Sequence[float], delay_rou
 
 
 def best_rate(trials: Iterable[Record]) -> float:
-    """The learning rate of the trial with the lowest final loss. Raises ValueError where none has come to its end."""
+    """The learning rate of the trial with the lowest final loss. Raises ValueError if none has finished."""
     found = [trial for trial in trials if not trial["failed"]]
     if not found:
         raise ValueError("no trial of a learning rate has come to its end")
@@ -110,9 +110,9 @@ def final_loss(run: Record) -> float:
 
 
 def table(runs: Iterable[Record]) -> list[dict[str, Any]]:
-    """One row a size, data set, partition and method that has a finished run, in the order of METHODS.
+    """One row per size, data set, partition and method with a finished run, in the order of METHODS.
 
-    ``over_baseline_percent`` is by seed, of those at which the baseline has a run, too.
+    ``over_baseline_percent`` has one value per seed for which the baseline has a run, too.
     """
     groups: dict[tuple[str, ...], dict[int, Record]] = defaultdict(dict)
     for run in runs:
@@ -144,7 +144,7 @@ def _row(key: tuple[str, ...], runs: Mapping[int, Record], baselines: Mapping[in
 
 
 def markdown(rows: Iterable[Record]) -> str:
-    """The table for the terminal and the documentation, one part a size, data set and partition."""
+    """The table for the terminal and the documentation, one part per size, data set and partition."""
     parts: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for row in rows:
         parts[row["size"], row["data"], row["partition"]].append(_line(row))

@@ -1,4 +1,4 @@
-"""The job of bench_claims: one fit of one client, with held-out losses, processor seconds a step, and bytes."""
+"""The job of bench_claims: one fit of one client, with held-out losses, processor seconds per step, and bytes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ LOSSES = ("val_loss", "val_example_loss")
 
 
 class ClaimsModel(CausalLM):
-    """Lets the learning rate fall to zero, counts the examples it trains on, and validates by token and by example.
+    """Decays the learning rate to zero, counts its training examples, and validates by token and by example.
 
     Args:
-        falling_steps: Optimizer steps of the run over which its learning rate falls, on a straight line.
+        falling_steps: Optimizer steps over which the learning rate decays linearly to zero.
     """
 
     def __init__(self, falling_steps: int, **options: Any) -> None:
@@ -35,18 +35,18 @@ class ClaimsModel(CausalLM):
         self.example_loss = TokenLoss()
 
     def configure_optimizers(self) -> Any:
-        """AdamW with the falling learning rate."""
+        """AdamW with the decaying learning rate."""
         optimizer = super().configure_optimizers()
         falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=self.falling_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": falling, "interval": "step"}}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """As the parent's."""
+        """Same as the parent's, and count the examples."""
         self.trained_examples += len(batch["input_ids"])
         return super().training_step(batch, batch_idx)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """``val_loss`` is the mean over all tokens, ``val_example_loss`` over examples of each one's mean."""
+        """``val_loss`` is the mean over all tokens, ``val_example_loss`` the mean over examples of each one's mean."""
         sums, counts = self.losses(batch)
         cast(TokenLoss, self.val_metrics["loss"]).update(sums.sum(), counts.sum())
         self.example_loss.update((sums / counts).sum(), torch.tensor(len(counts)))
@@ -55,13 +55,13 @@ class ClaimsModel(CausalLM):
 
 
 class Watch(pl.Callback):
-    """What is measured inside fit.
+    """Collects the measurements made inside fit.
 
     Attributes:
         points: [optimizer step, loss by token, loss by example] of the committed model.
-        step_cpu_s: Processor seconds of the training thread in each step, by number of the step. Clients share cores
-            here, and these seconds are what a step takes on a core of its own.
-        sent: Bytes of the kernel's count from the first step to the end of the drain.
+        step_cpu_s: Step number -> processor seconds of the training thread. Clients share cores here; this is what the
+            step would take on a core of its own.
+        sent: The kernel's byte counts from the first step to the end of the drain.
     """
 
     def __init__(self) -> None:
@@ -93,16 +93,17 @@ class Watch(pl.Callback):
 
 
 def train(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """One fit of this host's client; all take part.
+    """Run one fit of this host's client; all hosts take part.
 
     Args:
         plan: ``seed``, ``steps`` of the run, ``evaluate_every_steps``, and options: ``model`` of ClaimsModel,
             ``strategy`` of ParaBlockStrategy, ``data`` of FederatedTextDataModule.
 
     Returns:
-        ``held_out_loss`` (see :class:`Watch`, from before the first step to after the drain); ``rounds``: a list a
-        round of number, block, optimizer steps, uploaded and downloaded bytes; ``step_cpu_s``; ``examples`` trained on;
-        ``sent_bytes`` and ``received_bytes`` at the sockets; ``rows_per_client``; ``block_scalars``; ``seconds``.
+        ``held_out_loss`` (see :class:`Watch`, from before the first step to after the drain); ``rounds``: for
+        each, number, block, optimizer steps, uploaded and downloaded bytes, drift; ``step_cpu_s``; number of training
+        ``examples``; ``sent_bytes`` and ``received_bytes`` at the sockets; ``rows_per_client``; ``block_scalars``;
+        ``seconds``.
     """
     torch.set_num_threads(1)
     pl.seed_everything(plan["seed"], verbose=False)
@@ -116,7 +117,7 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
     facts = _facts(strategy, data)
     after = trainer.validate(module, data, verbose=False)[0]
     inside = [point for point in watch.points if point[0] < plan["steps"]]
-    # The last point inside fit is of merged commits only; the one after the drain replaces it.
+    # The last point inside fit covers merged commits only; the one after the drain replaces it.
     return facts | {
         "held_out_loss": [_point(0, before), *inside, _point(plan["steps"], after)],
         "step_cpu_s": watch.step_cpu_s,

@@ -1,6 +1,6 @@
-"""What bench_claims compares: methods, how large their runs are, and the order in which these are made.
+"""What bench_claims compares: the methods, the size of their runs, and the order in which runs are made.
 
-ParaBlock takes FedBCD's learning rate, and so does every row that differs from them in one setting: each is compared
+ParaBlock uses FedBCD's learning rate, and so does every row that differs from them in one setting: each is compared
 with the FedBCD of the same order and K.
 """
 
@@ -21,9 +21,9 @@ Cell = tuple[str, str]
 CELLS: tuple[Cell, ...] = (("gsm8k", "iid"), ("gsm8k", "dirichlet"), ("instruct", "iid"), ("instruct", "dirichlet"))
 """(data set, partition), the most telling first."""
 ALPHA = 0.1
-"""Of the Dirichlet partition."""
+"""Concentration of the Dirichlet partition."""
 TRIAL_SEED = 9
-"""Of the trials of learning rates; no reported run has it."""
+"""Seed for learning rate trials, which no reported run uses."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Method:
     """One row of the table.
 
     Attributes:
-        title: As shown.
-        learning_rates: AdamW's, tried one after the other; empty where another method's choice is taken.
-        baseline: The method with which it is compared, and whose learning rate it takes if it has none of its own.
-        strategy: Options of ParaBlockStrategy, put over those of the size.
+        title: Name shown in the table.
+        learning_rates: AdamW's learning rates to try; empty if another method's choice is used.
+        baseline: The method it is compared with, whose learning rate it uses if it has none of its own.
+        strategy: Options of ParaBlockStrategy, which override those of the size.
         model: Options of CausalLM.
-        turns: Steps of the run for each step of a client: the number of clients where they take turns.
-        rate_factor: By which the learning rate is multiplied.
+        turns: Steps of the run per step of a client; the number of clients if they take turns.
+        rate_factor: Factor applied to the learning rate.
     """
 
     title: str
@@ -73,7 +73,7 @@ OTHERS = {
 
 
 def _pair(name: str, title: str, rate_factor: float = 1.0, **options: Any) -> dict[str, Method]:
-    """FedBCD and ParaBlock with the same further options."""
+    """FedBCD and ParaBlock with the same additional options."""
     blocking = {**BLOCKING, **options}
     of_pair = f"fedbcd_{name}"
     return {
@@ -99,20 +99,20 @@ METHODS = {**LEADING, **OTHERS, **EXTRAS}
 
 @dataclass(frozen=True)
 class Size:
-    """How large the runs are.
+    """The size of the runs.
 
     Attributes:
         layers: First layers of the model that are kept; None keeps all.
-        blocks: Of ParaBlockStrategy.
-        local_steps: Of a round (K).
-        steps: Optimizer steps a client; all its examples of a run are different ones.
-        trial_steps: The same in a trial of a learning rate.
-        evaluate_every_steps: Between two held-out losses.
-        val_examples: Held-out examples, evenly spaced over the test rows; of GSM8K (see claims.data.VAL_SHARE).
-        seeds: Of data, order of blocks and adapters. Those at which each client draws as many examples as its steps
-            need: with Dirichlet(0.1) seed 2 leaves one client 48 of GSM8K's 7,473 rows.
-        learning_rate: Of all methods; None takes the best of each method's trials.
-        sequence_length: Tokens an example.
+        blocks: The ``blocks`` option of ParaBlockStrategy.
+        local_steps: Local steps per round (K).
+        steps: Optimizer steps per client; no example is used twice in a run.
+        trial_steps: Optimizer steps per client in a learning rate trial.
+        evaluate_every_steps: Steps between two held-out losses.
+        val_examples: Held-out examples of GSM8K, evenly spaced over the test rows (see also claims.data.VAL_SHARE).
+        seeds: Seeds for data, block order and adapters. Only those that give each client as many examples as its steps
+            need: with Dirichlet(0.1), seed 2 leaves one client 48 of GSM8K's 7,473 rows.
+        learning_rate: Learning rate of all methods; None uses the best of each method's trials.
+        sequence_length: Tokens per example.
     """
 
     layers: int | None
@@ -142,7 +142,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Run:
-    """One run; ``trial_rate`` is the learning rate that it tries, None of a run that is reported."""
+    """One run; ``trial_rate`` is the learning rate of a trial, None for a reported run."""
 
     size: str
     data: str
@@ -157,9 +157,9 @@ class Run:
 
 
 def queue(size_name: str) -> list[Run]:
-    """All runs of one size, the most telling first; a method's trials stand before its first run.
+    """All runs of one size, the most telling first; a method's trials precede its first run.
 
-    The whole model and other numbers of steps have a pair of runs a seed; quick ones have two cells and no extra rows.
+    The whole model and other numbers of steps get one pair of runs per seed; quick runs cover two cells and no extras.
     """
     if size_name not in ("cut", "quick"):
         return list(_runs(size_name, LEADING, CELLS[:1], SIZES[size_name].seeds))

@@ -12,7 +12,7 @@ from benchmarks.claims.figures import CLOSE_PERCENT
 from benchmarks.harness.curves import COLOURS, draw_curves
 
 ALL_CELLS = ("cut", "quick")
-"""Sizes whose runs are of all methods, data sets and partitions."""
+"""Sizes that cover all methods, data sets and partitions."""
 MORE_COLOURS = {**COLOURS, "lora": "tab:red", "fedcybgd": "tab:purple"}
 
 
@@ -51,7 +51,7 @@ def _draw_over(axis: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _place_of(row: dict[str, Any]) -> str:
-    """A row's method, and where it was run if that is not the first cell."""
+    """A row's method, and its cell if that is not the first one."""
     places = [name for name in (row["data"], row["partition"], row["size"]) if name not in ("gsm8k", "iid", "cut")]
     return f"{row['title']} ({', '.join(places)})" if places else row["title"]
 

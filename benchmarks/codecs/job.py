@@ -14,14 +14,14 @@ from lightning_parablock.settings import COMPRESSIONS
 
 PART_SCALARS = 262_144
 PARTS = 40
-"""Together more than a cache holds, as a block that is on its way is."""
+"""Enough to exceed the caches, like a real block."""
 
 
 def speed(plan: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
-    """GB of float32 a second, by codec and direction, one value a repeat; the plain copy is called ``copy``.
+    """GB of float32 per second by codec and direction, one value per repeat; a plain copy is called ``copy``.
 
     Args:
-        plan: ``repeats``: passes over all codecs, after one that is not counted.
+        plan: ``repeats``: passes over all codecs, not counting a first one for warm-up.
     """
     torch.set_num_threads(1)
     values = 1e-3 * torch.randn(PARTS, PART_SCALARS, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""GB/s of each codec, seconds of an exchange on each link with the bytes saved, and the final loss against none."""
+"""GB/s of each codec, seconds per exchange on each link with the bytes saved, and the final loss relative to none."""
 
 from __future__ import annotations
 

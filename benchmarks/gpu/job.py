@@ -26,7 +26,7 @@ def memory(plan: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``weights_bytes``, ``numels`` of the blocks, ``peak_bytes`` allocated on the device in training,
-        ``host_peak_bytes`` resident of the whole process, ``activations_bytes`` of a plain loop, one a block.
+        ``host_peak_bytes`` resident of the whole process, ``activations_bytes`` of a plain loop, one per block.
     """
     module, blocks = module_and_blocks(plan["model"])
     cut = partition(module, blocks)
@@ -47,7 +47,7 @@ def memory(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _activations(plan: Mapping[str, Any], module: Any, names: tuple[str, ...]) -> int:
-    """Peak of forward and backward with only these parameters trained, less their gradients."""
+    """Peak memory of forward and backward with only these parameters trainable, minus their gradients."""
     gradients_bytes = train_only(module, names)
     device = next(module.parameters()).device
     _forget_peak()
@@ -68,10 +68,10 @@ def _peak_bytes() -> int:
 
 
 def copies(plan: Mapping[str, Any]) -> dict[str, list[float]]:
-    """GB/s between device and host, through pinned memory and through pageable memory.
+    """GB/s between device and host, with pinned and with pageable memory.
 
     Args:
-        plan: ``device``, ``megabytes`` of a copy, ``repeats``.
+        plan: ``device``, ``megabytes`` per copy, ``repeats``.
     """
     scalars = plan["megabytes"] * 250_000
     there = torch.zeros(scalars, device=plan["device"])

@@ -1,4 +1,4 @@
-"""Confidence intervals by drawing the measurements again (Efron's bootstrap, percentiles)."""
+"""Confidence intervals by resampling the measurements (Efron's percentile bootstrap)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 Statistic = Callable[[np.ndarray], np.ndarray]
-"""From rows of shape (draws, measurements, columns) to one number a draw, shape (draws,)."""
+"""Maps rows of shape (draws, measurements, columns) to one number per draw, shape (draws,)."""
 
 LEVEL = 0.95
 DRAWS = 10_000
@@ -23,10 +23,10 @@ def interval(
     """The 95 % interval [low, high] of a statistic of independent measurements.
 
     Args:
-        measured: One row a measurement, which is drawn as a whole; its columns stay together (a pair, say).
-        statistic: Of the measurements.
-        seed: Of the draws, so that the same numbers give the same interval.
-        draws: How many.
+        measured: One row per measurement. Rows are resampled whole, so their columns stay together (e.g. a pair).
+        statistic: The statistic whose interval is wanted.
+        seed: Random seed for the resampling, so that the same numbers give the same interval.
+        draws: Number of resamples.
     """
     rows = np.asarray(measured, dtype=float)
     picked = np.random.default_rng(seed).integers(0, len(rows), (draws, len(rows)))
@@ -41,7 +41,7 @@ def median_ratio(rows: np.ndarray) -> np.ndarray:
 
 
 def ratio_with_interval(pairs: Sequence[Sequence[float]], *, seed: int = 0) -> dict[str, float | list[float]]:
-    """Median of the pairs' ratios first / second, its interval, and how many pairs."""
+    """Median of the ratios first / second, its 95 % interval, and the number of pairs."""
     return {
         "ratio": float(median_ratio(np.asarray(pairs, dtype=float)[None])[0]),
         "interval": interval(pairs, median_ratio, seed=seed),

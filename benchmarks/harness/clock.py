@@ -1,4 +1,4 @@
-"""How long work takes, what a GPU was given included."""
+"""How long work takes, including what it has queued on a GPU."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 
 def settle() -> None:
-    """Let a GPU finish what it was given: that belongs to the step that gave it."""
+    """Wait until the GPU has finished its queued work, which belongs to the step that queued it."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds that the work takes until a GPU, too, is done with it."""
+    """Seconds until the work, including what it has queued on a GPU, is done."""
     start_s = time.perf_counter()
     work()
     settle()

@@ -1,4 +1,4 @@
-"""How pictures of held-out losses draw the runs of one method: its colour, a thin line per seed, the mean thick."""
+"""How pictures of held-out losses draw one method: its colour, a thin line per seed, a thick line for the mean."""
 
 from __future__ import annotations
 

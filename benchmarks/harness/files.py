@@ -1,4 +1,4 @@
-"""Files that readers see whole or not at all."""
+"""Writing files atomically."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file in one step: readers see the old file or the new one, never a part. Raises OSError."""
+    """Write a text file atomically: readers see the old file or the new one, never a part of it. Raises OSError."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:

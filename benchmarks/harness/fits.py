@@ -1,4 +1,4 @@
-"""The job of the benchmarks of speed: one Lightning fit under the strategy, and what was measured in it."""
+"""The job of the speed benchmarks: one Lightning fit with the strategy, and what was measured during it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Columns = dict[str, list[Any]]
 
 
 def fit(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """One fit of this host's client; all hosts take part.
+    """Run one fit of this host's client; all hosts take part.
 
     Args:
         plan: ``model`` (see :mod:`benchmarks.harness.workloads`), ``rounds``, ``strategy`` (options of
-            ParaBlockStrategy), ``steps`` or ``sockets`` where these are wanted, and ``trainer``, further options of the
-            Trainer.
+            ParaBlockStrategy); optionally ``steps`` and ``sockets`` to measure these, and ``trainer``, further options
+            of the Trainer.
 
     Returns:
         ``rounds``: the round records by column; ``steps``: [start, end] of each step; ``sockets``: bytes sent and
@@ -57,10 +57,10 @@ def _rounded(value: Any) -> Any:
 
 
 class StepClock(pl.Callback):
-    """When each step began and ended, up to the end of the optimizer's step: what a round's end costs is not in it.
+    """Records when each step began and ended. A step ends with the optimizer's step, before the end of the round.
 
     Attributes:
-        spans: [start, end] of each step, seconds of ``time.time()``.
+        spans: [start, end] of each step, in seconds as returned by ``time.time()``.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class StepClock(pl.Callback):
 
 
 class SocketCount(pl.Callback):
-    """What the kernel has counted on this process's connections before each step, once all that was sent has arrived.
+    """Reads the kernel's counters of this process's connections before each step, once everything sent has arrived.
 
     Attributes:
         counts: ``sent_bytes`` and ``received_bytes``, without TCP's own headers.

@@ -1,8 +1,8 @@
-"""Fine-tuning on GSM8K by two clients and the held-out loss that comes of it, run by run.
+"""Fine-tuning on GSM8K with two clients, and the resulting held-out losses, run by run.
 
-Iid halves of the training questions, SmolLM2-135M-Instruct from its package, whole or cut to its first layers. The
-network changes no trajectory, so links are not shaped. Finished runs are kept in files, a second start goes on after
-them.
+The clients hold iid halves of the training questions and train SmolLM2-135M-Instruct from its package, whole or cut to
+its first layers. The network does not change the trajectory, so links are unshaped. Finished runs are kept in files; a
+second start continues after them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.harness.workers import Workers, attempt
 
 HUB_ID = "openai/gsm8k"
 COLUMNS = {"prompt_field": "question", "answer_field": "answer", "template": "Question: {question}\nAnswer: "}
-"""Options of FederatedTextDataModule: how a row becomes an example."""
+"""Options of FederatedTextDataModule: how a row is turned into an example."""
 BATCH_SIZE = 2
 N_CLIENTS = 2
 LIMIT_S = 4 * 3600.0
@@ -27,7 +27,7 @@ LIMIT_S = 4 * 3600.0
 
 @dataclass(frozen=True)
 class Size:
-    """How large the runs of one row are."""
+    """The size of the runs of one row."""
 
     layers: int | None
     blocks: int
@@ -52,14 +52,14 @@ SIZES = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Where the questions are: by default the hub, or the files that GSM8K_TRAIN and GSM8K_TEST name."""
+    """Add options for the questions' location: by default the files named by GSM8K_TRAIN and GSM8K_TEST, or the hub."""
     for name, variable in (("train", "GSM8K_TRAIN"), ("test", "GSM8K_TEST")):
         where = os.environ.get(variable, HUB_ID)
         parser.add_argument(f"--{name}-file", default=where, help=f"GSM8K {name} questions: hub id or JSON Lines file")
 
 
 def config_name(source: str) -> str | None:
-    """The hub's data set has two configurations; a file has none."""
+    """The configuration to load: the hub's data set has two, a file has none."""
     return "main" if source == HUB_ID else None
 
 
@@ -71,15 +71,15 @@ def data_options(train: str, test: str) -> dict[str, Any]:
 def runs_of(
     methods: Mapping[str, Mapping[str, Any]], size_name: str, options: argparse.Namespace, folder: Path
 ) -> list[dict[str, Any]]:
-    """One run a seed and method.
+    """One run per seed and method.
 
-    Each is what :func:`benchmarks.harness.gsm8k_job.train` gives, with ``size``, ``method``, ``seed`` and ``failed``.
+    Each is the result of :func:`benchmarks.harness.gsm8k_job.train` with ``size``, ``method``, ``seed`` and ``failed``.
 
     Args:
         methods: Name -> options of ParaBlockStrategy.
         size_name: Key of SIZES.
-        options: Of :func:`add_options`.
-        folder: Of the finished runs; those of it are not made again, but for quick ones.
+        options: Parsed options of :func:`add_options`.
+        folder: Folder of the finished runs, which are not repeated unless they are quick ones.
     """
     folder.mkdir(parents=True, exist_ok=True)
     runs: list[dict[str, Any]] = []
@@ -104,5 +104,5 @@ def _run(workers: Workers, plan: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def configuration(size_names: Sequence[str]) -> dict[str, Any]:
-    """What a result file says about the runs."""
+    """The part of a result file's configuration that describes the runs."""
     return {"batch_size": BATCH_SIZE, "clients": N_CLIENTS} | {name: asdict(SIZES[name]) for name in size_names}

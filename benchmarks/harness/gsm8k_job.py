@@ -1,4 +1,4 @@
-"""The job of the benchmarks of quality: one fit on GSM8K with its held-out losses."""
+"""The job of the quality benchmarks: one fit on GSM8K with its held-out losses."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Curve(pl.Callback):
 
 
 def train(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """One fit of this host's client.
+    """Run one fit of this host's client.
 
     Args:
         plan: ``size`` (key of SIZES), ``seed``, ``strategy`` (options of ParaBlockStrategy), ``train`` and ``test``.
 
     Returns:
-        ``held_out_loss``: (optimizer step, loss in nats a token) of the committed model; ``rounds``; ``upload_bytes``;
-        ``seconds``.
+        ``held_out_loss``: (optimizer step, loss in nats per token) of the committed model; ``rounds``;
+        ``upload_bytes``; ``seconds``.
     """
     torch.set_num_threads(1)
     size = SIZES[plan["size"]]
@@ -51,7 +51,7 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
     trainer.fit(module, data)
     records = strategy.round_records
     after = trainer.validate(module, data, verbose=False)[0]["val_loss"]
-    # The last point inside fit is of merged commits only; the one after the drain replaces it.
+    # The last point inside fit covers merged commits only; the one after the drain replaces it.
     return {
         "held_out_loss": [(0, before), *[p for p in curve.points if p[0] < size.steps], (size.steps, after)],
         "rounds": len(records),

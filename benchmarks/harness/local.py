@@ -1,4 +1,4 @@
-"""Processes on this machine in place of hosts: for what needs no links, and where namespaces are not allowed."""
+"""Processes on this machine in place of hosts, for jobs without links and where namespaces are not allowed."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class LocalProcess:
 
 
 class LocalCluster:
-    """``n`` processes that meet over the loopback; as much of :class:`benchmarks.hosts.HostCluster` as workers need.
+    """``n`` processes that meet over the loopback; the part of :class:`benchmarks.hosts.HostCluster` that workers need.
 
     Args:
-        n: How many.
-        pin: Give process i one core (i modulo the cores this process may use).
+        n: Number of processes.
+        pin: Pin process i to one core (i modulo the cores this process may use).
     """
 
     def __init__(self, n: int, *, pin: bool = False) -> None:

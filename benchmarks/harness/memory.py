@@ -1,4 +1,4 @@
-"""What both benchmarks of memory measure with: resident memory of this process, and how a method trains."""
+"""What both memory benchmarks use: resident memory of this process, and training of selected parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LORA_RANK = 16
 
 
 def resident_bytes(field: str) -> int:
-    """Memory of this process: VmRSS now, VmHWM at most so far."""
+    """Memory of this process in bytes: VmRSS is the current value, VmHWM the peak. Raises RuntimeError."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])
@@ -18,7 +18,7 @@ def resident_bytes(field: str) -> int:
 
 
 def train_only(module: nn.Module, names: tuple[str, ...]) -> int:
-    """Let only these parameters train; bytes of their gradients."""
+    """Make only these parameters trainable and return the size of their gradients in bytes."""
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in names)
     return sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)

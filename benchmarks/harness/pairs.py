@@ -1,4 +1,4 @@
-"""Pairs of runs at delay 0 and delay K, in turn, the first of a pair being now the one, now the other."""
+"""Alternating pairs of runs at delay 0 and delay K; which of the two comes first alternates, too."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 from benchmarks.harness.run_figures import Run, figures, seconds_spent
 
 Pair = dict[str, Run]
-"""A run of each method, ``blocking`` and ``parablock``."""
+"""One run per method, ``blocking`` and ``parablock``."""
 
 
 def measure_pairs(
     run: Callable[[int], Run], local_steps: int, n: int, *, after: Callable[[Pair], None] = lambda _: None
 ) -> dict[str, Any]:
-    """``n`` pairs, the medians of their figures, and where each method's seconds went (medians, too).
+    """Make ``n`` pairs; returns them, the medians of their figures, and the median seconds each method spent on what.
 
     Args:
-        run: Makes one run with the ``delay_steps`` given.
-        local_steps: K.
-        n: How many pairs.
-        after: Called with each pair when it is made.
+        run: Makes one run with the given ``delay_steps``.
+        local_steps: Local steps per round (K).
+        n: Number of pairs.
+        after: Called with each pair once it is complete.
     """
     pairs: list[Pair] = []
     for index in range(n):

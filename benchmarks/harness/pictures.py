@@ -1,4 +1,4 @@
-"""Draws <question>.png from <question>.json; every ``<question>/picture.py`` has one ``draw(values) -> Figure``.
+"""Draws <question>.png from <question>.json; every ``<question>/picture.py`` has a ``draw(values) -> Figure``.
 
 python -m benchmarks.harness.pictures quality overlap
 """

@@ -1,4 +1,4 @@
-"""What every benchmark ends with: the result file and its picture, in results/, or in results/quick/ of a quick run."""
+"""The end of every benchmark: the result file and its picture, in results/ or, for a quick run, in results/quick/."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from benchmarks.harness.pictures import draw
 from benchmarks.harness.results import RESULTS, without_place, write_result
 
 QUICK_RESULTS = RESULTS / "quick"
-"""Not kept: a quick run shows that a benchmark runs, its numbers mean nothing."""
+"""Not under version control: a quick run only shows that a benchmark runs, its numbers mean nothing."""
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """A benchmark's command line with ``--quick``."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--quick", action="store_true", help="a small part: does it run? Written to results/quick/")
+    made.add_argument(
+        "--quick",
+        action="store_true",
+        help="run a small part, to check that the benchmark runs; writes to results/quick/",
+    )
     return made
 
 
 def folder(options: argparse.Namespace) -> Path:
-    """Where this run's results belong."""
+    """The folder for this run's results."""
     return QUICK_RESULTS if options.quick else RESULTS
 
 
@@ -38,7 +42,7 @@ def publish(
     """Write ``<question>.json`` and draw ``<question>.png``; the options are part of the configuration.
 
     Raises:
-        SystemExit: of a quick run, a part of which has failed.
+        SystemExit: part of a quick run has failed.
     """
     given = {name: without_place(value) if isinstance(value, str) else value for name, value in vars(options).items()}
     path = write_result(
@@ -58,7 +62,7 @@ def publish(
 
 
 def failures(values: Any) -> Iterator[str]:
-    """The messages of all configurations in a result's values that are recorded as failed."""
+    """The messages of all failed configurations in a result's values."""
     if isinstance(values, Mapping):
         if isinstance(values.get("failed"), str):
             yield values["failed"]

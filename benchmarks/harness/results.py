@@ -1,10 +1,10 @@
-"""One schema for what benchmarks measured: ``results/<question>.json``, raw values and all it takes to repeat them.
+"""The schema of ``results/<question>.json``: raw values and everything needed to repeat the measurement.
 
 Example:
     write_result("overlap", configuration={...}, seeds=[0, 1], network={"rate": "100mbit", "hosts": 2},
                  values={"delay_0_round_s": [...], "delay_k_round_s": [...]})
 
-Standard library only; torch is asked about its GPUs only where the benchmark has loaded it.
+Standard library only; torch is asked for its GPUs only if the benchmark has loaded it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIELDS = (
 )  # fmt: skip
 PACKAGES = ("lightning-parablock", "torch", "lightning", "transformers", "datasets", "torchmetrics", "torchft", "peft")
 _NUMBERS = re.compile(r"\[\n[-+.,\deE\s]*\]")
-"""A list of numbers, spread over lines by the encoder; inside of a string there is no line break."""
+"""A list of numbers that the encoder has spread over lines; a JSON string contains no line break."""
 
 
 def write_result(
@@ -44,15 +44,15 @@ def write_result(
     values: Mapping[str, Any],
     directory: Path = RESULTS,
 ) -> Path:
-    """Write one result file in one step: readers see the old file or the new one, never a part.
+    """Write one result file atomically: readers see the old file or the new one, never a part of it.
 
     Args:
-        question: File name without its ending: lower-case letters, digits and underscores.
-        configuration: Every setting as it was resolved, defaults too.
-        seeds: Every seed used.
-        network: Rate, number of hosts and so on; ``{}`` where nothing was sent.
-        values: Raw values, one a measurement, not their means. Units stand in the names (``round_s``, ``sent_bytes``).
-        directory: Where to write.
+        question: File name without its suffix: lower-case letters, digits and underscores.
+        configuration: All settings as resolved, including defaults.
+        seeds: All seeds used.
+        network: Rate, number of hosts and so on; ``{}`` if nothing was sent.
+        values: Raw values, one per measurement, not their means. Names end with the unit (``round_s``, ``sent_bytes``).
+        directory: Folder to write to.
 
     Raises:
         ValueError: a bad name, or values that are not JSON (NaN and infinities are not).
@@ -95,31 +95,31 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the repository and whether files differ from it; both None outside a checkout."""
+    """The checked-out commit and whether any file differs from it; both None outside a checkout."""
     changes = _git("status", "--porcelain")
     return {"sha": _git("rev-parse", "--verify", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
 def command_line() -> list[str]:
-    """The command that runs now, without the places of this machine."""
+    """The running command, without paths of this machine."""
     words = list(sys.orig_argv)
     words[0] = "python"
     return [without_place(word) for word in words]
 
 
 def without_place(word: str) -> str:
-    """A path without the places of this machine: below the repository from there on, elsewhere its last part."""
+    """A path without this machine's folders: relative to the repository if inside it, else its last component."""
     inside = word.removeprefix(f"{REPOSITORY}{os.sep}")
     return Path(inside).name if os.path.isabs(inside) else inside
 
 
 def without_places(text: str) -> str:
-    """A message without the places of this machine: neither the repository's nor this Python's."""
+    """A message without the paths of the repository and of this Python installation."""
     return text.replace(f"{REPOSITORY}{os.sep}", "").replace(sys.prefix, "python")
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in bytes and, where torch is loaded, its GPUs."""
+    """Processor, cores available to this process, memory in bytes and, if torch is loaded, its GPUs."""
     torch = sys.modules.get("torch")
     gpus = torch.cuda.device_count() if torch is not None and torch.cuda.is_available() else 0
     return {
@@ -132,7 +132,7 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Python and the packages that decide what was measured; None for one that is not installed."""
+    """Versions of Python and of the packages that affect the measurement; None if not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

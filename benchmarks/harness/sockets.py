@@ -1,4 +1,4 @@
-"""What the kernel has counted on this process's TCP connections (Linux)."""
+"""The kernel's byte counters of this process's TCP connections (Linux)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class TcpBytes:
-    """Bytes since the connections were opened, without TCP's own headers."""
+    """Bytes since the connections were opened, excluding TCP headers."""
 
     acknowledged: int
     received: int
@@ -26,12 +26,12 @@ class TcpBytes:
 
 
 def count_tcp_bytes() -> TcpBytes:
-    """Sum over all connections of this process, once everything that was sent has been acknowledged.
+    """Sum over all connections of this process, once everything sent has been acknowledged.
 
     Raises:
-        TimeoutError: something stays on its way.
+        TimeoutError: something remains unacknowledged.
     """
-    gc.collect()  # connections that nobody uses any more would close between two counts
+    gc.collect()  # unreferenced connections would otherwise close between two counts
     deadline_s = time.monotonic() + _LIMIT_S
     while time.monotonic() < deadline_s:
         infos = _connections()

@@ -1,4 +1,4 @@
-"""Trainers that write, log and show nothing."""
+"""Trainers that write, log and print nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SILENT: dict[str, Any] = {
 def bare_trainer(
     strategy: Any, steps: int, callbacks: Iterable[pl.Callback] = (), *, num_nodes: int = 1, **options: Any
 ) -> pl.Trainer:
-    """A Trainer that does nothing beside training for so many steps."""
+    """A Trainer that does nothing but train for ``steps`` steps."""
     defaults: dict[str, Any] = {"accelerator": "cpu", "devices": 1}
     return pl.Trainer(
         strategy=strategy,
@@ -36,7 +36,7 @@ def bare_trainer(
 def quiet_trainer(
     strategy: ParaBlockStrategy, watch: pl.Callback, *, n_clients: int, steps: int, evaluate_every_steps: int
 ) -> pl.Trainer:
-    """Trains so many steps on one of ``n_clients`` hosts, measures the held-out loss on the way, and says nothing."""
+    """A silent Trainer for one of ``n_clients`` hosts that trains for ``steps`` steps and evaluates in between."""
     return pl.Trainer(
         strategy=strategy,
         accelerator="cpu",

@@ -17,12 +17,12 @@ JOBS = {"parablock": "benchmarks.harness.turn_jobs:fit_parablock", "plain": "ben
 
 
 def fit_plain(plan: Mapping[str, Any], turns: Turns) -> None:
-    """Lightning alone, with the parameters outside of the blocks frozen.
+    """Plain Lightning, with all parameters outside the blocks frozen.
 
     Args:
         plan: ``model`` (see :mod:`benchmarks.harness.workloads`), ``steps``, ``local_steps``, and ``trainer``, further
             options.
-        turns: Takes the times.
+        turns: Callback that times the steps.
     """
     torch.set_num_threads(1)
     module, blocks = module_and_blocks(plan["model"])
@@ -33,7 +33,7 @@ def fit_plain(plan: Mapping[str, Any], turns: Turns) -> None:
 
 
 def fit_parablock(plan: Mapping[str, Any], turns: Turns) -> None:
-    """One client, nothing to wait for: the exchange stays in the process. The arguments are :func:`fit_plain`'s."""
+    """One client that waits for nothing: its exchange stays inside the process. Arguments as for :func:`fit_plain`."""
     torch.set_num_threads(1)
     module, blocks = module_and_blocks(plan["model"])
     strategy = ParaBlockStrategy(blocks=blocks, unmatched="freeze", local_steps=plan["local_steps"], seed=0)  # type: ignore[arg-type]

@@ -1,10 +1,9 @@
-"""Two fits in two processes on one core that take turns step by step: each step's partner is its neighbour in time.
+"""Two fits in two processes that alternate on one core step by step, so compared steps are neighbours in time.
 
-    seconds = take_turns({"plain": "benchmarks.bench_steal:fit_plain", "parablock": "..."}, plan, limit_s=600)
+    seconds = take_turns({"plain": "benchmarks.harness.turn_jobs:fit_plain", "parablock": "..."}, plan, limit_s=600)
 
-A step reaches from one ``on_train_batch_start`` to the next, so it holds everything that Lightning, the strategy and
-the model do for it, also the switch to the next block at a round's end; but not the time in which the other one has its
-turn.
+A step lasts from one ``on_train_batch_start`` to the next. It covers everything that Lightning, the strategy and the
+model do for it, including the switch to the next block at the end of a round, but not the other fit's turn.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from benchmarks.harness.clock import settle
 from benchmarks.harness.workers import RunFailedError
 
 WARM_UP_STEPS = 2
-"""Left out by :func:`take_turns`: meanwhile the other one may still be loading its model."""
+"""Dropped by :func:`take_turns`: during these the other process may still be loading its model."""
 
 
 class Turns(pl.Callback):
-    """Waits for its turn before each step and notes the seconds of each."""
+    """Waits for its turn before each step and records the seconds per step."""
 
     def __init__(self, partner: Connection, *, begins: bool, limit_s: float) -> None:
         self.seconds: list[float] = []
@@ -56,7 +55,7 @@ class Turns(pl.Callback):
     def _pass_on(self) -> None:
         try:
             self._partner.send(None)
-        except BrokenPipeError:  # the partner has made its last step
+        except BrokenPipeError:  # the partner has finished its last step
             return
 
     def _wait(self) -> None:
@@ -66,15 +65,15 @@ class Turns(pl.Callback):
 
 
 def take_turns(jobs: Mapping[str, str], plan: Mapping[str, Any], *, limit_s: float) -> dict[str, list[float]]:
-    """Run two fits of as many steps; seconds of each step by name, without the first and the last.
+    """Run two fits with the same number of steps; name -> seconds of each step, without the first and the last ones.
 
     Args:
-        jobs: Name -> ``module:function`` called with the plan and a :class:`Turns` to be among the callbacks.
-        plan: Handed to both.
-        limit_s: Of the whole.
+        jobs: Name -> ``module:function``, called with the plan and a :class:`Turns` to add to the callbacks.
+        plan: Passed to both.
+        limit_s: Time limit for both together.
 
     Raises:
-        RunFailedError: one of them failed, or the time ran out.
+        RunFailedError: one of them failed, or the time limit was exceeded.
     """
     context, core = multiprocessing.get_context("spawn"), max(os.sched_getaffinity(0))
     ends, answers = context.Pipe(), {name: context.Pipe(duplex=False) for name in jobs}
@@ -96,19 +95,19 @@ def take_turns(jobs: Mapping[str, str], plan: Mapping[str, Any], *, limit_s: flo
 
 
 def round_sums(seconds: Sequence[float], local_steps: int) -> list[float]:
-    """Seconds of each whole round's steps."""
+    """Seconds that the steps of each complete round took."""
     whole = len(seconds) - len(seconds) % local_steps
     return [sum(seconds[first : first + local_steps]) for first in range(0, whole, local_steps)]
 
 
 def round_pairs(seconds: Mapping[str, Sequence[float]], local_steps: int) -> list[tuple[float, float]]:
-    """Seconds of each round's steps, of the first named fit and of the second, which made its steps in between."""
+    """Seconds per round of the first fit and of the second, whose steps were interleaved."""
     first, second = (round_sums(one, local_steps) for one in seconds.values())
     return list(zip(first, second, strict=True))
 
 
 def _answer(receiving: Connection, sending: Connection, deadline_s: float) -> list[float]:
-    sending.close()  # so that a process that dies without a word is noticed
+    sending.close()  # so that a process that dies silently is noticed
     if not receiving.poll(max(0.0, deadline_s - time.monotonic())):
         raise RunFailedError("not finished in time")
     try:
@@ -123,7 +122,7 @@ def _answer(receiving: Connection, sending: Connection, deadline_s: float) -> li
 def _run(
     job: str, plan: dict[str, Any], partner: Connection, begins: bool, answer: Connection, core: int, limit_s: float
 ) -> None:
-    """One process: a core, one thread, the job; what Lightning prints is of no use to anybody."""
+    """Run the job in one process, on one core with one thread; Lightning's output is discarded."""
     os.sched_setaffinity(0, {core})
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
@@ -134,5 +133,5 @@ def _run(
     try:
         getattr(importlib.import_module(module), name)(plan, turns)
         answer.send(turns.seconds)
-    except Exception:  # told to the starter, which raises it
+    except Exception:  # sent to the starter, which raises it
         answer.send(traceback.format_exc()[-1500:])

@@ -1,11 +1,11 @@
-"""One worker a host that carries out job after job, so that imports are paid for once and pairs of runs are neighbours.
+"""One worker per host runs job after job, so imports are paid for once and paired runs follow each other closely.
 
     with Workers(2) as workers:
-        answers = workers.run("benchmarks.harness.fits:fit", {"rounds": 4, ...}, rate_mbit=100)  # one answer a host
+        answers = workers.run("benchmarks.harness.fits:fit", {"rounds": 4, ...}, rate_mbit=100)  # one answer per host
 
 A job is a function ``module:name`` of this repository that takes the plan (a dictionary) and returns JSON. It is called
-on every host at once, with the environment of a distributed launch. A job that fails on one host is a failure, and the
-next one gets fresh processes.
+on every host at once, with the environment of a distributed launch. A job that fails on one host fails as a whole, and
+the next one gets fresh processes.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ P = ParamSpec("P")
 
 
 class RunFailedError(RuntimeError):
-    """A job that did not come to its end on every host; the message says why."""
+    """A job that did not finish on every host; the message says why."""
 
 
 class Workers:
     """``n`` hosts with a worker each, started at the first job; a context manager.
 
     Args:
-        n: How many.
-        linked: Whether each is a host with a link of its own, or all are processes of this machine.
-        pin: Whether each has one core.
-        env: Further variables of their environment.
+        n: Number of hosts.
+        linked: Whether each is a host with its own link, or all are plain processes on this machine.
+        pin: Whether each is pinned to one core.
+        env: Additional environment variables.
     """
 
     def __init__(self, n: int, *, linked: bool = True, pin: bool = True, env: Mapping[str, str] | None = None) -> None:
@@ -65,20 +65,20 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """End all workers; the next job starts fresh ones."""
+        """Stop all workers; the next job starts new ones."""
         if self._cluster is not None:
             self._cluster.__exit__()
             self._cluster = None
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def run(self, job: str, plan: Mapping[str, Any], *, rate_mbit: float | None, limit_s: float = LIMIT_S) -> list[Any]:
-        """Carry out one job on every host; answers by host.
+        """Run one job on every host; returns the answers in order of host.
 
         Args:
-            job: ``module:name``.
-            plan: What the function is called with.
-            rate_mbit: Of every host's link, in both directions; None leaves it as it is, unshaped at first.
-            limit_s: Of the whole job.
+            job: ``module:name`` of the function.
+            plan: The function's argument.
+            rate_mbit: Rate of every host's link in both directions; None leaves it unchanged (initially unshaped).
+            limit_s: Time limit for the whole job.
 
         Raises:
             RunFailedError: with the message of the host that failed first.
@@ -99,11 +99,11 @@ class Workers:
             raise
 
     def first_answer(self, job: str, plan: Mapping[str, Any], *, limit_s: float = LIMIT_S) -> Any:
-        """As :meth:`run` on links as they are; only the first host's answer."""
+        """Like :meth:`run` with unchanged links, but returns only the first host's answer."""
         return self.run(job, plan, rate_mbit=None, limit_s=limit_s)[0]
 
     def bytes_sent(self) -> list[int]:
-        """What each host has put on its link since its worker was started, all headers included."""
+        """Bytes each host has put on its link since its worker was started, headers included."""
         assert self._cluster is not None, "no job has been run"
         return [self._cluster.bytes_sent(host) for host in range(self.n)]
 
@@ -133,7 +133,7 @@ class Workers:
 
 
 def attempt(action: Callable[P, dict[str, Any]], *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
-    """The action's values with ``"failed": None``, or else only ``"failed"``, its message: the others go on."""
+    """The action's values with ``"failed": None``; if it fails, only ``"failed"`` with the message."""
     try:
         return {"failed": None, **action(*args, **kwargs)}
     except RunFailedError as error:
@@ -159,7 +159,7 @@ def _ended(cluster: HostCluster | LocalCluster, paths: list[Path]) -> str:
 
 
 def _serve(folder: Path) -> None:
-    """A worker's life: wait for the next job, answer it. Its starter ends it, or an error, or the starter's own end."""
+    """A worker's main loop: wait for the next job and answer it, until stopped, a job fails, or the starter is gone."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     host, number = os.environ["RANK"], 0
     while True:
@@ -172,7 +172,7 @@ def _serve(folder: Path) -> None:
         try:
             found = getattr(importlib.import_module(module), name)(order["plan"])
             write_whole(answer, json.dumps({"ok": found}))
-        except Exception as error:  # reported to the starter; what the job left behind may be in any state
+        except Exception as error:  # reported to the starter; the failed job may have left anything behind
             last = traceback.format_exc()[-LAST_WORDS:]
             write_whole(answer, json.dumps({"error": f"host {host}: {type(error).__name__}: {error}\n{last}"}))
             sys.exit(1)
@@ -180,7 +180,7 @@ def _serve(folder: Path) -> None:
 
 
 def _end_with(starter: int) -> None:
-    """In the middle of a job, too: nobody is left to hear the answer, and a job may take hours."""
+    """Exit once the starter is gone, even in the middle of a job: nothing awaits the answer, and it may take hours."""
     while os.getppid() == starter:
         time.sleep(STARTER_POLL_S)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""What the benchmarks of speed train: SmolLM2 on random tokens, or a timed sleep with blocks of real size."""
+"""What the speed benchmarks train: SmolLM2 on random tokens, or a timed sleep with blocks of realistic size."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from benchmarks.harness.smollm2 import PACKAGE, VOCABULARY
 
 
 class SleepingModel(pl.LightningModule):
-    """Equal blocks whose training step sleeps: it stands in for compute where there are more clients than cores.
+    """Equal blocks whose training step sleeps, to replace computation where there are more clients than cores.
 
-    Each block is one large parameter, which no gradient reaches and which travels all the same, and one scalar.
+    Each block has one large parameter, which receives no gradient but is exchanged all the same, and one scalar.
 
     Args:
-        step_s: Length of a training step.
-        n_blocks: How many blocks.
-        block_scalars: Scalars of a block.
+        step_s: Duration of a training step in seconds.
+        n_blocks: Number of blocks.
+        block_scalars: Scalars per block.
     """
 
     def __init__(self, step_s: float, n_blocks: int, block_scalars: int) -> None:
@@ -47,7 +47,7 @@ def module_and_blocks(model: Mapping[str, Any]) -> tuple[pl.LightningModule, lis
 
     ``model`` is ``{"kind": "sleep", "step_s", "n_blocks", "block_scalars"}``, or ``{"kind": "smollm2", "layers"}`` with
     the layers to keep (None: all), or ``{"kind": "shape", "architecture", "device"}``, which has random weights in
-    bfloat16, drawn on the device. The latter two have ``blocks`` as the strategy takes them.
+    bfloat16, drawn on the device. The latter two have ``blocks`` as accepted by the strategy.
     """
     if model["kind"] == "sleep":
         module = SleepingModel(model["step_s"], model["n_blocks"], model["block_scalars"])
@@ -62,7 +62,7 @@ def module_and_blocks(model: Mapping[str, Any]) -> tuple[pl.LightningModule, lis
 
 
 def loader(model: Mapping[str, Any], steps: int, client: int) -> DataLoader[Any]:
-    """As many batches as steps; where tokens are read, ``batch_size`` times ``tokens`` random ones, others a client."""
+    """One batch per step: in language models ``batch_size`` sequences of ``tokens`` random tokens, seeded by client."""
     if model["kind"] == "sleep":
         return DataLoader(TensorDataset(torch.zeros(steps, 1)), batch_size=1)
     batch_size = model.get("batch_size", 1)

@@ -1,4 +1,4 @@
-"""Hosts on one machine: each in a network namespace of its own, joined by links of a chosen speed.
+"""Hosts on one machine, each in its own network namespace, joined by links of a chosen speed.
 
     with HostCluster(2, rate="100mbit") as cluster:
         hosts = [cluster.start(i, [sys.executable, "train.py"]) for i in range(2)]

@@ -1,4 +1,4 @@
-"""The command line of :mod:`benchmarks.hosts`: one command on every host, its output prefixed by the host's name."""
+"""The command line of :mod:`benchmarks.hosts`: run one command on every host, output prefixed by the host's name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMEOUT_STATUS = 124
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; returns the first host's status that is not 0 (128 + n for signal n), 124 when the time ran out."""
+    """Run; returns the first nonzero exit status (128 + n for signal n), or 124 when the time limit was exceeded."""
     arguments = _parse(argv)
     rates = None if arguments.rate is None else arguments.rate.split(",")
     rate = rates[0] if rates and len(rates) == 1 else rates
@@ -70,9 +70,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="{rank}, {n}, {master} and {port} in CMD are replaced; each host also has RANK, WORLD_SIZE and so on.",
     )
     parser.add_argument("-n", type=int, default=2, help="number of hosts (default 2)")
-    parser.add_argument("--rate", help="speed of each link both ways, e.g. 100mbit; or one a host, by commas")
-    parser.add_argument("--pin", action="store_true", help="give host i one core")
-    parser.add_argument("--timeout-s", type=float, default=600.0, help="limit in seconds for all hosts (default 600)")
+    parser.add_argument(
+        "--rate", help="rate of each link in both directions, e.g. 100mbit; or a comma-separated list, one per host"
+    )
+    parser.add_argument("--pin", action="store_true", help="pin host i to one core")
+    parser.add_argument(
+        "--timeout-s", type=float, default=600.0, help="time limit for all hosts in seconds (default 600)"
+    )
     parser.add_argument("--log-dir", help="keep the logs in this folder")
     parser.add_argument("command", nargs="+", metavar="CMD", help="after --: the command and its arguments")
     return parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""``n`` hosts on one private switch, the programs on them, and faults on demand."""
+"""``n`` hosts on one private switch: starting programs on them, and causing faults."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class HostCluster:
 
     Args:
         n: Number of hosts, 1 to 250.
-        rate: Speed of each host's link in both directions: one tc rate such as ``"100mbit"``, one a host, or None.
-        pin: Give host i one core (i modulo the cores this process may use).
-        log_dir: Folder for the logs, kept; by default a temporary one that goes with the cluster.
+        rate: Speed of each host's link in both directions: one tc rate such as ``"100mbit"``, one per host, or None.
+        pin: Pin host i to one core (i modulo the cores this process may use).
+        log_dir: Folder in which logs are kept; by default a temporary one that is removed with the cluster.
 
     Raises:
         HostsError: wrong arguments, or (on entering) a machine that does not allow namespaces.
@@ -76,7 +76,7 @@ class HostCluster:
 
     @property
     def session(self) -> Session:
-        """The open session. Raises HostsError outside of ``with``."""
+        """The open session. Raises HostsError outside a ``with`` statement."""
         if self._session is None:
             raise HostsError("the cluster is not open: use it in a `with` statement")
         return self._session
@@ -86,8 +86,9 @@ class HostCluster:
     ) -> Host:
         """Start a program on host i, which may have run others before.
 
-        Its environment is the caller's, then the variables of a distributed launch (RANK, WORLD_SIZE, LOCAL_RANK,
-        NODE_RANK, MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, one thread for OpenMP and MKL), then ``env``.
+        Its environment is the caller's, overridden by the variables of a distributed launch (RANK, WORLD_SIZE,
+        LOCAL_RANK, NODE_RANK, MASTER_ADDR, MASTER_PORT, GLOO_SOCKET_IFNAME, one thread for OpenMP and MKL) and by
+        ``env``.
         Raises HostsError.
         """
         if not 0 <= i < self.n:
@@ -128,11 +129,11 @@ class HostCluster:
         return [self.hosts[i].wait(max(0.0, deadline - time.monotonic())) for i in sorted(self.hosts)]
 
     def kill(self, i: int) -> None:
-        """SIGKILL every process of host i, as when its power fails; returns when none is left."""
+        """SIGKILL every process of host i, as in a power failure; returns when none is left."""
         self.session.ask("signal_host", host=i, number=int(signal.SIGKILL))
 
     def stop(self, i: int) -> None:
-        """SIGSTOP every process of host i: it freezes, its connections stay."""
+        """SIGSTOP every process of host i: it freezes, its connections stay open."""
         self.session.ask("signal_host", host=i, number=int(signal.SIGSTOP))
 
     def resume(self, i: int) -> None:
@@ -140,14 +141,14 @@ class HostCluster:
         self.session.ask("signal_host", host=i, number=int(signal.SIGCONT))
 
     def cut_link(self, i: int) -> None:
-        """Unplug host i: nothing comes through, and no connection is told."""
+        """Unplug host i: no packet gets through, and its connections are not notified."""
         self.session.ask("link", host=i, up=False)
 
     def restore_link(self, i: int) -> None:
         """Plug host i in again.
 
-        Who asked for a host's address (ARP) while it was cut asks again a second after, so the first packet may take
-        that long to get through.
+        A host that sent an ARP request while the link was cut repeats it only after a second, so the first packet may
+        be delayed that long.
         """
         self.session.ask("link", host=i, up=True)
 
@@ -161,7 +162,7 @@ class HostCluster:
         return self.session.ask("counters", host=i)["sent_bytes"]
 
     def bytes_received(self, i: int) -> int:
-        """Bytes host i has got from its link since the cluster opened, headers included."""
+        """Bytes host i has received from its link since the cluster opened, headers included."""
         return self.session.ask("counters", host=i)["received_bytes"]
 
     def shaping(self, i: int) -> dict[str, Any]:
@@ -174,7 +175,7 @@ def _rates(n: int, rate: str | Sequence[str | None] | None) -> list[str | None]:
         raise HostsError(f"a cluster has 1 to 250 hosts, got {n}")
     rates = [rate] * n if rate is None or isinstance(rate, str) else list(rate)
     if len(rates) != n:
-        raise HostsError(f"{len(rates)} rates given for {n} hosts: give one, or one a host")
+        raise HostsError(f"{len(rates)} rates given for {n} hosts: give one, or one per host")
     for one in rates:
         if one is not None and not _RATE.fullmatch(one):
             raise HostsError(f"rate {one!r} is not understood: write a number and kbit, mbit or gbit, e.g. '100mbit'")

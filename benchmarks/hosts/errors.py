@@ -1,4 +1,4 @@
-"""What may go wrong with hosts."""
+"""Errors of hosts and their cluster."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ class HostsError(RuntimeError):
 
 
 class HostsTimeoutError(HostsError, TimeoutError):
-    """Something did not happen within its limit."""
+    """Something did not happen within its time limit."""

@@ -1,4 +1,4 @@
-"""One started program on a host, and how long one waits for what it does."""
+"""One program running on a host: its status, signals and log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TAIL_CHARACTERS = 2000
 
 
 class Host:
-    """One started program on one host, with its own process group and its own log file."""
+    """One program on one host, with its own process group and log file."""
 
     def __init__(self, session: Session, index: int, inner_pid: int, log_path: Path) -> None:
         self.index = index
@@ -32,7 +32,7 @@ class Host:
         return self._session.ask("status", pid=self._inner_pid)
 
     def wait(self, timeout_s: float) -> int:
-        """Wait for the end and return the exit status. Raises HostsTimeoutError with the end of the log."""
+        """Wait for the program to end; returns its exit status. Raises HostsTimeoutError with the end of the log."""
         deadline = time.monotonic() + timeout_s
         while (status := self.poll()) is None:
             if time.monotonic() > deadline:
@@ -51,9 +51,9 @@ class Host:
         return self.log_path.read_text(errors="replace")
 
     def keep_log(self) -> None:
-        """Hold the log in memory, since its file goes with the cluster."""
+        """Keep the log in memory, since its file is removed with the cluster."""
         self._log_at_close = self.log_text()
 
     def log_tail(self) -> str:
-        """The end of the log, as a part of an error message."""
+        """The end of the log, for an error message."""
         return f"its log ends:\n{self.log_text()[-TAIL_CHARACTERS:]}"

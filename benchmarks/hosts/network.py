@@ -1,6 +1,6 @@
-"""A bridge and one network namespace a host, joined by shaped veth links.
+"""A bridge and one network namespace per host, joined by shaped veth links.
 
-Runs inside the supervisor only, in namespaces of its own: nothing here touches the machine's real network, and no link
+Runs only inside the supervisor, in private namespaces: nothing here touches the machine's real network, and no link
 leads out. Namespaces are held by file descriptors, without names, so two clusters cannot clash.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWNET = 0x40000000
 INTERFACE = "eth0"
-"""A host's own end of its link."""
+"""Name of a host's end of its link."""
 # The burst must exceed one 64 KiB segmentation-offload packet with its headers: at 64kb tbf cuts every such packet up
 # again, CPU time grows tenfold, and the computation beside it looks slower than it is.
 BURST = "128kb"
@@ -32,7 +32,7 @@ def address(host: int) -> str:
 
 
 def interface_bytes(name: str) -> tuple[int, int]:
-    """Bytes that a network interface has received and sent, headers included. Raises RuntimeError where it is not."""
+    """Bytes that a network interface has received and sent, headers included. Raises RuntimeError if there is none."""
     for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
         found, _, counters = line.partition(":")
         if found.strip() == name:
@@ -55,7 +55,7 @@ class Network:
     """The hosts' links: ``eth0`` inside host i, ``v<i>`` at its other end on the bridge ``br0``.
 
     Args:
-        rates: One tc rate a host such as ``"100mbit"``, applied in both directions, or None for no shaping.
+        rates: One tc rate per host such as ``"100mbit"``, applied in both directions, or None for no shaping.
     """
 
     def __init__(self, rates: Sequence[str | None]) -> None:
@@ -63,7 +63,7 @@ class Network:
         self.namespaces: list[int] = []
 
     def open(self) -> None:
-        """Create bridge, namespaces and links. Raises RuntimeError with the failed command's own words."""
+        """Create bridge, namespaces and links. Raises RuntimeError with the failed command's output."""
         run("ip link set lo up")
         run("ip link add br0 type bridge")
         run("ip link set br0 up")
@@ -83,11 +83,11 @@ class Network:
         run(f"ip link set {INTERFACE} up", fd)
 
     def set_link(self, host: int, *, up: bool) -> None:
-        """Cut the host's cable at the bridge, or plug it in again."""
+        """Take the host's link down at the bridge, or up again."""
         run(f"ip link set v{host} {'up' if up else 'down'}")
 
     def set_rate(self, host: int, rate: str) -> None:
-        """Shape the host's link anew."""
+        """Change the rate of the host's link in both directions."""
         # Both directions, else the bottleneck of a star (many senders, one receiver) stays invisible.
         run(_shaper(INTERFACE, rate), self.namespaces[host])
         run(_shaper(f"v{host}", rate))
@@ -98,12 +98,12 @@ class Network:
         return {"sent_bytes": into_bridge, "received_bytes": out_of_bridge}
 
     def shaping(self, host: int) -> dict[str, Any]:
-        """What the shapers of both directions report: rate, bytes passed, how often a packet had to wait."""
+        """The shapers' statistics per direction: rate, bytes passed, number of delayed packets."""
         up = run(f"tc -j -s qdisc show dev {INTERFACE}", self.namespaces[host])
         return {"up": _shaper_report(up), "down": _shaper_report(run(f"tc -j -s qdisc show dev v{host}"))}
 
     def processes(self, host: int) -> list[int]:
-        """Every process of the host, whichever process group it is in: those that live in its network namespace."""
+        """All processes of the host regardless of process group, i.e. those in its network namespace."""
         mine = os.fstat(self.namespaces[host]).st_ino
         return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _network_of(pid) == mine]
 

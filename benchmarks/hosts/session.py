@@ -1,4 +1,4 @@
-"""The caller's end of a cluster: opens the private namespaces and talks to the supervisor inside them."""
+"""The caller's side of a cluster: opens the private namespaces and talks to the supervisor inside them."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Session:
 
     @classmethod
     def open(cls, rates: Sequence[str | None], *, pin: bool, directory: Path, temporary: bool) -> Session:
-        """Open namespaces as root, or else as the root of a user namespace; a ``temporary`` directory goes with them.
+        """Open namespaces as root, or as the root of a user namespace; a ``temporary`` directory is removed with them.
 
-        Raises HostsError saying why not.
+        Raises HostsError with the reason.
         """
         missing = [name for name in ("unshare", "ip", "tc") if shutil.which(name) is None]
         if sys.platform != "linux" or missing:
@@ -59,7 +59,7 @@ class Session:
     def _launch(cls, flags: list[str], options: dict[str, Any], directory: Path) -> Session:
         log = directory / "supervisor.log"
         root = str(Path(__file__).resolve().parents[2])
-        starter = os.pidfd_open(os.getpid())  # readable in there once this process is gone, also after SIGKILL
+        starter = os.pidfd_open(os.getpid())  # becomes readable in there once this process is gone, even after SIGKILL
         options |= {"directory": str(directory), "starter": starter}
         try:
             with log.open("wb") as errors:
@@ -71,7 +71,7 @@ class Session:
                     stderr=errors,
                     text=True,
                     pass_fds=(starter,),
-                    start_new_session=True,  # Ctrl-C is for the caller, which then closes in order
+                    start_new_session=True,  # Ctrl-C should reach the caller only, which then closes in order
                 )
         finally:
             os.close(starter)
@@ -105,7 +105,7 @@ class Session:
         return text[-1000:] or "its supervisor ended without a word"
 
     def close(self) -> None:
-        """End every process of every host and free the network; returns when they are gone."""
+        """End all processes of all hosts and free the network; returns when they are gone."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with self._lock:
             if not self._process.stdin.closed:
@@ -113,7 +113,7 @@ class Session:
             try:
                 self._process.wait(CLOSE_LIMIT_S)
             except subprocess.TimeoutExpired:
-                self._process.kill()  # --kill-child takes the supervisor along, and with it the namespace
+                self._process.kill()  # --kill-child kills the supervisor, too, and with it the namespace
                 self._process.wait(CLOSE_LIMIT_S)
             self._process.stdout.close()
 
@@ -126,6 +126,6 @@ class Session:
                     pids = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
                     if int(pids[-1]) == inner_pid:
                         return int(entry)
-            except OSError:  # it ended while we looked, or belongs to somebody else
+            except OSError:  # it ended in the meantime, or belongs to another user
                 continue
         return None

@@ -1,8 +1,8 @@
 """The one process that holds a cluster together: process 1 of a private process namespace.
 
-It takes one JSON command a line on its standard input and answers each with one JSON line. It ends when its input
-closes or when the process that started it is gone, however that came about; the kernel then ends every process of
-every host and frees their networks, because process 1 of their namespace is no more.
+It reads one JSON command per line from standard input and answers each with one line of JSON. It exits when its input
+closes or when the process that started it is gone for whatever reason. The kernel then ends all processes of all hosts
+and frees their networks, because process 1 of their namespace is gone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Supervisor:
             return {"error": f"{type(error).__name__}: {error}"}
 
     def do_start(self, host: int, argv: list[str], env: dict[str, str], cwd: str, log: str) -> int:
-        """Start the host's program in a session of its own; returns its pid as seen in here."""
+        """Start the host's program in its own session; returns its pid in this namespace."""
         with open(log, "wb") as out:
             process = subprocess.Popen(
                 argv,
@@ -97,7 +97,7 @@ class Supervisor:
         return len(pids)
 
     def do_link(self, host: int, up: bool) -> None:
-        """Cut or restore a host's cable."""
+        """Cut or restore a host's link."""
         self.network.set_link(host, up=up)
 
     def do_rate(self, host: int, rate: str) -> None:
@@ -105,11 +105,11 @@ class Supervisor:
         self.network.set_rate(host, rate)
 
     def do_counters(self, host: int) -> dict[str, int]:
-        """Bytes at the host's link."""
+        """Byte counters of the host's link."""
         return self.network.counters(host)
 
     def do_shaping(self, host: int) -> dict[str, Any]:
-        """Reports of the host's two shapers."""
+        """Statistics of the host's two shapers."""
         return self.network.shaping(host)
 
     def _reap(self) -> None:
@@ -139,7 +139,7 @@ def _give_hosts_names(n: int, directory: Path) -> None:
 
 
 def main() -> None:
-    """Build the network, say so, and serve."""
+    """Build the network, report that it is ready, and serve."""
     options = json.loads(sys.argv[1])
     try:
         _give_hosts_names(len(options["rates"]), Path(options["directory"]))
@@ -151,7 +151,7 @@ def main() -> None:
         return
     print(json.dumps(ready), flush=True)
     Supervisor(network, pin=options["pin"]).serve(options["starter"])
-    if options["temporary"]:  # the starter removes it too, unless it was killed
+    if options["temporary"]:  # the starter removes it, too, unless it was killed
         shutil.rmtree(options["directory"], ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""The job of bench_memory: what a fresh process needs at most, while it loads the model and while it trains."""
+"""The job of bench_memory: peak memory of a fresh process while it loads the model and while it trains."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ TINY = (
 
 
 def measure(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Peak of this process, whose first job this must be.
+    """Peak memory of this process, whose first job this must be.
 
     Args:
         plan: ``method`` ("parablock", "adamw", "lora"), ``model`` (``layers``, ``tokens``, ``batch_size``), ``rounds``
             and ``strategy`` (options of ParaBlockStrategy; its K sets the steps of all methods).
 
     Returns:
-        Bytes, of resident memory: ``base_bytes`` before the model is loaded, ``loading_peak_bytes`` and
+        Resident memory in bytes: ``base_bytes`` before the model is loaded, ``loading_peak_bytes`` and
         ``training_peak_bytes`` above it, ``loaded_bytes`` in between; ``numels`` of the blocks, ``weights_bytes``.
     """
     torch.set_num_threads(1)
@@ -52,9 +52,9 @@ def measure(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def activations(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What forward and backward need beside weights and gradients, by a plain loop: one value a block.
+    """Memory of forward and backward beyond weights and gradients, from a plain loop: one value per block.
 
-    The last value is of the whole model.
+    The last value is for the whole model.
     """
     torch.set_num_threads(1)
     _warm_up()
@@ -64,7 +64,7 @@ def activations(plan: Mapping[str, Any]) -> dict[str, Any]:
     blocks = partition(module, plan["strategy"]["blocks"])
     batches = list(loader(plan["model"], 2, 0))
     found: list[int] = []
-    # The whole model first, too, but not counted: what the first pass sets up is there in any training.
+    # The whole model also comes first, uncounted: what the first pass sets up exists in any training.
     for names in [_names(blocks), *(block.parameter_names for block in blocks), _names(blocks)]:
         gradients_bytes = train_only(module, names)
         _forget_peak()
@@ -91,7 +91,7 @@ def _train(plan: Mapping[str, Any], module: CausalLM) -> None:
 
 
 def _warm_up() -> None:
-    """Import and start all that any training needs, on a model of no size."""
+    """Import and start everything that training needs, on a negligibly small model."""
     importlib.import_module("peft")  # so that every method's base has the same imports
     module = CausalLM("none", architecture=TINY)
     ids = torch.zeros(1, 4, dtype=torch.long)
@@ -100,6 +100,6 @@ def _warm_up() -> None:
 
 
 def _forget_peak() -> None:
-    """Let VmHWM begin anew at what is resident now, without what is free but was not given back."""
+    """Reset VmHWM to what is resident now, after returning free memory to the system."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")

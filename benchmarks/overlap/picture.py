@@ -1,4 +1,4 @@
-"""Speed-up against M/C beside the ideal, and where a round's seconds went at M = C."""
+"""Speed-up against M/C with the ideal, and what a round's seconds were spent on at M = C."""
 
 from __future__ import annotations
 

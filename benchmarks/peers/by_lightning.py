@@ -26,7 +26,7 @@ class Curve(pl.Callback):
         self._start_bytes: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called by Lightning; what was sent to get here is not counted."""
+        """Called by Lightning; what was sent before is not counted."""
         self._start_bytes = sent_bytes()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -39,21 +39,21 @@ class Curve(pl.Callback):
         """Called by Lightning; the strategy has drained by now."""
         assert isinstance(pl_module, PeerModel) and self._start_bytes is not None
         if not self._overlaps:
-            return  # the last validation has shown it
+            return  # the last validation has measured it
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         sums = pl_module.held_out(data.val_dataloader())
         self.points.append(point(trainer.global_step, sums, self._start_bytes, drained=True))
 
 
 class Stamps(pl.Callback):
-    """When each step was over, with all that its round's end waits for; the result is left before any drain."""
+    """Records when each step was over, including the wait at a round's end; the result is written before any drain."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._stamps_s: list[float] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Called by Lightning: warm up, and let the clock run from when all clients are here."""
+        """Called by Lightning: warm up, and start the clock once all clients have arrived."""
         assert isinstance(pl_module, PeerModel)
         warm_up(pl_module, trainer.optimizers[0])
         meet(self._job, "start")
@@ -70,7 +70,7 @@ class Stamps(pl.Callback):
 
 
 def run(job: Job) -> None:
-    """Train and leave the curve, or time and leave the stamps."""
+    """Train and write the curve, or time and write the time stamps."""
     module = model_of(job)
     data = data_of(job, module)
     watch = Stamps(job) if job.timed else Curve(job)

@@ -1,7 +1,7 @@
 """DiLoCo and Streaming DiLoCo by torchft: a lighthouse, and in each client's process a manager and its server.
 
 The inner optimizer is the module's own AdamW; the outer one is the papers' Nesterov SGD (arXiv 2311.08105; 2501.18512).
-torchft's defaults are kept but for limits of time and for what a processor without an accelerator needs.
+torchft's defaults are kept, except for timeouts and settings required on a CPU without an accelerator.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STREAMING_MIX = 0.5
 
 
 def run(job: Job) -> None:
-    """Train and leave the curve, or time and leave the stamps."""
+    """Train and write the curve, or time and write the time stamps."""
     module = model_of(job)
     data = data_of(job, module)
     data.setup("fit")
@@ -48,11 +48,11 @@ def run(job: Job) -> None:
         if (manager.current_step(), manager.batches_committed()) != (rounds, rounds * N_CLIENTS):
             raise RuntimeError(f"of {rounds} exchanges {manager.current_step()} were committed by every client")
         leave(job, result | {"committed_sha256": _hash(diloco)})
-        meet(job, "end")  # the lighthouse goes with the first client
+        meet(job, "end")  # the lighthouse ends with the first client
 
 
 def fragments_of(network: nn.Module, n: int) -> list[nn.Module]:
-    """The model in ``n`` runs of neighbouring layers of about equal size; the embedding stands with the first ones."""
+    """The model in ``n`` runs of consecutive layers of about equal size; the embedding belongs to the first one."""
     if n == 1:
         return [network]
     inner: Any = network.get_submodule("model")
@@ -142,7 +142,7 @@ def _step(module: PeerModel, inner: Any, batch: Any) -> None:
 
 @contextmanager
 def _committed(diloco: Any) -> Generator[None]:
-    """Show what all clients share: each fragment as of its last outer step."""
+    """Load the committed values that all clients share: each fragment as of its last outer step."""
     pairs = [(p.data, f.original_parameters[name]) for f in diloco._fragments for name, p in _parameters(f)]
     own = [parameter.clone() for parameter, _ in pairs]
     for parameter, committed in pairs:

@@ -1,7 +1,7 @@
-"""From raw runs to the table: curves, seconds a round on each link, and seconds and bytes to the target loss.
+"""From raw runs to the table: curves, seconds per round on each link, and seconds and bytes to the target loss.
 
-The network changes no trajectory, so seconds to a loss are the rounds to it, from training, times the seconds of a
-round on that link, from timing.
+The network does not change the trajectory, so seconds to a loss are the rounds to it, from training, times the seconds
+per round on that link, from timing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Point = dict[str, Any]
 
 
 def curve(run: Run) -> list[Point]:
-    """Held-out loss (nats a token) against steps, rounds and bytes sent by a client; the last point may be the drain's.
+    """Held-out loss (nats per token) against steps, rounds and bytes sent per client.
 
-    A drain counts as one more round: it lasts no longer than one.
+    The last point may be after the drain. A drain counts as one more round, since it lasts at most as long.
     """
     a_round = run["job"]["local_steps"]
     return [
@@ -36,7 +36,7 @@ def curve(run: Run) -> list[Point]:
 
 
 def round_s(run: Run) -> tuple[float, float]:
-    """Seconds a round and, of these, seconds that were added for steps that were not timed; of the slowest client."""
+    """The slowest client's seconds per round, and how many of them were added for steps that were not timed."""
     return max(_client_round_s(run["job"], client["stamps_s"]) for client in run["clients"])
 
 
@@ -50,12 +50,12 @@ def _client_round_s(job: Mapping[str, Any], stamps_s: list[float]) -> tuple[floa
 
 
 def table(training: Iterable[Run], timing: Iterable[Run], target: float) -> list[dict[str, Any]]:
-    """One row a method whose training ended: its best learning rate, curve, and what it took to the target.
+    """One row per method that finished training: its best learning rate, curve, and cost to reach the target.
 
     Args:
         training: Runs of any method and learning rate.
-        timing: Timed runs; several of one method and link give their median.
-        target: Held-out loss in nats a token.
+        timing: Timed runs; the median is used of several with the same method and link.
+        target: Held-out loss in nats per token.
     """
     finished = [run for run in training if "failed" not in run]
     timed = [run for run in timing if "failed" not in run]

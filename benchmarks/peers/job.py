@@ -1,4 +1,4 @@
-"""One run of one method, as it is handed to the process of each client, and what every such process needs."""
+"""One run of one method, as passed to the process of each client, and what every such process needs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ MEET_S = 300.0
 
 @dataclass(frozen=True)
 class Job:
-    """What one run is.
+    """Description of one run.
 
     Attributes:
         method: Key of METHODS.
         size: Key of SIZES.
-        learning_rate: Of AdamW.
-        seed: Of data, order of blocks and adapters.
-        steps: Optimizer steps a client.
-        local_steps: Of a round.
-        timed: Time the steps and evaluate nothing, or evaluate and time nothing.
+        learning_rate: AdamW's learning rate.
+        seed: Seed for data, block order and adapters.
+        steps: Optimizer steps per client.
+        local_steps: Local steps per round.
+        timed: Whether steps are timed without any evaluation, or the model is evaluated without timing.
         train: GSM8K's training questions: hub id or JSON Lines file.
-        test: Its test questions.
-        folder: Where the clients leave their results, one folder a run.
+        test: GSM8K's test questions, likewise.
+        folder: Folder for the clients' results, one per run.
     """
 
     method: str
@@ -47,33 +47,33 @@ class Job:
 
     @property
     def of_method(self) -> Method:
-        """The method's row."""
+        """The entry of METHODS."""
         return METHODS[self.method]
 
     @property
     def of_size(self) -> Size:
-        """The size's row."""
+        """The entry of SIZES."""
         return SIZES[self.size]
 
     @property
     def evaluate_every_steps(self) -> int:
-        """Steps between two held-out losses: at rounds' ends only."""
+        """Steps between two held-out losses, which are taken only at the end of a round."""
         return max(self.local_steps, self.of_size.evaluate_every_steps)
 
 
 def rank() -> int:
-    """This process's client."""
+    """The client of this process."""
     return int(os.environ["RANK"])
 
 
 def sent_bytes() -> int:
-    """Bytes this host has put on its link since it was made, headers included, as its interface counts them."""
+    """Bytes this host has put on its link since it was created, headers included, as counted by its interface."""
     _, sent = interface_bytes(INTERFACE)
     return sent
 
 
 def meet(job: Job, where: str) -> None:
-    """Wait until every client is here, without a byte on the link. Raises TimeoutError."""
+    """Wait until every client has arrived, without using the link. Raises TimeoutError."""
     folder = Path(job.folder)
     (folder / f"{where}-{rank()}").touch()
     deadline = time.monotonic() + MEET_S
@@ -84,5 +84,5 @@ def meet(job: Job, where: str) -> None:
 
 
 def leave(job: Job, result: dict[str, Any]) -> None:
-    """Leave this client's result, in one step, for the launcher."""
+    """Write this client's result atomically for the launcher."""
     write_whole(Path(job.folder) / f"result-{rank()}.json", json.dumps(result))

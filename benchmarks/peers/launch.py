@@ -1,4 +1,4 @@
-"""Starts a job on two hosts and brings back what their clients left."""
+"""Runs a job on two hosts and collects the clients' results."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Run = dict[str, Any]
 
 
 class PeerFailedError(RuntimeError):
-    """A run that did not come to its end; the message has the last lines of a client's log."""
+    """A run that did not finish; the message has the last lines of a client's log."""
 
 
 def run(job: Job, link: str | None, limit_s: float) -> Run:
-    """Run a job on hosts joined by ``link`` (a tc rate; None is not shaped); a failure is a result, too.
+    """Run a job on hosts joined by ``link`` (a tc rate; None: unshaped); a failure is a result, too.
 
     Returns:
-        ``job``, ``link``, ``git``, and ``clients`` (what each left) or ``failed`` (the message).
+        ``job``, ``link``, ``git``, and ``clients`` (each one's result) or ``failed`` (the message).
     """
     run: Run = {"job": _public(job), "link": link, "git": git_state()}
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +40,7 @@ def run(job: Job, link: str | None, limit_s: float) -> Run:
 
 
 def _public(job: Job) -> Mapping[str, Any]:
-    hidden = ("folder", "train", "test")  # places of this machine
+    hidden = ("folder", "train", "test")  # paths of this machine
     return {name: value for name, value in asdict(job).items() if name not in hidden}
 
 
@@ -50,7 +50,7 @@ def _clients(job: Job, link: str | None, limit_s: float) -> list[Any]:
         for host in range(N_CLIENTS):
             cluster.start(host, command, env={"TORCHELASTIC_RUN_ID": "peers", "GROUP_RANK": str(host)})
         _wait(cluster, Path(job.folder), limit_s)
-        # What a timed run still has in flight goes with its hosts.
+        # Whatever a timed run still has in flight is discarded with its hosts.
         left = [json.loads(_left_by(Path(job.folder), host).read_text()) for host in range(N_CLIENTS)]
     if len({client.get("committed_sha256") for client in left}) > 1:
         raise PeerFailedError("the clients hold different weights")

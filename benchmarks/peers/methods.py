@@ -1,8 +1,8 @@
-"""What is compared: the methods, their learning rates, and how large the runs are.
+"""What is compared: the methods, their learning rates, and the size of the runs.
 
-Every federated method makes rounds of local steps; DDP's round is one step. Whole-model peers get rounds twice as long
-as block methods and LoRA, since they send five times the bytes in each; Streaming DiLoCo sends each of its fragments as
-often as DiLoCo the whole.
+Every federated method runs rounds of local steps; a round of DDP is one step. Whole-model peers get rounds twice as
+long as block methods and LoRA, since they send five times the bytes per round; Streaming DiLoCo sends each of its
+fragments as often as DiLoCo sends the whole model.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Timing:
     """How much of a method is timed on each link.
 
     Attributes:
-        rounds: Rounds on each of LINKS; 0 where it is not timed.
-        untimed_rounds: Of these the first ones are left out: nothing is in flight yet.
-        local_steps: Steps of a timed round, where fewer than in training will do because the exchange hides behind
-            none of them; the missing ones are added afterwards. None: as in training.
+        rounds: Rounds on each of LINKS; 0 if it is not timed there.
+        untimed_rounds: Number of these to skip at the start, where nothing is in flight yet.
+        local_steps: Steps per timed round. Methods whose exchange overlaps with no step can be timed with fewer than in
+            training; the missing ones are added afterwards. None: as in training.
     """
 
     rounds: tuple[int, int, int]
@@ -41,13 +41,13 @@ class Method:
     """One row of the table.
 
     Attributes:
-        title: As shown.
-        kind: Which program runs it.
+        title: Name shown in the table.
+        kind: The program that runs it.
         timing: What is timed.
-        learning_rates: AdamW's, tried one after the other on one seed; the best final loss stands for the method.
-        long_rounds: Whether its rounds are those of whole-model methods.
-        options: Of ParaBlockStrategy or torchft's DiLoCo.
-        extra: Left out unless named on the command line.
+        learning_rates: AdamW's learning rates to try on one seed; the best final loss represents the method.
+        long_rounds: Whether it has the longer rounds of whole-model methods.
+        options: Options of ParaBlockStrategy or torchft's DiLoCo.
+        extra: Whether it is skipped unless named on the command line.
     """
 
     title: str
@@ -102,17 +102,18 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Size:
-    """How large the runs are.
+    """The size of the runs.
 
     Attributes:
         layers: First layers of the model that are kept; None keeps all.
         blocks: Blocks of the block methods. Five: the embedding is as large as each fifth of the rest.
         fragments: Fragments of Streaming DiLoCo.
-        steps: Optimizer steps a client in training.
-        local_steps: Of a round of block methods and LoRA.
-        long_steps: Of a round of whole-model methods; a fragment of Streaming DiLoCo has its turn once in as many.
-        evaluate_every_steps: Between two held-out losses.
-        val_examples: Held-out examples, half of them evaluated by each client.
+        steps: Optimizer steps per client in training.
+        local_steps: Local steps per round of block methods and LoRA.
+        long_steps: Local steps per round of whole-model methods, and between two turns of a fragment of Streaming
+            DiLoCo.
+        evaluate_every_steps: Steps between two held-out losses.
+        val_examples: Held-out examples; each client evaluates half of them.
     """
 
     layers: int | None

@@ -12,7 +12,7 @@ MEGA = 1e6
 
 
 def draw(values: dict[str, Any]) -> Figure:
-    """The figure of ``results/peers.json``'s values; who was not timed on the link has no line in the middle."""
+    """The figure of ``results/peers.json``'s values; methods not timed on the link have no line in the middle."""
     figure, (steps, seconds, megabytes) = plt.subplots(1, 3, figsize=(15, 4.5), sharey=True)
     for row in values["table"]:
         loss = [point["loss"] for point in row["curve"]]
@@ -41,5 +41,5 @@ def draw(values: dict[str, Any]) -> Figure:
 
 
 def _steps(row: dict[str, Any], point: dict[str, Any]) -> int:
-    """What the drain brings in comes a round after the last step."""
+    """The x value of a point; the drain's contribution arrives one round after the last step."""
     return point["rounds"] * row["steps_a_round"] if point["drained"] else point["step"]

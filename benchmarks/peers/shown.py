@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """Two tables: what training gave, and seconds to the target on each link with both factors."""
+    """Two tables: results of training, and seconds to the target on each link with both factors."""
     rows = list(rows)
     trained = _table(
         ("", "learning rate", "final loss", "sent, GB", "rounds to the target", "GB to it"), _trained, rows

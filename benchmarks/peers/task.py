@@ -21,19 +21,19 @@ Sums = tuple[float, int]
 
 
 class PeerModel(CausalLM):
-    """SmolLM2 whose validation keeps sums, which the launcher adds up over clients: nothing of it is sent."""
+    """SmolLM2 whose validation keeps sums for the launcher to add up over clients, so that none of it is sent."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.sums: list[Sums] = []
 
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Keep the summed loss of a batch."""
+        """Add a batch's summed loss to the sums."""
         sums, counts = self.losses(batch)
         self.sums.append((float(sums.sum()), int(counts.sum())))
 
     def taken_sums(self) -> Sums:
-        """The sums since the last call."""
+        """Return the sums since the last call and reset them."""
         sums, self.sums = self.sums, []
         return sum(total for total, _ in sums), sum(count for _, count in sums)
 
@@ -46,16 +46,16 @@ class PeerModel(CausalLM):
 
 
 class PeerData(FederatedTextDataModule):
-    """GSM8K cut at random among the clients; each evaluates its share of the held-out examples."""
+    """GSM8K split at random among the clients; each evaluates its share of the held-out examples."""
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Every other held-out example, from this client's number on."""
+        """Every N-th held-out example, starting at this client's number."""
         mine = Subset(self.val_set, range(rank(), len(self.val_set), N_CLIENTS))
         return DataLoader(mine, batch_size=BATCH_SIZE)
 
 
 def model_of(job: Job) -> PeerModel:
-    """The same weights on every client, adapters too."""
+    """The model, with the same weights on every client, including adapters."""
     torch.set_num_threads(1)
     pl.seed_everything(job.seed, verbose=False)
     rank = LORA_RANK if job.of_method.kind == "lora" else 0
@@ -63,7 +63,7 @@ def model_of(job: Job) -> PeerModel:
 
 
 def data_of(job: Job, module: PeerModel) -> PeerData:
-    """This client's examples, as many as the steps need, in the same order for every method."""
+    """This client's examples: as many as the steps need, in the same order for every method."""
     data = PeerData(
         **data_options(job.train, job.test),
         val_examples=job.of_size.val_examples,
@@ -79,12 +79,12 @@ def data_of(job: Job, module: PeerModel) -> PeerData:
 
 
 def loss_of(module: PeerModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean loss a predicted token of a batch, in nats: what :meth:`CausalLM.training_step` minimises."""
+    """Mean loss of a batch in nats per predicted token, which :meth:`CausalLM.training_step` minimises."""
     return module.mean_loss(batch)
 
 
 def warm_up(module: PeerModel, optimizer: torch.optim.Optimizer) -> None:
-    """One step on tokens that are the same on every client, so that no timed step is the first to touch its memory."""
+    """One step on the same tokens on every client, so that no timed step is the first to touch its memory."""
     ids = torch.arange(BATCH_SIZE * SEQUENCE_LENGTH).reshape(BATCH_SIZE, SEQUENCE_LENGTH)
     loss_of(module, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}).backward()
     optimizer.step()
@@ -92,7 +92,7 @@ def warm_up(module: PeerModel, optimizer: torch.optim.Optimizer) -> None:
 
 
 def point(step: int, sums: Sums, start_bytes: int, *, drained: bool = False) -> dict[str, Any]:
-    """One point of a curve: what this client adds to the held-out loss, and what it has sent for it so far."""
+    """One point of a curve: this client's part of the held-out loss, and the bytes it has sent so far."""
     total, count = sums
     sent = sent_bytes() - start_bytes
     return {"step": step, "total": total, "count": count, "sent_bytes": sent, "drained": drained}

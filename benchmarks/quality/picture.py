@@ -1,4 +1,4 @@
-"""Held-out loss against optimizer steps, one panel a size, one thin line a seed, the mean thick."""
+"""Held-out loss against optimizer steps: one panel per size, a thin line per seed, a thick line for the mean."""
 
 from __future__ import annotations
 

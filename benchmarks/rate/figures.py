@@ -1,7 +1,7 @@
-"""Slopes, prices and speed-ups of the runs on the problem of known constants, each with its 95 % interval.
+"""Slopes, prices and speed-ups of the runs on the problem with known constants, each with its 95 % interval.
 
-A row is one method with one N, K and zeta: ``rounds`` holds its T's, and ``mean_squared_gradient`` one list a T with
-one number a replica. Intervals draw whole replicas again, with all their T's, methods and N's.
+A row is one method with one N, K and zeta: ``rounds`` holds its T's, and ``mean_squared_gradient`` one list per T with
+one number per replica. Intervals resample whole replicas, with all their T's, methods and N's.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def leading_bound(row: Row, constants: dict[str, float]) -> list[float]:
 
 
 def slope(row: Row, *, at_least_rounds: int) -> dict[str, Any]:
-    """Least-squares slope of log(mean over the replicas) against log T, over the T's from ``at_least_rounds`` on.
+    """Least-squares slope of log(mean over the replicas) against log T, for T >= ``at_least_rounds``.
 
     Raises:
-        ValueError: fewer than two such T's.
+        ValueError: there are fewer than two such T.
     """
     used = [i for i, rounds in enumerate(row["rounds"]) if rounds >= at_least_rounds]
     if len(used) < 2:
@@ -44,7 +44,7 @@ def slope(row: Row, *, at_least_rounds: int) -> dict[str, Any]:
 
 
 def price(parablock: Row, fedbcd: Row) -> list[dict[str, Any]]:
-    """ParaBlock over FedBCD at each T: what one round of staleness costs. Both have had the same noise."""
+    """ParaBlock over FedBCD at each T: what one round of staleness costs. Both runs had the same noise."""
     both = zip(parablock["mean_squared_gradient"], fedbcd["mean_squared_gradient"], strict=True)
     return [_with_interval(np.stack(pair, axis=1), _ratio_of_means, "ratio") for pair in both]
 
@@ -52,7 +52,7 @@ def price(parablock: Row, fedbcd: Row) -> list[dict[str, Any]]:
 def speedup(row: Row, fewest: Row) -> dict[str, Any]:
     """How many times fewer rounds than with the fewest clients, at the largest T: (their mean over this one)^2.
 
-    As the mean goes as 1 / sqrt(T), a mean that is r times lower stands for r^2 times fewer rounds to the same value.
+    As the mean decays as 1 / sqrt(T), a mean that is r times lower means r^2 times fewer rounds to the same value.
     """
     pair = np.stack([fewest["mean_squared_gradient"][-1], row["mean_squared_gradient"][-1]], axis=1)
     return _with_interval(pair, lambda rows: _ratio_of_means(rows) ** 2, "speedup")

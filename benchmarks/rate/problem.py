@@ -1,4 +1,4 @@
-"""A smooth non-convex problem whose constants are known: smoothness, noise of the gradient, heterogeneity of clients.
+"""A smooth non-convex problem with known constants: smoothness, gradient noise, heterogeneity of clients.
 
 In rotated coordinates y = Q x, Q orthogonal, so that every block of x is coupled with every other one, client i has
 
@@ -26,14 +26,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Constants:
-    """What the theorem speaks of.
+    """The constants in the theorem.
 
     Args:
-        scalars: d, a multiple of ``blocks`` and of no unit, like all here.
+        scalars: d, a multiple of ``blocks``; dimensionless, like everything here.
         blocks: D, blocks of equal size.
-        curvature: Least and largest lambda; the others lie evenly between them.
-        bump: alpha, the size of the part that is not convex.
-        noise: sigma, root of the variance of a stochastic gradient.
+        curvature: Smallest and largest lambda; the others are evenly spaced in between.
+        bump: alpha, the magnitude of the non-convex part.
+        noise: sigma, the standard deviation of a stochastic gradient.
     """
 
     scalars: int = 64
@@ -53,16 +53,16 @@ class Constants:
 
 
 class Problem:
-    """Replicas of the problem for one number of clients: they share Q and lambda, each has its own c, e and start.
+    """Replicas of the problem for one number of clients. They share Q and lambda; each has its own c, e and start.
 
-    A point is a tensor of shape (rows, d): the replicas with the first zeta, then the same ones with the next.
+    A point is a tensor of shape (rows, d): the replicas with the first zeta, then the same replicas with the next.
 
     Args:
-        constants: Of the problem.
-        heterogeneity: Each zeta, the most that a client's gradient is away from their mean (root of the mean square).
+        constants: Constants of the problem.
+        heterogeneity: Each zeta, a bound on the root mean square distance of client gradients from their mean.
         clients: N, even.
-        replicas: How many for each zeta.
-        seed: Of all that is drawn but the noise of the gradients; c and the start do not depend on N.
+        replicas: Number of replicas per zeta.
+        seed: Seed for everything random except gradient noise; c and the start do not depend on N.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Problem:
         self._tilts = torch.cat([signs * (zeta / math.sqrt(d)) for zeta in heterogeneity], dim=1)
 
     def gradient(self, x: Tensor, client: int | None = None) -> Tensor:
-        """Exact gradient of f_i, or of f where no client is named, shape (rows, d)."""
+        """Exact gradient of f_i, or of f if no client is given, shape (rows, d)."""
         return self._gradient_in_y(x, client) @ self._rotation
 
     def block_gradient(self, x: Tensor, client: int, block: int) -> Tensor:
@@ -89,13 +89,13 @@ class Problem:
         return self._gradient_in_y(x, client) @ self._rotation[:, self.slice_of(block)]
 
     def value(self, x: Tensor, client: int | None = None) -> Tensor:
-        """f_i, or f where no client is named, shape (rows,)."""
+        """f_i, or f if no client is given, shape (rows,)."""
         y = x @ self._rotation.T
         terms = self._curvature / 2 * (y - self._centre) ** 2 + self.constants.bump * y**2 / (1 + y**2)
         return (terms if client is None else terms + self._tilts[client] * y.sin()).sum(-1)
 
     def noise(self, steps: int, generator: torch.Generator) -> Tensor:
-        """Noise of the gradients of one block in so many steps, shape (steps, rows, d / D); the same for every zeta."""
+        """Gradient noise of one block for ``steps`` steps, shape (steps, rows, d / D); the same for every zeta."""
         c, n_zetas = self.constants, len(self.heterogeneity)
         shape = (steps, len(self.start) // n_zetas, c.scalars // c.blocks)
         noise = torch.randn(shape, generator=generator) * (c.noise / math.sqrt(c.scalars))
@@ -120,7 +120,7 @@ class RateModel(nn.Module):
     """A point in every row.
 
     Attributes:
-        blocks: One parameter a block, each of shape (rows, d / D).
+        blocks: One parameter per block, each of shape (rows, d / D).
     """
 
     def __init__(self, parts: list[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""One run of the package's round engine on the problem of known constants: all clients on one rank, no Lightning."""
+"""One run of the package's round engine on the problem with known constants: all clients on one rank, no Lightning."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from lightning_parablock.transport.loopback import LoopbackTransport
 
 @dataclass(frozen=True)
 class Run:
-    """How long and with which method.
+    """The length and the method of a run.
 
     Args:
         rounds: T.
         local_steps: K.
         delay_steps: 0 is FedBCD, K is ParaBlock.
-        seed: Of the block order and of the noise, which two methods of one seed share.
+        seed: Seed for block order and noise, which both methods share for equal seeds.
     """
 
     rounds: int
@@ -37,7 +37,7 @@ class Run:
 
 
 def step_size(problem: Problem, rounds: int, local_steps: int) -> float:
-    """eta = sqrt(N / (K T)) / L: with it the gap's term, 1 / (eta K T), and the noise's, eta / N, fall alike."""
+    """eta = sqrt(N / (K T)) / L, which makes the terms of gap, 1 / (eta K T), and noise, eta / N, decay alike."""
     return math.sqrt(problem.clients / (local_steps * rounds)) / problem.constants.smoothness
 
 
@@ -45,8 +45,8 @@ def step_size(problem: Problem, rounds: int, local_steps: int) -> float:
 def mean_squared_gradient(problem: Problem, run: Run) -> Tensor:
     """(1 / T) sum over t < T of |grad f(W_t)|^2, shape (zetas, replicas); W_t is the committed model as round t begins.
 
-    The replicas are rows of the same parameters. All that engine, server and SGD do is elementwise, so each goes
-    its own way, and all of them cost little more than one.
+    The replicas are rows of the same parameters. Engine, server and SGD work elementwise, so the replicas are
+    independent, and all of them together cost little more than one.
     """
     model = problem.model()
     engine = _engine(model, problem, run)

@@ -1,4 +1,4 @@
-"""The job that asks the planner's probe how fast the hosts' links are."""
+"""The job of bench_scale: the planner's probe measures the hosts' links."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_parablock.settings import Settings, Topology
 
 
 def probe(plan: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """By topology: the rates of :class:`Links`; all hosts take part."""
+    """Topology -> the rates of :class:`Links`; all hosts take part."""
     with probe_group() as n_ranks:
         return {
             topology: asdict(timed_links(topology, n_ranks, Settings().chunk_bytes)) for topology in get_args(Topology)

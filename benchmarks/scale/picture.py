@@ -1,4 +1,4 @@
-"""Seconds a round against the number of clients: measured, and as the planner says."""
+"""Seconds per round against the number of clients, measured and planned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which steps had an exchange in flight beside them, and how much longer they took: arithmetic on records."""
+"""Which steps overlapped with an exchange, and how much longer they took: arithmetic on records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_beside(step: Span, exchanges: Sequence[Span]) -> bool | None:
 
 
 def by_round(answer: dict[str, Any], local_steps: int) -> list[list[tuple[bool | None, float]]]:
-    """Of each round of one client's answer: (whether an exchange was in flight, seconds) of each step."""
+    """For each round of one client's answer: (whether an exchange was in flight, seconds) of each step."""
     rounds, steps = answer["rounds"], answer["steps"]
     exchanges = list(zip(rounds["exchange_start_s"], rounds["exchange_end_s"], strict=True))
     told = [(is_beside(step, exchanges), step[1] - step[0]) for step in steps]
@@ -30,11 +30,11 @@ def by_round(answer: dict[str, Any], local_steps: int) -> list[list[tuple[bool |
 
 
 def paired_rounds(parallel: dict[str, Any], blocking: dict[str, Any], local_steps: int) -> list[list[float]]:
-    """One row a round that has steps of both kinds, each the mean of its steps' seconds.
+    """One row per round that has steps of both kinds, each value the mean seconds of its steps.
 
-    ``[beside, without]`` of the run with exchanges in flight, then of the same steps of the run at delay 0, in which
-    nothing ever is: what the place in the round alone does to a step shows there. A round's first step is left out,
-    since it makes the optimizer's state.
+    ``[beside, without]`` for the run with exchanges in flight, then for the same steps of the run at delay 0, in which
+    nothing is in flight: these show the effect of the position in the round alone. The first step of a round is
+    skipped, since it creates the optimizer's state.
     """
     rows: list[list[float]] = []
     both = zip(by_round(parallel, local_steps), by_round(blocking, local_steps), strict=True)
@@ -50,8 +50,8 @@ def paired_rounds(parallel: dict[str, Any], blocking: dict[str, Any], local_step
 def slowdown(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Ratios of steps with an exchange in flight to steps without, each with its 95 % interval over the rounds.
 
-    ``in_flight``: as measured; ``same_places_at_delay_0``: of the same places of rounds in which nothing was in flight;
-    ``ratio``: the first over the second, which is the answer.
+    ``in_flight``: as measured; ``same_places_at_delay_0``: at the same positions in rounds with nothing in flight;
+    ``ratio``: the first divided by the second, which is the answer.
     """
     if not rows:
         raise ValueError("no round has steps of both kinds: the exchange is too short or too long for these rounds")

@@ -1,4 +1,4 @@
-"""Ratios of step times with their 95 % intervals, beside the limits that the project has set itself."""
+"""Ratios of step times with their 95 % intervals, and the limits aimed at."""
 
 from __future__ import annotations
 
