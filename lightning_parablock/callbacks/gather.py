@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 
+from lightning_parablock.federation.collectives import Gathering
 from lightning_parablock.records import RoundRecord, first_of_each_round
 
 T = TypeVar("T")
@@ -20,9 +21,8 @@ def gather_objects(strategy: Any, value: T) -> list[T]:
     A strategy that has a ``gather_objects`` of its own, which notices lost peers, does it; otherwise it goes over the
     default process group, whose timeout is the limit. Without one the answer is ``[value]``.
     """
-    own = getattr(strategy, "gather_objects", None)
-    if own is not None:
-        return own(value)
+    if isinstance(strategy, Gathering):
+        return strategy.gather_objects(value)
     if not dist.is_available() or not dist.is_initialized():
         return [value]
     gathered: list[T | None] = [None] * dist.get_world_size()

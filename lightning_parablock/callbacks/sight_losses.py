@@ -11,8 +11,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
-from lightning_parablock.loading.samples import samples_of
 from lightning_parablock.loading.shards import ShardSampler
+from lightning_parablock.training.samples import samples_of
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import __version__ as lightning_version  # pyright: ignore[reportPrivateImportUsage]
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
@@ -31,8 +32,8 @@ from lightning_parablock.checkpointing.sidecars import (
     write_sidecar,
 )
 from lightning_parablock.errors import CheckpointError, ConfigurationError
+from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.settings import AUTO, Settings
-from lightning_parablock.strategy.ranks import WatchedStrategy
 from lightning_parablock.system.places import refuse_unwritable
 
 log = logging.getLogger(__name__)
@@ -65,11 +66,12 @@ class Checkpoints:
 
     Args:
         ranks: The ranks of the run.
+        files: How Lightning writes and reads checkpoints.
         settings: The run's settings.
     """
 
-    def __init__(self, ranks: WatchedStrategy, settings: Settings) -> None:
-        self._ranks, self._files, self._settings = ranks, ranks.checkpoint_io, settings
+    def __init__(self, ranks: Collectives, files: CheckpointIO, settings: Settings) -> None:
+        self._ranks, self._files, self._settings = ranks, files, settings
         self._weights_only = True
 
     # --- saving -------------------------------------------------------------------------------------------------------
@@ -94,7 +96,7 @@ class Checkpoints:
             log.warning(
                 "parablock: %s is not on a mounted disk: the committed model is saved, clients' state is not", filepath
             )
-            save_plain(self._ranks, checkpoint, filepath, storage_options)
+            save_plain(self._ranks, self._files, checkpoint, filepath, storage_options)
             return
         ranks, point = self._ranks, SavePoint(checkpoint["global_step"], own["engine"]["round"])
         proposal = (f"step{point.step:08d}-{uuid.uuid4().hex[:8]}", Path(filepath).name)
@@ -120,7 +122,7 @@ class Checkpoints:
             sites=ranks.site_names,
         )
         checkpoint[KEY] = entry.as_dict()
-        self._all(lambda: save_plain(ranks, checkpoint, path, storage_options), "write")
+        self._all(lambda: save_plain(ranks, self._files, checkpoint, path, storage_options), "write")
         remove_sidecars(path, ranks.global_rank, keep_save=save)
 
     def check_folders(self, folders: Sequence[Path]) -> None:

@@ -6,12 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_parablock.checkpointing.resumed import is_remote, write_plain
 from lightning_parablock.errors import CheckpointError
-from lightning_parablock.strategy.ranks import WatchedStrategy
+from lightning_parablock.federation.collectives import Collectives
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def in_own_folder(path: str, root: str, own_root: str) -> str:
     return str(Path(own_root, Path(path).relative_to(root)))
 
 
-def save_final(ranks: WatchedStrategy, trainer: Trainer) -> None:
+def save_final(ranks: Collectives, files: CheckpointIO, trainer: Trainer) -> None:
     """Save the model, as a checkpoint of the weights alone, on the disk of every rank; collective.
 
     Raises:
@@ -65,12 +66,12 @@ def save_final(ranks: WatchedStrategy, trainer: Trainer) -> None:
     """
     path, root = final_path(trainer), str(trainer.default_root_dir)
     model = _dump(trainer)  # on every rank, since a module's on_save_checkpoint may be collective
-    stamp, problem = _try_to_write(ranks, model, path) if ranks.global_rank == 0 else (None, None)
+    stamp, problem = _try_to_write(ranks, files, model, path) if ranks.global_rank == 0 else (None, None)
     seen, problem_of_first, path_of_first, root_of_first = ranks.gather_objects((stamp, problem, path, root))[0]
     if ranks.site_names:
         path = in_own_folder(path_of_first, root_of_first, root)
     if problem_of_first is None and ranks.global_rank != 0 and not is_remote(path) and _stamp_of(path) != seen:
-        _, problem = _try_to_write(ranks, model, path)  # a disk of its own
+        _, problem = _try_to_write(ranks, files, model, path)  # a disk of its own
     problems = [found for found in ranks.gather_objects(problem) if found is not None]
     if problems:
         raise CheckpointError(f"the finished model could not be saved: {'; '.join(problems)}")
@@ -78,12 +79,12 @@ def save_final(ranks: WatchedStrategy, trainer: Trainer) -> None:
         log.info("parablock: the finished model is in %s", path)
 
 
-def save_final_alone(ranks: WatchedStrategy, trainer: Trainer) -> None:
+def save_final_alone(ranks: Collectives, files: CheckpointIO, trainer: Trainer) -> None:
     """The same where another rank has failed after the last exchange; never waits, and raises nothing."""
     # Where the checkpoints are is the first site's folder, and that site may be the one that has failed.
     path = str(Path(trainer.default_root_dir, FILE_NAME)) if ranks.site_names else final_path(trainer)
     try:
-        _, problem = _try_to_write(ranks, _dump(trainer), path)
+        _, problem = _try_to_write(ranks, files, _dump(trainer), path)
     except Exception as error:  # the loss of the other rank must be shown, and not what came after it
         problem = error
     if problem is not None:
@@ -96,10 +97,10 @@ def _dump(trainer: Trainer) -> dict[str, Any]:
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=True)  # pyright: ignore[reportPrivateUsage]
 
 
-def _try_to_write(ranks: WatchedStrategy, model: dict[str, Any], path: str) -> tuple[Any, str | None]:
+def _try_to_write(ranks: Collectives, files: CheckpointIO, model: dict[str, Any], path: str) -> tuple[Any, str | None]:
     """What identifies the file that was written, or why none was."""
     try:
-        write_plain(ranks.checkpoint_io, model, path, None)
+        write_plain(files, model, path, None)
         return _stamp_of(path), None
     except Exception as error:  # the others wait
         return None, f"{ranks.describe(ranks.global_rank)}: {error}"

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from lightning_parablock.checkpointing.plain_values import without_numpy_numbers
 from lightning_parablock.checkpointing.sidecars import write_atomically
 from lightning_parablock.errors import CheckpointError
+from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.loading.positioned import Position
 from lightning_parablock.random_state import RandomState, capture, restore
 from lightning_parablock.server.shard import StatePiece
-from lightning_parablock.strategy.ranks import WatchedStrategy
 from lightning_parablock.system.command_line import command_to_resume
 from lightning_parablock.training.buffers import Replaced
 
@@ -133,10 +133,12 @@ def restore_training(own: Mapping[str, Any], module: nn.Module, active: Sequence
     restore(own["random"])
 
 
-def save_plain(ranks: WatchedStrategy, checkpoint: dict[str, Any], filepath: Any, storage_options: Any) -> None:
+def save_plain(
+    ranks: Collectives, files: CheckpointIO, checkpoint: dict[str, Any], filepath: Any, storage_options: Any
+) -> None:
     """Write an ordinary checkpoint on the first rank."""
     if ranks.global_rank == 0:
-        write_plain(ranks.checkpoint_io, checkpoint, filepath, storage_options)
+        write_plain(files, checkpoint, filepath, storage_options)
 
 
 def write_plain(files: CheckpointIO, checkpoint: dict[str, Any], filepath: Any, storage_options: Any) -> None:

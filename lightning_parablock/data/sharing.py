@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from lightning_parablock.data.rows import Row
 from lightning_parablock.errors import ConfigurationError, DataError
+from lightning_parablock.federation.collectives import Gather
 from lightning_parablock.launching.agreement import refuse_differences
 
 T = TypeVar("T")
-Gather = Callable[[Any], Sequence[Any]]
 _TAG = "parablock text data"
 
 

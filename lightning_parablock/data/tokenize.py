@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from lightning_parablock.data.formats import FORMATS, Format, Pair
 from lightning_parablock.data.rows import Row, text_of
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.models.names import IGNORED_LABEL
 
-IGNORED_LABEL = -100
 _ROWS_A_CALL = 64
 _Lost = tuple[int, int]
 """Tokens for which the window had no room: of the prompt's beginning, of the answer's end."""

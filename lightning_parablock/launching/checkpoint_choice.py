@@ -7,30 +7,12 @@ raise an error, and would be in another part of the program than those that load
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 
 from lightning_parablock.errors import ConfigurationError
-
-T = TypeVar("T")
-
-
-class Ranks(Protocol):
-    """What is needed of the strategy."""
-
-    @property
-    def global_rank(self) -> int:
-        """This rank."""
-        ...
-
-    def gather_objects(self, value: T) -> list[T]:
-        """The value of every rank, in rank order; collective."""
-        ...
-
-    def describe(self, rank: int) -> str:
-        """A rank in words."""
-        ...
+from lightning_parablock.federation.collectives import Collectives
 
 
 class Choice(NamedTuple):
@@ -63,7 +45,7 @@ def note_choice(trainer: Trainer) -> None:
     connector._parse_ckpt_path = parse_ckpt_path
 
 
-def agree_on_choice(trainer: Trainer, ranks: Ranks) -> None:
+def agree_on_choice(trainer: Trainer, ranks: Collectives) -> None:
     """Let all ranks load the same checkpoint, or none, once they have met."""
     connector: Any = trainer._checkpoint_connector  # pyright: ignore[reportPrivateUsage]
 

@@ -9,27 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_parablock.errors import DataError
 from lightning_parablock.federation.names import NO_NAMES, ClientNames
+from lightning_parablock.federation.turn_id import TurnId
 from lightning_parablock.loading.positioned import Position, Stand, generators_of, seed_generators
 from lightning_parablock.random_state import Stream
 from lightning_parablock.seeds import derive_seed
 
 _END: Any = object()
-
-
-@dataclass(frozen=True)
-class TurnId:
-    """Whose turn it is: ``client`` is None in an idle one."""
-
-    round: int
-    turn: int
-    client: int | None
 
 
 class ClientStream:

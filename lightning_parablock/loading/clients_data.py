@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import RunningStage
 
 from lightning_parablock.errors import ConfigurationError, DataError
 from lightning_parablock.federation.cohorts import turns_of_a_round
+from lightning_parablock.federation.collectives import Gather
 from lightning_parablock.federation.names import NO_NAMES, ClientNames
 from lightning_parablock.loading.client_loaders import ClientStream
 from lightning_parablock.loading.lengths import length_of
@@ -35,7 +36,7 @@ class Site:
     clients: tuple[int, ...]
     rank: int
     seed: int
-    gather: Callable[[Any], Sequence[Any]]
+    gather: Gather
     names: ClientNames = NO_NAMES
 
 

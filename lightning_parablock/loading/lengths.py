@@ -10,16 +10,16 @@ in an epoch that another one has left.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from lightning_parablock.errors import DataError
+from lightning_parablock.federation.collectives import Gather
 from lightning_parablock.federation.names import NO_NAMES, ClientNames
 from lightning_parablock.loading.stand_in import StandIn
 
-Gather = Callable[[Any], Sequence[Any]]
 FIRST_WINDOW_BATCHES = 16
 """Batches to fetch ahead while the number of local steps is not known; an epoch's length does not depend on it."""
 

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import pickle
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from typing_extensions import override
 
 from lightning_parablock.blocks.flat import bytes_of
 from lightning_parablock.errors import DataError
+from lightning_parablock.federation.collectives import Gather
 from lightning_parablock.loading.lengths import length_of
 from lightning_parablock.loading.row_accounts import RowAccount
 from lightning_parablock.seeds import derive_seed
@@ -51,7 +52,7 @@ class Cutting:
 
     client: int
     seed: int
-    gather: Callable[[str], Sequence[str]]
+    gather: Gather
 
 
 class ShardSampler(Sampler[int]):

@@ -103,6 +103,14 @@ def on_listeners() -> Generator[None]:
         distributed_c10d.ProcessGroupGloo = original
 
 
+def open_group(backend: str, timeout_s: float) -> dist.ProcessGroup:
+    """A new group over all ranks, for one purpose; collective."""
+    with on_listeners():
+        group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_s))
+    assert isinstance(group, dist.ProcessGroup), "every rank is a member"
+    return group
+
+
 def _class_on(devices: list[Any]) -> type[dist.ProcessGroupGloo]:
     gloo: Any = dist.ProcessGroupGloo  # torch's type stubs do not know its options
 

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from lightning_parablock.errors import ParaBlockError, PeerError, PeerLostError, PeerTimeoutError, ResourceError
+from lightning_parablock.meeting.devices import open_group
 from lightning_parablock.membership.aborts import Aborts
 from lightning_parablock.membership.awake import now_s
 from lightning_parablock.membership.descriptors import Descriptors
@@ -31,7 +32,6 @@ from lightning_parablock.membership.patience import Patience
 from lightning_parablock.membership.peers import Peers
 from lightning_parablock.membership.signs import SIGN_BYTES, Call, Progress, Sign, Word, digest_of
 from lightning_parablock.membership.stop_point import StopPoint
-from lightning_parablock.transport.wires import open_group
 
 T = TypeVar("T")
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightning_parablock.data.tokenize import IGNORED_LABEL
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.loading import (
     load_config,
@@ -23,7 +22,7 @@ from lightning_parablock.models.loading import (
 )
 from lightning_parablock.models.lora import Adapters, add_adapters
 from lightning_parablock.models.metrics import TokenLoss, TokenPerplexity, token_losses
-from lightning_parablock.models.names import ALL_LINEAR, Dtype
+from lightning_parablock.models.names import ALL_LINEAR, IGNORED_LABEL, Dtype
 
 Batch = dict[str, Tensor]
 _NOT_KEPT = ("_name_or_path", "id2label", "label2id")

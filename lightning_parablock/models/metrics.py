@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchmetrics import Metric
 
-from lightning_parablock.data.tokenize import IGNORED_LABEL
+from lightning_parablock.models.names import IGNORED_LABEL
 
 # Apple's GPUs have no float64; there the sums lose a few digits over very long evaluations.
 _SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float64

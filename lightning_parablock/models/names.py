@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+IGNORED_LABEL = -100
+"""The label of a token on which no loss is computed, as in PyTorch and transformers."""
+
 MODEL_CLASS_PATH = "lightning_parablock.models.CausalLM"
 """The model that fit trains unless another one is named."""
 

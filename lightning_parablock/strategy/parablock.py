@@ -575,7 +575,7 @@ class ParaBlockStrategy(WatchedStrategy):
         training.engine.transport.close()
         assert self._trainer is not None
         if is_wanted(self._trainer):
-            save_final(self, self._trainer)
+            save_final(self, self.checkpoint_io, self._trainer)
 
     def _finish_unstarted(self) -> None:
         """Drain where a checkpoint was saved at the end of training, so that nothing was left to train. Collective."""
@@ -675,7 +675,7 @@ class ParaBlockStrategy(WatchedStrategy):
         training, trainer = self._training, self._trainer
         in_fit = trainer is not None and trainer.state.fn == TrainerFn.FITTING
         if self._failed or training is None or not in_fit or "optimizer_states" not in checkpoint:
-            save_plain(self, checkpoint, filepath, storage_options)  # never waits for peers
+            save_plain(self, self.checkpoint_io, checkpoint, filepath, storage_options)  # never waits for peers
             return
         aside = Aside(self._replaced, self._own_buffers, self._random_outside)
         outside = self._changed_outside()
@@ -708,7 +708,7 @@ class ParaBlockStrategy(WatchedStrategy):
         keeps = self.global_rank == 0 or first_is_lost or bool(self.site_names)  # a site has a disk of its own
         if self._has_finished_model and not isinstance(exception, DivergenceError):
             if keeps or self.local_rank == 0:
-                save_final_alone(self, trainer)
+                save_final_alone(self, self.checkpoint_io, trainer)
         elif self._in_rounds() and keeps:
             save_rescued(trainer, self.global_rank, self._engine.round)
 
@@ -767,7 +767,7 @@ class ParaBlockStrategy(WatchedStrategy):
     # --- inside: stop and go on ---------------------------------------------------------------------------------------
 
     def _checkpoints(self) -> Checkpoints:
-        return Checkpoints(self, self.settings)
+        return Checkpoints(self, self.checkpoint_io, self.settings)
 
     def _note_random_state(self, state: RandomState | None) -> None:
         self._random_outside = state

@@ -9,14 +9,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_parablock.federation.rounds import RoundEngine
-from lightning_parablock.loading.client_loaders import TurnId
-from lightning_parablock.loading.samples import samples_of
+from lightning_parablock.federation.turn_id import TurnId
 from lightning_parablock.random_state import seed_all
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.training.block_states import BlockStates
 from lightning_parablock.training.buffers import BuffersBefore
 from lightning_parablock.training.gradients import ReachedBlocks, gradient_norm
 from lightning_parablock.training.local_steps import OwnSteps, add_proximal_term, warmed_up
+from lightning_parablock.training.samples import samples_of
 from lightning_parablock.training.turn_keeper import TurnKeeper
 
 Closure = Callable[[], Any]

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_parablock.meeting.devices import open_group
 from lightning_parablock.settings import Topology
-from lightning_parablock.transport.wires import open_group
 
 FIRST_BYTES = 1 << 14
 """To each peer in the first try."""

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_parablock.meeting.devices import on_listeners
+from lightning_parablock.meeting.devices import open_group
 from lightning_parablock.transport.chunks import Kind
 
 
@@ -60,14 +60,6 @@ class Wire(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release the group; only when nothing is pending."""
-
-
-def open_group(backend: str, timeout_s: float) -> dist.ProcessGroup:
-    """A new group over all ranks, for one purpose; collective."""
-    with on_listeners():
-        group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_s))
-    assert isinstance(group, dist.ProcessGroup), "every rank is a member"
-    return group
 
 
 class _GlooTicket(Ticket):

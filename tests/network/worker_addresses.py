@@ -11,14 +11,13 @@ import torch
 import torch.distributed as dist
 
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.meeting.devices import _listening, on_listeners
+from lightning_parablock.meeting.devices import _listening, on_listeners, open_group
 from lightning_parablock.meeting.introductions import Introduction
 from lightning_parablock.meeting.limited_wait import LimitedWait
 from lightning_parablock.meeting.meeting import MeetingTable
 from lightning_parablock.meeting.rendezvous import Address, connect_store, host_store
 from lightning_parablock.meeting.ways import Ways
 from lightning_parablock.settings.ports import PortRange
-from lightning_parablock.transport.wires import open_group
 
 PORTS = PortRange(40000, 40199)
 LIMIT_S = 60.0

@@ -12,10 +12,9 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.meeting import devices
-from lightning_parablock.meeting.devices import Listener, on_listeners, open_listeners
+from lightning_parablock.meeting.devices import Listener, on_listeners, open_group, open_listeners
 from lightning_parablock.settings.ports import PortRange, read_ports
 from lightning_parablock.strategy import ranks
-from lightning_parablock.transport.wires import open_group
 
 LOOPBACK = "127.0.0.1"
 

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_sequence
 from transformers import BatchEncoding
 
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.loading.samples import batch_samples, samples_of, samples_or_one
+from lightning_parablock.training.samples import batch_samples, samples_of, samples_or_one
 
 
 @dataclasses.dataclass
