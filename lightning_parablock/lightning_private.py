@@ -224,6 +224,14 @@ def silence_loader_warning() -> None:
     warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
 
 
+def batches_fetched_ahead(trainer: Trainer) -> int:
+    """Batches that the training loaders have yielded and no step has trained on: one, where they have no length.
+
+    Without it a resumed run would skip that batch.
+    """
+    return len(getattr(trainer.fit_loop._data_fetcher, "batches", ()))  # pyright: ignore[reportPrivateUsage]
+
+
 def take_sampler_flag(trainer: Trainer) -> bool:
     """Whether the user left ``use_distributed_sampler`` on; off afterwards: this strategy cuts by a rule of its own."""
     connector = trainer._accelerator_connector  # pyright: ignore[reportPrivateUsage]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
@@ -17,7 +17,7 @@ from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.fabric.utilities.optimizer import _optimizers_to_device  # pyright: ignore[reportPrivateUsage]
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
-from lightning.pytorch.trainer.states import RunningStage, TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
@@ -58,23 +58,11 @@ from lightning_parablock.lightning_private import (
     take_signals,
     unshare_monitored_values,
 )
-from lightning_parablock.loading.client_loaders import ClientsLoader
-from lightning_parablock.loading.clients_data import (
-    Site,
-    agree_on_epoch,
-    own_loaders,
-    refuse_reloading,
-    shared_loaders,
-    streams_of,
-)
-from lightning_parablock.loading.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length, lengths_in_words
-from lightning_parablock.loading.positioned import Position, PositionedLoader, Stand, position_of
-from lightning_parablock.loading.row_accounts import show_here
-from lightning_parablock.loading.shards import Cutting, cut_or_keep, rows_line
+from lightning_parablock.loading.clients_data import Site
+from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
 from lightning_parablock.membership.stop_point import StopPoint
 from lightning_parablock.random_state import RandomState
 from lightning_parablock.records import RoundRecord
-from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import (
     BlockOptimizerState,
     BlockOrder,
@@ -328,18 +316,16 @@ class ParaBlockStrategy(WatchedStrategy):
         self._own_buffers: Replaced = []
         self._outside: OutsideParameters | None = None
         self._unmatched: list[nn.Parameter] = []
-        self._uneven_evaluation = self._in_evaluation_step = self._in_training_step = False
+        self._in_evaluation_step = self._in_training_step = False
         self._idling = Idling()
         self._resumed: Resumed | None = None
         self._stopping: Stopping | None = None
         self._has_finished_model = False
         self._early_signal: int | None = None
-        self._passed: dict[int, Position] = {}
         self._random_outside: RandomState | None = None
         self._step_clock: StepClock | None = None
         self._own_steps = OwnSteps(own_local_steps, own_local_s)
-        self._client_samples: tuple[int, ...] = ()
-        self.rows_shown: list[str] = []
+        self._loaders: FitLoaders | None = None
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
@@ -357,6 +343,11 @@ class ParaBlockStrategy(WatchedStrategy):
     def weights_sha256(self) -> str | None:
         """SHA-256 over the trained blocks after the last fit, the same on every rank; None before its end."""
         return self._weights_sha256
+
+    @property
+    def rows_shown(self) -> list[str]:
+        """One line per client of this rank on how many of its rows the run trains on; empty before they are known."""
+        return self._loaders.rows_shown if self._loaders is not None else []
 
     @property
     def n_clients(self) -> int:
@@ -404,9 +395,7 @@ class ParaBlockStrategy(WatchedStrategy):
         isolate_validation(trainer, self._note_random_state)
         finish_unstarted_fit(trainer, self._finish_unstarted)
         name_empty_data(trainer, lambda: ClientNames.of(self).label(self.hosted_clients[0]))
-        self._uneven_evaluation = False
-        self._uneven_training = False
-        self.rows_shown = []
+        self._loaders = None
         keep_time_by_rounds(trainer, lambda: self._training is not None and self._engine.at_round_start)
 
     @override
@@ -428,6 +417,7 @@ class ParaBlockStrategy(WatchedStrategy):
 
     @override
     def setup(self, trainer: pl.Trainer) -> None:
+        self._loaders = self._open_loaders(trainer)
         assert self.accelerator is not None
         self.accelerator.setup(trainer)
         assert self.model is not None
@@ -459,28 +449,16 @@ class ParaBlockStrategy(WatchedStrategy):
 
     @override
     def process_dataloader(self, dataloader: object) -> object:
-        trainer = self._trainer
-        assert trainer is not None and trainer.state.stage is not None
-        stage = trainer.state.stage
-        if self.takes_turns and stage == RunningStage.TRAINING:
-            return self._clients_loader(dataloader)
-        if self._cuts_loaders and self.world_size > 1:
-            cutting = Cutting(self.global_rank, self.settings.seed, self.gather_objects)
-            dataloader, what = cut_or_keep(dataloader, stage, cutting)
-            if stage != RunningStage.SANITY_CHECKING:
-                rank_zero_info(f"parablock: {stage.value}: {what}")
-        if stage == RunningStage.TRAINING:
-            self._account_for({self.hosted_clients[0]: dataloader})
-        if self.world_size > 1:
-            dataloader = self._agree_on_length(stage, dataloader)
-        return PositionedLoader(dataloader, self._stand) if stage == RunningStage.TRAINING else dataloader
+        assert self._trainer is not None and self._trainer.state.stage is not None
+        return self._run_loaders().process(dataloader, self._trainer.state.stage)
 
     # --- rounds, called by the freezing callback ----------------------------------------------------------------------
 
     def start_rounds(self) -> list[nn.Parameter]:
         """Open the transport, begin the first round and return its block's parameters. Collective."""
         assert self._flat is not None and self._federation is not None and self._trainer is not None
-        refuse_uneven_loaders(len(_training_loaders(self._trainer)), uneven=self._uneven_training or self.takes_turns)
+        loaders = self._run_loaders()
+        refuse_uneven_loaders(loaders.n_training, uneven=loaders.uneven_training or self.takes_turns)
         self._idling = self._who_idles()
         refuse_scaler(self._gradient_scale(), self._idling)
         refuse_rate_steps(self._trainer, self.settings.local_steps, turns=self._turns)
@@ -551,7 +529,7 @@ class ParaBlockStrategy(WatchedStrategy):
     def _who_idles(self) -> Idling:
         """Collective: what a rank does on its own the others do not know."""
         return Idling(
-            out_of_data=self._uneven_training,
+            out_of_data=self._run_loaders().uneven_training,
             own_steps=any(self.gather_objects(not self._own_steps.are_all)),
             sits_out=self.settings.draws_cohorts and self.world_size > 1,
             idle_turns=len(set(map(len, self._hosting))) > 1,
@@ -588,11 +566,9 @@ class ParaBlockStrategy(WatchedStrategy):
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         assert self._trainer is not None
-        loaders = _training_loaders(self._trainer)
-        idles = [loader.idles() for loader in loaders if hasattr(loader, "idles")]
-        training = self._under_way()
+        training, is_out_of_data = self._under_way(), self._run_loaders().skips_batch()
         self._note_rates()
-        if any(idles) or training.passes_by():
+        if is_out_of_data or training.passes_by():
             return loss_of_nothing(self.root_device)
         training.count_samples(args[0], self._module())
         self._in_training_step = True
@@ -679,7 +655,9 @@ class ParaBlockStrategy(WatchedStrategy):
             return
         aside = Aside(self._replaced, self._own_buffers, self._random_outside)
         outside = self._changed_outside()
-        own = training.state() | training_state(training.engine, self._module(), self._positions(), aside, outside)
+        own = training.state() | training_state(
+            training.engine, self._module(), self._run_loaders().positions(), aside, outside
+        )
         self._checkpoints().save(checkpoint, filepath, own, self.blocks, storage_options)
 
     @override
@@ -693,7 +671,6 @@ class ParaBlockStrategy(WatchedStrategy):
         if self._trainer.state.fn == TrainerFn.FITTING:
             self.settings = settled_by(checkpoint, checkpoint_path, self.settings)
             self._resumed = self._checkpoints().resume(checkpoint, checkpoint_path, weights_only)
-            self._passed = self._resumed.positions()
             silence_loader_warning()
         return checkpoint
 
@@ -719,7 +696,7 @@ class ParaBlockStrategy(WatchedStrategy):
         self._unmatched = []
         if self._training is not None:
             self._engine.is_running = False  # the fit may have ended early: its W is of no more use
-        self._resumed, self._passed, self._has_finished_model = None, {}, False
+        self._resumed, self._has_finished_model = None, False
         self._end_stopping()
         if self._trainer is not None:
             unshare_monitored_values(self._trainer)
@@ -737,7 +714,7 @@ class ParaBlockStrategy(WatchedStrategy):
 
     @override
     def _guard(self, what: str, collective: Callable[[], T], detail: str = "") -> T:
-        if self._in_evaluation_step and self._uneven_evaluation:
+        if self._in_evaluation_step and self._run_loaders().uneven_evaluation:
             raise ConfigurationError(
                 f"a {what} of all clients in a step of validation or test, where they have different or unknown "
                 "numbers of batches: some would wait for others that have none left; log with on_step=False and "
@@ -771,21 +748,6 @@ class ParaBlockStrategy(WatchedStrategy):
 
     def _note_random_state(self, state: RandomState | None) -> None:
         self._random_outside = state
-
-    def _stand(self, loader: PositionedLoader | ClientsLoader) -> Stand:
-        assert self._trainer is not None
-        index = next(i for i, other in enumerate(_training_loaders(self._trainer)) if other is loader)
-        seed = derive_seed(self.settings.seed, "loader", self.global_rank, index)
-        epoch: Any = self._trainer.fit_loop.epoch_progress.current
-        return Stand(seed, epoch.processed, self._passed.pop(index, None))
-
-    def _positions(self) -> list[Position | None]:
-        assert self._trainer is not None
-        ahead = len(getattr(self._trainer.fit_loop._data_fetcher, "batches", ()))  # pyright: ignore[reportPrivateUsage]
-        return [
-            self._passed.get(index) or (loader.position(ahead) if self.takes_turns else position_of(loader, ahead))
-            for index, loader in enumerate(_training_loaders(self._trainer))
-        ]
 
     # --- inside: signals ----------------------------------------------------------------------------------------------
 
@@ -851,27 +813,6 @@ class ParaBlockStrategy(WatchedStrategy):
             "please report this"
         )
 
-    def _agree_on_length(self, stage: RunningStage, loader: object) -> object:
-        """Clients with different numbers of batches make epochs of one length, so that all make the same rounds."""
-        goes_on = self.settings.uneven_clients == "go_on"
-        window = FIRST_WINDOW_BATCHES if self.settings.pending else self.settings.local_steps
-        epoch = Epoch(stage.value, window, self.gather_objects, goes_on, ClientNames(self.site_names))
-        loader, lengths = agree_on_length(loader, epoch)
-        uneven = None in lengths or len(set(lengths)) > 1
-        if uneven and stage == RunningStage.TRAINING:
-            rank_zero_info(
-                f"parablock: the clients have {lengths_in_words(lengths, epoch.names)} batches per epoch; "
-                + (
-                    "a client that has used up its data idles while the others go on"
-                    if goes_on
-                    else "every client trains on as many as the shortest one has"
-                )
-            )
-            self._uneven_training = goes_on
-        elif stage != RunningStage.TRAINING:
-            self._uneven_evaluation = self._uneven_evaluation or uneven
-        return loader
-
     # --- inside: set-up of the rounds ---------------------------------------------------------------------------------
 
     def _module(self) -> pl.LightningModule:
@@ -915,34 +856,28 @@ class ParaBlockStrategy(WatchedStrategy):
     def _schedule(self) -> Schedule:
         s = self.settings
         cohorts = Cohorts(
-            self.n_clients, s.cohort, s.cohort_sampling, s.seed, self._client_samples, availability=s.availability
+            self.n_clients,
+            s.cohort,
+            s.cohort_sampling,
+            s.seed,
+            self._run_loaders().client_samples,
+            availability=s.availability,
         )
         factors = draw_factors(s.visit_more, [block.name for block in self.blocks])
         schedule = Schedule(s.block_order, len(self.blocks), s.seed, cohorts, factors)
         refuse_untrained([self.blocks[block].name for block in schedule.untrained_blocks()])
         return schedule
 
-    def _clients_loader(self, loader: object) -> ClientsLoader:
-        """Batches of whichever client of this rank has its turn; collective."""
-        assert self._trainer is not None
-        refuse_reloading(self._trainer)
+    def _open_loaders(self, trainer: pl.Trainer) -> FitLoaders:
         names = ClientNames.of(self)
         site = Site(self.hosted_clients, self.global_rank, self.settings.seed, self.gather_objects, names)
-        made = own_loaders(self._trainer, site) or shared_loaders(loader, site, cuts=self._cuts_loaders)
-        epoch = agree_on_epoch(made, site, self.settings, self._trainer.accumulate_grad_batches)
-        self._client_samples = epoch.samples
-        self._account_for(made)
-        rank_zero_info(f"parablock: train: {epoch.said}")
-        return ClientsLoader(streams_of(made, site), epoch.n_batches, lambda: self._under_way().whose_turn, self._stand)
+        rules = LoaderRules(self.settings, site, self.world_size, self._cuts_loaders)
+        passed = {} if self._resumed is None else self._resumed.positions()
+        return FitLoaders(trainer, rules, lambda: self._under_way().whose_turn, passed)
 
-    def _account_for(self, loaders: Mapping[int, object]) -> None:
-        """Show on this rank, before it trains, how many of their rows its clients train on."""
-        names = ClientNames.of(self)
-        lines = [rows_line(names.label(client), loader) for client, loader in loaders.items()]
-        for line in lines:
-            if line is not None and line not in self.rows_shown:
-                self.rows_shown.append(line)
-                show_here(f"parablock: train: {line}")
+    def _run_loaders(self) -> FitLoaders:
+        assert self._loaders is not None, "no run has been set up"
+        return self._loaders
 
     def _schedulers(self) -> list[Any]:
         """Those that step with the local steps: every client of a round goes through the same part of them."""
@@ -1013,8 +948,3 @@ class ParaBlockStrategy(WatchedStrategy):
 
     def _in_rounds(self) -> bool:
         return self._training is not None and self._engine.is_running
-
-
-def _training_loaders(trainer: pl.Trainer) -> list[Any]:
-    combined: Any = trainer.fit_loop._combined_loader  # pyright: ignore[reportPrivateUsage]
-    return combined.flattened if combined is not None else []

@@ -1,0 +1,183 @@
+"""Every data loader of one run of a trainer, from the user's own to the one that Lightning iterates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import RunningStage
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_parablock.federation.names import ClientNames
+from lightning_parablock.lightning_private import batches_fetched_ahead
+from lightning_parablock.loading.client_loaders import ClientsLoader, TurnId
+from lightning_parablock.loading.clients_data import (
+    Site,
+    agree_on_epoch,
+    own_loaders,
+    refuse_reloading,
+    shared_loaders,
+    streams_of,
+)
+from lightning_parablock.loading.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length, lengths_in_words
+from lightning_parablock.loading.positioned import Position, PositionedLoader, Stand, position_of
+from lightning_parablock.loading.row_accounts import show_here
+from lightning_parablock.loading.shards import Cutting, cut_or_keep, rows_line
+from lightning_parablock.seeds import derive_seed
+from lightning_parablock.settings import Settings
+
+TrainingLoader = PositionedLoader | ClientsLoader
+
+
+@dataclass(frozen=True)
+class LoaderRules:
+    """How the loaders of a run are shared among its clients.
+
+    Attributes:
+        settings: The run's settings.
+        site: This rank and the clients that it hosts.
+        n_ranks: Number of ranks.
+        cuts: Whether equal data sets are cut into one shard per client.
+    """
+
+    settings: Settings
+    site: Site
+    n_ranks: int
+    cuts: bool
+
+
+class FitLoaders:
+    """Cuts the loaders, gives them one length on all clients, and knows where the training is in each of them.
+
+    Args:
+        trainer: Whose loaders these are.
+        rules: How they are shared.
+        whose_turn: The turn whose batch comes next, where clients take turns.
+        passed: Position from which each training loader resumes, by the loader's index; empty for a new fit.
+
+    Attributes:
+        rows_shown: One line per hosted client on how many of its rows it trains on.
+        client_samples: Training samples per client, where clients take turns.
+        uneven_training: Whether clients continue after others have run out of data.
+        uneven_evaluation: Whether clients have different or unknown numbers of batches in an evaluation.
+    """
+
+    def __init__(
+        self, trainer: Trainer, rules: LoaderRules, whose_turn: Callable[[], TurnId], passed: Mapping[int, Position]
+    ) -> None:
+        self.rows_shown: list[str] = []
+        self.client_samples: tuple[int, ...] = ()
+        self.uneven_training = self.uneven_evaluation = False
+        self._trainer, self._rules, self._whose_turn = trainer, rules, whose_turn
+        self._passed = dict(passed)
+        self._training: list[TrainingLoader] = []
+        self._is_iterated = False
+
+    @property
+    def n_training(self) -> int:
+        """Number of training loaders."""
+        return len(self._training)
+
+    def process(self, loader: object, stage: RunningStage) -> object:
+        """The loader to iterate in place of the user's; collective.
+
+        Raises:
+            DataError: a client has no batch, or equal data sets cannot be cut.
+            ConfigurationError: the trainer would begin loaders anew while clients that take turns are inside them.
+        """
+        if stage != RunningStage.TRAINING:
+            return self._agree_on_length(self._cut(loader, stage), stage)
+        if self._rules.settings.takes_turns:
+            return self._keep(self._take_turns(loader))
+        loader = self._cut(loader, stage)
+        self._account_for({self._rules.site.clients[0]: loader})
+        return self._keep(PositionedLoader(self._agree_on_length(loader, stage), self._start))
+
+    def skips_batch(self) -> bool:
+        """Whether the client has run out of data, so that the batch that comes is not trained on; asked once a batch.
+
+        Where clients take turns each of them goes through its data again and again.
+        """
+        idles = [loader.idles() for loader in self._training if hasattr(loader, "idles")]  # type: ignore[union-attr]
+        return any(idles)
+
+    def positions(self) -> list[Position | None]:
+        """Where the training is in each training loader; None before the first batch."""
+        ahead = batches_fetched_ahead(self._trainer)
+        return [self._passed.get(i) or _position(loader, ahead) for i, loader in enumerate(self._training)]
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _cut(self, loader: object, stage: RunningStage) -> object:
+        if not self._rules.cuts or self._rules.n_ranks == 1:
+            return loader
+        site = self._rules.site
+        loader, what = cut_or_keep(loader, stage, Cutting(site.rank, self._rules.settings.seed, site.gather))
+        if stage != RunningStage.SANITY_CHECKING:
+            rank_zero_info(f"parablock: {stage.value}: {what}")
+        return loader
+
+    def _take_turns(self, loader: object) -> ClientsLoader:
+        """Batches of whichever client of this rank has its turn; collective."""
+        refuse_reloading(self._trainer)
+        site, settings = self._rules.site, self._rules.settings
+        made = own_loaders(self._trainer, site) or shared_loaders(loader, site, cuts=self._rules.cuts)
+        epoch = agree_on_epoch(made, site, settings, self._trainer.accumulate_grad_batches)
+        self.client_samples = epoch.samples
+        self._account_for(made)
+        rank_zero_info(f"parablock: train: {epoch.said}")
+        return ClientsLoader(streams_of(made, site), epoch.n_batches, self._whose_turn, self._start)
+
+    def _account_for(self, loaders: Mapping[int, object]) -> None:
+        """Show on this rank, before it trains, how many of their rows its clients train on."""
+        for client, loader in loaders.items():
+            line = rows_line(self._rules.site.names.label(client), loader)
+            if line is not None and line not in self.rows_shown:
+                self.rows_shown.append(line)
+                show_here(f"parablock: train: {line}")
+
+    def _agree_on_length(self, loader: object, stage: RunningStage) -> object:
+        """Clients with different numbers of batches make epochs of one length, so that all make the same rounds."""
+        if self._rules.n_ranks == 1:
+            return loader
+        settings, site = self._rules.settings, self._rules.site
+        goes_on = settings.uneven_clients == "go_on"
+        window = FIRST_WINDOW_BATCHES if settings.pending else settings.local_steps
+        ranks = ClientNames(site.names.sites)  # loaders are counted by rank here
+        loader, lengths = agree_on_length(loader, Epoch(stage.value, window, site.gather, goes_on, ranks))
+        uneven = None in lengths or len(set(lengths)) > 1
+        if stage != RunningStage.TRAINING:
+            self.uneven_evaluation = self.uneven_evaluation or uneven
+        elif uneven:
+            rank_zero_info(
+                f"parablock: the clients have {lengths_in_words(lengths, ranks)} batches per epoch; "
+                + (
+                    "a client that has used up its data idles while the others go on"
+                    if goes_on
+                    else "every client trains on as many as the shortest one has"
+                )
+            )
+            self.uneven_training = goes_on
+        return loader
+
+    def _keep(self, loader: TrainingLoader) -> TrainingLoader:
+        """Lightning processes all training loaders before it iterates the first, and may do so again later."""
+        if self._is_iterated:
+            self._training.clear()
+            self._is_iterated = False
+        self._training.append(loader)
+        return loader
+
+    def _start(self, loader: TrainingLoader) -> Stand:
+        """Where an iteration over a loader begins; asked when its first batch is wanted."""
+        self._is_iterated = True
+        index = next(i for i, other in enumerate(self._training) if other is loader)
+        seed = derive_seed(self._rules.settings.seed, "loader", self._rules.site.rank, index)
+        epoch: Any = self._trainer.fit_loop.epoch_progress.current
+        return Stand(seed, epoch.processed, self._passed.pop(index, None))
+
+
+def _position(loader: TrainingLoader, ahead: int) -> Position | None:
+    return loader.position(ahead) if isinstance(loader, ClientsLoader) else position_of(loader, ahead)
