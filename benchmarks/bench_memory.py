@@ -38,9 +38,9 @@ def main() -> None:
     options = made.parse_args()
     if options.quick:
         options.repeats, options.tokens, options.layers = 1, 32, 8
-    loops = [_one(options, "activations", 1, "activations") for _ in range(options.repeats)]
+    loops = [_one(options, "benchmarks.memory.job:activations", 1, "activations") for _ in range(options.repeats)]
     runs = [
-        {"method": name} | _one(options, "measure", processes, name)
+        {"method": name} | _one(options, "benchmarks.memory.job:measure", processes, name)
         for _ in range(options.repeats)
         for name, processes in METHODS.items()
     ]
@@ -60,7 +60,7 @@ def _one(options: argparse.Namespace, job: str, processes: int, method: str) -> 
     rounds = options.rounds if method == "parablock" else options.steps
     plan = {"method": method, "model": model, "rounds": rounds, "strategy": STRATEGY}
     with Workers(processes, linked=False) as workers:
-        found = attempt(_answers, workers, f"benchmarks.memory.job:{job}", plan)
+        found = attempt(_answers, workers, job, plan)
     print(method, found.get("clients", found), flush=True)
     return found
 
