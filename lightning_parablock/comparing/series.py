@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from filelock import FileLock, Timeout
@@ -36,15 +36,27 @@ class Series:
     words: tuple[str, ...]
 
 
-def compare(series: Series) -> None:
+class ReadConfiguration(Protocol):
+    """Resolves a command line; a mistake ends the program as it would end that command."""
+
+    def __call__(self, args: Sequence[str], /) -> dict[str, Any]:
+        """The configuration with every default, as the run's manifest would contain it."""
+        ...
+
+
+def compare(series: Series, read_configuration: ReadConfiguration) -> None:
     """Run and write everything.
+
+    Args:
+        series: The options.
+        read_configuration: Resolves a command line of ``fit``.
 
     Raises:
         ConfigurationError: before anything is trained.
         ParaBlockError: a run failed, or another compare writes to the folder.
         SystemExit: Ctrl-C or SIGTERM; the run that was interrupted has ended by then.
     """
-    plans = plan(series)
+    plans = plan(series, read_configuration)
     series.out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(series.out / ".lock", timeout=0):
@@ -55,8 +67,12 @@ def compare(series: Series) -> None:
         ) from error
 
 
-def plan(series: Series) -> list[PlannedRun]:
+def plan(series: Series, read_configuration: ReadConfiguration) -> list[PlannedRun]:
     """Every run, method by method, each configuration checked.
+
+    Args:
+        series: The options.
+        read_configuration: Resolves a command line of ``fit``.
 
     Raises:
         ConfigurationError: an option is wrong, or a finished run in the folder is of another configuration.
@@ -64,26 +80,21 @@ def plan(series: Series) -> list[PlannedRun]:
     limit = Limit.of(series.equal, series.budget, series.points)
     methods = methods_of(series.methods)
     seeds = None if series.seeds is None else seeds_of(series.seeds)
-    runs = [run for method in methods for run in _runs_of(series, method, limit, seeds)]
+    runs = [run for method in methods for run in _runs_of(series, method, limit, seeds, read_configuration)]
     for run in () if series.overwrite else runs:
         is_finished(run)
     return runs
 
 
-def _runs_of(series: Series, method: Method, limit: Limit, seeds: Sequence[int] | None) -> list[PlannedRun]:
+def _runs_of(
+    series: Series, method: Method, limit: Limit, seeds: Sequence[int] | None, read: ReadConfiguration
+) -> list[PlannedRun]:
     words = [*series.words, *method.words]
-    first = resolved(words)
+    first = read(["fit", *words])
     _refuse_clients(first["trainer"])
     words = [*words, *limit.words(first)]
-    final = resolved(words)
+    final = read(["fit", *words])
     return [planned(method.name, seed, words, final, series.out) for seed in seeds or [_own_seed(final)]]
-
-
-def resolved(words: Sequence[str]) -> dict[str, Any]:
-    """What these words mean to ``fit``, with every default; a mistake ends the program as it would end ``fit``."""
-    from lightning_parablock.cli.app import read_configuration  # late: this package is below the command line
-
-    return read_configuration(["fit", *words])
 
 
 def _own_seed(configuration: Mapping[str, Any]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group
@@ -12,13 +12,57 @@ from rich.table import Table
 from torch import nn
 
 from lightning_parablock.blocks.partition import Block, partition
+from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.cohorts import Cohorts
 from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, ModelSize, memory_parts, total_bytes
 from lightning_parablock.planning.traffic import traffic_by_role
 from lightning_parablock.settings import Compression, ServerOptimizer, Settings, option_word
 
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer  # the planner's tables need no Lightning
+
 MEGABYTE = 1_000_000
+
+
+def print_dry_run(console: Console, trainer: Trainer, module: LightningModule, datamodule: Any, seed: int) -> None:
+    """Print the plan of what a trainer would do.
+
+    Args:
+        console: Where to print.
+        trainer: The trainer, with a ParaBlock strategy.
+        module: The model, with or without weights.
+        datamodule: Its data module, or None.
+        seed: Random seed of the run.
+
+    Raises:
+        ConfigurationError: the strategy is none of this package, or the model cannot be cut into blocks as asked.
+        DataError: the data cannot be read.
+    """
+    from lightning_parablock.strategy.presets import PRESETS
+
+    settings: Settings | None = getattr(trainer.strategy, "settings", None)
+    if settings is None:
+        raise ConfigurationError(
+            f"--dry-run needs a ParaBlock strategy; give --strategy and one of {', '.join(PRESETS)}"
+        )
+    n_ranks = trainer.num_devices * trainer.num_nodes
+    described = _described(trainer, module, datamodule, n_ranks)
+    print_plan(console, module, dataclasses.replace(settings, seed=seed), n_ranks, described)
+
+
+def _described(trainer: Trainer, module: LightningModule, datamodule: Any, n_ranks: int) -> dict[str, Any] | None:
+    """What the data module reports of the first client's data; None if it reports nothing."""
+    if datamodule is None or not hasattr(datamodule, "describe"):
+        return None
+    module.trainer = datamodule.trainer = trainer
+    trainer.strategy.connect(module)
+    cluster: Any = getattr(trainer.strategy, "cluster_environment", None)
+    if cluster is not None:  # otherwise known only once the processes have been started
+        cluster.set_world_size(n_ranks)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    return datamodule.describe()
 
 
 def print_plan(

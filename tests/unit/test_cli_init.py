@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lightning_parablock.cli import main
-from lightning_parablock.cli.app import read_configuration
+from lightning_parablock.cli.configuration import read_configuration
 from lightning_parablock.strategy.presets import PRESETS
 
 

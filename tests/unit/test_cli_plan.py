@@ -12,8 +12,8 @@ from rich.console import Console
 
 from lightning_parablock.blocks.partition import Block
 from lightning_parablock.cli import main
-from lightning_parablock.cli.app import read_configuration
 from lightning_parablock.cli.commands.plan_options import PlanOptions
+from lightning_parablock.cli.configuration import read_configuration
 from lightning_parablock.models.lora import Adapters
 from lightning_parablock.planning.choice import choose_local_steps
 from lightning_parablock.planning.memory import ModelSize

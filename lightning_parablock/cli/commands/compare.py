@@ -84,7 +84,9 @@ def run_compare(args: Sequence[str]) -> None:
     _refuse_launcher()
     out = Path(options.out).expanduser()
     refuse_unwritable(out, "out")
-    from lightning_parablock.comparing.series import Series, compare  # late, like fit's parser and matplotlib
+    # Late: Lightning, fit's parser and matplotlib take seconds.
+    from lightning_parablock.cli.configuration import read_configuration
+    from lightning_parablock.comparing.series import Series, compare
 
     series = Series(
         methods=options.strategies,
@@ -96,7 +98,7 @@ def run_compare(args: Sequence[str]) -> None:
         overwrite=options.overwrite,
         words=tuple(passed),
     )
-    compare(series)
+    compare(series, read_configuration)
 
 
 def split_words(args: Sequence[str]) -> tuple[list[str], list[str]]:
