@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lightning_parablock.checks import nearest
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.settings import Unmatched, nearest
+from lightning_parablock.settings import Unmatched
 
 TINY_SHARE = 0.05
 """With "layers", a block with less than this share of the mean block's parameters joins its neighbour."""

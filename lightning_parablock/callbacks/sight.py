@@ -21,9 +21,9 @@ from lightning_parablock.callbacks.sight_figures import (
     label_metrics,
 )
 from lightning_parablock.callbacks.sight_losses import Losses, Sum
+from lightning_parablock.checks import nearest
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.names import ClientNames
-from lightning_parablock.settings import nearest
 
 MAX_CLIENTS = 64
 """Of more clients than these only means, worst and spread are logged: their figures would bury all others."""

@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 
 import lightning_parablock
-from lightning_parablock.cli.option_names import closest
+from lightning_parablock.checks import closest
 from lightning_parablock.cli.table import COMMANDS, PROGRAM, Command
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.launching.launched import adopt_mpi

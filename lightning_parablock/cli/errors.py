@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_parablock.cli.option_names import class_options, closest, nearest_option
+from lightning_parablock.checks import closest
+from lightning_parablock.cli.option_names import class_options, nearest_option
 from lightning_parablock.system.packaged_configs import packaged_names
 
 _KINDS = {

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from jsonargparse import ArgumentParser, Namespace
 
-_CUTOFF = 0.7
+from lightning_parablock.checks import closest
+
 _EXTRA = ("config", "dry-run", "help", "print_config", "model", "data")
 """Options that the parser's defaults do not list."""
-
-
-def closest(word: str, choices: Sequence[str], cutoff: float = _CUTOFF) -> str | None:
-    """The choice most like the word, or None if none is."""
-    return next(iter(difflib.get_close_matches(word, choices, n=1, cutoff=cutoff)), None)
 
 
 def nearest_option(name: str, options: Iterable[str]) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-from lightning_parablock.cli.option_names import closest
+from lightning_parablock.checks import closest
 from lightning_parablock.cli.spellings import expand_argv, expand_config
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.system.exit_codes import FAILED, INTERRUPTED

@@ -14,9 +14,9 @@ from typing import Any, cast
 import yaml
 from lightning.pytorch.strategies import StrategyRegistry
 
+from lightning_parablock.checks import nearest
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.names import MODEL_CLASS_PATH
-from lightning_parablock.settings import nearest
 from lightning_parablock.strategy.parablock import ParaBlockStrategy
 from lightning_parablock.system.packaged_configs import with_packaged_configs
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_parablock.settings import BF16, RECORD_SCALARS, Compression, Int4, Int8, NoCompression, TopK
+from lightning_parablock.codecs.compression import BF16, RECORD_SCALARS, Compression, Int4, Int8, NoCompression, TopK
 
 PIECE_SCALARS = 256 * RECORD_SCALARS
 """Scalars encoded at a time, 1 MiB of them: smaller pieces cost calls, larger ones the cache and more scratch."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.codecs.codec import codec_of
-from lightning_parablock.settings import Compression
+from lightning_parablock.codecs.compression import Compression
 
 Place = tuple[int, int]
 """(client, block)"""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_parablock.checks import nearest
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.settings import nearest
 from lightning_parablock.strategy.presets import PRESETS
 from lightning_parablock.system.packaged_configs import PACKAGED, packaged_config
 

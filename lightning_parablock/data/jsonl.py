@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_parablock.checks import closest
 from lightning_parablock.data.rows import Row, suggest
 from lightning_parablock.errors import DataError
 
@@ -97,5 +97,5 @@ def _siblings(path: Path) -> str:
     while not folder.is_dir():
         path, folder = folder, folder.parent
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f"did you mean {folder / close[0]}?" if close else f"in {folder}: {suggest(path.name, names, 'files')}"
+    close = closest(path.name, names, cutoff=0.6)
+    return f"did you mean {folder / close}?" if close else f"in {folder}: {suggest(path.name, names, 'files')}"

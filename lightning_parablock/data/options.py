@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from lightning_parablock.checks import nearest, require
 from lightning_parablock.data.formats import FORMATS, Format
 from lightning_parablock.data.sources import STDLIB, Source
 from lightning_parablock.data.tokenize import TextFormat, template_fields
-from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.settings import nearest
 
 Partition = Literal["auto", "own", "iid", "label", "dirichlet", "files"]
 
@@ -111,75 +110,75 @@ class TextDataOptions:
             value: Any = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
             optional = name not in ("sequence_length", "batch_size", "num_workers")
-            _require(whole or (optional and value is None), f"{name} must be a whole number >= {low}, got {value!r}")
-        _require(0 <= self.val_fraction < 1, f"val_fraction must be in [0, 1), got {self.val_fraction}")
+            require(whole or (optional and value is None), f"{name} must be a whole number >= {low}, got {value!r}")
+        require(0 <= self.val_fraction < 1, f"val_fraction must be in [0, 1), got {self.val_fraction}")
         own = self.client_val_fraction
-        _require(0 <= own < 1, f"client_val_fraction must be in [0, 1), got {own}")
-        _require(0 < self.alpha < math.inf, f"alpha must be a finite number > 0, got {self.alpha}")
+        require(0 <= own < 1, f"client_val_fraction must be in [0, 1), got {own}")
+        require(0 < self.alpha < math.inf, f"alpha must be a finite number > 0, got {self.alpha}")
         if self.n_clients is not None and self.client_id is not None:
-            _require(
+            require(
                 self.client_id < self.n_clients,
                 f"client_id counts from 0: it must be below n_clients={self.n_clients}, got {self.client_id}",
             )
 
     def _check_source(self) -> None:
-        _require(len(self.source) > 0, "source must not be empty; name a hub id, JSONL files, or 'python-stdlib'")
-        _require(
+        require(len(self.source) > 0, "source must not be empty; name a hub id, JSONL files, or 'python-stdlib'")
+        require(
             self.validation is None or not self.validation.same_rows(self.train),
             f"val_source {self.train.title} is the training source itself; leave it out and set val_fraction",
         )
 
     def _check_text(self) -> None:
         if self.format is not None:
-            _require(
+            require(
                 self.format in FORMATS, f"format={self.format!r} is not known; {nearest(self.format, list(FORMATS))}"
             )
             given = [name for name in ("text_field", "prompt_field", "answer_field", "template") if getattr(self, name)]
-            _require(not given, f"format {self.format!r} has columns of its own; leave out {' and '.join(given)}")
+            require(not given, f"format {self.format!r} has columns of its own; leave out {' and '.join(given)}")
             return
         if self.answer_field is None:
             given = [name for name in ("prompt_field", "template") if getattr(self, name) is not None]
-            _require(not given, f"{' and '.join(given)} given without answer_field; name the column of the answers")
+            require(not given, f"{' and '.join(given)} given without answer_field; name the column of the answers")
             return
-        _require(self.text_field is None, "text_field and answer_field exclude each other; leave one of them out")
-        _require(
+        require(self.text_field is None, "text_field and answer_field exclude each other; leave one of them out")
+        require(
             self.prompt_field is not None or self.template is not None,
             "answer_field needs a prompt: give prompt_field, or a template such as 'Question: {question}\\nAnswer: '",
         )
         fields = template_fields(self._prompt_template())
-        _require(
+        require(
             self.prompt_field is None or self.prompt_field in fields,
             f"prompt_field {self.prompt_field!r} does not occur in template {self.template!r}; leave one of them out",
         )
-        _require(
+        require(
             self.answer_field not in fields, f"the template shows the answer column {self.answer_field!r} in the prompt"
         )
 
     def _check_partition(self) -> None:
         choices = get_args(Partition)
-        _require(
+        require(
             self.partition in choices, f"partition={self.partition!r} is not known; {nearest(self.partition, choices)}"
         )
         if self.partition in ("label", "dirichlet"):
-            _require(
+            require(
                 self.label_column is not None,
                 f"partition {self.partition!r} needs label_field, the column that holds the labels",
             )
         if self.partition == "files":
-            _require(
+            require(
                 self.train.kind == "files",
                 f"partition 'files' needs local files as source, got {self.train.title!r}; where each client has a "
                 "source of its own, set partition: own",
             )
         if self.client_labels is not None:
-            _require(
+            require(
                 self.partition == "label", f"client_labels needs partition 'label', got partition {self.partition!r}"
             )
-            _require(
+            require(
                 len(self.client_labels) > 0 and all(self.client_labels),
                 f"client_labels must name at least one label for every client, got {self.client_labels!r}",
             )
-            _require(
+            require(
                 self.n_clients in (None, len(self.client_labels)),
                 f"client_labels names {len(self.client_labels)} clients, and n_clients is {self.n_clients}",
             )
@@ -196,8 +195,3 @@ def _one_or_many(name: str | Sequence[str]) -> str | tuple[str, ...]:
     if isinstance(name, str):
         return name
     return name[0] if len(name) == 1 else tuple(name)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigurationError(message)

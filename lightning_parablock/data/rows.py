@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_parablock.checks import closest
 from lightning_parablock.errors import DataError
 
 _SHOWN = 12
@@ -90,7 +90,7 @@ def suggest(word: str, choices: Sequence[str], what: str) -> str:
     """The end of a message: the choices there are (a dozen of them at most) and the likely intention."""
     if not choices:
         return f"there are no {what}"
-    close = difflib.get_close_matches(word, choices, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    close = closest(word, choices, cutoff=0.6)
+    hint = f"; did you mean {close!r}?" if close else ""
     more = f" and {len(choices) - _SHOWN} more" if len(choices) > _SHOWN else ""
     return f"{what} there are: {', '.join(choices[:_SHOWN])}{more}{hint}"

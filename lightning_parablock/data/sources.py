@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lightning_parablock.checks import closest
 from lightning_parablock.data.jsonl import SUFFIXES, find_files, read_files
 from lightning_parablock.data.rows import Row
 from lightning_parablock.data.stdlib import read_stdlib
@@ -120,7 +120,7 @@ def _load_hub(source: Source) -> list[Row]:
 
 
 def _check_hub_id(name: str) -> None:
-    if difflib.get_close_matches(name, [STDLIB], cutoff=0.8):
+    if closest(name, [STDLIB], cutoff=0.8):
         raise DataError(f"source {name!r} is not known; did you mean {STDLIB!r}?")
     if name.count("/") > 1 or any(character.isspace() for character in name):
         # No hub id looks like this: it is a path that does not exist, and find_files words that.

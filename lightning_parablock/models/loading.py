@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from collections.abc import Generator
@@ -16,6 +15,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from lightning_parablock.checks import closest
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.gguf_cache import converted_folder
 from lightning_parablock.models.names import Dtype
@@ -191,8 +191,8 @@ def _hub_file(model: str, gguf_file: str) -> Path:
 
 def _nearest_path(path: Path) -> str:
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.parent / close[0]}?" if close else ""
+    close = closest(path.name, names, cutoff=0.6)
+    return f"; did you mean {path.parent / close}?" if close else ""
 
 
 def _among(names: list[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, PretrainedConfig
 
+from lightning_parablock.checks import closest
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.loading import keep_first_layers, load_config, network_of_architecture, resolve_model
 from lightning_parablock.models.lora import Adapters, add_adapters
@@ -51,9 +51,9 @@ def config_of(model: str, gguf_file: str | None = None, layers: int | None = Non
         ConfigurationError: there is none, or it has fewer layers.
     """
     if model not in SHAPES:
-        close = difflib.get_close_matches(model, SHAPES, n=1, cutoff=0.8)
+        close = closest(model, list(SHAPES), cutoff=0.8)
         if close and not Path(model).exists():
-            raise ConfigurationError(f"model {model!r} is not known; did you mean {close[0]!r}?")
+            raise ConfigurationError(f"model {model!r} is not known; did you mean {close!r}?")
         return load_config(resolve_model(model, gguf_file), layers)
     config = LlamaConfig(**SHAPES[model])
     if layers is not None:

@@ -6,8 +6,8 @@ import math
 import re
 from typing import Any
 
+from lightning_parablock.checks import nearest
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.settings import nearest
 
 _BITS = {"bit": 1.0, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "tbit": 1e12}
 _BPS = {"bps": 1.0, "kbps": 1e3, "mbps": 1e6, "gbps": 1e9, "tbps": 1e12}

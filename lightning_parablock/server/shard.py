@@ -15,16 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_parablock.codecs.compression import Compression, NoCompression
 from lightning_parablock.codecs.feedback import Coder
-from lightning_parablock.settings import (
-    Compression,
-    NoCompression,
-    ServerAdam,
-    ServerNesterov,
-    ServerOptimizer,
-    ServerSGD,
-    ServerYogi,
-)
+from lightning_parablock.server.optimizers import ServerAdam, ServerNesterov, ServerOptimizer, ServerSGD, ServerYogi
 
 State = dict[str, Tensor]
 """State of the server optimizer for one block: name -> tensor of the shard's shape."""

@@ -30,8 +30,9 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from lightning_parablock.codecs.compression import RECORD_SCALARS
 from lightning_parablock.errors import ProtocolError
-from lightning_parablock.settings import RECORD_SCALARS, Topology
+from lightning_parablock.settings import Topology
 
 PROTOCOL_VERSION = 3
 HEADER_BYTES = 64

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_parablock.codecs.compression import Compression
 from lightning_parablock.codecs.feedback import Coder
 from lightning_parablock.membership.membership import Membership
-from lightning_parablock.settings import Compression
 from lightning_parablock.transport.chunks import HEADER_BYTES, SEND_WINDOW, Kind
 from lightning_parablock.transport.exchange_steps import ExchangeSteps
 from lightning_parablock.transport.pacing import Pacer

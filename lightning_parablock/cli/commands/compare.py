@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_parablock.cli.option_names import closest
+from lightning_parablock.checks import closest
 from lightning_parablock.cli.parser import CommandParser
 from lightning_parablock.cli.table import COMMANDS
 from lightning_parablock.comparing.limits import Equal

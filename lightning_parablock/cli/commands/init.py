@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from lightning_parablock.cli.option_names import closest
+from lightning_parablock.checks import closest
 from lightning_parablock.cli.parser import CommandParser
 from lightning_parablock.cli.table import COMMANDS, PROGRAM
 from lightning_parablock.errors import ConfigurationError

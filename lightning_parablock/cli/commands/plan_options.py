@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from lightning_parablock.checks import require
 from lightning_parablock.cli.parser import CommandParser
 from lightning_parablock.cli.table import COMMANDS
-from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launching.launched import launched_ranks
 from lightning_parablock.models.names import ALL_LINEAR, Dtype
 from lightning_parablock.planning.units import parse_bps, parse_flop_per_s
@@ -91,11 +91,11 @@ class PlanOptions:
     def __post_init__(self) -> None:
         for name in ("layers", "clients", "batch_size", "sequence_length"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} must be a whole number >= 1, got {value}")
-        _require(self.step_s is None or 0 < self.step_s < float("inf"), f"step_s must be > 0, got {self.step_s}")
-        _require(not (self.probe and self.step_s), "step_s is given and probe would measure it; leave one out")
+            require(value is None or value >= 1, f"{name} must be a whole number >= 1, got {value}")
+        require(self.step_s is None or 0 < self.step_s < float("inf"), f"step_s must be > 0, got {self.step_s}")
+        require(not (self.probe and self.step_s), "step_s is given and probe would measure it; leave one out")
         measures_links = self.probe and launched_ranks() > 1
-        _require(
+        require(
             self.rate is not None or measures_links,
             "rate is missing: give --rate 100mbit, or start plan --probe under torchrun, which measures it",
         )
@@ -156,8 +156,3 @@ def _with_values(args: Sequence[str]) -> list[str]:
         f"{word}=true" if word == "--probe" and following[:2] == "--" else word
         for word, following in pairwise([*args, "--"])
     ]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigurationError(message)

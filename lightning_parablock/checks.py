@@ -1,0 +1,68 @@
+"""Checks of values that users give, and suggestions for misspelt words.
+
+A failed check raises a ConfigurationError that names the option and says what it takes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_parablock.errors import ConfigurationError
+
+_CUTOFF = 0.7
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a ConfigurationError with the message unless the condition holds."""
+    if not condition:
+        raise ConfigurationError(message)
+
+
+def check_int(name: str, value: Any, *, at_least: int, unit: str) -> None:
+    """Require a whole number that is not too small.
+
+    Args:
+        name: The option, for the message.
+        value: What was given.
+        at_least: Smallest allowed value.
+        unit: What is counted, for the message.
+    """
+    require(
+        isinstance(value, int) and not isinstance(value, bool) and value >= at_least,
+        f"{name} must be a whole number >= {at_least} ({unit}), got {value!r}",
+    )
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Require one of several words; the message lists them and names the nearest one."""
+    require(value in choices, f"{name}={value!r} is not known; {nearest(str(value), choices)}")
+
+
+def check_pattern(name: str, pattern: Any) -> None:
+    """Require a regular expression, one of those that an option takes."""
+    require(isinstance(pattern, str), f"each pattern of {name} must be a string, got {pattern!r}")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigurationError(f"{name}: {pattern!r} is not a regular expression: {error}") from error
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """The end of an error message that lists the choices and suggests the likely intention, if there is one."""
+    close = closest(word, choices, cutoff=0.6)
+    hint = f"; did you mean {close!r}?" if close else ""
+    return f"choose from {', '.join(map(repr, choices))}{hint}"
+
+
+def closest(word: str, choices: Sequence[str], cutoff: float = _CUTOFF) -> str | None:
+    """The choice most similar to the word, or None if none is similar.
+
+    Args:
+        word: What was written.
+        choices: What could have been meant.
+        cutoff: Similarity that a choice must have, in [0, 1].
+    """
+    return next(iter(difflib.get_close_matches(word, choices, n=1, cutoff=cutoff)), None)

@@ -1,0 +1,107 @@
+"""The choices of the option ``compression``: how deltas and commits are encoded on the wire. They do not need torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from typing_extensions import override
+
+from lightning_parablock.checks import check_choice, check_int, require
+from lightning_parablock.errors import ConfigurationError
+
+CompressionName = Literal["none", "bf16", "int8", "int4", "topk"]
+
+RECORD_SCALARS = 1024
+"""Shards and chunks of a block begin at multiples of this number of scalars, and quantization groups divide it."""
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Encoding of deltas and commits on the wire (METHOD: "Around it"). Base of the choices below."""
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether decoded values differ from the original ones, so that error feedback keeps the difference."""
+        return True
+
+
+@dataclass(frozen=True)
+class NoCompression(Compression):
+    """The float32 values themselves."""
+
+    @property
+    @override
+    def is_lossy(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class BF16(Compression):
+    """Each value rounded to bfloat16, half to even: 2 times fewer bytes."""
+
+
+@dataclass(frozen=True)
+class Int8(Compression):
+    """One byte per value, in steps of the group's largest magnitude / 127: 3.97 times fewer bytes with groups of 256.
+
+    Args:
+        group: Number of scalars that share a step size, a divisor of 1024 and at least 4. The step is sent as bfloat16.
+    """
+
+    group: int = 256
+
+    def __post_init__(self) -> None:
+        _check_group(self.group)
+
+
+@dataclass(frozen=True)
+class Int4(Compression):
+    """Half a byte per value, in steps of the group's largest magnitude / 7: 7.5 times fewer bytes with groups of 64.
+
+    Args:
+        group: Number of scalars that share a step size, a divisor of 1024 and at least 4. The step is sent as bfloat16.
+    """
+
+    group: int = 64
+
+    def __post_init__(self) -> None:
+        _check_group(self.group)
+
+
+@dataclass(frozen=True)
+class TopK(Compression):
+    """Only the largest magnitudes of every 1024 scalars, 4 bytes each: 16 times fewer bytes if 1/16 of them is kept.
+
+    Args:
+        keep: Fraction of the scalars that is sent, in (0, 1]; at least one of every 1024.
+    """
+
+    keep: float = 1 / 16
+
+    def __post_init__(self) -> None:
+        require(0 < self.keep <= 1, f"compression keep must be in (0, 1], got {self.keep}")
+
+
+COMPRESSIONS: dict[str, type[Compression]] = {
+    "none": NoCompression,
+    "bf16": BF16,
+    "int8": Int8,
+    "int4": Int4,
+    "topk": TopK,
+}
+
+
+def resolve_compression(value: CompressionName | Compression) -> Compression:
+    """Turn a name ("none", "bf16", "int8", "int4", "topk") or an object with its own settings into the object."""
+    if isinstance(value, Compression):
+        return value
+    check_choice("compression", value, tuple(COMPRESSIONS))
+    return COMPRESSIONS[value]()
+
+
+def _check_group(group: Any) -> None:
+    check_int("compression group", group, at_least=4, unit="scalars that share a step")
+    if RECORD_SCALARS % group:
+        nearest_group = min(1 << group.bit_length() - 1, RECORD_SCALARS)
+        raise ConfigurationError(f"compression group must divide {RECORD_SCALARS}, got {group}; try {nearest_group}")
