@@ -60,6 +60,10 @@ class ResourceError(ParaBlockError):
     """This process can take no further part: it is out of open files, or native code has given up."""
 
 
+class CallOrderError(ParaBlockError):
+    """A method was called before one that must come first: an error of the calling program, not of the run."""
+
+
 class DivergenceError(ParaBlockError):
     """Clients that must hold the same bits do not."""
 

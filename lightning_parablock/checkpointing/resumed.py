@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_parablock.checkpointing.plain_values import without_numpy_numbers
 from lightning_parablock.checkpointing.sidecars import write_atomically
 from lightning_parablock.errors import CheckpointError
+from lightning_parablock.federation import snapshot
 from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.loading.positioned import Position
@@ -84,7 +85,7 @@ def training_state(
     """
     own_buffers = {id(buffer): own for buffer, own in aside.buffers}
     return {
-        "engine": engine.state(aside.replaced),
+        "engine": snapshot.state_of(engine, aside.replaced),
         "random": aside.random or capture(),
         "positions": list(positions),
         "gradients": [parameter.grad for parameter in engine.flat.parameters(engine.block)],
@@ -106,10 +107,10 @@ def go_on(engine: RoundEngine, resumed: Resumed) -> None:
             "the same parameters trainable, or start from its weights with a new fit"
         )
     if resumed.own is not None:
-        engine.restore(resumed.own["engine"])
+        snapshot.restore(engine, resumed.own["engine"])
         return
     engine.begin_at(resumed.round)
-    engine.transport.server.load_state(StatePiece(**piece) for piece in resumed.server)
+    engine.transport.load_server_state(StatePiece(**piece) for piece in resumed.server)
 
 
 def restore_exact_optimizer(engine: RoundEngine, optimizers: Sequence[Any], resumed: Resumed) -> None:

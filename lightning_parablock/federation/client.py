@@ -35,7 +35,6 @@ class Client:
         versions: For each block the number of commits merged into it; W of the client is this version.
         in_flight: Own deltas submitted and not merged, oldest first; none of weight 0.
         start: The value s from which the delta of the running round is measured, shape (numel,); None between rounds.
-        steps: Local steps of the running round that have passed.
         samples: On how many samples it has trained in them; 0 if it has not trained at all.
         gradient_norm: Of the round's block at its first local step, where the block order asks for it.
     """
@@ -44,7 +43,6 @@ class Client:
     versions: list[int]
     in_flight: list[InFlight] = field(default_factory=list[InFlight])
     start: Tensor | None = None
-    steps: int = 0
     samples: int = 0
     gradient_norm: float = 0.0
 

@@ -1,4 +1,4 @@
-"""Rounds on their way: what the clients of a rank did in them, and the exchanges that carry it."""
+"""Rounds in flight: what the clients of a rank did in them, and the exchanges that carry it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lightning_parablock.transport.base import Exchange, Upload
 
 
 @dataclass
-class Turn:
-    """One client's part of a round: when it computed, and how long it waited inside it for an earlier exchange."""
+class TurnFacts:
+    """What a client did in its turn: when it computed, and how long it waited meanwhile for an earlier exchange."""
 
     start_s: float
     block: int
@@ -25,12 +25,12 @@ class Turn:
 
 @dataclass
 class Flight:
-    """A round that is submitted and not merged by everybody yet.
+    """A round that is submitted and not yet merged by all clients.
 
     Attributes:
         work: Its blocks with their clients.
         uploads: Of this rank's clients, by client.
-        turns: Of this rank's clients, by client; where none of them trained, an empty one of the first.
+        turn_facts: Of this rank's clients, by client; where none of them trained, an empty entry for the first.
         exchanges: By block.
         waits_s: When this rank's training thread waited for one of them: from and until, ``time.time()``.
         has_landed: Whether the commits have been taken from the exchanges.
@@ -38,7 +38,7 @@ class Flight:
 
     work: Work
     uploads: dict[int, Upload]
-    turns: dict[int, Turn]
+    turn_facts: dict[int, TurnFacts]
     exchanges: dict[int, Exchange] = field(default_factory=dict[int, Exchange])
     waits_s: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
     has_landed: bool = False
@@ -60,15 +60,15 @@ class Flight:
 
     @property
     def exposed_s(self) -> float:
-        """How long it waited while they ran; until the thread that waits has woken up is no part of them."""
+        """How long it waited while they ran; the time until the waiting thread has woken up does not count."""
         return sum(max(0.0, min(until_s, self.end_s) - max(from_s, self.ready_s)) for from_s, until_s in self.waits_s)
 
     def record_of(self, round_index: int, client: int, block_names: list[str]) -> RoundRecord:
-        """The record of one of the turns, once the commits are here."""
-        turn = self.turns[client]
+        """The record of a client's turn, once the commits are here."""
+        turn = self.turn_facts[client]
         facts = self.exchanges[turn.block].facts
-        # Exchanges and waits are the rank's: where it hosts several clients, its first one's record carries them all.
-        is_first = client == min(self.turns)
+        # Exchanges and waits belong to the rank: of several clients the first one's record carries them all.
+        is_first = client == min(self.turn_facts)
         carried = [exchange.facts for exchange in self.exchanges.values()] if is_first else []
         return RoundRecord(
             round=round_index,

@@ -7,7 +7,7 @@ block is being trained, or has a delta in flight, or another client of this rank
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,16 +22,15 @@ class HeldModel:
 
     Args:
         flat: The module's blocks; their values now are version 0 of W on every client.
-        current: The clients whose values may be asked for, a list that its owner changes: W of no other one is kept.
         in_flight_value: "local" or "anchor".
     """
 
-    def __init__(self, flat: FlatBlocks, current: Sequence[Client], in_flight_value: InFlightValue) -> None:
+    def __init__(self, flat: FlatBlocks, in_flight_value: InFlightValue) -> None:
         self.flat = flat
-        self._current = current
         self._in_flight_value: InFlightValue = in_flight_value
         self._live: list[Tag | None] = [(0, ()) for _ in flat.blocks]
         self._stored: list[dict[int, Tensor]] = [{} for _ in flat.blocks]
+        self._needed: list[set[int]] = [{0} for _ in flat.blocks]
 
     def committed(self, client: Client, block: int) -> Tensor:
         """W[b] of the client, shape (numel,). Read it only: it may be the stored value itself."""
@@ -50,6 +49,17 @@ class HeldModel:
         self._keep(block)
         self._stored[block][version] = self.flat.as_held(block, value)
 
+    def release(self, needed: Iterable[Sequence[int]]) -> None:
+        """Keep W of no other versions than these, from now on and until the next call.
+
+        Args:
+            needed: The versions of all blocks, once for each client whose values may be asked for.
+        """
+        self._needed = [set(versions) for versions in zip(*needed, strict=True)]
+        for stored, versions in zip(self._stored, self._needed, strict=True):
+            for version in stored.keys() - versions:
+                del stored[version]
+
     def show(self, client: Client, block: int) -> None:
         """Make the block's parameters held_i(b)."""
         tag = client.tag(block, self._in_flight_value)
@@ -57,7 +67,7 @@ class HeldModel:
             self._keep(block)
             self.flat.unpack(block, self.held(client, block))
             self._live[block] = tag
-        self._release(block)
+        self._drop_unneeded(block)
 
     def show_all(self, client: Client) -> None:
         """Load a client: every block's parameters become its held values."""
@@ -79,7 +89,7 @@ class HeldModel:
     def shift(self, block: int, difference: Tensor) -> None:
         """X[b] += difference, shape (numel,), for the block that is being trained, after its client has merged."""
         self.flat.unpack(block, self.flat.pack(block) + difference)
-        self._release(block)
+        self._drop_unneeded(block)
 
     def show_committed(self, client: Client) -> dict[int, Tensor]:
         """Make every block's parameters W[b]; returns what :meth:`undo` needs to put them back, bit for bit."""
@@ -98,14 +108,11 @@ class HeldModel:
     def _keep(self, block: int) -> None:
         """Store the version that the parameters show, before they change, where some client still needs it."""
         live = self._live[block]
-        if live is not None and not live[1] and live[0] not in self._stored[block] and live[0] in self._needed(block):
+        if live is not None and not live[1] and live[0] not in self._stored[block] and live[0] in self._needed[block]:
             self._stored[block][live[0]] = self.flat.pack(block)
 
-    def _release(self, block: int) -> None:
+    def _drop_unneeded(self, block: int) -> None:
         """Drop the versions that no client is at, and the one that the parameters themselves show."""
-        needed, live = self._needed(block), self._live[block]
+        needed, live = self._needed[block], self._live[block]
         for version in [v for v in self._stored[block] if v not in needed or live == (v, ())]:
             del self._stored[block][version]
-
-    def _needed(self, block: int) -> set[int]:
-        return {client.versions[block] for client in self._current}

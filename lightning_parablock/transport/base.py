@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from lightning_parablock.codecs.feedback import Residual
-from lightning_parablock.server.shard import ServerShard
+from lightning_parablock.server.shard import ServerShard, StatePiece
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,33 @@ class ExchangeFacts:
 
 
 class Exchange(ABC):
-    """An exchange (upload, aggregate, download of one block) that is under way."""
+    """An exchange (upload, aggregate, download of one block) that is under way.
 
-    @abstractmethod
-    def wait(self) -> Tensor:
-        """Block until the commit is here and return it, shape (numel,), float32, the caller's own.
+    Args:
+        brings_increment: Whether what is received is the increment of W, as with a lossy codec, and not W itself.
+    """
 
-        It is the new W of the block or, where the codec is lossy, its increment.
+    def __init__(self, *, brings_increment: bool) -> None:
+        self._brings_increment = brings_increment
+
+    def wait(self, before: Callable[[], Tensor]) -> Tensor:
+        """Block until the commit is here and return the new W of the block, shape (numel,), float32, the caller's own.
+
+        To be called once.
+
+        Args:
+            before: Gives W of the block before this commit, same shape; not changed.
 
         Raises:
             PeerError: a client was lost, was silent for too long, or sent what does not belong here; the message names
                 client, round and block.
         """
+        received = self._received()
+        return received.add_(before()) if self._brings_increment else received
+
+    @abstractmethod
+    def _received(self) -> Tensor:
+        """Block until the commit is here and return what was received of it, which the caller may change."""
 
     @property
     @abstractmethod
@@ -81,6 +96,18 @@ class Transport(ABC):
     def server(self) -> ServerShard:
         """This rank's shard of the server."""
         return self._server
+
+    def settle(self, round_index: int) -> None:
+        """All clients have merged the round: the server's state before it is not needed any more."""
+        self._server.settle(round_index)
+
+    def server_state(self) -> list[StatePiece]:
+        """This rank's pieces of the server's state after the settled rounds."""
+        return self._server.state()
+
+    def load_server_state(self, pieces: Iterable[StatePiece]) -> None:
+        """Take over what overlaps with this rank's shard, from pieces that any number of ranks have saved."""
+        self._server.load_state(pieces)
 
     @abstractmethod
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:

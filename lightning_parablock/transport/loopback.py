@@ -15,12 +15,13 @@ from lightning_parablock.transport.base import Exchange, ExchangeFacts, Transpor
 
 
 class _Done(Exchange):
-    def __init__(self, commit: Tensor, start_s: float, gradient_norm: float) -> None:
+    def __init__(self, commit: Tensor, start_s: float, gradient_norm: float, *, brings_increment: bool) -> None:
+        super().__init__(brings_increment=brings_increment)
         self._commit = commit
         self._facts = ExchangeFacts(start_s, start_s, time.time(), 0, 0, gradient_norm)
 
     @override
-    def wait(self) -> Tensor:
+    def _received(self) -> Tensor:
         return self._commit
 
     @property
@@ -47,7 +48,9 @@ class LoopbackTransport(Transport):
         weights = [upload.weight for upload in ordered]
         commit = self._server.commit(round_index, block, whole, deltas, weights, unsent)
         norm = mean_norm([upload.gradient_norm for upload in ordered], weights)
-        return _Done(commit.to(ordered[0].delta.device, copy=True), start_s, norm)
+        return _Done(
+            commit.to(ordered[0].delta.device, copy=True), start_s, norm, brings_increment=self._coder.is_lossy
+        )
 
     @override
     def check(self, round_index: int, block: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_parablock.errors import PeerError, PeerTimeoutError
+from lightning_parablock.errors import CallOrderError, PeerError, PeerTimeoutError
 from lightning_parablock.membership.patience import Patience
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Exchange, ExchangeFacts
@@ -45,6 +45,7 @@ class PendingExchange(Exchange):
         n_threads: int,
         n_bringing: int,
     ) -> None:
+        super().__init__(brings_increment=settings.compression.is_lossy)
         self._check, self._late = check, late
         self._round, self._block = round_index, block
         self._limit_s = settings.straggler_timeout_s
@@ -87,7 +88,7 @@ class PendingExchange(Exchange):
         self._prepared.abort()
 
     @override
-    def wait(self) -> Tensor:
+    def _received(self) -> Tensor:
         # In slices, so that a lost peer, Ctrl-C and SIGTERM are seen at once and not when gloo gives up.
         place = f"round {self._round}, block {self._block!r}"
         patience = Patience(self._limit_s, lambda: f"{place}: {self._late()}")
@@ -108,7 +109,8 @@ class PendingExchange(Exchange):
     @property
     @override
     def facts(self) -> ExchangeFacts:
-        assert self._facts is not None, "the facts are complete only after wait() has returned"
+        if self._facts is None:
+            raise CallOrderError("the facts are complete only after wait() has returned")
         return self._facts
 
 

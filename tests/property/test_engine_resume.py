@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.federation import snapshot
 from lightning_parablock.settings import (
     Compression,
     Int4,
@@ -96,7 +97,7 @@ class Site:
     def saved(self) -> bytes:
         """A checkpoint: W, the engine's state as seen while W is shown, and the optimizer's."""
         replaced = self.engine.show_committed()
-        content: dict[str, Any] = {"W": self.model.state_dict(), "engine": self.engine.state(replaced)}
+        content: dict[str, Any] = {"W": self.model.state_dict(), "engine": snapshot.state_of(self.engine, replaced)}
         content["optimizer"] = None if self.optimizer is None else self.optimizer.state_dict()
         buffer = io.BytesIO()
         torch.save(content, buffer)
@@ -111,7 +112,7 @@ class Site:
                 parameter.fill_(7.0)  # nothing may come from here
         self.model.load_state_dict(content["W"])
         self._build()
-        self.engine.restore(content["engine"])
+        snapshot.restore(self.engine, content["engine"])
         if content["optimizer"] is not None:
             self.optimizer = self._fresh_optimizer()
             self.optimizer.load_state_dict(content["optimizer"])

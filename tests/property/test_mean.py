@@ -29,7 +29,7 @@ def test_the_order_in_which_clients_come_changes_no_bit(weights: list[int], seed
     for order in (range(len(weights)), random.sample(range(len(weights)), len(weights))):  # type: ignore[attr-defined]
         transport = LoopbackTransport(ServerShard(ServerSGD(), [torch.zeros(50)]))
         uploads = {client: Upload(deltas[client], weights[client]) for client in order}
-        results.append(transport.submit(0, 0, uploads, sorted(uploads)).wait())
+        results.append(transport.submit(0, 0, uploads, sorted(uploads)).wait(lambda: torch.zeros(50)))
     assert torch.equal(*results)
 
 

@@ -154,8 +154,8 @@ def test_a_block_keeps_its_norm_where_no_client_has_a_new_one() -> None:
     task = poisoned_task(mlp_task(), *poisoned)
     engine, model = engine_for(task, settings_for(block_order="importance", delay_steps=0))
     run_rounds(engine, task, model, adamw_default, TOTAL_STEPS)
-    assert engine._norms.keys() == set(range(len(engine.flat.blocks)))
-    assert all(norm > 0 for norm in engine._norms.values())
+    assert engine.norms.keys() == set(range(len(engine.flat.blocks)))
+    assert all(norm > 0 for norm in engine.norms.values())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

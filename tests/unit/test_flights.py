@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_parablock.federation.flights import Flight, Turn
+from lightning_parablock.federation.flights import Flight, TurnFacts
 from lightning_parablock.transport.base import Exchange, ExchangeFacts
 from tests.support.engine import check_times
 
@@ -18,9 +18,10 @@ class Landed(Exchange):
     """Ready and over at these times, in seconds after START_S."""
 
     def __init__(self, ready_s: float, end_s: float) -> None:
+        super().__init__(brings_increment=False)
         self._facts = ExchangeFacts(START_S, START_S + ready_s, START_S + end_s, 0, 0)
 
-    def wait(self) -> Tensor:
+    def _received(self) -> Tensor:
         return torch.zeros(1)
 
     @property
@@ -29,7 +30,7 @@ class Landed(Exchange):
 
 
 def flight_of(exchanges: list[tuple[float, float]], waits: list[tuple[float, float]], clients: int = 1) -> Flight:
-    turns = {client: Turn(START_S - 9, client % len(exchanges), 4, START_S) for client in range(clients)}
+    turns = {client: TurnFacts(START_S - 9, client % len(exchanges), 4, START_S) for client in range(clients)}
     flight = Flight({}, {}, turns, {block: Landed(*times) for block, times in enumerate(exchanges)})
     flight.waits_s = [(START_S + from_s, START_S + until_s) for from_s, until_s in waits]
     return flight

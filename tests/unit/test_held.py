@@ -39,7 +39,7 @@ def test_at_the_start_the_model_is_w_and_nothing_is_stored() -> None:
     model, flat = three_blocks()
     before = weights(model)
     client = Client(0, [0, 0, 0])
-    held = HeldModel(flat, [client], "local")
+    held = HeldModel(flat, "local")
     held.show_all(client)
     assert all(torch.equal(held.committed(client, b), flat.pack(b)) for b in range(3))
     assert_same_bits(weights(model), before)
@@ -49,7 +49,7 @@ def test_at_the_start_the_model_is_w_and_nothing_is_stored() -> None:
 def test_a_trained_block_keeps_w_beside_it_and_gives_it_up_when_it_is_committed() -> None:
     _, flat = three_blocks()
     client = Client(0, [0, 0, 0])
-    held = HeldModel(flat, [client], "local")
+    held = HeldModel(flat, "local")
     w = flat.pack(1)
     start = held.begin_training(client, 1)
     assert torch.equal(start, w)
@@ -62,6 +62,7 @@ def test_a_trained_block_keeps_w_beside_it_and_gives_it_up_when_it_is_committed(
     assert torch.equal(flat.pack(1), w + ((w + 1) - w))
     assert stored(held) == {1: 1}
     client.merge(0, [0, 1, 0])
+    held.release([client.versions])
     held.add_version(1, 1, w + 2)
     held.show(client, 1)
     assert torch.equal(flat.pack(1), w + 2)
@@ -71,9 +72,10 @@ def test_a_trained_block_keeps_w_beside_it_and_gives_it_up_when_it_is_committed(
 def test_two_clients_at_different_versions_see_their_own() -> None:
     _, flat = three_blocks()
     first, second = Client(0, [0, 0, 0]), Client(1, [0, 0, 0])
-    held = HeldModel(flat, [first, second], "local")
+    held = HeldModel(flat, "local")
     w = flat.pack(0)
     first.merge(0, [1, 0, 0])
+    held.release([first.versions, second.versions])
     held.add_version(0, 1, w + 5)
     for client, expected in ((first, w + 5), (second, w), (first, w + 5)):
         held.show(client, 0)
@@ -81,6 +83,7 @@ def test_two_clients_at_different_versions_see_their_own() -> None:
         assert torch.equal(held.committed(client, 0), expected)
     assert stored(held) == {0: 1}
     second.merge(0, [1, 0, 0])
+    held.release([first.versions, second.versions])
     held.show(second, 0)
     assert torch.equal(flat.pack(0), w + 5)
     assert stored(held) == {}
@@ -89,7 +92,7 @@ def test_two_clients_at_different_versions_see_their_own() -> None:
 def test_showing_w_and_undoing_it_leaves_no_trace() -> None:
     model, flat = three_blocks()
     client = Client(0, [0, 0, 0])
-    held = HeldModel(flat, [client], "local")
+    held = HeldModel(flat, "local")
     w = [flat.pack(b) for b in range(3)]
     held.begin_training(client, 2)
     flat.unpack(2, w[2] * 3)
@@ -106,7 +109,7 @@ def test_showing_w_and_undoing_it_leaves_no_trace() -> None:
 def test_shift_moves_what_is_being_trained() -> None:
     _, flat = three_blocks()
     client = Client(0, [0, 0, 0])
-    held = HeldModel(flat, [client], "local")
+    held = HeldModel(flat, "local")
     start = held.begin_training(client, 0)
     flat.unpack(0, start * 2)
     held.shift(0, torch.full_like(start, 0.25))
