@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from lightning_parablock.federation.cohorts import hosted_clients, turns_of_a_round
 from lightning_parablock.planning.traffic import message_bytes
-from lightning_parablock.server.shard import moments
+from lightning_parablock.server.arithmetic import moments
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.chunks import SEND_WINDOW, WINDOW, chunks_of, shard_bounds
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_parablock.codecs.feedback import Residual
+from lightning_parablock.codecs.feedback import Coder, Residual
+from lightning_parablock.server.aggregation import Received
 from lightning_parablock.server.shard import ServerShard, StatePiece
 
 
@@ -28,6 +29,10 @@ class Upload:
     weight: int = 1
     residual: Residual | None = None
     gradient_norm: float = 0.0
+
+    def received_here(self, part: slice, coder: Coder) -> Received:
+        """What a server on this rank gets of a part of the block: the same bits as from a message."""
+        return Received(self.weight, self.gradient_norm, lambda: coder.as_received(self.delta, self.residual, part))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch import Tensor
 from lightning_parablock.codecs.feedback import Coder
 from lightning_parablock.errors import ProtocolError
 from lightning_parablock.membership.membership import Membership
-from lightning_parablock.server.shard import ServerShard, mean_norm
+from lightning_parablock.server.aggregation import MeanAggregator, Received
+from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport import chunks
 from lightning_parablock.transport.base import ExchangeFacts, Upload
@@ -28,19 +29,27 @@ Arrived = Sequence[tuple[Expected, Tensor]]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an exchange takes place: what all exchanges of a run share."""
+class ExchangeContext:
+    """What all exchanges of a run share.
+
+    Attributes:
+        members: The ranks.
+        settings: Topology and chunk size.
+        server: This rank's shard of the server.
+        aggregator: Used by the thread that serves, and by no other.
+    """
 
     members: Membership
     settings: Settings
     server: ServerShard
+    aggregator: MeanAggregator
 
 
 class ExchangeSteps:
     """One exchange on one rank.
 
     Args:
-        place: See there.
+        context: What it shares with the others.
         round_index: Number of the round.
         block: Index of the block.
         uploads: By client id, those of this rank.
@@ -52,14 +61,15 @@ class ExchangeSteps:
 
     def __init__(
         self,
-        place: Place,
+        context: ExchangeContext,
         round_index: int,
         block: int,
         uploads: Mapping[int, Upload],
         cohort: Sequence[int],
         commit: Tensor,
     ) -> None:
-        self._members, self._settings, self._server = place.members, place.settings, place.server
+        self._members, self._settings, self._server = context.members, context.settings, context.server
+        self._aggregator = context.aggregator
         self._round, self._block = round_index, block
         self._uploads, self._cohort = dict(sorted(uploads.items())), frozenset(cohort)
         self.commit = commit
@@ -129,34 +139,25 @@ class ExchangeSteps:
 
     def serve(self, step: int, arrived: Arrived, message: Tensor, coder: Coder) -> None:
         """Sum the deltas of a chunk, commit it, and fill in the message for the other ranks."""
-        remote: dict[int, tuple[Header, Tensor]] = {}
+        part = self.part_served(step)
+        received = {client: upload.received_here(part, coder) for client, upload in self._uploads.items()}
         for expected, delta in arrived:
             header = self._opened(expected, delta)
-            remote[header.sender] = header, delta
+            received[header.sender] = _received(header, delta, part, coder)
         if step == 0:
             self._ready_s = time.time()
-        part = self.part_served(step)
-        clients = sorted([*remote, *self._uploads])
-        told = [remote[c][0] if c in remote else self._uploads[c] for c in clients]
-        weights = [said.weight for said in told]
-        self._gradient_norm = mean_norm([said.gradient_norm for said in told], weights)
-        deltas = (self._delta_of(client, remote, part, coder) for client in clients)
+        aggregate = self._aggregator.aggregate(received, part.stop - part.start)
+        self._gradient_norm = aggregate.gradient_norm
         within = slice(part.start - self._mine.start, part.stop - self._mine.start)
         body = payload(message)
         on_host = torch.empty_like(body, device="cpu") if body.is_cuda else body
-        self.commit[part] = self._server.commit(self._round, self._block, within, deltas, weights, on_host)
+        self.commit[part] = self._server.commit(self._round, self._block, within, aggregate.mean, on_host)
         if body.is_cuda:
             body.copy_(on_host)
         since_ready_us = max(0, int(1e6 * (time.time() - self._ready_s)))
         said = {"since_ready_us": since_ready_us, "gradient_norm": self._gradient_norm}
         chunks.seal(message, self._header(Kind.COMMIT, self._members.rank, part, message, **said))
         self._sent_bytes[Kind.COMMIT] += message.numel() * len(self._members.peers)
-
-    def _delta_of(self, client: int, remote: Mapping[int, tuple[Header, Tensor]], part: slice, coder: Coder) -> Tensor:
-        if client in remote:
-            return coder.decode(payload(remote[client][1]), part.stop - part.start).cpu()
-        upload = self._uploads[client]
-        return coder.as_received(upload.delta, upload.residual, part)
 
     # --- collect ------------------------------------------------------------------------------------------------------
 
@@ -200,3 +201,10 @@ class ExchangeSteps:
             return chunks.unseal(message, expected.header)
         except ProtocolError as error:
             raise ProtocolError(f"from {self._members.describe(expected.rank)}: {error}") from error
+
+
+def _received(header: Header, message: Tensor, part: slice, coder: Coder) -> Received:
+    """What a message brings of a client's delta."""
+    return Received(
+        header.weight, header.gradient_norm, lambda: coder.decode(payload(message), part.stop - part.start).cpu()
+    )

@@ -10,7 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.codecs.feedback import Coder
-from lightning_parablock.server.shard import ServerShard, mean_norm
+from lightning_parablock.server.aggregation import MeanAggregator
+from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.transport.base import Exchange, ExchangeFacts, Transport, Upload
 
 
@@ -36,21 +37,19 @@ class LoopbackTransport(Transport):
     def __init__(self, server: ServerShard) -> None:
         super().__init__(server)
         self._coder = Coder(server.compression)
+        self._aggregator = MeanAggregator()
 
     @override
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:
         start_s = time.time()
         self._server.begin(round_index, block)
-        ordered = [uploads[client] for client in cohort]
         whole = slice(0, self._server.values[block].numel())
-        deltas = (self._coder.as_received(upload.delta, upload.residual, whole) for upload in ordered)
+        received = {client: uploads[client].received_here(whole, self._coder) for client in cohort}
+        aggregate = self._aggregator.aggregate(received, whole.stop)
         unsent = torch.empty(self._coder.codec.payload_bytes(whole.stop), dtype=torch.uint8)
-        weights = [upload.weight for upload in ordered]
-        commit = self._server.commit(round_index, block, whole, deltas, weights, unsent)
-        norm = mean_norm([upload.gradient_norm for upload in ordered], weights)
-        return _Done(
-            commit.to(ordered[0].delta.device, copy=True), start_s, norm, brings_increment=self._coder.is_lossy
-        )
+        commit = self._server.commit(round_index, block, whole, aggregate.mean, unsent)
+        own = commit.to(uploads[cohort[0]].delta.device, copy=True)
+        return _Done(own, start_s, aggregate.gradient_norm, brings_increment=self._coder.is_lossy)
 
     @override
     def check(self, round_index: int, block: int) -> None:

@@ -23,10 +23,11 @@ from lightning_parablock.blocks.partition import Block
 from lightning_parablock.errors import PeerError
 from lightning_parablock.membership.membership import Membership
 from lightning_parablock.membership.watch import Watch
+from lightning_parablock.server.aggregation import MeanAggregator
 from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Exchange, Transport, Upload
-from lightning_parablock.transport.exchange_steps import ExchangeSteps, Place
+from lightning_parablock.transport.exchange_steps import ExchangeContext, ExchangeSteps
 from lightning_parablock.transport.lanes import LOCKSTEP, STREAMING, Lane, Means
 from lightning_parablock.transport.pacing import Pacer
 from lightning_parablock.transport.pending import CommunicationThread, PendingExchange
@@ -66,6 +67,7 @@ class TorchDistributedTransport(Transport):
         super().__init__(server)
         self._membership, self._watch = membership, watch
         self._settings, self._blocks = settings, blocks
+        self._context = ExchangeContext(membership, settings, server, MeanAggregator())
         self._side = side_of(device)
         self._wire = self._open_wire(device, backend)
         means = Means(
@@ -84,9 +86,8 @@ class TorchDistributedTransport(Transport):
 
     @override
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:
-        place = Place(self._membership, self._settings, self.server)
         commit = torch.empty(self._blocks[block].numel, dtype=torch.float32, device=self._wire.device)
-        steps = ExchangeSteps(place, round_index, block, uploads, cohort, commit)
+        steps = ExchangeSteps(self._context, round_index, block, uploads, cohort, commit)
         pending = PendingExchange(
             lambda: self.check(round_index, block),
             lambda: self._late(round_index),

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_parablock.server.shard import ServerShard, mean_norm, weighted_mean
+from lightning_parablock.server.aggregation import mean_norm, weighted_mean
+from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import ServerSGD
 from lightning_parablock.transport.base import Upload
 from lightning_parablock.transport.loopback import LoopbackTransport

@@ -14,7 +14,7 @@ import torch
 from lightning_parablock.blocks.flat import FlatBlocks, is_finite
 from lightning_parablock.errors import NonFiniteError
 from lightning_parablock.federation.schedule import block_of_round
-from lightning_parablock.server.shard import mean_norm
+from lightning_parablock.server.aggregation import mean_norm
 from lightning_parablock.settings import (
     BF16,
     Int8,

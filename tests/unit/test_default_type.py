@@ -7,6 +7,7 @@ import torch
 
 from lightning_parablock.codecs.codec import codec_of
 from lightning_parablock.codecs.feedback import Coder, Residuals
+from lightning_parablock.server.aggregation import MeanAggregator, Received
 from lightning_parablock.settings import BF16, Compression, Int4, Int8, NoCompression, ServerNesterov, TopK
 from tests.unit.test_server import ServerShard, vectors
 
@@ -18,9 +19,9 @@ def test_an_exchange_computes_in_float32_whatever_the_default_is(compression: Co
         server = ServerShard(ServerNesterov(), [start.clone()], compression=compression)
         payload = torch.empty(codec_of(compression).payload_bytes(40), dtype=torch.uint8)
         residual = residuals.begin(0, 0, 0, 40) if compression.is_lossy else None
-        received = coder.as_received(delta, residual, slice(0, 40))
+        received = Received(1, 0.0, lambda: coder.as_received(delta, residual, slice(0, 40)))
         server.begin(0, 0)
-        server.commit(0, 0, slice(0, 40), [received], [1], payload)
+        server.commit(0, 0, slice(0, 40), MeanAggregator().aggregate({0: received}, 40).mean, payload)
         return [server.values[0], payload, *(piece.values for piece in server.state())]
 
     start, delta = vectors(2, seed=3)

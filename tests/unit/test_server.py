@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_parablock.codecs.codec import codec_of
-from lightning_parablock.server.shard import ServerShard, weighted_mean
+from lightning_parablock.server.aggregation import weighted_mean
+from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import (
     BF16,
     Compression,
@@ -50,7 +51,7 @@ def commit(
 ) -> Tensor:
     """Commit, and look at what the clients are sent."""
     payload = torch.zeros(4 * (part.stop - part.start), dtype=torch.uint8)
-    value = server.commit(round_index, block, part, deltas, weights, payload)
+    value = server.commit(round_index, block, part, mean_of(deltas, weights), payload)
     assert torch.equal(payload.view(torch.float32), value)
     return value
 
@@ -206,7 +207,7 @@ def send(server: ServerShard, part: slice, deltas: Sequence[Tensor]) -> Tensor:
     """What a client reads from the commit's payload; it must be what the server itself has used."""
     codec, scalars = codec_of(server.compression), part.stop - part.start
     payload = torch.empty(codec.payload_bytes(scalars), dtype=torch.uint8)
-    used = server.commit(0, 0, part, deltas, [1] * len(deltas), payload).clone()
+    used = server.commit(0, 0, part, mean_of(deltas, [1] * len(deltas)), payload).clone()
     received = torch.empty(scalars)
     codec.decode(payload, received)
     assert torch.equal(received, used)
