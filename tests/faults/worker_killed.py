@@ -16,7 +16,7 @@ from lightning.pytorch import Callback
 
 from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.checkpointing import resumed, sidecars
-from tests.strategy.worker_resume import K, Net, loaders, trainer_for
+from tests.strategy.scenarios.resume import K, Net, loaders, trainer_for
 
 PATH = Path(os.environ["SCRATCH"], "run.ckpt")
 SAVE_EVERY_STEPS = 3

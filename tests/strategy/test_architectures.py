@@ -1,21 +1,13 @@
-"""Every kind of architecture under the strategy: the scenarios of worker_architectures.py, one launch for all."""
+"""Every kind of architecture under the strategy: the scenarios of scenarios/architectures.py, one launch for all."""
 
 from __future__ import annotations
 
-import pytest
+from tests.support.ranks import Ranks, each_of, ranks_of
 
-from tests.architectures import ARCHITECTURES
-from tests.support.launch import run_ranks
-
-SCENARIOS = [*ARCHITECTURES, "T5, two blocks", "adapters alone travel"]
+SUITE = "tests.strategy.scenarios.architectures"
+ranks = ranks_of(SUITE)
 
 
-@pytest.fixture(scope="module")
-def outputs() -> list[str]:
-    return run_ranks(2, ["-m", "tests.strategy.worker_architectures"])
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_it_holds_on_every_rank(outputs: list[str], scenario: str) -> None:
-    for output in outputs:
-        assert f"HOLDS {scenario}" in output.splitlines()
+@each_of(SUITE)
+def test_it_holds_on_every_rank(ranks: Ranks, scenario: str) -> None:
+    ranks.run(scenario)

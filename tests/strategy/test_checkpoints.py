@@ -1,4 +1,4 @@
-"""What checkpoints are, and what becomes of damaged, moved and foreign ones: the scenarios of worker_checkpoints.py."""
+"""What checkpoints are, and what becomes of damaged, moved and foreign ones: scenarios/checkpoints.py."""
 
 from __future__ import annotations
 
@@ -8,56 +8,24 @@ from pathlib import Path
 import pytest
 
 from tests.support.launch import run_ranks
+from tests.support.ranks import Ranks, alone, each_of, ranks_of, started
 
-SCENARIOS = [
-    "ordinary",
-    "torn",
-    "missing",
-    "foreign",
-    "mixed",
-    "different steps",
-    "alone",
-    "names",
-    "own metric",
-    "looked for",
-    "damaged",
-    "settings",
-    "blocks",
-    "strategy",
-    "nowhere",
-    "disks",
-    "twice",
-    "link",
-    "full",
-    "whole",
-    "finished",
-    "together",
-    "folder",
-    "last committed",
-]
-WORKER = ["-m", "tests.strategy.worker_checkpoints"]
+SUITE = "tests.strategy.scenarios.checkpoints"
+ranks = ranks_of(SUITE)
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("checkpoints")))
-        return run_ranks(2, [*WORKER, "FILES"])
+@each_of(SUITE, but=("saved", "went on"))
+def test_it_holds_on_every_rank(ranks: Ranks, scenario: str) -> None:
+    ranks.run(scenario)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_it_holds_on_every_rank(outputs: list[str], scenario: str) -> None:
-    for output in outputs:
-        assert f"HOLDS {scenario}" in output.splitlines()
-
-
-def test_other_numbers_of_ranks_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SCRATCH", str(tmp_path))
-    run_ranks(2, [*WORKER, "SAVE"])
+def test_other_numbers_of_ranks_go_on(tmp_path: Path) -> None:
+    with started(SUITE, 2, tmp_path) as two:
+        two.run("saved")
     for n_ranks in (1, 3):
-        for output in run_ranks(n_ranks, [*WORKER, "GO_ON"]):
-            assert "HOLDS went on" in output.splitlines()
-            assert f"was saved by 2 clients, and {n_ranks} go on" in output
+        with started(SUITE, n_ranks, tmp_path) as others:
+            for output in others.run("went on"):
+                assert f"was saved by 2 clients, and {n_ranks} go on" in output
 
 
 def test_the_finished_model_survives_the_loss_of_the_first_rank(
@@ -65,7 +33,7 @@ def test_the_finished_model_survives_the_loss_of_the_first_rank(
 ) -> None:
     """Killed when all is merged, before the clients have compared their weights."""
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    killed, left = run_ranks(2, [*WORKER, "KILLED"], expect_code=None)
+    killed, left = run_ranks(2, alone(SUITE, "killed"), expect_code=None)
     assert "HOLDS" not in killed
     assert "HOLDS the finished model is on the disk" in left.splitlines()
     assert re.search(r"PeerLostError: after the last of \d+ rounds: client 0 .* no need to train again", left), left

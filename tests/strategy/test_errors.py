@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.launch import run_ranks
+from tests.support.ranks import Ranks, alone, ranks_of
 
 REFUSALS = {
     "settings": r"local_steps differs between clients: client 0 .* has 4; client 1 .* has 5",
@@ -34,37 +35,34 @@ REFUSALS = {
 }
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder: Path = tmp_path_factory.mktemp("errors")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SCRATCH", str(folder))
-        return run_ranks(2, ["-m", "tests.strategy.worker_errors"])
+SUITE = "tests.strategy.scenarios.errors"
+ENDINGS = "tests.strategy.scenarios.endings"
+ranks = ranks_of(SUITE)
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_bad_input_is_refused_on_every_rank_before_training(outputs: list[str], name: str) -> None:
-    for output in outputs:
+def test_bad_input_is_refused_on_every_rank_before_training(ranks: Ranks, name: str) -> None:
+    for output in ranks.run(name):
         (line,) = [line for line in output.splitlines() if line.startswith(f"REFUSED {name}: ")]
         assert re.search(REFUSALS[name], line), line
 
 
 def test_a_client_that_fails_ends_the_other_with_its_name_and_its_error() -> None:
-    survivor, failed = run_ranks(2, ["-m", "tests.strategy.worker_failing"], expect_code=None)
+    survivor, failed = run_ranks(2, alone(ENDINGS, "failing"), expect_code=None)
     assert "ZeroDivisionError: the data of this client are broken" in failed
     assert re.search(r"PeerLostError: round \d+, block .*: client 1 \(rank 1 on .*\) ended on an error", survivor)
     assert "the data of this client are broken" in survivor
 
 
 def test_a_client_whose_weights_differ_at_the_end_is_noticed_on_every_rank() -> None:
-    for output in run_ranks(2, ["-m", "tests.strategy.worker_diverging"], expect_code=None):
+    for output in run_ranks(2, alone(ENDINGS, "diverging"), expect_code=None):
         assert re.search(r"DivergenceError: after the last exchange .*client 0 .*: '\w{12}', 'client 1 ", output)
         assert "fitted" not in output
 
 
 def test_one_that_fails_behind_its_training_fails_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    outputs = run_ranks(2, ["-m", "tests.strategy.worker_endings"], expect_code=3)
+    outputs = run_ranks(2, alone(ENDINGS, "every case"), expect_code=3)
     survivor, failed = (dict(re.findall(r"^(?:RAISED|FINISHED) (\S+?)(?:: (.*))?$", o, re.M)) for o in outputs)
     for hook in ("on_train_end", "on_fit_end", "teardown"):
         assert failed[hook] == "ZeroDivisionError: client 1 is broken"

@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.errors import ConfigurationError
-from tests.support.launch import run_ranks
 from tests.support.lightning_run import TaskModule, expected_weights, fit, loader_of, patterns_of, trainer_for
+from tests.support.ranks import Ranks, ranks_of
 from tests.tasks import (
     Task,
     adamw_default,
@@ -244,26 +244,24 @@ ON_TWO = [
 ]
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("odd")))
-        return run_ranks(2, ["-m", "tests.strategy.worker_odd_steps"])
+SUITE = "tests.strategy.scenarios.odd_steps"
+ranks = ranks_of(SUITE)
 
 
 @pytest.mark.parametrize("name", ON_TWO)
-def test_one_of_two_clients(outputs: list[str], name: str) -> None:
-    for output in outputs:
-        assert f"HOLDS {name}" in output.splitlines()
+def test_one_of_two_clients(ranks: Ranks, name: str) -> None:
+    ranks.run(name)
 
 
-def test_a_skipped_client_is_named_on_its_own_rank(outputs: list[str]) -> None:
+def test_a_skipped_client_is_named_on_its_own_rank(ranks: Ranks) -> None:
+    outputs = ranks.run_all()
     pattern = r"round \d+, block .*: the delta of client 1 \(rank 1 on .*\) contains NaN or infinity: it has no weight"
     said = [re.findall(pattern, output) for output in outputs]
     assert [len(lines) for lines in said] == [0, 6]  # three fits, two rounds each
 
 
-def test_a_client_that_stops_is_named_on_every_rank(outputs: list[str]) -> None:
+def test_a_client_that_stops_is_named_on_every_rank(ranks: Ranks) -> None:
+    outputs = ranks.run("stopped")
     named = r"round 1, block .*: the delta of client 1 \(rank 1 on .*\) contains NaN or infinity; look for a loss"
     for output, kind in zip(outputs, ("PeerLostError", "NonFiniteError"), strict=True):
         (line,) = [line for line in output.splitlines() if line.startswith("STOPPED ")]

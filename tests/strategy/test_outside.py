@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +16,8 @@ from lightning_parablock.training.outside import OutsideParameters
 from tests.strategy.test_turns_alone import K as TURN_STEPS
 from tests.strategy.test_turns_alone import Net
 from tests.strategy.test_turns_alone import fit as fit_turns
-from tests.support.launch import run_ranks
 from tests.support.lightning_run import TaskModule, expected_weights, fit, patterns_of
+from tests.support.ranks import Ranks, ranks_of
 from tests.tasks import adamw_default, assert_same_bits, mlp_task, poisoned_task
 
 K, STEPS = 4, 14
@@ -134,23 +133,17 @@ def test_clients_that_take_turns_cannot_share_a_frozen_parameter_that_changes() 
 ON_TWO = ["local", "average", "resumed", "resumed, average", "a hook that writes into a block"]
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    folder: Path = tmp_path_factory.mktemp("outside")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SCRATCH", str(folder))
-        return run_ranks(2, ["-m", "tests.strategy.worker_outside"])
+SUITE = "tests.strategy.scenarios.outside"
+ranks = ranks_of(SUITE)
 
 
 @pytest.mark.parametrize("name", ON_TWO)
-def test_two_clients_with_teachers(outputs: list[str], name: str) -> None:
-    for output in outputs:
-        assert f"HOLDS {name}" in output.splitlines()
+def test_two_clients_with_teachers(ranks: Ranks, name: str) -> None:
+    ranks.run(name)
 
 
-def test_it_is_said_once_a_fit(outputs: list[str]) -> None:
-    for output in outputs:
-        before = output[: output.index("HOLDS local")]
+def test_it_is_said_once_a_fit(ranks: Ranks) -> None:
+    for before in ranks.run("local"):
         pattern = r"the frozen parameter teacher\.0\.weight and \d more is changed .*: each client keeps its own"
         assert len(re.findall(pattern, before)) == 1
         assert "checkpoints have the first client's" in before

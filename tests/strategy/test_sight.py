@@ -1,4 +1,4 @@
-"""Sight of each client on real processes: the scenarios of worker_sight.py, and the command line's --shared."""
+"""Sight of each client on real processes: the scenarios of scenarios/sight.py, and the command line's --shared."""
 
 from __future__ import annotations
 
@@ -11,35 +11,21 @@ import pytest
 
 from tests.strategy.test_cli_run import FIT, manifest_of
 from tests.support.launch import run_ranks
+from tests.support.ranks import Ranks, alone, each_of, ranks_of
 
-SCENARIOS = [
-    "figures equal those computed alone",
-    "aggregates",
-    "nothing",
-    "uneven clients",
-    "no bit",
-    "agreement",
-    "labels of their own",
-]
+SUITE = "tests.strategy.scenarios.sight"
+ranks = ranks_of(SUITE)
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("sight")))
-        return run_ranks(2, ["-m", "tests.strategy.worker_sight"])
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_it_holds_on_every_rank(outputs: list[str], scenario: str) -> None:
-    for output in outputs:
-        assert f"HOLDS {scenario}" in output.splitlines()
+@each_of(SUITE)
+def test_it_holds_on_every_rank(ranks: Ranks, scenario: str) -> None:
+    ranks.run(scenario)
 
 
 @pytest.mark.parametrize("shared", ["clients", "aggregates"])
 def test_nobody_waits_for_a_client_that_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: str) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    survivor, _ = run_ranks(2, ["-m", "tests.strategy.worker_sight", shared], expect_code=None)
+    survivor, _ = run_ranks(2, alone(SUITE, shared), expect_code=None)
     assert re.search(r"PeerLostError: round 0, block .*: client 1 \(rank 1 on .*\) ended on an error", survivor)
     assert "this client is broken" in survivor and "nobody noticed" not in survivor
 

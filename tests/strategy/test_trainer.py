@@ -1,4 +1,4 @@
-"""What the Trainer offers, option by option: the scenarios of worker_trainer.py, one launch for all of them."""
+"""What the Trainer offers, option by option: the scenarios of scenarios/trainer.py, one launch for all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import re
 import pytest
 from lightning.pytorch import Trainer
 
-from tests.support.launch import ROOT, run_ranks
+from tests.support.launch import ROOT
+from tests.support.ranks import Ranks, ranks_of
 
 SAME_BITS = [
     "no validation",
@@ -86,36 +87,29 @@ REFUSED = {
 }
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SCRATCH", str(tmp_path_factory.mktemp("trainer")))
-        return run_ranks(2, ["-m", "tests.strategy.worker_trainer"])
+SUITE = "tests.strategy.scenarios.trainer"
+ranks = ranks_of(SUITE)
 
 
 @pytest.mark.parametrize("name", SAME_BITS)
-def test_it_changes_no_bit_of_the_weights(outputs: list[str], name: str) -> None:
-    for output in outputs:
-        assert f"HOLDS {name}" in output.splitlines()
+def test_it_changes_no_bit_of_the_weights(ranks: Ranks, name: str) -> None:
+    ranks.run(name)
 
 
 @pytest.mark.parametrize("name", AS_THE_ORACLE)
-def test_it_changes_the_training_as_it_changes_the_oracle(outputs: list[str], name: str) -> None:
-    for output in outputs:
-        assert f"HOLDS {name}" in output.splitlines()
+def test_it_changes_the_training_as_it_changes_the_oracle(ranks: Ranks, name: str) -> None:
+    ranks.run(name)
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_it_holds_on_every_rank(outputs: list[str], name: str) -> None:
-    for output in outputs:
-        assert f"HOLDS {name}" in output.splitlines()
+def test_it_holds_on_every_rank(ranks: Ranks, name: str) -> None:
+    ranks.run(name)
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_it_is_refused_on_every_rank_before_training(outputs: list[str], name: str) -> None:
-    for output in outputs:
-        lines = output.splitlines()
-        said = [line for line in lines[: lines.index(f"HOLDS {name}")] if line.startswith("REFUSED ")][-1]
+def test_it_is_refused_on_every_rank_before_training(ranks: Ranks, name: str) -> None:
+    for output in ranks.run(name):
+        said = [line for line in output.splitlines() if line.startswith("REFUSED ")][-1]
         assert re.search(REFUSED[name], said), said
 
 
@@ -126,5 +120,6 @@ def test_the_page_lists_every_argument_of_the_trainer() -> None:
     assert sorted(name for name in arguments if not re.search(rf"`{name}\b", page)) == []
 
 
-def test_print_of_a_module_is_rank_0s(outputs: list[str]) -> None:
+def test_print_of_a_module_is_rank_0s(ranks: Ranks) -> None:
+    outputs = ranks.run("all_gather, print, torchmetrics")
     assert ["printed once" in output for output in outputs] == [True, False]

@@ -8,36 +8,19 @@ from pathlib import Path
 import pytest
 
 from tests.support.launch import run_ranks
+from tests.support.ranks import Ranks, alone, each_of, ranks_of
 
-SCENARIOS = [
-    "streams of unknown lengths",
-    "streams and limits",
-    "a length on one client only",
-    "short last batches",
-    "several loaders",
-    "clients that go on",
-    "going on with accumulation",
-    "weights by samples",
-    "weights by what the module counts",
-    "several loaders cannot go on",
-    "workers that stay",
-    "loaders are shortened anew",
-    "means over all samples",
-    "meeting in uneven validation",
-    "no data",
-]
 ENDED = r"PeerError: round \d+, block .*: client 1 \(rank 1 on .*\) ended its training after 2 rounds, by itself"
 
 
-@pytest.fixture(scope="module")
-def outputs() -> list[str]:
-    return run_ranks(2, ["-m", "tests.strategy.worker_uneven"])
+SUITE = "tests.strategy.scenarios.uneven"
+ALONE = "tests.strategy.scenarios.alone"
+ranks = ranks_of(SUITE)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-def test_it_holds_on_every_rank(outputs: list[str], scenario: str) -> None:
-    for output in outputs:
-        assert f"HOLDS {scenario}" in output.splitlines()
+@each_of(SUITE)
+def test_it_holds_on_every_rank(ranks: Ranks, scenario: str) -> None:
+    ranks.run(scenario)
 
 
 @pytest.mark.parametrize("how", ["stops", "stops before validation"])
@@ -45,7 +28,7 @@ def test_a_client_that_stops_alone_is_named_by_the_others(
     how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    outputs = run_ranks(2, ["-m", "tests.strategy.worker_alone", how], expect_code=None)
+    outputs = run_ranks(2, alone(ALONE, how), expect_code=None)
     for output in outputs:
         assert re.search(ENDED, output)
         assert "fitted" not in output
@@ -55,13 +38,13 @@ def test_a_client_that_stops_into_another_collective_is_named_by_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    for output in run_ranks(2, ["-m", "tests.strategy.worker_alone", "stops into a reduce"], expect_code=1):
+    for output in run_ranks(2, alone(ALONE, "stops into a reduce"), expect_code=1):
         assert re.search(r"PeerError: .*client 1 \(rank 1 on .*\) ended its training after 1 rounds, by itself", output)
 
 
 def test_clients_in_different_collectives_are_named_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    outputs = run_ranks(2, ["-m", "tests.strategy.worker_alone", "logs alone"], expect_code=1)
+    outputs = run_ranks(2, alone(ALONE, "logs alone"), expect_code=1)
     for output in outputs:
         assert re.search(
             r"ProtocolError: round 1, block .*: the clients are in different collective operations: client 0 .* in "
@@ -72,7 +55,7 @@ def test_clients_in_different_collectives_are_named_with_them(tmp_path: Path, mo
 
 def test_a_client_that_is_alive_but_late_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    for output in run_ranks(2, ["-m", "tests.strategy.worker_alone", "is late"], expect_code=1):
+    for output in run_ranks(2, alone(ALONE, "is late"), expect_code=1):
         assert re.search(
             r"PeerTimeoutError: round 1, block .*: not finished after 3 s although every client is alive: client 1 "
             r"\(rank 1 on .*\) has not submitted round 1 \(it trains in round 1, its last step ended \d+ s ago",
@@ -84,7 +67,7 @@ def test_a_client_that_ends_between_two_fits_ends_the_next_meeting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    arguments = ["-m", "tests.strategy.worker_alone", "ends between two fits"]
+    arguments = alone(ALONE, "ends between two fits")
     first, other = run_ranks(2, arguments, expect_code=1)
     assert "PeerLostError: rank 0 (pid " in first and "one of them ended between two parts of the run" in first
     assert "ZeroDivisionError: client 1 is broken" in other
@@ -94,7 +77,7 @@ def test_a_flood_of_connections_ends_the_run_with_a_saved_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    flooded, other = run_ranks(2, ["-m", "tests.strategy.worker_alone", "is flooded"], expect_code=1)
+    flooded, other = run_ranks(2, alone(ALONE, "is flooded"), expect_code=1)
     said = (
         r"ResourceError: this process, client 0 \(rank 0 on .*\), cannot continue in round \d+: \d+ of 512 open files"
     )
@@ -109,14 +92,14 @@ def test_collectives_of_users_that_do_not_fit_end_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    outputs = run_ranks(2, ["-m", "tests.strategy.worker_alone", "gathers by itself"], expect_code=1)
+    outputs = run_ranks(2, alone(ALONE, "gathers by itself"), expect_code=1)
     said = r"ResourceError: this process, client \d \(rank \d on .*\), cannot continue in round 0: native code"
     assert re.search(said, outputs[0] + outputs[1])
 
 
 def test_saving_on_an_exception_waits_for_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    arguments = ["-m", "tests.strategy.worker_alone", "fails"]
+    arguments = alone(ALONE, "fails")
     survivor, failed = run_ranks(2, arguments, expect_code=None)
     assert "ZeroDivisionError: client 1 is broken" in failed
     assert re.search(r"PeerLostError: round \d+, block .* ended on an error of its own: ZeroDivisionError", survivor)
@@ -134,7 +117,7 @@ def test_a_meeting_in_steps_that_some_pass_by_is_refused_at_the_first(
     how: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCRATCH", str(tmp_path))
-    outputs = run_ranks(2, ["-m", "tests.strategy.worker_alone", how], expect_code=None)
+    outputs = run_ranks(2, alone(ALONE, how), expect_code=None)
     for output in outputs:
         assert re.search(r"ConfigurationError: a \w+ of all clients in training_step, where clients pass", output)
         assert f"({why}): some would wait for others that do not come" in output

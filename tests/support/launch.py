@@ -6,6 +6,7 @@ Most launches fork from a server that has made the imports, which cost each proc
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -22,8 +23,8 @@ from typing import Any, Protocol
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
-_FORKING = multiprocessing.get_context("forkserver")
-_FORKING.set_forkserver_preload(["tests.support.preloaded"])
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["tests.support.preloaded"])
 LIMIT_S = 600.0
 """Bounds a hang on a busy machine; the longest launch takes a minute or two on an idle one."""
 
@@ -59,7 +60,7 @@ class Rank(Protocol):
     def code(self) -> int | None:
         """Its exit code; None while it runs."""
 
-    def end(self) -> None:
+    def end(self) -> object:
         """Kill it, if it still runs, and collect it."""
 
 
@@ -90,22 +91,39 @@ def _start_server() -> None:
         forkserver.ensure_running()
 
 
-class _Fork:
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+class Fork:
+    """A rank that is forked: it calls ``work``, with this environment, and its output goes to ``log``."""
+
+    def __init__(self, work: Callable[[], None], environment: Mapping[str, str], log: Path) -> None:
         _start_server()
-        self._process = _FORKING.Process(target=_run_forked, args=(list(arguments), dict(environment), log))
+        log.touch()
+        self._process = context.Process(target=_run_forked, args=(work, dict(environment), log))
         self._process.start()
 
     def code(self) -> int | None:
+        """Its exit code; None while it runs."""
         return self._process.exitcode
 
-    def end(self) -> None:
+    def end(self) -> int | None:
+        """Kill it, if it still runs, collect it, and return its exit code."""
         self._process.kill()
         self._process.join()
+        return self._process.exitcode
+
+    def signal(self, signum: int) -> None:
+        """Send it a signal."""
+        assert self._process.pid is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, signum)
+
+    @property
+    def sentinel(self) -> int:
+        """A descriptor that is ready to read when the rank has ended."""
+        return self._process.sentinel
 
 
-def _run_forked(arguments: list[str], environment: dict[str, str], log: Path) -> None:
-    """Make a child of the fork server what ``python -m module ...`` with this environment would be."""
+def _run_forked(work: Callable[[], None], environment: dict[str, str], log: Path) -> None:
+    """Make a child of the fork server what a process that was started with this environment would be."""
     from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
     with log.open("w") as file:
@@ -115,6 +133,11 @@ def _run_forked(arguments: list[str], environment: dict[str, str], log: Path) ->
     os.environ.clear()
     os.environ.update(environment)
     setattr(rank_zero_only, "rank", _get_rank() or 0)  # noqa: B010  # Lightning reads it when it is imported
+    work()
+
+
+def _run_module(arguments: Sequence[str]) -> None:
+    """What ``python -m module ...`` does."""
     flag, module, *sys.argv[1:] = arguments
     assert flag == "-m", arguments
     runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -168,11 +191,12 @@ def start_ranks(
     environment_of: Callable[[int, int, int], Mapping[str, str]] = rank_environment,
 ) -> list[Rank]:
     """Start one rank a log; the caller ends them. The arguments are those of :func:`run_ranks`."""
-    port, start = free_port(), _Scratch if from_scratch else _Fork
-    return [
-        start([*arguments, *own_arguments(rank)], environment_of(rank, len(logs), port), log)
-        for rank, log in enumerate(logs)
-    ]
+    port, ranks = free_port(), list[Rank]()
+    for rank, log in enumerate(logs):
+        words, environment = [*arguments, *own_arguments(rank)], environment_of(rank, len(logs), port)
+        forked = functools.partial(_run_module, words)
+        ranks.append(_Scratch(words, environment, log) if from_scratch else Fork(forked, environment, log))
+    return ranks
 
 
 def _wait(ranks: Sequence[Rank]) -> list[int | None]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,9 +14,9 @@ from torch import Tensor, nn
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks.partition import partition
 from tests.architectures import ARCHITECTURES
-from tests.strategy.worker_architectures import N_RANKS, RANK, SEED, STEPS, K
+from tests.strategy.scenarios.architectures import N_RANKS, RANK, SEED, STEPS, K
+from tests.support.here import SCRATCH
 from tests.support.lightning_run import TaskModule, expected_weights, fit
-from tests.support.scenarios import run_scenarios
 from tests.tasks import adamw_default, assert_same_bits
 
 TASK = ARCHITECTURES["ResNet"].task
@@ -68,7 +66,7 @@ class Looking(Callback):
     """Notes the buffers, by the number of steps made, in training and in validation; saves twice on the way."""
 
     def __init__(self, name: str) -> None:
-        self.path = Path(os.environ["SCRATCH"], name)
+        self.path = SCRATCH / name
         self.trained: dict[int, Buffers] = {}
         self.validated: dict[int, Buffers] = {}
 
@@ -176,11 +174,6 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 }
 
 
-def main() -> None:
-    """Run every scenario in turn."""
+def prepare() -> None:
+    """Without Lightning's advice."""
     warnings.simplefilter("ignore")
-    run_scenarios(SCENARIOS)
-
-
-if __name__ == "__main__":
-    main()

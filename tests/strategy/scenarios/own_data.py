@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,14 +14,14 @@ from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.errors import DataError
 from lightning_parablock.models import CausalLM
 from lightning_parablock.strategy.parablock import ParaBlockStrategy
-from tests.strategy.trainer_toys import BATCHES, N_RANKS, RANK, TASK, batches, on_all, oracle, run, strategy
-from tests.strategy.worker_sight import mean_alone
+from tests.strategy.scenarios.sight import mean_alone
+from tests.strategy.scenarios.toys import BATCHES, N_RANKS, RANK, TASK, batches, on_all, oracle, run, strategy
+from tests.support.here import SCRATCH
 from tests.support.lightning_run import Steps, TaskModule, trainer_for
-from tests.support.scenarios import run_scenarios
 from tests.tasks import adamw_default, assert_same_bits
 from tests.unit.tiny_text import byte_tokenizer, save_tiny_llama, write_jsonl
 
-SITE = Path(os.environ["SCRATCH"]) / f"site{RANK}"
+SITE = SCRATCH / f"site{RANK}"
 ROWS = (20, 26)
 
 
@@ -128,7 +126,8 @@ SCENARIOS = {
     "a bad site is named on both": a_bad_site_is_named_on_both,
 }
 
-if __name__ == "__main__":
+
+def prepare() -> None:
+    """A folder of this site, with a model."""
     SITE.mkdir(exist_ok=True)
     save_tiny_llama(SITE / "llama")
-    run_scenarios(SCENARIOS)

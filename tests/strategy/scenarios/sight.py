@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -25,13 +22,14 @@ from lightning_parablock.models import CausalLM
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.strategy.parablock import ParaBlockStrategy
 from lightning_parablock.strategy.ranks import WatchedStrategy
-from tests.strategy.trainer_toys import N_RANKS, RANK, STEPS, TASK, Do, K, batches, on_all, oracle, run, strategy
+from tests.strategy.scenarios.toys import N_RANKS, RANK, STEPS, TASK, Do, K, batches, on_all, oracle, run, strategy
+from tests.support.here import SCRATCH
 from tests.support.lightning_run import Steps, TaskModule, trainer_for
-from tests.support.scenarios import run_scenarios
+from tests.support.scenarios import Scenario
 from tests.tasks import adamw_default, assert_same_bits
 from tests.unit.tiny_text import byte_tokenizer, save_tiny_llama, write_jsonl
 
-SCRATCH = Path(os.environ["SCRATCH"]) / str(RANK)
+FOLDER = SCRATCH / str(RANK)
 PREFIX = "parablock/"
 
 
@@ -53,7 +51,7 @@ class Kept(Logger):
 
 def text_data(client: int | None = None) -> FederatedTextDataModule:
     """Sums of different lengths, half of them each client's; alone, for any client."""
-    path = SCRATCH / "sums.jsonl"
+    path = FOLDER / "sums.jsonl"
     if not path.exists():
         rows = ({"q": f"{i}+{i}", "a": f"{2 * i}" * (1 + i % 3), "task": f"kind {i % 3}"} for i in range(90))
         write_jsonl(path, rows)
@@ -76,10 +74,10 @@ def fit_text(sight: ClientSight, *more: Callback) -> tuple[Trainer, list[dict[st
     trainer = trainer_for(
         used, devices=N_RANKS, max_epochs=None, max_steps=12, val_check_interval=6, use_distributed_sampler=True,
         num_sanity_val_steps=2, logger=kept,
-        callbacks=[sight, Timeline(str(SCRATCH / "lines"), sight.shared != "clients"), *more],
+        callbacks=[sight, Timeline(str(FOLDER / "lines"), sight.shared != "clients"), *more],
     )  # fmt: skip
     torch.manual_seed(0)
-    trainer.fit(CausalLM(str(SCRATCH / "llama"), learning_rate=0.02), datamodule=text_data())
+    trainer.fit(CausalLM(str(FOLDER / "llama"), learning_rate=0.02), datamodule=text_data())
     return trainer, [row for _, row in kept.rows if any(name.startswith("val_loss") for name in row)]
 
 
@@ -97,11 +95,11 @@ def mean_alone(module: CausalLM, examples: Any, chosen: list[int] | None = None)
 
 def figures_equal_those_computed_alone() -> None:
     """From the checkpoint that was saved at the last validation, and each client's rows, without any other client."""
-    saved = SCRATCH.parent / "at-validation.ckpt"  # written by the first rank
+    saved = SCRATCH / "at-validation.ckpt"  # written by the first rank
     save = Do(on_validation_end=lambda trainer, module: trainer.save_checkpoint(saved))
     trainer, rows = fit_text(ClientSight(), save)
     assert len(rows) == 2  # and none of the sanity check
-    module = CausalLM(str(SCRATCH / "llama"))
+    module = CausalLM(str(FOLDER / "llama"))
     module.load_state_dict(torch.load(saved, weights_only=True)["state_dict"])
     alone = [mean_alone(module.eval(), text_data(client).own_val_set) for client in range(N_RANKS)]
     last = rows[-1]
@@ -164,14 +162,14 @@ def aggregates_send_sums_alone() -> None:
     a_validation = [("max", sizes[0]), ("sum", sizes[1]), ("sum", 2 * 3)]
     assert [(how, len(values)) for how, values in reduced] == [*a_validation, *a_validation, *a_validation[:2]]
 
-    events = [json.loads(path.read_text())["traceEvents"] for path in SCRATCH.glob("lines/*.json")]
+    events = [json.loads(path.read_text())["traceEvents"] for path in FOLDER.glob("lines/*.json")]
     assert [{event["pid"] for event in some} for some in events] == ([{0}] if RANK == 0 else [])
 
 
 def nothing_is_told() -> None:
     """Each client's own figures stay with it, and are what the others would have been told."""
     _, told = fit_text(ClientSight("clients"))
-    folder = SCRATCH / "own"
+    folder = FOLDER / "own"
     with mock.patch("lightning_parablock.callbacks.sight.gather_objects", side_effect=AssertionError):
         _, rows = fit_text(ClientSight("nothing", folder=str(folder)))
     (file,) = folder.iterdir()
@@ -208,7 +206,7 @@ def uneven_clients_take_part_unevenly() -> None:
 def it_changes_no_bit() -> None:
     """With sight and its validations, the weights of the oracle."""
     for shared in ("clients", "aggregates", "nothing"):
-        module = run(callbacks=[ClientSight(shared, folder=str(SCRATCH / "bits"))], val_check_interval=3)
+        module = run(callbacks=[ClientSight(shared, folder=str(FOLDER / "bits"))], val_check_interval=3)
         assert_same_bits(module.weights(), oracle(STEPS))
         assert [record.samples for record in module.trainer.strategy.round_records] == [K, K, K, STEPS % K]  # type: ignore[attr-defined]
 
@@ -271,11 +269,20 @@ class Breaks(Callback):
             raise ZeroDivisionError("this client is broken")
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        shared: Any = sys.argv[1]
+def meets_it_lost(shared: Any) -> Scenario:
+    """A scenario: a client is lost where the others are about to meet it."""
+
+    def scenario() -> None:
         run(callbacks=[Breaks(), ClientSight(shared)], val_check_interval=3)
         raise SystemExit("nobody noticed")
-    SCRATCH.mkdir(parents=True, exist_ok=True)
-    save_tiny_llama(SCRATCH / "llama")
-    run_scenarios(SCENARIOS)
+
+    return scenario
+
+
+ALONE = {shared: meets_it_lost(shared) for shared in ("clients", "aggregates")}
+
+
+def prepare() -> None:
+    """A folder of this client, with a model."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    save_tiny_llama(FOLDER / "llama")

@@ -1,4 +1,4 @@
-"""What worker_trainer.py and worker_uneven.py share: plain fits of a small task, and what the oracle says of them."""
+"""What several scenario files share: plain fits of a small task, and what the oracle says of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_parablock import ParaBlockStrategy
+from tests.support.here import N_RANKS, RANK
 from tests.support.lightning_run import Steps, TaskModule, expected_weights, loader_of, patterns_of, trainer_for
 from tests.tasks import adamw_default, mlp_task
 
-RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 TASK = mlp_task()
 K, EPOCHS, BATCHES = 4, 2, 7
 STEPS = EPOCHS * BATCHES

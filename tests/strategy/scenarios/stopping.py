@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_parablock.errors import PeerLostError
-from tests.strategy.worker_resume import BATCHES, N_RANKS, RANK, SCRATCH, Net, loaders, trainer_for, weights, whole
+from tests.strategy.scenarios.resume import BATCHES, N_RANKS, RANK, SCRATCH, Net, loaders, trainer_for, weights, whole
+from tests.support.scenarios import Scenario, spoiling
 from tests.tasks import assert_same_bits
 
 
@@ -115,8 +115,12 @@ class Sleeps(Callback):
             time.sleep(4)
 
 
+@spoiling
 def the_others_do_not_come() -> None:
-    """A client is in a long batch: after the limit the other ends without it, and the weights are rescued."""
+    """A client is in a long batch: after the limit the other ends without it, and the weights are rescued.
+
+    A thread is left in the collective to which one did not come.
+    """
     with (
         mock.patch.dict("lightning_parablock.strategy.stopping.LIMITS_S", {signal.SIGINT: 1.0}),
         pytest.raises(SystemExit if RANK == 1 else PeerLostError),
@@ -125,11 +129,9 @@ def the_others_do_not_come() -> None:
         trainer_for({}, [Sleeps(), strikes], default_root_dir=str(SCRATCH / "late")).fit(Net(), **loaders("shuffled"))
     if RANK == 0:
         assert [path.name for path in (SCRATCH / "late").iterdir()] == ["rescued.ckpt"]
-    print("HOLDS too late", flush=True)
-    os._exit(0)  # a thread is left in the collective to which one did not come
 
 
-SCENARIOS: dict[str, Callable[[], None]] = {
+SCENARIOS: dict[str, Scenario] = {
     "SLURM's signal": requeued(10, 0, 1),
     "SLURM's signal, one task": requeued(7, 1),
     "Ctrl-C": ended(signal.SIGINT, 13, 0, 1),
@@ -138,10 +140,5 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "SIGTERM": ended(signal.SIGTERM, 14, 0, 1),
     "SIGTERM, one process": ended(signal.SIGTERM, 9, 0),
     **{f"at batch {step}": ended(signal.SIGTERM, step - 1, 0, 1) for step in (1, 5, BATCHES, BATCHES + 1)},
+    "too late": the_others_do_not_come,
 }
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for name, scenario in (SCENARIOS if sys.argv[1:] != ["LATE"] else {"too late": the_others_do_not_come}).items():
-        scenario()
-        print("HOLDS", name, flush=True)

@@ -1,6 +1,6 @@
 """One rank of the checkpoints that test_checkpoints.py looks at: whole, damaged, moved, or gone on from by others.
 
-Usage: worker_checkpoints.py FILES | SAVE | GO_ON. SAVE leaves a checkpoint that GO_ON resumes with other ranks.
+"saved" leaves a checkpoint that "went on" resumes with other ranks.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -26,7 +25,7 @@ from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.checkpointing.sidecars import KEY, sha256_of
 from lightning_parablock.errors import CheckpointError, ConfigurationError, PeerError
-from tests.strategy.worker_resume import (
+from tests.strategy.scenarios.resume import (
     N_RANKS,
     RANK,
     SCRATCH,
@@ -38,6 +37,7 @@ from tests.strategy.worker_resume import (
     weights,
     whole,
 )
+from tests.support.scenarios import Scenario, after
 from tests.tasks import assert_same_bits
 
 ONE = SCRATCH / "one.ckpt"
@@ -122,6 +122,7 @@ def fresh(path: Path) -> None:
     assert len(set(shared)) == 1
 
 
+@after("ordinary")
 def a_torn_sidecar() -> None:
     path = copy_of_one("torn")
     victim = sidecar(path, 1)
@@ -130,6 +131,7 @@ def a_torn_sidecar() -> None:
     fresh(path)
 
 
+@after("ordinary")
 def a_missing_sidecar() -> None:
     path = copy_of_one("missing")
     only_on_rank_0(lambda: sidecar(path, 0).unlink())
@@ -137,6 +139,7 @@ def a_missing_sidecar() -> None:
     fresh(path)
 
 
+@after("ordinary")
 def a_foreign_sidecar() -> None:
     other, path = SCRATCH / "other.ckpt", copy_of_one("foreign")
     save(other, STEP - 1)
@@ -144,6 +147,7 @@ def a_foreign_sidecar() -> None:
     refused(path, r"client 1 .* damaged or belongs to another checkpoint")
 
 
+@after("ordinary")
 def saves_that_do_not_belong_together() -> None:
     """Client 1's state of an earlier step under the name of this save, as two signal handlers once left it."""
     other, path = SCRATCH / "earlier.ckpt", copy_of_one("mixed")
@@ -207,6 +211,7 @@ def best_by_a_metric_of_its_own() -> None:
     assert_same_bits(weights(resume(folder / "own=25.ckpt", [OwnMetric(), again])), weights(expected))
 
 
+@after("ordinary")
 def looked_for_on_disks_of_their_own() -> None:
     """Only the first client has the file that "last" and "hpc" stand for."""
     own = SCRATCH / f"only{RANK}"
@@ -232,6 +237,7 @@ def looked_for_on_disks_of_their_own() -> None:
         resume(ONE if RANK == 0 else None)
 
 
+@after("ordinary")
 def damaged_weights() -> None:
     path = copy_of_one("damaged")
 
@@ -244,11 +250,13 @@ def damaged_weights() -> None:
     refused(path, r"the weights in .*damaged\.ckpt are damaged \(checksum\)")
 
 
+@after("ordinary")
 def other_settings() -> None:
     refused(ONE, r"was saved with local_steps=4, this run has 3", local_steps=3)
     resume(ONE, exchange_timeout_s=30, chunk_bytes=8192, topology="star")  # these change no bit
 
 
+@after("ordinary")
 def other_blocks() -> None:
     """The same settings, but a layer is frozen now."""
     module = Net()
@@ -311,6 +319,7 @@ def a_link_to_the_last() -> None:
     assert_same_bits(weights(resumed), weights(expected))
 
 
+@after("ordinary")
 def a_full_disk() -> None:
     """One client cannot write: every rank says so, and what was saved before is still whole."""
     path = copy_of_one("full")
@@ -327,6 +336,7 @@ def a_full_disk() -> None:
         resume(path, [SaveAt("on_train_batch_end", STEP + 2, path)])
 
 
+@after("full")
 def whole_after_a_full_disk() -> None:
     assert_same_bits(weights(resume(SCRATCH / "full.ckpt")), weights(whole({})))
 
@@ -412,34 +422,6 @@ def the_last_committed_model_is_kept() -> None:
         assert any(not torch.equal(breaks.local[name], value) for name, value in breaks.committed.items())
 
 
-FILES: dict[str, Callable[[], None]] = {
-    "ordinary": an_ordinary_checkpoint,
-    "torn": a_torn_sidecar,
-    "missing": a_missing_sidecar,
-    "foreign": a_foreign_sidecar,
-    "mixed": saves_that_do_not_belong_together,
-    "different steps": saves_at_different_steps,
-    "alone": a_save_on_the_first_rank_alone,
-    "names": a_name_for_each,
-    "own metric": best_by_a_metric_of_its_own,
-    "looked for": looked_for_on_disks_of_their_own,
-    "damaged": damaged_weights,
-    "settings": other_settings,
-    "blocks": other_blocks,
-    "strategy": of_another_strategy,
-    "nowhere": nobody_has_it,
-    "disks": on_disks_of_their_own,
-    "twice": the_older_save_goes,
-    "link": a_link_to_the_last,
-    "full": a_full_disk,
-    "whole": whole_after_a_full_disk,
-    "finished": the_finished_model,
-    "together": a_finished_model_saved_by_a_collective_hook,
-    "folder": a_folder_that_one_client_cannot_write,
-    "last committed": the_last_committed_model_is_kept,
-}
-
-
 def go_on_with_other_ranks() -> None:
     """The committed model, the server's state and the round go on, whatever the number of ranks."""
     first = FirstRound()
@@ -484,19 +466,33 @@ def the_first_is_killed_at_the_end() -> None:
             print("HOLDS the finished model is on the disk", flush=True)
 
 
-def main() -> None:
-    """Run the part that the first argument names."""
-    torch.set_num_threads(1)
-    parts: dict[str, dict[str, Callable[[], object]]] = {
-        "FILES": dict(FILES),
-        "SAVE": {"saved": lambda: save(ONE)},
-        "KILLED": {"not killed": the_first_is_killed_at_the_end},
-        "GO_ON": {"went on": go_on_with_other_ranks},
-    }
-    for name, scenario in parts[sys.argv[1]].items():
-        scenario()
-        print("HOLDS", name, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+SCENARIOS: dict[str, Scenario] = {
+    "ordinary": an_ordinary_checkpoint,
+    "torn": a_torn_sidecar,
+    "missing": a_missing_sidecar,
+    "foreign": a_foreign_sidecar,
+    "mixed": saves_that_do_not_belong_together,
+    "different steps": saves_at_different_steps,
+    "alone": a_save_on_the_first_rank_alone,
+    "names": a_name_for_each,
+    "own metric": best_by_a_metric_of_its_own,
+    "looked for": looked_for_on_disks_of_their_own,
+    "damaged": damaged_weights,
+    "settings": other_settings,
+    "blocks": other_blocks,
+    "strategy": of_another_strategy,
+    "nowhere": nobody_has_it,
+    "disks": on_disks_of_their_own,
+    "twice": the_older_save_goes,
+    "link": a_link_to_the_last,
+    "full": a_full_disk,
+    "whole": whole_after_a_full_disk,
+    "finished": the_finished_model,
+    "together": a_finished_model_saved_by_a_collective_hook,
+    "folder": a_folder_that_one_client_cannot_write,
+    "last committed": the_last_committed_model_is_kept,
+    "saved": lambda: save(ONE),
+    "went on": go_on_with_other_ranks,
+}
+LEAVES_THREADS = True
+ALONE = {"killed": the_first_is_killed_at_the_end}

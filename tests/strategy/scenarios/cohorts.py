@@ -1,13 +1,11 @@
 """Clients that take turns on a few ranks, under Lightning, against the oracle, in which each has a model of its own.
 
-Usage: worker_cohorts.py CASE, on any number of ranks.
+Each scenario runs on any number of ranks, but for two that need two.
 """
 
 from __future__ import annotations
 
 import gc
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,12 @@ from typing_extensions import override
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.federation.cohorts import Cohorts
+from tests.support.here import N_RANKS, RANK, SCRATCH
 from tests.support.lightning_run import Steps, TaskModule, expected_weights, fit, patterns_of, trainer_for
+from tests.support.scenarios import Scenario
 from tests.tasks import _pool, adamw_default, assert_same_bits, mlp_task, transformer_task
 
 K, SEED = 3, 11
-N_RANKS = int(os.environ.get("WORLD_SIZE", "1"))  # Lightning takes it away after a fit
 TASK = transformer_task(tied=True)
 CHOICES: dict[str, dict[str, Any]] = {
     "all": {},
@@ -182,23 +181,21 @@ def noisy_fit(folder: Path, ckpt_path: str | None = None, **options: Any) -> dic
 
 def resume() -> None:
     """A run that goes on from any checkpoint, in the middle of a turn or between two, ends with the same bits."""
-    scratch = Path(os.environ["COHORT_SCRATCH"])
     for index, options in enumerate(
         ({}, {"block_order": "cyclic", "compression": "int8"}, {"block_order": "importance"})
     ):
-        expected = noisy_fit(scratch / f"whole{index}", **options)
-        saved = sorted((scratch / f"whole{index}").glob("*=*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
+        expected = noisy_fit(SCRATCH / f"whole{index}", **options)
+        saved = sorted((SCRATCH / f"whole{index}").glob("*=*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))
         assert len(saved) >= 8, saved
         for path in (saved[1], saved[3], saved[4], saved[-2], saved[-1]):  # the last one lies at max_rounds on one rank
-            assert_same_bits(noisy_fit(scratch / f"again{index}", str(path), **options), expected)
-        other = noisy_fit(scratch / f"other{index}", **options, in_flight_value="anchor")
+            assert_same_bits(noisy_fit(SCRATCH / f"again{index}", str(path), **options), expected)
+        other = noisy_fit(SCRATCH / f"other{index}", **options, in_flight_value="anchor")
         assert any(not torch.equal(other[name], value) for name, value in expected.items()), "nothing matters here"
     print("RESUMED")
 
 
 def sites() -> None:
     """A slow site trains on one step of three, and in another precision; both sites end with the same weights."""
-    rank = int(os.environ["RANK"])
     for weighting in ("uniform", "samples"):
         strategy = ParaBlockStrategy(
             local_steps=K,
@@ -206,9 +203,9 @@ def sites() -> None:
             blocks=patterns_of(TASK),
             seed=SEED,
             weighting=weighting,
-            own_local_steps=1 if rank == 1 else None,
+            own_local_steps=1 if RANK == 1 else None,
         )
-        weights = fit(TASK, strategy, rank, 7 * K, devices=N_RANKS).weights()
+        weights = fit(TASK, strategy, RANK, 7 * K, devices=N_RANKS).weights()
         expected = expected_weights(
             TASK,
             strategy.settings,
@@ -219,7 +216,7 @@ def sites() -> None:
         )
         assert_same_bits(weights, expected)
     strategy = ParaBlockStrategy(local_steps=K, blocks=patterns_of(TASK), seed=SEED, own_local_s=1e-9)
-    mixed = fit(TASK, strategy, rank, 7 * K, devices=N_RANKS, precision="bf16-mixed" if rank == 1 else "32-true")
+    mixed = fit(TASK, strategy, RANK, 7 * K, devices=N_RANKS, precision="bf16-mixed" if RANK == 1 else "32-true")
     told = strategy_hashes(mixed)
     assert len(set(told)) == 1, told
     assert all(record.samples == 1 for record in strategy.round_records), "time is over after the first step"
@@ -246,6 +243,4 @@ def choices() -> None:
     check("all", K + 1, N_RANKS, 7)  # one client a rank: the same rules as for any number
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    {"thousand": thousand, "choices": choices, "resume": resume, "sites": sites}[sys.argv[1]]()
+SCENARIOS: dict[str, Scenario] = {"choices": choices, "resume": resume, "sites": sites, "thousand": thousand}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from tests.strategy.trainer_toys import BATCHES, N_RANKS, RANK, STEPS, TASK, epoch_loss, on_all, oracle, run, strategy
+from tests.strategy.scenarios.toys import BATCHES, N_RANKS, RANK, STEPS, TASK, epoch_loss, on_all, oracle, run, strategy
 from tests.support.lightning_run import TaskModule, expected_weights
-from tests.support.scenarios import run_scenarios
+from tests.support.scenarios import Scenario, spoiling
 from tests.tasks import adamw_default, assert_same_bits, poisoned_task
 
 
@@ -85,25 +83,20 @@ def skipped(**options: Any) -> Callable[[], None]:
     return scenario
 
 
-SCENARIOS: dict[str, Callable[[], None]] = {
-    "training_step returns None": returns_none,
-    "a loss that does not reach the block": unreached,
-    "skip": skipped(),
-    "skip, star, delay 0, int8": skipped(topology="star", delay_steps=0, compression="int8"),
-    "skip, kept state": skipped(block_optimizer_state="keep", delay_steps=6),
-}
-
-
+@spoiling
 def stopped() -> None:
-    """The last one: afterwards the clients are apart."""
+    """Afterwards the clients are apart."""
     try:
         run(Poisoned())
     except Exception as error:
         print(f"STOPPED {type(error).__name__}: {error}", flush=True)
 
 
-if __name__ == "__main__":
-    run_scenarios(SCENARIOS)
-    stopped()
-    sys.stdout.flush()
-    os._exit(0)
+SCENARIOS: dict[str, Scenario] = {
+    "training_step returns None": returns_none,
+    "a loss that does not reach the block": unreached,
+    "skip": skipped(),
+    "skip, star, delay 0, int8": skipped(topology="star", delay_steps=0, compression="int8"),
+    "skip, kept state": skipped(block_optimizer_state="keep", delay_steps=6),
+    "stopped": stopped,
+}

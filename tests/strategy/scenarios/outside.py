@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_parablock.errors import DivergenceError
+from tests.strategy.scenarios.toys import BATCHES, EPOCHS, N_RANKS, RANK, TASK, Do, on_all, oracle, run, strategy
 from tests.strategy.test_outside import Teacher
-from tests.strategy.trainer_toys import BATCHES, EPOCHS, N_RANKS, RANK, TASK, Do, on_all, oracle, run, strategy
+from tests.support.here import SCRATCH
 from tests.support.lightning_run import TaskModule, loader_of, trainer_for
-from tests.support.scenarios import run_scenarios
+from tests.support.scenarios import Scenario, spoiling
 from tests.tasks import adamw_default, assert_same_bits
-
-SCRATCH = Path(os.environ["SCRATCH"])
 
 
 def teacher_of(module: Teacher) -> dict[str, Tensor]:
@@ -89,8 +87,9 @@ class Clamping(TaskModule):
         self.model[0].bias.data[0] = RANK  # type: ignore[union-attr, index, operator]
 
 
+@spoiling
 def writes_into_a_block() -> None:
-    """The last one: threads of a run that has failed are left."""
+    """Threads of a run that has failed are left."""
     try:
         run(Clamping(TASK, adamw_default))
     except DivergenceError as error:
@@ -99,16 +98,10 @@ def writes_into_a_block() -> None:
         raise AssertionError("it was not noticed")
 
 
-SCENARIOS: dict[str, Callable[[], None]] = {
+SCENARIOS: dict[str, Scenario] = {
     "local": local,
     "average": average,
     "resumed": resumed("resumed"),
     "resumed, average": resumed("average", buffers="average"),
+    "a hook that writes into a block": writes_into_a_block,
 }
-
-
-if __name__ == "__main__":
-    run_scenarios(SCENARIOS)
-    writes_into_a_block()
-    print("HOLDS a hook that writes into a block", flush=True)
-    os._exit(0)

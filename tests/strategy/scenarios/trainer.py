@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from torch.utils.checkpoint import checkpoint
 
 from lightning_parablock.blocks.partition import partition
-from tests.strategy.trainer_toys import (
+from tests.strategy.scenarios.toys import (
     BATCHES,
     EPOCHS,
     N_RANKS,
@@ -40,11 +38,11 @@ from tests.strategy.trainer_toys import (
     steps_made,
     strategy,
 )
+from tests.support.here import SCRATCH
 from tests.support.lightning_run import TaskModule, trainer_for
-from tests.support.scenarios import run_scenarios
+from tests.support.scenarios import after
 from tests.tasks import Layer, TinyTransformer, adamw_default, assert_same_bits, transformer_task
 
-SCRATCH = Path(os.environ["SCRATCH"])
 Options = dict[str, Any]
 
 
@@ -527,7 +525,7 @@ REFUSED: dict[str, Callable[[], None]] = {
 
 SCENARIOS: dict[str, Callable[[], None]] = {
     **{name: neutral(name) for name in NEUTRAL},
-    "what was written": what_was_written,
+    "what was written": after(*NEUTRAL)(what_was_written),
     "everything together": everything_together,
     "ModelSummary": summaries_count_the_whole_model,
     "gradient_clip_val by norm": clipped("norm", 0.05),
@@ -547,7 +545,3 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "validate, test, predict": other_loops,
     **REFUSED,
 }
-
-
-if __name__ == "__main__":
-    run_scenarios(SCENARIOS)

@@ -32,11 +32,10 @@ from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.schedule import block_of_round
 from tests.oracle import OracleConfig, run_oracle
+from tests.support.here import N_RANKS, RANK, SCRATCH
 from tests.support.lightning_run import trainer_for
-from tests.support.scenarios import run_scenarios
 from tests.tasks import assert_same_bits
 
-RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 K, SEED, WORDS = 4, 3, 30
 
 Seen = list[tuple[Any, Tensor]]  # a batch, and the random state in which the step began
@@ -187,15 +186,10 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 }
 
 
-def main() -> None:
-    """Run every scenario in turn."""
+def prepare() -> None:
+    """In a folder of this client, where the demo finds its data."""
     warnings.simplefilter("ignore")
-    folder = Path(os.environ["SCRATCH"], f"client{RANK}")
-    folder.mkdir()
+    folder = SCRATCH / f"client{RANK}"
+    folder.mkdir(exist_ok=True)
     os.chdir(folder)
-    with mock.patch.object(WikiText2, "download", text_of_this_client):
-        run_scenarios(SCENARIOS)
-
-
-if __name__ == "__main__":
-    main()
+    mock.patch.object(WikiText2, "download", text_of_this_client).start()

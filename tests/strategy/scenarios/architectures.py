@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Callable
 from typing import Literal
@@ -16,11 +15,10 @@ from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.transport.chunks import HEADER_BYTES
 from tests.architectures import ARCHITECTURES
+from tests.support.here import N_RANKS, RANK
 from tests.support.lightning_run import TaskModule, expected_weights, fit, inner_block_names
-from tests.support.scenarios import run_scenarios
 from tests.tasks import POOL_BATCHES, Task, adamw_default, assert_same_bits
 
-RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 K, STEPS, SEED = 4, 30, 3
 FALLS_TO = 0.98  # of the loss before training, which in some thirty steps a block moves no further on the smallest ones
 
@@ -89,11 +87,6 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 }
 
 
-def main() -> None:
-    """Run every scenario in turn."""
+def prepare() -> None:
+    """Without Lightning's advice."""
     warnings.simplefilter("ignore")
-    run_scenarios(SCENARIOS)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from lightning_parablock import ParaBlockStrategy, ServerNesterov
-from tests.support.scenarios import run_scenarios
+from tests.support.here import N_RANKS, RANK, SCRATCH
 from tests.tasks import Layer, assert_same_bits
 
-RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-SCRATCH = Path(os.environ["SCRATCH"])
 K, BATCHES, EPOCHS = 4, 11, 3
 
 
@@ -268,7 +265,3 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         if data not in ("shuffled", "uneven")
     },
 }
-
-
-if __name__ == "__main__":
-    run_scenarios(SCENARIOS)

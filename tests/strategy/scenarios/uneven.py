@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_parablock.errors import ConfigurationError
-from tests.strategy.trainer_toys import (
+from tests.strategy.scenarios.toys import (
     BATCHES,
     N_RANKS,
     RANK,
@@ -26,7 +26,6 @@ from tests.strategy.trainer_toys import (
     strategy,
 )
 from tests.support.lightning_run import Steps, TaskModule, trainer_for
-from tests.support.scenarios import run_scenarios
 from tests.tasks import adamw_default, assert_same_bits
 
 
@@ -320,7 +319,3 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "meeting in uneven validation": meeting_in_uneven_validation,
     "no data": no_data,
 }
-
-
-if __name__ == "__main__":
-    run_scenarios(SCENARIOS)

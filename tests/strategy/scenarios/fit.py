@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,11 +19,10 @@ from lightning_parablock import ParaBlockStrategy, ServerNesterov
 from lightning_parablock.federation.schedule import block_of_round
 from tests.oracle import run_oracle
 from tests.support.engine import oracle_config
+from tests.support.here import N_RANKS, RANK, SCRATCH
 from tests.support.lightning_run import Steps, TaskModule, expected_weights, fit, patterns_of
-from tests.support.scenarios import run_scenarios
 from tests.tasks import Task, adamw_default, assert_same_bits, transformer_task
 
-RANK, N_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 TASK = transformer_task()
 K, STEPS, SEED = 4, 30, 3
 
@@ -115,7 +113,7 @@ def a_checkpoint_holds_the_committed_model() -> None:
         trainer.save_checkpoint(path)
         assert_same_bits(dict(module.named_parameters()), live)
 
-    path = Path(os.environ["SCRATCH"], "middle.ckpt")
+    path = SCRATCH / "middle.ckpt"
     look = AtStep(2 * K + 2, compare)
     module = fit(TASK, used, RANK, STEPS, devices=N_RANKS, callbacks=[look])
     assert look.calls == 1
@@ -374,7 +372,3 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "small steps": small_steps_are_not_lost_in_bfloat16,
     "two fits": a_trainer_fits_twice,
 }
-
-
-if __name__ == "__main__":
-    run_scenarios(SCENARIOS)

@@ -6,9 +6,8 @@ import contextlib
 import os
 import resource
 import socket
-import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,11 +15,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_parablock.membership import watch
-from tests.strategy.trainer_toys import RANK, TASK, Do, K, batches, run, strategy
+from tests.strategy.scenarios.toys import RANK, TASK, Do, K, batches, run, strategy
+from tests.support.here import SCRATCH
 from tests.support.lightning_run import TaskModule
 from tests.tasks import adamw_default
 
-SCRATCH = Path(os.environ["SCRATCH"])
 STRANGERS: list[socket.socket] = []
 
 
@@ -150,7 +149,7 @@ def ends_between_two_fits() -> None:
     run()
 
 
-CASES = {
+CASES: dict[str, Callable[[], None]] = {
     "stops": stops,
     "stops before validation": stops_before_validation,
     "stops into a reduce": stops_into_a_reduce,
@@ -164,7 +163,15 @@ CASES = {
     "ends between two fits": ends_between_two_fits,
 }
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    CASES[sys.argv[1]]()
-    print("fitted", flush=True)
+
+def saying_so(case: Callable[[], None]) -> Callable[[], None]:
+    """A scenario: the case, and a word when it has come to its end."""
+
+    def scenario() -> None:
+        case()
+        print("fitted", flush=True)
+
+    return scenario
+
+
+ALONE = {name: saying_so(case) for name, case in CASES.items()}

@@ -17,8 +17,7 @@ from lightning_parablock.planning.traffic import traffic_of_clients
 from lightning_parablock.settings import MAX_AUTO_STEPS
 from lightning_parablock.strategy.auto_steps import MIN_AUTO_STEPS, StepClock
 from lightning_parablock.transport.link_probe import LinkSample
-from tests.strategy.worker_resume import BATCHES, EPOCHS, RANK, SCRATCH, Net, SaveAt, loaders, trainer_for, weights
-from tests.support.scenarios import run_scenarios
+from tests.strategy.scenarios.resume import BATCHES, EPOCHS, RANK, SCRATCH, Net, SaveAt, loaders, trainer_for, weights
 from tests.tasks import assert_same_bits
 
 STEP_S = (0.25, 0.5)
@@ -212,6 +211,3 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "differs": not_on_every_client,
     "random state": random_state_is_left_alone,
 }
-
-if __name__ == "__main__":
-    run_scenarios(SCENARIOS)
