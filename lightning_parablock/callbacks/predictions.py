@@ -52,11 +52,12 @@ class PredictionFile(BasePredictionWriter):
         super().__init__("batch")
         self._path = path
         self._found: list[_Prediction] = []
+        self._loaders: list[Any] = []
         self.written: tuple[Path, int] | None = None
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._found = []
+        self._found, self._loaders = [], []
         if _writes(trainer):
             refuse_file(self._file(trainer))
 
@@ -71,7 +72,9 @@ class PredictionFile(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        indices = (batch_indices or ()) if _has_indices(trainer, dataloader_idx) else ()
+        if not self._loaders:
+            self._loaders = CombinedLoader(trainer.predict_dataloaders, "sequential").flattened
+        indices = (batch_indices or ()) if _has_indices(self._loaders[dataloader_idx]) else ()
         found: list[tuple[tuple[int, ...], Any]] = [(tuple(indices), prediction)]
         if (parts := _by_row(prediction, len(indices)) if indices else None) is not None:
             found = [((row,), part) for row, part in zip(indices, parts, strict=True)]
@@ -79,7 +82,7 @@ class PredictionFile(BasePredictionWriter):
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        found, self._found = self._found, []
+        found, self._found, self._loaders = self._found, [], []
         has_sites = bool(getattr(trainer.strategy, "site_names", ()))
         of_ranks = [found] if has_sites else gather_objects(trainer.strategy, found)
         if not _writes(trainer):
@@ -118,10 +121,9 @@ def _writes(trainer: Trainer) -> bool:
     return trainer.is_global_zero or bool(getattr(trainer.strategy, "site_names", ()))
 
 
-def _has_indices(trainer: Trainer, loader: int) -> bool:
-    """Whether the rows of a loader have indices: of a stream, Lightning hands over those of the loader before it."""
-    loaders = CombinedLoader(trainer.predict_dataloaders, "sequential").flattened
-    return hasattr(getattr(loaders[loader], "batch_sampler", None), "seen_batch_indices")
+def _has_indices(loader: Any) -> bool:
+    """Whether the rows of a loader have indices: for a stream, Lightning passes those of the loader before it."""
+    return hasattr(getattr(loader, "batch_sampler", None), "seen_batch_indices")
 
 
 def _by_row(prediction: Any, n_rows: int) -> list[Any] | None:

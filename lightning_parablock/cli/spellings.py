@@ -15,12 +15,12 @@ import yaml
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lightning_parablock.checks import nearest
+from lightning_parablock.cli.table import OF_LIGHTNING
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.names import MODEL_CLASS_PATH
 from lightning_parablock.strategy.parablock import ParaBlockStrategy
 from lightning_parablock.system.packaged_configs import with_packaged_configs
 
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
 STRATEGY_CLASS_PATH = f"lightning_parablock.{ParaBlockStrategy.__name__}"
 DATA_CLASS_PATH = "lightning_parablock.data.FederatedTextDataModule"
 AUTO = "auto"
@@ -91,7 +91,7 @@ def expand_config(content: str) -> str:
     if not isinstance(config, dict):
         return content
     section = cast(Section, config)
-    scopes = [section, *(section[name] for name in SUBCOMMANDS if isinstance(section.get(name), dict))]
+    scopes = [section, *(section[name] for name in OF_LIGHTNING if isinstance(section.get(name), dict))]
     changed = [_expand_section(scope) for scope in scopes]
     return yaml.safe_dump(config, sort_keys=False) if any(changed) else content
 

@@ -1,4 +1,4 @@
-"""The commands of ``lightning-parablock``: names, one line of help each, and where they are carried out."""
+"""The commands of ``lightning-parablock``: names, one line of help each, parsers, and the functions that run them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Command:
     Attributes:
         name: The first word of the command line.
         help: What it does, in one sentence.
-        run: Module and function that carry out the words after it; empty for the commands of LightningCLI.
-        parser: Module and function that make its parser, which must not import Lightning; empty where it needs to.
+        run: Module and function that run it on the words that follow it; empty for LightningCLI's commands.
+        parser: Module and function that make its parser without importing Lightning; empty if that cannot be done.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Command:
 
     @property
     def of_lightning(self) -> bool:
-        """Whether LightningCLI carries it out."""
+        """Whether LightningCLI runs it."""
         return not self.run
 
     def function(self, place: str) -> Any:
@@ -83,3 +83,4 @@ _TABLE = (
     ),
 )
 COMMANDS = {command.name: command for command in _TABLE}
+OF_LIGHTNING = tuple(command.name for command in _TABLE if command.of_lightning)

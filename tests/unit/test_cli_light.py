@@ -106,12 +106,16 @@ def test_every_command_is_in_the_help_and_can_be_carried_out(capsys: pytest.Capt
             assert callable(command.function(place))
 
 
-def test_a_file_named_like_a_command_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_file_named_like_a_command_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "report").write_text("raise SystemExit('the script ran')")
+    (tmp_path / name).write_text("raise SystemExit('the script ran')")
     with pytest.raises(SystemExit) as ended:
-        main(["report", "--help"])
+        main([name, "--help"])
     assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: lightning-parablock {name}")
 
 
 # --- registration -----------------------------------------------------------------------------------------------------

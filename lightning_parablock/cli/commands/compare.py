@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning_parablock.checks import closest
 from lightning_parablock.cli.parser import CommandParser
@@ -15,8 +16,7 @@ from lightning_parablock.system.places import refuse_unwritable
 
 _COMMAND = COMMANDS["compare"]
 
-_OURS = ("--strategies", "--equal", "--budget", "--seeds", "--points", "--out", "--overwrite", "--help", "-h")
-_FLAGS = ("--overwrite", "--help", "-h")
+_HELP = ("--help", "-h")
 _OF_FIT = ("--config", "--model", "--data", "--trainer", "--optimizer", "--lr_scheduler", "--ckpt_path",
            "--weights_only", "--validate_before_and_after", "--shared")  # fmt: skip
 _INSTEAD = {
@@ -107,28 +107,31 @@ def split_words(args: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         ConfigurationError: an option is compare's own misspelt, or one of fit that compare sets itself.
     """
+    defaults: dict[str, Any] = compare_parser().get_defaults().as_dict()
+    options = [f"--{name}" for name in defaults]
+    flags = {f"--{name}" for name, default in defaults.items() if isinstance(default, bool)}.union(_HELP)
     own: list[str] = []
     passed: list[str] = []
     words = list(args)
     while words:
         word = words.pop(0)
         name = word.partition("=")[0]
-        if name not in _OURS:
-            _refuse(name)
+        if name not in options and name not in flags:
+            _refuse(name, options)
             passed.append(word)
             continue
         own.append(word)
-        if name not in _FLAGS and "=" not in word and words:
+        if name not in flags and "=" not in word and words:
             own.append(words.pop(0))
     return own, passed
 
 
-def _refuse(name: str) -> None:
+def _refuse(name: str, options: Sequence[str]) -> None:
     if name in _INSTEAD:
         raise ConfigurationError(f"{name} is not an option of compare: {_INSTEAD[name]}")
     if not name.startswith("--") or "." in name or name in _OF_FIT:
         return
-    close = closest(name, [*_OURS, *_OF_FIT])
+    close = closest(name, [*options, *_HELP, *_OF_FIT])
     raise ConfigurationError(f"option {name} is not known; " + (f"did you mean {close}?" if close else "see --help"))
 
 
