@@ -12,6 +12,7 @@ from rich.console import Console
 from typing_extensions import override
 
 from lightning_parablock.callbacks.gather import NewRecords
+from lightning_parablock.lightning_private.facts import refresh_metrics
 from lightning_parablock.planning.units import readable_bytes, readable_number, readable_s
 from lightning_parablock.records import RoundRecord
 
@@ -73,7 +74,7 @@ class RoundProgressBar(RichProgressBar):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._take_records(trainer)
-        self._update_metrics(trainer, pl_module)
+        refresh_metrics(self, trainer, pl_module)
         self.refresh(hard=True)
         super().on_train_end(trainer, pl_module)
 

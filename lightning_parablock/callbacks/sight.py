@@ -78,7 +78,7 @@ class ClientSight(Callback):
     def __init__(self, shared: Shared = "clients", monitor: str = "val_loss", folder: str | None = None) -> None:
         check_shared(shared)
         self.shared: Shared = shared
-        self._monitor, self._folder = monitor, folder
+        self.monitor, self._folder = monitor, folder
         self._losses: Losses | None = None
         self._told_rounds = 0
 
@@ -88,7 +88,7 @@ class ClientSight(Callback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._losses = None if trainer.sanity_checking else Losses(trainer, self._monitor)
+        self._losses = None if trainer.sanity_checking else Losses(trainer, self.monitor)
 
     @override
     def on_validation_batch_end(

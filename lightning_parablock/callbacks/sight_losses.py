@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
+from lightning_parablock.lightning_private.facts import logged_results
 from lightning_parablock.loading.shards import ShardSampler
 from lightning_parablock.training.samples import samples_of
 
@@ -87,8 +88,8 @@ class Losses:
 
     def _logged(self) -> dict[int, Sum]:
         """This client's part of the mean that the module logs under ``monitor``, by loader."""
-        results: Any = self._trainer._results  # pyright: ignore[reportPrivateUsage]
-        items = [item for item in (results or {}).values() if item.meta.name == self._monitor and not item.has_reset]
+        logged = logged_results(self._trainer)
+        items = [item for item in logged if item.meta.name == self._monitor and not item.has_reset]
         return {
             item.meta.dataloader_idx or 0: (float(item.value), float(item.cumulated_batch_size))
             for item in items

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_parablock.checkpointing.resumed import is_remote, write_plain
 from lightning_parablock.errors import CheckpointError
 from lightning_parablock.federation.collectives import Collectives
+from lightning_parablock.lightning_private.checkpoints import dump_weights
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def save_final(ranks: Collectives, files: CheckpointIO, trainer: Trainer) -> Non
         CheckpointError: a rank could not write; the same error on every rank.
     """
     path, root = final_path(trainer), str(trainer.default_root_dir)
-    model = _dump(trainer)  # on every rank, since a module's on_save_checkpoint may be collective
+    model = dump_weights(trainer)  # on every rank, since a module's on_save_checkpoint may be collective
     stamp, problem = _try_to_write(ranks, files, model, path) if ranks.global_rank == 0 else (None, None)
     seen, problem_of_first, path_of_first, root_of_first = ranks.gather_objects((stamp, problem, path, root))[0]
     if ranks.site_names:
@@ -84,17 +85,13 @@ def save_final_alone(ranks: Collectives, files: CheckpointIO, trainer: Trainer) 
     # Where the checkpoints are is the first site's folder, and that site may be the one that has failed.
     path = str(Path(trainer.default_root_dir, FILE_NAME)) if ranks.site_names else final_path(trainer)
     try:
-        _, problem = _try_to_write(ranks, files, _dump(trainer), path)
+        _, problem = _try_to_write(ranks, files, dump_weights(trainer), path)
     except Exception as error:  # the loss of the other rank must be shown, and not what came after it
         problem = error
     if problem is not None:
         log.error("parablock: the finished model could not be saved: %s", problem)
     else:
         log.warning("parablock: all rounds are over and merged; the finished model is in %s", path)
-
-
-def _dump(trainer: Trainer) -> dict[str, Any]:
-    return trainer._checkpoint_connector.dump_checkpoint(weights_only=True)  # pyright: ignore[reportPrivateUsage]
 
 
 def _try_to_write(ranks: Collectives, files: CheckpointIO, model: dict[str, Any], path: str) -> tuple[Any, str | None]:

@@ -19,6 +19,7 @@ from lightning_parablock.errors import CheckpointError
 from lightning_parablock.federation import snapshot
 from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.federation.rounds import RoundEngine
+from lightning_parablock.lightning_private.checkpoints import dump_weights
 from lightning_parablock.loading.positioned import Position
 from lightning_parablock.random_state import RandomState, capture, restore
 from lightning_parablock.server.shard import StatePiece
@@ -157,7 +158,7 @@ def save_rescued(trainer: Trainer, rank: int, round_index: int) -> None:
     """Save the committed model of a failing run in the trainer's folder, as a checkpoint of the weights alone."""
     path = Path(trainer.default_root_dir) / ("rescued.ckpt" if rank == 0 else f"rescued-rank{rank}.ckpt")
     try:
-        dumped = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)  # pyright: ignore[reportPrivateUsage]
+        dumped = dump_weights(trainer)
         write_plain(TorchCheckpointIO(), dumped, path, None)
     except Exception as error:  # what failed the run must be shown, and not what came after it
         log.error("parablock: the committed model could not be saved to %s: %s", path, error)

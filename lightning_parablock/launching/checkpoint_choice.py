@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Trainer
 
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.collectives import Collectives
+from lightning_parablock.lightning_private.checkpoints import replace_path, wrap_search
 
 
 class Choice(NamedTuple):
@@ -29,34 +31,35 @@ class Choice(NamedTuple):
     problem: str | None = None
 
 
+_noted: WeakKeyDictionary[Trainer, Choice] = WeakKeyDictionary()
+"""What this rank's search has found for each trainer, until the ranks have agreed."""
+
+
 def note_choice(trainer: Trainer) -> None:
     """Let a search that fails on this rank be no error yet; to be called before the trainer's work begins."""
-    connector: Any = trainer._checkpoint_connector  # pyright: ignore[reportPrivateUsage]
 
-    def parse_ckpt_path(state_fn: Any, ckpt_path: Any, **more: Any) -> Any:
+    def search(lightnings: Callable[[], Any], ckpt_path: Any) -> Any:
         found, problem = None, None
         try:
-            found = type(connector)._parse_ckpt_path(connector, state_fn, ckpt_path, **more)
+            found = lightnings()
         except ValueError as error:
             problem = str(error)
-        connector.parablock_choice = Choice(_text(found), found != ckpt_path, problem)
+        _noted[trainer] = Choice(_text(found), found != ckpt_path, problem)
         return found
 
-    connector._parse_ckpt_path = parse_ckpt_path
+    wrap_search(trainer, search)
 
 
 def agree_on_choice(trainer: Trainer, ranks: Collectives) -> None:
     """Let all ranks load the same checkpoint, or none, once they have met."""
-    connector: Any = trainer._checkpoint_connector  # pyright: ignore[reportPrivateUsage]
 
-    def resume_start(checkpoint_path: Any = None, *args: Any, **kwargs: Any) -> None:
-        own: Choice = connector.__dict__.pop("parablock_choice", Choice(_text(checkpoint_path)))
+    def choose(checkpoint_path: Any) -> Any:
+        own = _noted.pop(trainer, Choice(_text(checkpoint_path)))
         choices = ranks.gather_objects(own._replace(path=_text(checkpoint_path)))
         agreed = agreed_path(choices, ranks.global_rank, ranks.describe)
-        same = agreed == _text(checkpoint_path)
-        type(connector).resume_start(connector, checkpoint_path if same else agreed, *args, **kwargs)
+        return checkpoint_path if agreed == _text(checkpoint_path) else agreed
 
-    connector.resume_start = resume_start
+    replace_path(trainer, choose)
 
 
 def agreed_path(choices: Sequence[Choice], rank: int, describe: Callable[[int], str]) -> str | None:

@@ -12,9 +12,6 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.utilities.distributed import (
-    _init_dist_connection,  # pyright: ignore[reportPrivateUsage]
-)
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.distributed import DistError
 from torch.distributed.constants import default_pg_timeout
@@ -22,6 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTimeoutError
 from lightning_parablock.launching.site_environment import SiteEnvironment
+from lightning_parablock.lightning_private.processes import open_default_group
 from lightning_parablock.meeting.devices import on_listeners
 from lightning_parablock.meeting.group_opening import open_together
 from lightning_parablock.meeting.introductions import NO_NUMBER, Introduction, Meeting, in_order, this_system
@@ -89,7 +87,7 @@ def join_run(
         # The current CUDA device is a thread's own.
         device = group["device_id"]
         with on_listeners(), contextlib.nullcontext() if device is None else torch.cuda.device(device):
-            _init_dist_connection(environment, backend, global_rank=meeting.rank, **group)
+            open_default_group(environment, backend, rank=meeting.rank, **group)
 
     open_together(open_group, meeting, store, wait.remaining_s)
     return meeting

@@ -12,18 +12,12 @@ from functools import partial
 from typing import Any
 
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.utilities.distributed import (
-    _set_num_threads_if_needed,  # pyright: ignore[reportPrivateUsage]
-)
-from lightning.pytorch.strategies.launchers import (
-    _MultiProcessingLauncher,  # pyright: ignore[reportPrivateUsage]
-    _SubprocessScriptLauncher,  # pyright: ignore[reportPrivateUsage]
-)
 from typing_extensions import override
 
 from lightning_parablock.errors import PeerLostError
 from lightning_parablock.launching.checkpoint_choice import note_choice
 from lightning_parablock.launching.launched import refuse_lonely_nodes
+from lightning_parablock.lightning_private.processes import ForkLauncher, ScriptLauncher, limit_threads
 from lightning_parablock.system.looked_after import run_looked_after
 
 _STARTED_BY = "LIGHTNING_PARABLOCK_STARTED_BY"
@@ -38,7 +32,7 @@ _started: list[subprocess.Popen[bytes]] = []
 """Of this process, whichever trainer started them: a later trainer finds them running."""
 
 
-class ProcessLauncher(_SubprocessScriptLauncher):
+class ProcessLauncher(ScriptLauncher):
     """Lightning's launcher of whole programs, with three differences.
 
     The others run this program's own command, interpreter options and ``-m`` included, from the folder it was started
@@ -61,16 +55,15 @@ class ProcessLauncher(_SubprocessScriptLauncher):
         if isinstance(self.cluster_environment, LightningEnvironment):
             refuse_lonely_nodes(self.num_nodes)
         if self.num_processes * self.num_nodes > 1 and not self.cluster_environment.creates_processes_externally:
-            self._call_children_scripts()
+            self._start_others()
             atexit.register(_wait_for_others)
-        _set_num_threads_if_needed(num_processes=self.num_processes)
+        limit_threads(self.num_processes)
         if trainer is not None and self.num_processes * self.num_nodes > 1:
             note_choice(trainer)
         return _to_the_end(function, *args, **kwargs)
 
-    @override
-    def _call_children_scripts(self) -> None:
-        self._check_can_spawn_children()
+    def _start_others(self) -> None:
+        self.refuse_started()
         cluster = self.cluster_environment
         # In our own environment, too: LOCAL_RANK says that the processes have been started.
         os.environ |= {
@@ -86,14 +79,13 @@ class ProcessLauncher(_SubprocessScriptLauncher):
             self.procs.append(subprocess.Popen(command, env=environment, cwd=_FOLDER))
 
 
-class FunctionLauncher(_MultiProcessingLauncher):
+class FunctionLauncher(ForkLauncher):
     """Lightning's launcher of functions in processes of their own, whose runs end together."""
 
     @override
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        strategy: Any = self._strategy
-        if isinstance(strategy.cluster_environment, LightningEnvironment):
-            refuse_lonely_nodes(strategy.num_nodes)
+        if isinstance(self.strategy.cluster_environment, LightningEnvironment):
+            refuse_lonely_nodes(self.strategy.num_nodes)
         return super().launch(partial(_to_the_end, function), *args, trainer=trainer, **kwargs)
 
 

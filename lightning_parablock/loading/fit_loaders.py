@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_parablock.federation.names import ClientNames
-from lightning_parablock.lightning_private import batches_fetched_ahead
+from lightning_parablock.lightning_private.fit import batches_fetched_ahead
 from lightning_parablock.loading.client_loaders import ClientsLoader, TurnId
 from lightning_parablock.loading.clients_data import (
     Site,

@@ -5,7 +5,6 @@ The shards are fixed, seeded, disjoint and complete: a client sees the same samp
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import pickle
 import random
@@ -15,9 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper  # pyright: ignore[reportPrivateUsage]
 from lightning.pytorch.trainer.states import RunningStage
-from lightning.pytorch.utilities.data import _update_dataloader  # pyright: ignore[reportPrivateUsage]
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import (
     BatchSampler,
@@ -33,6 +30,7 @@ from typing_extensions import override
 from lightning_parablock.blocks.flat import bytes_of
 from lightning_parablock.errors import DataError
 from lightning_parablock.federation.collectives import Gather
+from lightning_parablock.lightning_private.data import batch_sampler_of, with_sampler
 from lightning_parablock.loading.lengths import length_of
 from lightning_parablock.loading.row_accounts import RowAccount
 from lightning_parablock.seeds import derive_seed
@@ -181,27 +179,19 @@ def _compared(loader: object) -> str:
     return f"compared by size and {min(_PROBES, length_of(dataset) or 0)} samples"
 
 
-def _batches(loader: DataLoader[Any]) -> Any:
-    """The batch sampler, without the wrapper in which Lightning notes the indices of predictions."""
-    sampler: Any = loader.batch_sampler
-    if isinstance(sampler, _IndexBatchSamplerWrapper):
-        return sampler._batch_sampler  # pyright: ignore[reportPrivateUsage]
-    return sampler
-
-
 def _order(loader: DataLoader[Any]) -> Any:
-    batches = _batches(loader)
+    batches = batch_sampler_of(loader)
     return batches.sampler if isinstance(batches, BatchSampler) else loader.sampler
 
 
 def _can_be_cut(loader: DataLoader[Any]) -> bool:
-    batches, order = _batches(loader), _order(loader)
+    batches, order = batch_sampler_of(loader), _order(loader)
     plain_order = isinstance(order, SequentialSampler) or (isinstance(order, RandomSampler) and not order.replacement)
     return plain_order and (batches is None or type(batches) is BatchSampler)
 
 
 def _sampler_name(loader: DataLoader[Any]) -> str:
-    batches = _batches(loader)
+    batches = batch_sampler_of(loader)
     return type(batches if batches is not None and type(batches) is not BatchSampler else _order(loader)).__name__
 
 
@@ -227,9 +217,7 @@ def cut(loader: object, stage: RunningStage, cutting: Cutting, same: Sequence[in
     indices = shard_indices(size, len(same), same.index(cutting.client), cutting.seed)
     shuffle = isinstance(_order(loader), RandomSampler)
     sampler = ShardSampler(indices, shuffle=shuffle, seed=derive_seed(cutting.seed, "client", cutting.client))
-    plain = copy.copy(loader)
-    vars(plain)["batch_sampler"] = _batches(loader)  # DataLoader forbids to set it
-    return _update_dataloader(plain, sampler, mode=stage)
+    return with_sampler(loader, sampler, stage)
 
 
 def _why_not_cut(loader: object, stage: RunningStage, who: str) -> str:
@@ -264,7 +252,7 @@ def rows_line(name: str, loader: object) -> str | None:
     size = length_of(data_of(loader))
     if not isinstance(loader, DataLoader) or not is_comparable(loader) or size is None:
         return f"{name}: everything that its {type(data_of(loader)).__name__} yields"
-    batches, order = _batches(loader), _order(loader)
+    batches, order = batch_sampler_of(loader), _order(loader)
     used = length_of(order)
     if used is None or not (batches is None or type(batches) is BatchSampler):
         return f"{name}: those of {size} rows that its {_sampler_name(loader)} chooses"

@@ -14,7 +14,6 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
-from lightning.fabric.utilities.optimizer import _optimizers_to_device  # pyright: ignore[reportPrivateUsage]
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
@@ -46,19 +45,19 @@ from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.federation.schedule import Schedule, draw_factors
 from lightning_parablock.launching.agreement import versions_here
 from lightning_parablock.launching.checkpoint_choice import agree_on_choice
-from lightning_parablock.lightning_private import (
+from lightning_parablock.lightning_private.data import silence_loader_warning
+from lightning_parablock.lightning_private.facts import take_sampler_flag
+from lightning_parablock.lightning_private.fit import (
     act_between_batches,
     finish_unstarted_fit,
     isolate_validation,
-    name_empty_data,
-    share_monitored_values,
+    optimizers_to_device,
     silence_batch_broadcasts,
-    silence_loader_warning,
-    take_sampler_flag,
-    take_signals,
-    unshare_monitored_values,
 )
+from lightning_parablock.lightning_private.monitors import share_monitored_values, unshare_monitored_values
+from lightning_parablock.lightning_private.signals import take_signals
 from lightning_parablock.loading.clients_data import Site
+from lightning_parablock.loading.empty_data import name_empty_data
 from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
 from lightning_parablock.membership.stop_point import StopPoint
 from lightning_parablock.random_state import RandomState
@@ -435,7 +434,7 @@ class ParaBlockStrategy(WatchedStrategy):
             refuse_sparse_proximal(optimizer, self.settings.proximal_mu)
         self.setup_precision_plugin()
         if trainer.state.fn == TrainerFn.FITTING:
-            _optimizers_to_device(self.optimizers, self.root_device)
+            optimizers_to_device(self.optimizers, self.root_device)
 
     @override
     def setup_optimizers(self, trainer: pl.Trainer) -> None:

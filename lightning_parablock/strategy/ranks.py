@@ -11,12 +11,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.distributed import (
-    _get_default_process_group_backend_for_device,  # pyright: ignore[reportPrivateUsage]
-    _sync_ddp_if_available,  # pyright: ignore[reportPrivateUsage]
-)
 from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch.strategies import ParallelStrategy
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
@@ -29,6 +24,7 @@ from lightning_parablock.launching.joining import join_run
 from lightning_parablock.launching.launched import adopt_mpi, launched_devices, refuse_other_sizes
 from lightning_parablock.launching.launcher import FunctionLauncher, ProcessLauncher, end_others, while_others_live
 from lightning_parablock.launching.site_environment import SiteEnvironment, site_environment
+from lightning_parablock.lightning_private.processes import LaunchingStrategy, default_backend, reduce_over
 from lightning_parablock.meeting.devices import refuse_unattainable
 from lightning_parablock.meeting.introductions import Meeting, check_site_name
 from lightning_parablock.membership.descriptors import raise_limit
@@ -42,7 +38,7 @@ StartMethod = Literal["popen", "spawn", "fork"]
 """Not forkserver: Lightning's launcher would hand the same memory to all ranks, which train each other's weights."""
 
 
-class WatchedStrategy(ParallelStrategy):
+class WatchedStrategy(LaunchingStrategy):
     """Starts one process a client, and runs Lightning's collectives so that none of them outlives a lost client.
 
     Args:
@@ -129,7 +125,7 @@ class WatchedStrategy(ParallelStrategy):
     @property
     def process_group_backend(self) -> str:
         """ "gloo" or "nccl"."""
-        return self._process_group_backend or _get_default_process_group_backend_for_device(self.root_device)
+        return self._process_group_backend or default_backend(self.root_device)
 
     @property
     def site_names(self) -> tuple[str, ...]:
@@ -143,7 +139,7 @@ class WatchedStrategy(ParallelStrategy):
     # --- the start ----------------------------------------------------------------------------------------------------
 
     @override
-    def _configure_launcher(self) -> None:
+    def make_launcher(self) -> ProcessLauncher | FunctionLauncher:
         assert self.cluster_environment is not None
         start_method = self._start_method
         if isinstance(self.cluster_environment, SiteEnvironment):
@@ -161,9 +157,8 @@ class WatchedStrategy(ParallelStrategy):
                 "per site, each with its own name"
             )
         if start_method == "popen":
-            self._launcher = ProcessLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
-        else:
-            self._launcher = FunctionLauncher(self, start_method=start_method)
+            return ProcessLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+        return FunctionLauncher(self, start_method=start_method)
 
     @override
     def model_to_device(self) -> None:
@@ -249,7 +244,7 @@ class WatchedStrategy(ParallelStrategy):
             tensor = tensor.float()
 
         def reduce() -> Tensor:
-            return _sync_ddp_if_available(tensor, group, reduce_op=reduce_op)
+            return reduce_over(tensor, group, reduce_op)
 
         if not _is_default(group):
             return reduce()

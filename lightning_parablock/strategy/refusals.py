@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -21,6 +20,7 @@ from torch.optim import Optimizer
 
 from lightning_parablock.blocks.partition import Block
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.lightning_private.facts import synchronizes_batchnorm, validates_by_time
 
 _CANNOT_WORK: dict[type[Callback], str] = {
     BaseFinetuning: "freezes and unfreezes layers itself, which would let clients drift apart; remove it, the strategy "
@@ -50,8 +50,7 @@ def refuse_trainer(trainer: Trainer, module: LightningModule) -> None:
             f"{type(module).__name__} uses manual optimization (automatic_optimization=False), which this strategy "
             "does not support: rounds are counted by automatic optimizer steps"
         )
-    connector: Any = getattr(trainer, "_accelerator_connector", None)
-    if getattr(connector, "_layer_sync", None) is not None:
+    if synchronizes_batchnorm(trainer):
         raise ConfigurationError(
             "Trainer(sync_batchnorm=True) averages statistics over all clients in every forward pass, and clients meet "
             "at merges only; leave it out, and set buffers='average' for statistics that are averaged wherever the "
@@ -61,7 +60,7 @@ def refuse_trainer(trainer: Trainer, module: LightningModule) -> None:
         for kind, why in _CANNOT_WORK.items():
             if isinstance(callback, kind):
                 raise ConfigurationError(f"the callback {type(callback).__name__} {why}")
-    if getattr(trainer, "_val_check_time_interval", None) is not None:
+    if validates_by_time(trainer):
         raise ConfigurationError(
             "Trainer(val_check_interval=...) with a time goes by each client's own clock, so clients would validate at "
             "different batches and wait for each other; give a number of batches"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from lightning.pytorch import Trainer
 
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.lightning_private.facts import logged_results
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,9 @@ def refuse_meeting_logs(trainer: Trainer, idling: Idling) -> None:
     Raises:
         ConfigurationError: names the first such metric.
     """
-    results: Any = trainer._results  # pyright: ignore[reportPrivateUsage]
-    if not idling.sits_out or results is None:
+    if not idling.sits_out:
         return
-    for item in results.values():
+    for item in logged_results(trainer):
         meets = item.meta.sync.should if item.is_tensor else True  # a torchmetrics object meets when it is computed
         if item.meta.on_epoch and meets:
             raise ConfigurationError(

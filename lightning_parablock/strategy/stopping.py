@@ -18,6 +18,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_parablock.errors import CheckpointError, PeerLostError
+from lightning_parablock.lightning_private.signals import mark_terminated, save_and_requeue
 from lightning_parablock.membership.stop_point import StopPoint
 from lightning_parablock.strategy.ranks import WatchedStrategy
 from lightning_parablock.system.command_line import command_to_resume
@@ -159,19 +160,9 @@ class Stopping:
     def _ending(self, noted: signal.Signals) -> BaseException:
         if noted == signal.SIGINT:
             return KeyboardInterrupt()
-        self._trainer._signal_connector.received_sigterm = True  # pyright: ignore[reportPrivateUsage]
+        mark_terminated(self._trainer)
         return SIGTERMException(128 + noted)  # the exit code by convention
 
     def _requeue(self, signum: signal.Signals) -> None:
         """What Lightning does in the handler, with the first rank's number of the file for all."""
-        connector: Any = self._trainer._signal_connector  # pyright: ignore[reportPrivateUsage]
-        files: Any = self._trainer._checkpoint_connector  # pyright: ignore[reportPrivateUsage]
-
-        def first_ranks(folder: str) -> str:
-            return self._ranks.broadcast(type(files).hpc_save_path(folder))
-
-        files.hpc_save_path = first_ranks
-        try:
-            type(connector)._slurm_sigusr_handler_fn(connector, signum, None)
-        finally:
-            del files.hpc_save_path
+        save_and_requeue(self._trainer, signum, self._ranks.broadcast)

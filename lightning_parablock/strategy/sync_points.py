@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from lightning_parablock.callbacks.sight import ClientSight
+from lightning_parablock.lightning_private.facts import meeting_options, saves_by_time
 
 _OPTIONS = (
     "max_steps",
@@ -57,8 +58,7 @@ def keep_time_by_rounds(trainer: Trainer, a_round_begins: Callable[[], bool]) ->
     By themselves they broadcast at every batch, which ties each client to rank 0 at every step.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        saves_by_time = getattr(callback, "_train_time_interval", None) is not None
-        if isinstance(callback, Timer) or (isinstance(callback, ModelCheckpoint) and saves_by_time):
+        if isinstance(callback, Timer) or saves_by_time(callback):
             _look_once_a_round(callback, a_round_begins)
 
 
@@ -74,19 +74,11 @@ def _look_once_a_round(callback: Any, a_round_begins: Callable[[], bool]) -> Non
 
 def _described(callback: Callback) -> str:
     own = {
-        ClientSight: ("shared", "_monitor"),
-        EarlyStopping: ("monitor", "_check_on_train_epoch_end"),
+        ClientSight: ("shared", "monitor"),
+        EarlyStopping: ("monitor",),
         GradientAccumulationScheduler: ("scheduling",),
-        ModelCheckpoint: (
-            "monitor",
-            "save_top_k",
-            "save_last",
-            "_every_n_train_steps",
-            "_every_n_epochs",
-            "_train_time_interval",
-        ),
-        Timer: ("_duration", "_interval"),
+        ModelCheckpoint: ("monitor", "save_top_k", "save_last"),
     }
     names = next((names for kind, names in own.items() if isinstance(callback, kind)), ())
-    options = ", ".join(f"{name.lstrip('_')}={getattr(callback, name, None)!r}" for name in names)
-    return f"{type(callback).__name__}({options})"
+    values = {**{name: getattr(callback, name) for name in names}, **meeting_options(callback)}
+    return f"{type(callback).__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"

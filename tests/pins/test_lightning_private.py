@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ import lightning_parablock
 from tests.pins.stored import stored
 
 ENTRIES: list[dict[str, str]] = stored("lightning_private")
+PRIVATE = {entry["name"] for entry in ENTRIES if entry["name"].startswith("_")}
 PACKAGE = Path(lightning_parablock.__file__).parent
+ROOM = PACKAGE / "lightning_private"
 
 
 def owner_of(entry: dict[str, str]) -> Any:
@@ -59,6 +63,31 @@ def test_the_installed_lightning_has_it(entry: dict[str, str]) -> None:
 def test_the_package_uses_all_that_is_listed() -> None:
     text = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
     assert [entry["name"] for entry in ENTRIES if not re.search(rf"\b{entry['name']}\b", text)] == []
+
+
+def private_names_in(path: Path) -> Iterator[str]:
+    """Private names of Lightning that a file imports, reads, sets, overrides or names in a string."""
+    tree = ast.parse(path.read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module is not None]
+    of_lightning = [node for node in imports if (node.module or "").partition(".")[0] == "lightning"]
+    for node in of_lightning:
+        parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        yield from (part for part in parts if part.startswith("_") and part != "__version__")
+    for node in ast.walk(tree):
+        is_own = not of_lightning and isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"
+        if isinstance(node, ast.Attribute) and node.attr in PRIVATE and not is_own:
+            yield node.attr
+        elif isinstance(node, ast.FunctionDef) and node.name in PRIVATE and of_lightning:
+            yield node.name
+        elif isinstance(node, ast.Constant) and node.value in PRIVATE:
+            yield str(node.value)
+
+
+def test_only_one_room_uses_private_names_of_lightning() -> None:
+    files = [path for path in PACKAGE.rglob("*.py") if not {ROOM, PACKAGE / "cli"} & {*path.parents}]
+    found = {str(path.relative_to(PACKAGE)): list(private_names_in(path)) for path in files}
+    assert {path: names for path, names in found.items() if names} == {}
+    assert any(private_names_in(path) for path in ROOM.iterdir() if path.suffix == ".py")
 
 
 def test_what_is_marked_as_private_use_of_lightning_is_listed() -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning, Callback, ModelCheckpoint
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
@@ -26,7 +25,7 @@ def model() -> nn.Module:
 
 
 def trainer_with(*callbacks: Callback) -> Any:
-    return SimpleNamespace(callbacks=list(callbacks))
+    return Trainer(accelerator="cpu", logger=False, callbacks=list(callbacks))
 
 
 class Manual(LightningModule):

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_parablock.lightning_private import share_monitored_values, unshare_monitored_values
+from lightning_parablock.lightning_private.monitors import share_monitored_values, unshare_monitored_values
 
 NAN, INF = float("nan"), float("inf")
 
