@@ -23,7 +23,6 @@ from lightning_parablock.lightning_private.processes import open_default_group
 from lightning_parablock.meeting.devices import on_listeners
 from lightning_parablock.meeting.group_opening import open_together
 from lightning_parablock.meeting.introductions import NO_NUMBER, Introduction, Meeting, in_order, this_system
-from lightning_parablock.meeting.limited_wait import LimitedWait, run_reported
 from lightning_parablock.meeting.meeting import MeetingTable
 from lightning_parablock.meeting.rendezvous import (
     Address,
@@ -35,6 +34,7 @@ from lightning_parablock.meeting.rendezvous import (
 )
 from lightning_parablock.meeting.ways import Ways
 from lightning_parablock.settings.ports import PortRange
+from lightning_parablock.system.limited_wait import LimitedWait, run_reported
 
 _JOB_NAMES = ("TORCHELASTIC_RUN_ID", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
 """Variables in which launchers name their job: the same in all of its processes, and other in those of another job."""
@@ -112,7 +112,7 @@ def _open_store(address: Address, own: Introduction, wait: LimitedWait) -> tuple
     if own.rank == NO_NUMBER:
         return open_store(address, wait)
     if own.rank == 0 and not launcher_hosts_store():
-        return host_store(address, wait), True
+        return host_store(address), True
     return connect_store(address, wait), False
 
 

@@ -11,8 +11,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lightning_parablock.errors import ParaBlockError, PeerLostError, PeerTimeoutError
 from lightning_parablock.meeting.introductions import Meeting, several
-from lightning_parablock.meeting.limited_wait import LimitedWait
 from lightning_parablock.meeting.rendezvous import one_line
+from lightning_parablock.system.limited_wait import LimitedWait
 from lightning_parablock.system.looked_after import run_looked_after
 
 _LOOK_S = 0.5

@@ -20,7 +20,7 @@ from lightning_parablock.meeting.introductions import (
     process_in,
     several,
 )
-from lightning_parablock.meeting.limited_wait import LimitedWait
+from lightning_parablock.system.limited_wait import LimitedWait
 
 _POLL_S = 0.05
 _LAST_LOOK_S = 1.0

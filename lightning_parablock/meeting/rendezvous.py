@@ -18,7 +18,7 @@ from torch.distributed import (
 from torch.distributed.distributed_c10d import Store
 
 from lightning_parablock.errors import ConfigurationError, PeerTimeoutError
-from lightning_parablock.meeting.limited_wait import LimitedWait
+from lightning_parablock.system.limited_wait import LimitedWait
 
 _TRY_S = 2.0
 _PAUSE_S = 0.25
@@ -86,11 +86,11 @@ def open_store(address: Address, wait: LimitedWait) -> tuple[Store, bool]:
     """
     if address.is_here:
         with contextlib.suppress(_PortTaken):  # by the store, opened by another site of this machine; else it will show
-            return host_store(address, wait), True
+            return host_store(address), True
     return connect_store(address, wait), False
 
 
-def host_store(address: Address, wait: LimitedWait) -> Store:
+def host_store(address: Address) -> Store:
     """Open the store in this process.
 
     Raises:

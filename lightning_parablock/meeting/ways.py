@@ -21,8 +21,8 @@ from lightning_parablock.errors import ConfigurationError, PeerError, PeerLostEr
 from lightning_parablock.meeting.addresses import INTERFACE_VARIABLE, is_loopback, own_address, resolved
 from lightning_parablock.meeting.devices import open_listeners
 from lightning_parablock.meeting.introductions import Meeting
-from lightning_parablock.meeting.limited_wait import LimitedWait
 from lightning_parablock.settings.ports import PortRange
+from lightning_parablock.system.limited_wait import LimitedWait
 
 TRY_S = 10.0
 """For one connection: packets that a firewall drops are not answered."""

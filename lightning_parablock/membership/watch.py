@@ -28,10 +28,10 @@ from lightning_parablock.membership.aborts import Aborts
 from lightning_parablock.membership.awake import now_s
 from lightning_parablock.membership.descriptors import Descriptors
 from lightning_parablock.membership.membership import Membership
-from lightning_parablock.membership.patience import Patience
 from lightning_parablock.membership.peers import Peers
 from lightning_parablock.membership.signs import SIGN_BYTES, Call, Progress, Sign, Word, digest_of
 from lightning_parablock.membership.stop_point import StopPoint
+from lightning_parablock.system.limited_wait import LATE, LimitedWait
 
 T = TypeVar("T")
 
@@ -171,7 +171,7 @@ class Watch:
             PeerTimeoutError: a peer is alive but has not come within the limit.
         """
         call = self._announce(" ".join(filter(None, (what, detail))))
-        self._await_all(call, Patience(limit_s, lambda: f"{call.text}: {self.peers.absent(call)}"), limit_s)
+        self._await_all(call, LimitedWait(limit_s, reports=LATE))
         result: list[T] = []
         failure: list[Exception] = []
         finished = threading.Event()
@@ -203,16 +203,17 @@ class Watch:
             self._changed.notify_all()
         return call
 
-    def _await_all(self, call: Call, patience: Patience, limit_s: float) -> None:
+    def _await_all(self, call: Call, wait: LimitedWait) -> None:
         while True:
             self.peers.check_agree(call, self._progress())
             if not self.peers.missing(call):
                 break
-            if patience.is_over():
+            if wait.is_over:
                 raise PeerTimeoutError(
-                    f"{call.text!r} has not begun after {limit_s:g} s although every client is alive: "
+                    f"{call.text!r} has not begun after {wait.limit_s:g} s although every client is alive: "
                     f"{self.peers.absent(call)}; if a client needs longer than that, raise timeout"
                 )
+            wait.report(lambda: f"{call.text}: {self.peers.absent(call)}")
             self.check()
             if any(self.peers.is_gone(rank) for rank in self.peers.missing(call)):
                 raise PeerLostError(f"{call.text!r} cannot begin: {self.peers.absent(call)}")
@@ -232,8 +233,9 @@ class Watch:
             PeerError: a peer was lost before it had said good-bye.
         """
         self._say_last(Sign.LEAVING, "")
-        patience = Patience(limit_s, lambda: f"the end of the run at {self._named(self.peers.remaining())}")
-        while (remaining := self.peers.remaining()) and not patience.is_over():
+        wait = LimitedWait(limit_s, reports=LATE)
+        while (remaining := self.peers.remaining()) and not wait.is_over:
+            wait.report(lambda: f"the end of the run at {self._named(self.peers.remaining())}")
             self.check()
             with self._changed:
                 self._changed.wait_for(lambda: not self.peers.remaining(), timeout=_POLL_S)

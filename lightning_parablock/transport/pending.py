@@ -12,8 +12,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.errors import CallOrderError, PeerError, PeerTimeoutError
-from lightning_parablock.membership.patience import Patience
 from lightning_parablock.settings import Settings
+from lightning_parablock.system.limited_wait import LATE, LimitedWait
 from lightning_parablock.transport.base import Exchange, ExchangeFacts
 
 log = logging.getLogger(__name__)
@@ -91,14 +91,15 @@ class PendingExchange(Exchange):
     def _received(self) -> Tensor:
         # In slices, so that a lost peer, Ctrl-C and SIGTERM are seen at once and not when gloo gives up.
         place = f"round {self._round}, block {self._block!r}"
-        patience = Patience(self._limit_s, lambda: f"{place}: {self._late()}")
+        wait = LimitedWait(self._limit_s, reports=LATE)
         while not self._finished.wait(_POLL_S):
             self._check()
-            if patience.is_over():
+            if wait.is_over:
                 raise PeerTimeoutError(
                     f"not finished after {self._limit_s:g} s although every client is alive: {self._late()} (raise "
                     "straggler_timeout_s if a client needs longer than that for its local steps)"
                 ).at(self._round, self._block)
+            wait.report(lambda: f"{place}: {self._late()}")
         if isinstance(self._error, PeerError):
             raise self._error.at(self._round, self._block) from self._error
         if self._error is not None:

@@ -13,11 +13,11 @@ import torch.distributed as dist
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.meeting.devices import _listening, on_listeners, open_group
 from lightning_parablock.meeting.introductions import Introduction
-from lightning_parablock.meeting.limited_wait import LimitedWait
 from lightning_parablock.meeting.meeting import MeetingTable
 from lightning_parablock.meeting.rendezvous import Address, connect_store, host_store
 from lightning_parablock.meeting.ways import Ways
 from lightning_parablock.settings.ports import PortRange
+from lightning_parablock.system.limited_wait import LimitedWait
 
 PORTS = PortRange(40000, 40199)
 LIMIT_S = 60.0
@@ -26,7 +26,7 @@ LIMIT_S = 60.0
 def main() -> None:
     rank, n_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     address, wait = Address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), LimitedWait(LIMIT_S)
-    store = host_store(address, wait) if rank == 0 else connect_store(address, wait)
+    store = host_store(address) if rank == 0 else connect_store(address, wait)
     own = Introduction(rank, n_ranks, "ab"[rank], socket.gethostname(), os.getpid())
     meeting = MeetingTable(store, own, str(address)).meet(wait)
     try:

@@ -12,8 +12,8 @@ from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTi
 from lightning_parablock.meeting import group_opening
 from lightning_parablock.meeting.group_opening import open_together
 from lightning_parablock.meeting.introductions import Introduction, Meeting
-from lightning_parablock.meeting.limited_wait import LimitedWait
 from lightning_parablock.meeting.rendezvous import Address, connect_store, host_store
+from lightning_parablock.system.limited_wait import LimitedWait
 from tests.support.launch import free_port
 
 RANKS = tuple(Introduction(rank, 2, "ab"[rank], f"h{rank}", 10 + rank) for rank in range(2))
@@ -23,7 +23,7 @@ RANKS = tuple(Introduction(rank, 2, "ab"[rank], f"h{rank}", 10 + rank) for rank 
 def stores() -> list[Store]:
     """One connection for each of two ranks; the first one hosts the store."""
     address = Address("127.0.0.1", free_port())
-    return [host_store(address, LimitedWait(60.0)), connect_store(address, LimitedWait(60.0))]
+    return [host_store(address), connect_store(address, LimitedWait(60.0))]
 
 
 @pytest.fixture

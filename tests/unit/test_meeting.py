@@ -24,7 +24,7 @@ from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTi
 from lightning_parablock.launching import joining
 from lightning_parablock.launching.joining import job_of
 from lightning_parablock.launching.site_environment import SiteEnvironment
-from lightning_parablock.meeting import limited_wait, rendezvous
+from lightning_parablock.meeting import rendezvous
 from lightning_parablock.meeting.introductions import (
     NO_NUMBER,
     Introduction,
@@ -34,11 +34,12 @@ from lightning_parablock.meeting.introductions import (
     is_dead,
     this_system,
 )
-from lightning_parablock.meeting.limited_wait import LimitedWait
 from lightning_parablock.meeting.meeting import MeetingTable
 from lightning_parablock.meeting.rendezvous import Address, connect_store, host_store, open_store
 from lightning_parablock.membership.membership import Membership
 from lightning_parablock.runs.run import Run
+from lightning_parablock.system import limited_wait
+from lightning_parablock.system.limited_wait import LimitedWait
 from tests.support.cli_toys import Toy, ToyData
 from tests.support.launch import ROOT, free_port
 
@@ -54,7 +55,7 @@ class Hall:
 
     def __init__(self) -> None:
         self.address = Address("127.0.0.1", free_port())
-        self._store = host_store(self.address, LimitedWait(60.0))
+        self._store = host_store(self.address)
         self.said: list[str] = []
         self._results: dict[Introduction, list[Meeting | Exception]] = {}
         self._threads: list[threading.Thread] = []
@@ -277,7 +278,7 @@ def test_a_port_that_another_program_has(monkeypatch: pytest.MonkeyPatch) -> Non
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = Address("127.0.0.1", other.getsockname()[1])
         with pytest.raises(ConfigurationError, match=rf"port {address.port} of .* is taken by another program"):
-            host_store(address, LimitedWait(5.0))
+            host_store(address)
         with pytest.raises(ConfigurationError, match=rf"the program that listens at {address} does not answer as the"):
             open_store(address, LimitedWait(5.0))
 
@@ -300,7 +301,7 @@ def test_the_process_that_has_the_address_hosts_the_store_and_the_first_of_sever
     wait = LimitedWait(60.0)
     store, hosts = open_store(address, wait)
     script = (
-        "import sys; from lightning_parablock.meeting.rendezvous import *; from lightning_parablock.meeting."
+        "import sys; from lightning_parablock.meeting.rendezvous import *; from lightning_parablock.system."
         f"limited_wait import LimitedWait; s, h = open_store(Address('localhost', {address.port}), LimitedWait(60.0));"
         "s.set('x', 'y'); print(h)"
     )
@@ -311,7 +312,7 @@ def test_the_process_that_has_the_address_hosts_the_store_and_the_first_of_sever
 
 def test_the_process_that_hosts_the_store_can_be_started_again() -> None:
     address, met = Address("127.0.0.1", free_port()), list[Meeting]()
-    store = host_store(address, LimitedWait(60.0))
+    store = host_store(address)
     waiting = replace(rank_of(NO_NUMBER, "b", 2), pid=2)
     thread = threading.Thread(target=lambda: met.append(joining._meet(address, waiting, LimitedWait(60.0))[1]))
     thread.start()

@@ -8,12 +8,13 @@ import re
 import pytest
 
 from lightning_parablock.errors import PeerError, PeerLostError, PeerTimeoutError, ProtocolError
-from lightning_parablock.membership import awake, patience
+from lightning_parablock.membership import awake
 from lightning_parablock.membership import peers as peers_module
 from lightning_parablock.membership.membership import Membership
-from lightning_parablock.membership.patience import Patience
 from lightning_parablock.membership.peers import Peers
 from lightning_parablock.membership.signs import SIGN_BYTES, Call, Progress, Sign, Word, digest_of
+from lightning_parablock.system import limited_wait
+from lightning_parablock.system.limited_wait import LATE, LimitedWait
 
 MEMBERS = Membership(0, ("here", "there", "yonder"), ((0,), (1,), (2,)), 0, ("hub", "a", "b"))
 LIMIT_S = 20.0
@@ -146,11 +147,12 @@ def test_a_short_pause_excuses_nobody(peers: Peers, clock: Clock) -> None:
 
 def test_a_long_wait_says_for_whom(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     now = Clock()
-    monkeypatch.setattr(patience.time, "monotonic", now)
-    waiting = Patience(200.0, lambda: "client 1 is late")
+    monkeypatch.setattr(limited_wait.time, "monotonic", now)
+    waiting = LimitedWait(200.0, reports=LATE)
     with caplog.at_level(logging.WARNING):
-        while not waiting.is_over():
+        while not waiting.is_over:
             now.now_s += 1
+            waiting.report(lambda: "client 1 is late")
     assert [record.getMessage() for record in caplog.records] == [
         f"parablock: waiting for {waited} s (limit 200 s): client 1 is late" for waited in (31, 91, 151)
     ]

@@ -12,8 +12,8 @@ from lightning_parablock.errors import ConfigurationError, PeerTimeoutError
 from lightning_parablock.meeting import ways
 from lightning_parablock.meeting.devices import Listener
 from lightning_parablock.meeting.introductions import Introduction, Meeting
-from lightning_parablock.meeting.limited_wait import LimitedWait
 from lightning_parablock.meeting.ways import Ways
+from lightning_parablock.system.limited_wait import LimitedWait
 
 RANKS = tuple(Introduction(rank, 2, "ab"[rank], f"h{rank}", 10 + rank) for rank in range(2))
 
