@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
@@ -35,6 +35,7 @@ from lightning_parablock.cli.trainer_arguments import (
 )
 from lightning_parablock.cli.trainer_parser import ParaBlockArgumentParser
 from lightning_parablock.errors import ConfigurationError, DataError, ParaBlockError
+from lightning_parablock.lightning_private.command_line import CommandLine
 from lightning_parablock.report.console import console
 from lightning_parablock.report.dry_run import print_dry_run
 from lightning_parablock.report.summary import Here, held_out_metrics, results_table, summarise, summary_table
@@ -50,7 +51,7 @@ PRINT_CONFIG = "--print_config"
 EPILOG = "The options of another model: --model CLASS_PATH --help; in the same way --data and --strategy."
 
 
-class ParaBlockCLI(LightningCLI):
+class ParaBlockCLI(CommandLine):
     """LightningCLI whose strategy, model and data module are this package's unless others are given.
 
     Args:
@@ -128,10 +129,10 @@ class ParaBlockCLI(LightningCLI):
         return bool(chosen)
 
     @override
-    def _parse_ckpt_path(self) -> None:
+    def take_checkpoint_options(self) -> None:
         """Hyperparameters in a checkpoint become the model's options; a file that is no checkpoint is refused here."""
         try:
-            super()._parse_ckpt_path()
+            super().take_checkpoint_options()
         except ParaBlockError:
             raise
         except Exception as error:  # what the unpickler makes of foreign bytes may raise anything
@@ -144,12 +145,12 @@ class ParaBlockCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         """Check the strategy's settings and the data's sources first: building the model may take minutes."""
-        self.run.site = self._get(self.config, "trainer.strategy.init_args.site")
-        check_strategy(self._get(self.config, "trainer.strategy"))
+        self.run.site = self.option("trainer.strategy.init_args.site")
+        check_strategy(self.option("trainer.strategy"))
         try:
-            check_sources(self._get(self.config, "data"), self.config.subcommand)
+            check_sources(self.option("data"), self.config.subcommand)
         except DataError as error:
-            if not is_awaited(self.run.site, self._get(self.config, "trainer.num_nodes", 1)):
+            if not is_awaited(self.run.site, self.option("trainer.num_nodes", 1)):
                 raise
             # The others wait for this process where the clients meet, and hear of it there.
             self._data_problem = error
@@ -157,11 +158,11 @@ class ParaBlockCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
-        output = self._get(self.config, "output")
+        output = self.option("output")
         if output is not None and (self.run.rank == 0 or self.run.site is not None):
             refuse_file(file_of_site(Path(output).expanduser(), self.run.site))
-        if not self._dry_run and not self._get(self.config, "trainer.fast_dev_run"):
-            self.run.check_folder(self._get(self.config, "run_dir"), self._get(self.config, "trainer.default_root_dir"))
+        if not self._dry_run and not self.option("trainer.fast_dev_run"):
+            self.run.check_folder(self.option("run_dir"), self.option("trainer.default_root_dir"))
         with self._light_model():
             super().instantiate_classes()
         if self._data_problem is not None:
@@ -170,10 +171,10 @@ class ParaBlockCLI(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        given: Namespace = self._get(self.config_init, "trainer")
-        kwargs |= processes(given, self._get(self.config, "trainer.strategy.init_args"))
+        given: Namespace = self.built("trainer")
+        kwargs |= processes(given, self.option("trainer.strategy.init_args"))
         if not self._dry_run and not given.fast_dev_run:
-            kwargs |= run_folder_arguments(self.run, self._get(self.config, "run_dir"), given)
+            kwargs |= run_folder_arguments(self.run, self.option("run_dir"), given)
         kwargs["callbacks"] = self._callbacks(given)
         try:
             return refuse_forks(super().instantiate_trainer(**kwargs))
@@ -183,19 +184,19 @@ class ParaBlockCLI(LightningCLI):
             raise ConfigurationError(f"the trainer cannot be built: {one_line(error)}") from error
 
     @override
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_command(self, subcommand: str) -> None:
         if self._dry_run:
             self._print_plan()
             return
-        self._dump_config()
+        self.dump_configuration()
         self.run.begin(
             {
                 "subcommand": subcommand,
-                "seed": self._get(self.config, "seed_everything"),
+                "seed": self.option("seed_everything"),
                 "configuration": self.config_dump,
             }
         )
-        super()._run_subcommand(subcommand)
+        super().run_command(subcommand)
         predictions = self._observers.predictions
         if predictions is not None and predictions.written is not None:
             print("predictions: {} ({} rows)".format(*predictions.written))
@@ -237,13 +238,10 @@ class ParaBlockCLI(LightningCLI):
 
     @property
     def _dry_run(self) -> bool:
-        return bool(self._get(self.config, "dry_run", False))
+        return bool(self.option("dry_run", False))
 
     def _held_out(self, model: LightningModule, kwargs: dict[str, Any]) -> dict[str, float]:
-        wanted = (
-            self._get(self.config, "validate_before_and_after")
-            and not self._get(self.config_init, "trainer").fast_dev_run
-        )
+        wanted = self.option("validate_before_and_after") and not self.built("trainer").fast_dev_run
         if not wanted or not is_overridden("validation_step", model) or self.trainer.limit_val_batches == 0:
             return {}
         data = self.datamodule if self.datamodule is not None else model
@@ -263,20 +261,20 @@ class ParaBlockCLI(LightningCLI):
             return callbacks
         written = None
         if self.config.subcommand == "predict":
-            output: str | None = self._get(self.config, "output")
+            output: str | None = self.option("output")
             written = prediction_file(self.run, output, callbacks, is_trial=bool(given.fast_dev_run))
-        self._observers = observers(self.run, self._get(self.config, "shared"), callbacks, written)
+        self._observers = observers(self.run, self.option("shared"), callbacks, written)
         return [*callbacks, *self._observers.callbacks]
 
     def _light_model(self) -> AbstractContextManager[None]:
         """Load no weights for a plan, nor where the data cannot be read."""
-        model: Namespace = self._get(self.config, "model")
+        model: Namespace = self.option("model")
         if self._dry_run:
             return without_weights(model)
         return nullcontext() if self._data_problem is None else small(model)
 
     def _print_plan(self) -> None:
         if self.run.rank == 0 or self.run.site is not None:
-            own_seed: int | None = self._get(self.config, "trainer.strategy.init_args.seed")
-            seed = self._get(self.config, "seed_everything") if own_seed is None else own_seed
+            own_seed: int | None = self.option("trainer.strategy.init_args.seed")
+            seed = self.option("seed_everything") if own_seed is None else own_seed
             print_dry_run(console(), self.trainer, self.model, self.datamodule, seed)

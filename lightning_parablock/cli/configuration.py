@@ -15,15 +15,15 @@ class _Configuration(ParaBlockCLI):
     """The command line read and checked, and nothing built."""
 
     @override
-    def _set_seed(self) -> None:
+    def set_seed(self) -> None:
         pass
 
     @override
     def instantiate_classes(self) -> None:
-        self._dump_config()
+        self.dump_configuration()
 
     @override
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_command(self, subcommand: str) -> None:
         pass
 
 

@@ -11,15 +11,13 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies.launchers import (
-    _MultiProcessingLauncher,  # pyright: ignore[reportPrivateUsage]
-)
 
 from lightning_parablock.callbacks import ClientSight, RoundMetrics, RoundProgressBar, Timeline
 from lightning_parablock.callbacks.predictions import PredictionFile
 from lightning_parablock.callbacks.sight import Shared
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launching.launched import launched_devices
+from lightning_parablock.lightning_private.processes import starts_functions
 from lightning_parablock.runs.run import Run, RunFacts
 from lightning_parablock.runs.site_files import SiteCSVLogger
 
@@ -138,7 +136,7 @@ def refuse_forks(trainer: Trainer) -> Trainer:
     Raises:
         ConfigurationError: the strategy starts processes that are no whole programs.
     """
-    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    if starts_functions(trainer.strategy):
         raise ConfigurationError(
             "the command line starts its processes as whole programs: leave start_method at 'popen'; the others are "
             "for notebooks and scripts"

@@ -30,7 +30,7 @@ def resolved(monkeypatch: pytest.MonkeyPatch, *args: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def stop(cli: ParaBlockCLI) -> None:
-        cli._dump_config()
+        cli.dump_configuration()
         found.update(cli.config_dump)
         raise Parsed
 
