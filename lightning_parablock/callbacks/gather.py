@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import torch.distributed as dist
 from lightning.pytorch import Trainer
 
 from lightning_parablock.federation.collectives import Gathering
+from lightning_parablock.meeting import default_group
 from lightning_parablock.records import RoundRecord, first_of_each_round
 
 T = TypeVar("T")
@@ -23,11 +23,7 @@ def gather_objects(strategy: Any, value: T) -> list[T]:
     """
     if isinstance(strategy, Gathering):
         return strategy.gather_objects(value)
-    if not dist.is_available() or not dist.is_initialized():
-        return [value]
-    gathered: list[T | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, value)
-    return cast(list[T], gathered)
+    return default_group.gather_objects(value)
 
 
 def round_records(strategy: Any) -> list[RoundRecord]:

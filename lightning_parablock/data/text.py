@@ -12,7 +12,6 @@ from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_parablock.callbacks.gather import gather_objects
@@ -29,6 +28,7 @@ from lightning_parablock.data.tokenize import TokenExamples, Tokenizer, make_exa
 from lightning_parablock.errors import ConfigurationError, DataError
 from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.loading.row_accounts import RowAccount, show_here
+from lightning_parablock.meeting import default_group
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -371,9 +371,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
     @property
     def _meets_others(self) -> bool:
         # A dry run has a trainer of several processes, and is one of them.
-        return (
-            self.trainer is not None and self.trainer.world_size > 1 and dist.is_available() and dist.is_initialized()
-        )
+        return self.trainer is not None and self.trainer.world_size > 1 and default_group.is_open()
 
     def _together(self, work: Callable[[], _T]) -> list[_T]:
         """The result of the same work on every rank; collective, and an error on one rank is an error on all."""

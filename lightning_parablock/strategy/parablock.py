@@ -12,14 +12,12 @@ from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.distributed.constants import default_pg_timeout
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -85,7 +83,7 @@ from lightning_parablock.settings import (
 from lightning_parablock.settings.ports import read_ports
 from lightning_parablock.strategy.auto_steps import Measured, StepClock, agree_on_local_steps
 from lightning_parablock.strategy.cautions import caution
-from lightning_parablock.strategy.ranks import StartMethod, WatchedStrategy
+from lightning_parablock.strategy.ranks import DEFAULT_TIMEOUT, StartMethod, WatchedStrategy
 from lightning_parablock.strategy.refusals import (
     refuse_parameters,
     refuse_rate_steps,
@@ -248,7 +246,7 @@ class ParaBlockStrategy(WatchedStrategy):
         missing_client_state: MissingClientState = "error",
         seed: int | None = None,
         process_group_backend: str | None = None,
-        timeout: timedelta | None = default_pg_timeout,
+        timeout: timedelta | None = DEFAULT_TIMEOUT,
         site: str | None = None,
         rendezvous: str | None = None,
         meeting_timeout_s: float = 600.0,
@@ -845,12 +843,7 @@ class ParaBlockStrategy(WatchedStrategy):
         tensors = [*(p.detach() for p in module.parameters()), *module.buffers()]
         if len(set(self.gather_objects(hash_tensors(tensors)))) == 1:
             return
-
-        def broadcast() -> None:
-            for tensor in tensors:
-                dist.broadcast(tensor, src=0)
-
-        self._guard("broadcast of the starting weights", broadcast)
+        self.broadcast_tensors(tensors, "the starting weights")
 
     def _schedule(self) -> Schedule:
         s = self.settings

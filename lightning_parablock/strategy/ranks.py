@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal, TypeVar, get_args
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities.seed import reset_seed
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor
-from torch.distributed.constants import default_pg_timeout
+from torch.distributed.constants import default_pg_timeout as DEFAULT_TIMEOUT
 from typing_extensions import override
 
 from lightning_parablock.errors import ConfigurationError, PeerError
@@ -291,6 +291,20 @@ class WatchedStrategy(LaunchingStrategy):
         self._guard("gather", lambda: dist.all_gather_object(gathered, value), f"in {_asker()}")
         return gathered
 
+    def broadcast_tensors(self, tensors: Sequence[Tensor], what: str) -> None:
+        """Overwrite tensors with those of rank 0; collective.
+
+        Args:
+            tensors: Of the same shapes and types on every rank.
+            what: Names them in messages.
+        """
+
+        def broadcast() -> None:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+        self._guard(f"broadcast of {what}", broadcast)
+
     def time_links(self, settings: Settings) -> LinkSample | None:
         """A timed exchange in the pattern of the run's topology, None where there is one rank; collective."""
         if self.world_size == 1:
@@ -353,7 +367,7 @@ class WatchedStrategy(LaunchingStrategy):
 
     @property
     def _limit_s(self) -> float:
-        return (self._timeout or default_pg_timeout).total_seconds()
+        return (self._timeout or DEFAULT_TIMEOUT).total_seconds()
 
     @override
     def teardown(self) -> None:

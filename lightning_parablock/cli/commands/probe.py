@@ -11,16 +11,15 @@ import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, get_args
 
 import torch
-import torch.distributed as dist
 
 from lightning_parablock.errors import ConfigurationError, ParaBlockError, PeerError
 from lightning_parablock.launching.launched import launched_ranks
 from lightning_parablock.meeting.addresses import LOOPBACK, own_address
-from lightning_parablock.meeting.devices import on_listeners, open_listeners
+from lightning_parablock.meeting.default_group import gather_objects, opened_default_group, own_rank
+from lightning_parablock.meeting.devices import open_listeners
 from lightning_parablock.models.speed import Speed, Step, measure_speed
 from lightning_parablock.planning.timing import Links, links_of
 from lightning_parablock.settings import Topology
@@ -70,23 +69,22 @@ def probe(config: Any, step: Step, chunk_bytes: int) -> Probed:
     if launched_ranks() == 1:
         return Probed([measure_speed(config, step, BUDGET_S)], None)
     with probe_group() as n_ranks:
-        speeds = _speeds(config, step, n_ranks)
+        speeds = _speeds(config, step)
         rates = {topology: timed_links(topology, n_ranks, chunk_bytes) for topology in get_args(Topology)}
     return Probed(speeds, Links(rates["sharded"].client_bps, rates["star"].server_bps))
 
 
-def _speeds(config: Any, step: Step, n_ranks: int) -> list[Speed]:
+def _speeds(config: Any, step: Step) -> list[Speed]:
     """Every rank's speed; where one cannot measure, the same error on all."""
-    found: list[Any] = [None] * n_ranks
     try:
         own: Speed | str = measure_speed(config, step, BUDGET_S)
     except ConfigurationError as error:
-        own = f"rank {dist.get_rank()} on {socket.gethostname()}: {error}"
-    dist.all_gather_object(found, own)
+        own = f"rank {own_rank()} on {socket.gethostname()}: {error}"
+    found = gather_objects(own)
     problem = next((each for each in found if isinstance(each, str)), None)
     if problem is not None:
         raise ConfigurationError(problem)
-    return found
+    return [each for each in found if isinstance(each, Speed)]
 
 
 def timed_links(topology: Topology, n_ranks: int, chunk_bytes: int) -> Links:
@@ -102,14 +100,10 @@ def probe_group() -> Generator[int]:
     try:
         one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
         open_listeners(own_address(os.environ.get("MASTER_ADDR", LOOPBACK), one_host=one_host), None)
-        with on_listeners():
-            dist.init_process_group("gloo", timeout=timedelta(seconds=MEET_LIMIT_S))
-        yield dist.get_world_size()
+        with opened_default_group(MEET_LIMIT_S) as n_ranks:
+            yield n_ranks
     except ParaBlockError:
         raise
     except RuntimeError as error:  # what gloo and the store raise when a rank is lost or late
         reason = (str(error).splitlines() or [""])[0]
         raise PeerError(f"the probe's clients did not all come through within {MEET_LIMIT_S:g} s: {reason}") from error
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()

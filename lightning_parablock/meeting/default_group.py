@@ -1,0 +1,55 @@
+"""The default process group, for code that runs with no watch: other strategies than this package's, and the probe.
+
+Nothing here notices a lost rank before the group's own timeout. Within a run use the strategy's collectives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from lightning_parablock.meeting.devices import on_listeners
+
+T = TypeVar("T")
+
+
+def is_open() -> bool:
+    """Whether this process has joined a default process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def own_rank() -> int:
+    """This process's rank in the group, which must be open."""
+    return dist.get_rank()
+
+
+def gather_objects(value: T) -> list[T]:
+    """The value of each rank, in rank order, on every rank; collective. ``[value]`` where no group is open."""
+    if not is_open():
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+@contextlib.contextmanager
+def opened_default_group(limit_s: float) -> Generator[int]:
+    """Open a gloo group as the environment describes it, and release it at the end; gives the number of ranks.
+
+    Args:
+        limit_s: Seconds for the ranks to meet, and for each collective.
+
+    Raises:
+        RuntimeError: the ranks did not meet, or one was lost; what torch raises.
+    """
+    try:
+        with on_listeners():
+            dist.init_process_group("gloo", timeout=timedelta(seconds=limit_s))
+        yield dist.get_world_size()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
