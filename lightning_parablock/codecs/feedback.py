@@ -16,8 +16,8 @@ from torch import Tensor
 from lightning_parablock.codecs.codec import codec_of
 from lightning_parablock.codecs.compression import Compression
 
-Place = tuple[int, int]
-"""(client, block)"""
+ClientBlock = tuple[int, int]
+"""A client and a block that it trains."""
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,28 @@ class Residuals:
     """
 
     def __init__(self) -> None:
-        self._now: dict[Place, Tensor] = {}
-        self._in_flight: dict[tuple[int, Place], Residual] = {}
+        self._now: dict[ClientBlock, Tensor] = {}
+        self._in_flight: dict[tuple[int, ClientBlock], Residual] = {}
 
     def begin(self, round_index: int, client: int, block: int, numel: int) -> Residual:
         """The residual of an exchange that is about to be submitted."""
-        place = (client, block)
-        residual = Residual(self._now.get(place), torch.empty(numel, dtype=torch.float32))
-        self._now[place] = residual.after
-        self._in_flight[round_index, place] = residual
+        key = (client, block)
+        residual = Residual(self._now.get(key), torch.empty(numel, dtype=torch.float32))
+        self._now[key] = residual.after
+        self._in_flight[round_index, key] = residual
         return residual
 
     def settle(self, round_index: int) -> None:
         """The exchanges of a round are over: what was before them is of no more use."""
-        for key in [key for key in self._in_flight if key[0] == round_index]:
-            del self._in_flight[key]
+        for over in [of for of in self._in_flight if of[0] == round_index]:
+            del self._in_flight[over]
 
     def state(self) -> list[list[Any]]:
         """[client, block, e] as after the settled rounds; where e is zero there is no entry."""
-        state: dict[Place, Tensor | None] = dict(self._now)
-        for (_, place), residual in sorted(self._in_flight.items(), key=lambda item: item[0], reverse=True):
-            state[place] = residual.before
-        return [[*place, tensor] for place, tensor in state.items() if tensor is not None]
+        state: dict[ClientBlock, Tensor | None] = dict(self._now)
+        for (_, key), residual in sorted(self._in_flight.items(), key=lambda item: item[0], reverse=True):
+            state[key] = residual.before
+        return [[*key, tensor] for key, tensor in state.items() if tensor is not None]
 
     def load_state(self, state: Iterable[Iterable[Any]]) -> None:
         """Take over :meth:`state`; nothing may be in flight."""

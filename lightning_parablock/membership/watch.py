@@ -44,7 +44,8 @@ _RAISE_THE_LIMIT = (
     "raise the limit (`ulimit -n`), let only the other clients connect to this one's ports, and restart all clients "
     "from the last checkpoint"
 )
-_CLOSE_LIMIT_S = 30.0
+CLOSE_LIMIT_S = 30.0
+"""Seconds within which threads that talk to other ranks must have ended, where nothing is pending."""
 
 
 class Watch:
@@ -241,7 +242,7 @@ class Watch:
                 self._changed.wait_for(lambda: not self.peers.remaining(), timeout=_POLL_S)
         self.check()
         # All of them, not only the speakers: Python aborts a process that ends while a thread frees a process group.
-        deadline_s = time.monotonic() + _CLOSE_LIMIT_S
+        deadline_s = time.monotonic() + CLOSE_LIMIT_S
         for thread in self._threads if not remaining else []:
             thread.join(max(0.0, deadline_s - time.monotonic()))
         self._descriptors.release()

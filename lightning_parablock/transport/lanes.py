@@ -24,7 +24,7 @@ from lightning_parablock.transport.wires import Ticket, Transfer, Wire
 
 
 @dataclass(frozen=True)
-class Means:
+class LaneContext:
     """What the lanes of a rank share.
 
     Attributes:
@@ -48,7 +48,7 @@ class Lane(ABC):
     """One thread's part of every exchange.
 
     Args:
-        means: See there.
+        context: What it shares with the others.
 
     Attributes:
         name: Of its thread.
@@ -58,9 +58,9 @@ class Lane(ABC):
     name: str
     brings_commit: bool
 
-    def __init__(self, means: Means) -> None:
-        self.means = means
-        self.coder = Coder(means.compression)
+    def __init__(self, context: LaneContext) -> None:
+        self.context = context
+        self.coder = Coder(context.compression)
 
     @abstractmethod
     def carry_out(self, steps: ExchangeSteps) -> None:
@@ -84,12 +84,12 @@ class DeltaLane(Lane):
 
     name, brings_commit = "parablock-send", False
 
-    def __init__(self, means: Means) -> None:
-        super().__init__(means)
-        members = means.members
+    def __init__(self, context: LaneContext) -> None:
+        super().__init__(context)
+        members = context.members
         hosted = len(members.clients[members.rank])
-        senders = hosted if means.cohort is None else min(hosted, means.cohort)
-        self._window = SendWindow(means.wire, means.finish, SEND_WINDOW * len(members.peers) * senders)
+        senders = hosted if context.cohort is None else min(hosted, context.cohort)
+        self._window = SendWindow(context.wire, context.finish, SEND_WINDOW * len(members.peers) * senders)
 
     @override
     def prepare(self, steps: ExchangeSteps) -> None:
@@ -101,7 +101,7 @@ class DeltaLane(Lane):
             for peer, client, part in steps.deltas_out(step):
                 message = self._window.message(self.coder.codec.payload_bytes(part.stop - part.start))
                 steps.write_delta(message, client, part, self.coder)
-                self.means.pacer.wait(message.numel())
+                self.context.pacer.wait(message.numel())
                 self._window.send(message, [peer], Kind.DELTA)
 
     @override
@@ -114,10 +114,10 @@ class ServerLane(Lane):
 
     name, brings_commit = "parablock-serve", True
 
-    def __init__(self, means: Means) -> None:
-        super().__init__(means)
-        self._in = ReceiveWindow(means.wire, means.finish)
-        self._out = SendWindow(means.wire, means.finish, SEND_WINDOW)
+    def __init__(self, context: LaneContext) -> None:
+        super().__init__(context)
+        self._in = ReceiveWindow(context.wire, context.finish)
+        self._out = SendWindow(context.wire, context.finish, SEND_WINDOW)
 
     @override
     def prepare(self, steps: ExchangeSteps) -> None:
@@ -132,8 +132,8 @@ class ServerLane(Lane):
             message = self._out.message(self.coder.codec.payload_bytes(part.stop - part.start))
             steps.serve(step, arrived, message, self.coder)
             self._in.release(step)
-            self.means.pacer.wait(message.numel() * len(self.means.members.peers))
-            self._out.send(message, self.means.members.peers, Kind.COMMIT)
+            self.context.pacer.wait(message.numel() * len(self.context.members.peers))
+            self._out.send(message, self.context.members.peers, Kind.COMMIT)
 
     @override
     def drain(self) -> None:
@@ -149,9 +149,9 @@ class CommitLane(Lane):
 
     name, brings_commit = "parablock-collect", True
 
-    def __init__(self, means: Means) -> None:
-        super().__init__(means)
-        self._in = ReceiveWindow(means.wire, means.finish)
+    def __init__(self, context: LaneContext) -> None:
+        super().__init__(context)
+        self._in = ReceiveWindow(context.wire, context.finish)
 
     @override
     def prepare(self, steps: ExchangeSteps) -> None:
@@ -195,7 +195,7 @@ class LockstepLane(Lane):
                 message = self._new(self.coder.codec.payload_bytes(part.stop - part.start))
                 arrived = [(e, t.message) for e, t in zip(deltas[step], incoming, strict=True)]
                 steps.serve(step, arrived, message, self.coder)
-                outgoing = [Transfer(message, peer, Kind.COMMIT) for peer in self.means.members.peers]
+                outgoing = [Transfer(message, peer, Kind.COMMIT) for peer in self.context.members.peers]
             incoming = [self._receive(expected) for expected in _at(commits, step)]
             self._exchange(incoming, outgoing)
             steps.collect([(e, t.message) for e, t in zip(_at(commits, step), incoming, strict=True)], self.coder)
@@ -213,13 +213,13 @@ class LockstepLane(Lane):
         return Transfer(self._new(expected.header.length_bytes), expected.rank, expected.header.kind)
 
     def _new(self, payload_bytes: int) -> Tensor:
-        return self.means.wire.new_buffer(HEADER_BYTES + payload_bytes)
+        return self.context.wire.new_buffer(HEADER_BYTES + payload_bytes)
 
     def _exchange(self, incoming: list[Transfer], outgoing: list[Transfer]) -> None:
-        self.means.pacer.wait(sum(transfer.message.numel() for transfer in outgoing))
-        tickets: list[list[Ticket]] = list(self.means.wire.post(incoming, outgoing))
+        self.context.pacer.wait(sum(transfer.message.numel() for transfer in outgoing))
+        tickets: list[list[Ticket]] = list(self.context.wire.post(incoming, outgoing))
         for ticket in (ticket for posted in tickets for ticket in posted):
-            self.means.finish(ticket)
+            self.context.finish(ticket)
 
 
 def _at(steps: list[list[Expected]], step: int) -> list[Expected]:

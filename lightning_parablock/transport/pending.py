@@ -1,13 +1,10 @@
-"""The communication thread: gloo's point-to-point cannot be polled, so somebody else has to do the waiting."""
+"""An exchange that communication threads carry out, and the training thread's wait for it, within a limit."""
 
 from __future__ import annotations
 
-import logging
-import queue
 import threading
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -15,8 +12,6 @@ from lightning_parablock.errors import CallOrderError, PeerError, PeerTimeoutErr
 from lightning_parablock.settings import Settings
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
 from lightning_parablock.transport.base import Exchange, ExchangeFacts
-
-log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
 
@@ -113,50 +108,3 @@ class PendingExchange(Exchange):
         if self._facts is None:
             raise CallOrderError("the facts are complete only after wait() has returned")
         return self._facts
-
-
-class CommunicationThread:
-    """Runs jobs one after the other on a daemon thread, which a stuck transfer cannot keep from ending the process.
-
-    Args:
-        name: Of the thread.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, daemon=True, name=name)
-        self._is_ready = threading.Event()
-
-    def start(self) -> None:
-        """Start the thread; its torch operations use one core, and the training thread keeps all of its own."""
-        n_threads = torch.get_num_threads()
-        self._thread.start()
-        self._is_ready.wait()
-        torch.set_num_threads(n_threads)  # what another thread sets is the default of threads to come
-
-    def put(self, job: Callable[[], None]) -> None:
-        """Queue a job; it must handle its own errors."""
-        self._jobs.put(job)
-
-    def end_with(self, job: Callable[[], None]) -> None:
-        """Ask the thread to end after its jobs and this one, whose errors are logged: nobody waits for it."""
-        self._jobs.put(lambda: _logged(job))
-        self._jobs.put(None)
-
-    def join(self, limit_s: float) -> bool:
-        """Wait at most ``limit_s`` for the end; says whether it has come."""
-        self._thread.join(max(0.0, limit_s))
-        return not self._thread.is_alive()
-
-    def _run(self) -> None:
-        torch.set_num_threads(1)
-        self._is_ready.set()
-        while (job := self._jobs.get()) is not None:
-            job()
-
-
-def _logged(job: Callable[[], None]) -> None:
-    try:
-        job()
-    except Exception as error:
-        log.warning("parablock: the last messages could not be sent: %s", error)

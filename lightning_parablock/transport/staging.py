@@ -19,7 +19,7 @@ class _Mark:
     stream: torch.cuda.Stream
 
 
-class Side:
+class Staging:
     """For a model on the CPU."""
 
     pins_memory = False
@@ -38,7 +38,7 @@ class Side:
         return commit
 
 
-class CudaSide(Side):
+class CudaStaging(Staging):
     """For a model on a GPU: messages are staged through pinned memory, or stay on the device with NCCL.
 
     Not run on the project's machines, which have no GPU: see docs/assumptions-and-limits.md.
@@ -80,6 +80,6 @@ class CudaSide(Side):
         return there
 
 
-def side_of(device: torch.device) -> Side:
-    """The side that fits the model's device."""
-    return CudaSide(device) if device.type == "cuda" else Side()
+def staging_of(device: torch.device) -> Staging:
+    """The staging that fits the model's device."""
+    return CudaStaging(device) if device.type == "cuda" else Staging()

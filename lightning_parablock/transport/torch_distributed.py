@@ -22,19 +22,18 @@ from typing_extensions import override
 from lightning_parablock.blocks.partition import Block
 from lightning_parablock.errors import PeerError
 from lightning_parablock.membership.membership import Membership
-from lightning_parablock.membership.watch import Watch
+from lightning_parablock.membership.watch import CLOSE_LIMIT_S, Watch
 from lightning_parablock.server.aggregation import MeanAggregator
 from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Exchange, Transport, Upload
+from lightning_parablock.transport.communication_thread import CommunicationThread
 from lightning_parablock.transport.exchange_steps import ExchangeContext, ExchangeSteps
-from lightning_parablock.transport.lanes import LOCKSTEP, STREAMING, Lane, Means
+from lightning_parablock.transport.lanes import LOCKSTEP, STREAMING, Lane, LaneContext
 from lightning_parablock.transport.pacing import Pacer
-from lightning_parablock.transport.pending import CommunicationThread, PendingExchange
-from lightning_parablock.transport.staging import side_of
+from lightning_parablock.transport.pending import PendingExchange
+from lightning_parablock.transport.staging import staging_of
 from lightning_parablock.transport.wires import GlooWire, NcclWire, Ticket, Wire
-
-_CLOSE_LIMIT_S = 30.0
 
 
 class TorchDistributedTransport(Transport):
@@ -68,21 +67,23 @@ class TorchDistributedTransport(Transport):
         self._membership, self._watch = membership, watch
         self._settings, self._blocks = settings, blocks
         self._context = ExchangeContext(membership, settings, server, MeanAggregator())
-        self._side = side_of(device)
+        self._staging = staging_of(device)
         self._wire = self._open_wire(device, backend)
-        means = Means(
+        lane_context = LaneContext(
             membership, self._wire, self._finish, Pacer(settings.upload_bps), settings.compression, settings.cohort
         )
         self._lanes: list[tuple[Lane, CommunicationThread]] = []
         for kind in STREAMING if self._wire.posts_early else LOCKSTEP:
-            lane = kind(means)
+            lane = kind(lane_context)
             thread = CommunicationThread(kind.name)
             thread.start()
             self._lanes.append((lane, thread))
 
     def _open_wire(self, device: torch.device, backend: str) -> Wire:
         limit_s = self._settings.exchange_timeout_s
-        return NcclWire(device, limit_s) if backend == "nccl" else GlooWire(limit_s, pins_memory=self._side.pins_memory)
+        return (
+            NcclWire(device, limit_s) if backend == "nccl" else GlooWire(limit_s, pins_memory=self._staging.pins_memory)
+        )
 
     @override
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:
@@ -98,19 +99,19 @@ class TorchDistributedTransport(Transport):
             n_bringing=sum(lane.brings_commit for lane, _ in self._lanes),
         )
         self._watch.note_submitted(round_index)
-        mark = self._side.mark()
+        mark = self._staging.mark()
         for lane, thread in self._lanes:
             thread.put(lambda lane=lane: self._carry_out(lane, steps, pending, mark))
         return pending
 
     def _carry_out(self, lane: Lane, steps: ExchangeSteps, pending: PendingExchange, mark: object) -> None:
         try:
-            with self._side.entered(mark):
+            with self._staging.entered(mark):
                 lane.prepare(steps)
                 pending.meet()
                 lane.carry_out(steps)
             if lane.brings_commit and pending.is_last_part():
-                commit = self._side.hand_over(steps.commit, mark)  # a part of the exchange
+                commit = self._staging.hand_over(steps.commit, mark)  # a part of the exchange
                 pending.succeed(commit, steps.finish())
         except Exception as error:  # posting fails, too, once a peer is gone; the training thread raises it
             pending.fail(self._watch.cause_of(error))
@@ -155,7 +156,7 @@ class TorchDistributedTransport(Transport):
 
     @override
     def close(self) -> None:
-        deadline_s = time.monotonic() + _CLOSE_LIMIT_S
+        deadline_s = time.monotonic() + CLOSE_LIMIT_S
         for lane, thread in self._lanes:
             thread.end_with(lane.drain)
         # All of them, also after one that has not ended: none may be alive when the group is released.

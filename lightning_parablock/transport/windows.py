@@ -108,8 +108,8 @@ class ReceiveWindow:
     def arrived(self, step: int) -> list[tuple[Expected, Tensor]]:
         """Wait for the messages of a step; they may be read until :meth:`release`."""
         messages: list[tuple[Expected, Tensor]] = []
-        for lane, expected in enumerate(self._steps[step]):
-            (ticket,) = self._slots[step % WINDOW, lane].tickets
+        for index, expected in enumerate(self._steps[step]):
+            (ticket,) = self._slots[step % WINDOW, index].tickets
             self._awaited = expected
             self._finish(ticket)
             messages.append((expected, ticket.transfer.message))
@@ -127,7 +127,7 @@ class ReceiveWindow:
             self._post(step + WINDOW)
 
     def _post(self, step: int) -> None:
-        for lane, expected in enumerate(self._steps[step]):
-            slot = self._slots.setdefault((step % WINDOW, lane), _Slot())
+        for index, expected in enumerate(self._steps[step]):
+            slot = self._slots.setdefault((step % WINDOW, index), _Slot())
             message = slot.message(expected.header.length_bytes, self._wire)
             slot.tickets = self._wire.post([Transfer(message, expected.rank, expected.header.kind)], [])[0]
