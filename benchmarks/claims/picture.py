@@ -34,7 +34,7 @@ def _draw_cell(axis: Any, runs: list[dict[str, Any]], cell: tuple[str, str]) -> 
         curves = [run["held_out_loss"] for run in runs if run["method"] == method]
         if curves:
             draw_curves(axis, curves, colour, method)
-    axis.set(title=", ".join(cell), xlabel="optimizer steps a client", ylabel="held-out loss (nats)")
+    axis.set(title=", ".join(cell), xlabel="optimizer steps per client", ylabel="held-out loss (nats)")
     axis.set_yscale("log")
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
@@ -47,7 +47,7 @@ def _draw_over(axis: Any, rows: list[dict[str, Any]]) -> None:
     axis.set_yticks(range(len(rows)), [_place_of(row) for row in rows], fontsize=7)
     axis.axvspan(-CLOSE_PERCENT, CLOSE_PERCENT, color="tab:green", alpha=0.15)
     axis.invert_yaxis()
-    axis.set(title="final loss over FedBCD's, a point a seed", xlabel="% (of GSM8K, iid, if nothing else is said)")
+    axis.set(title="final loss over FedBCD's, one point per seed", xlabel="% (on GSM8K, iid, unless noted)")
 
 
 def _place_of(row: dict[str, Any]) -> str:

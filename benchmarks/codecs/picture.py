@@ -19,7 +19,7 @@ def draw(values: dict[str, Any]) -> Figure:
         right.plot([place] * len(one), [100 * (ratio - 1) for ratio in one], "o")
     right.set_xticks(range(len(ratios)), list(ratios))
     right.axhspan(-0.5, 0.5, color="tab:green", alpha=0.15)
-    right.set(title="final loss against none, a point a seed", ylabel="%")
+    right.set(title="final loss against none, one point per seed", ylabel="%")
     return figure
 
 
@@ -30,7 +30,7 @@ def _draw_speed(axis: Any, speed: dict[str, Any]) -> None:
         axis.bar([place + 0.4 * offset for place in range(len(names))], heights, 0.4, label=direction)
     axis.set_yscale("log")
     axis.set_xticks([place + 0.2 for place in range(len(names))], names)
-    axis.set(title="one thread", ylabel="GB of float32 a second")
+    axis.set(title="one thread", ylabel="GB of float32 per second")
     axis.legend(fontsize=8)
 
 

@@ -47,7 +47,7 @@ def _draw_parts(axis: Any, measured: list[dict[str, Any]]) -> None:
         base = [b + s for b, s in zip(base, sizes, strict=True)]
     axis.plot(range(len(ideals)), ideals, "k_", markersize=24, label="ideal")
     axis.set_xticks(range(len(names)), names, fontsize=6, rotation=30)
-    axis.set(ylabel="seconds a round", title="M = C: where the time went")
+    axis.set(ylabel="seconds per round", title="M = C: where the time went")
     axis.legend(fontsize=7)
 
 

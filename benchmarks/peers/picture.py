@@ -23,7 +23,7 @@ def draw(values: dict[str, Any]) -> Figure:
         if LINK in row["round_s"]:
             line.set_data([point["rounds"] * row["round_s"][LINK] for point in row["curve"]], loss)
     for axis, label in (
-        (steps, "optimizer steps a client"),
+        (steps, "optimizer steps per client"),
         (seconds, "seconds at 100 Mbit/s"),
         (megabytes, "MB sent"),
     ):
@@ -35,7 +35,7 @@ def draw(values: dict[str, Any]) -> Figure:
     seconds.relim()
     seconds.autoscale_view()
     megabytes.set_xscale("log")
-    steps.set_ylabel("held-out loss (nats a token)")
+    steps.set_ylabel("held-out loss (nats per token)")
     steps.legend(fontsize=7)
     return figure
 

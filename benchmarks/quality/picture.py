@@ -25,7 +25,7 @@ def draw(values: dict[str, Any]) -> Figure:
         for method, colour in COLOURS.items():
             curves = [run["held_out_loss"] for run in runs if (run["size"], run["method"]) == (size, method)]
             draw_curves(axis, curves, colour, method)
-        axis.set(title=TITLES[size], xlabel="optimizer steps a client", ylabel="held-out loss (nats a token)")
+        axis.set(title=TITLES[size], xlabel="optimizer steps per client", ylabel="held-out loss (nats per token)")
         axis.grid(alpha=0.3)
         axis.legend()
     return figure

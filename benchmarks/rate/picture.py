@@ -62,7 +62,7 @@ def _draw_prices(axis: Axes, values: dict[str, Any], zeta: float, colour: Mappin
         axis.semilogx(rounds, ratios, marker="o", markersize=4, label=_name(found), **look)
         axis.fill_between(rounds, low, high, color=look["color"], alpha=0.15)
     axis.axhline(1.0, color="grey", linewidth=1)
-    axis.set(title=f"price of one round of staleness, ζ = {zeta:g}", ylabel="ParaBlock / FedBCD, mean of |∇f(W)|²")
+    axis.set(title=f"cost of one round of staleness, ζ = {zeta:g}", ylabel="ParaBlock / FedBCD, mean of |∇f(W)|²")
     _finish(axis, rounds, None)
 
 

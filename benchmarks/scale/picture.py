@@ -22,7 +22,7 @@ def draw(values: dict[str, Any]) -> Figure:
     axis.set(
         xticks=sorted({row["clients"] for row in rows}),
         xlabel="clients",
-        ylabel="seconds a round",
+        ylabel="seconds per round",
         title=f"Measured (points) and planned (dotted); computation: {values['compute']}",
         ylim=(0, None),
     )

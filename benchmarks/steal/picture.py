@@ -19,7 +19,7 @@ def draw(values: dict[str, Any]) -> Figure:
         axis.annotate(f"{middle:.3f}", (middle, -place), textcoords="offset points", xytext=(0, 7), ha="center")
         axis.annotate(label, (0.01, -place + 0.25), xycoords=("axes fraction", "data"), fontsize=8)
     axis.axvline(1, color="black", linewidth=0.8)
-    axis.set(yticks=[], xlabel="time of a local step, ratio (bar: 95 % interval; red: the limit aimed at)")
+    axis.set(yticks=[], xlabel="time of a local step, ratio (bar: 95 % interval; red: the target limit)")
     axis.set_ylim(-len(rows) + 0.4, 0.6)
     return figure
 
