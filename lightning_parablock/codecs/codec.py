@@ -1,11 +1,11 @@
 """Codecs: a part of a delta or commit to bytes and back.
 
-Blocks are cut into shards and chunks at multiples of 1024 scalars from the block's start. A payload is a row of
-records, one each 1024 scalars, and a record depends on its own scalars alone: no cut changes a bit. The last record may
-be short; its last group is padded with zeros. Every operation is elementwise, the largest of a group, or exact: none
-depends on an order of adding up.
+Blocks are cut into shards and chunks at multiples of 1024 scalars from the block's start. A payload is a sequence of
+records, one per 1024 scalars, and a record depends on its own scalars alone: no cut changes a bit. The last record may
+be short; its last group is padded with zeros. Every operation is elementwise, a maximum over a group, or exact: none
+depends on the order of a sum.
 
-Error feedback (arXiv 1901.09847) is the caller's: u = value + e; send Q(u); e = u - what Q(u) decodes to.
+Error feedback (arXiv 1901.09847) is up to the caller: u = value + e; send Q(u); e = u - what Q(u) decodes to.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing_extensions import override
 from lightning_parablock.codecs.compression import BF16, RECORD_SCALARS, Compression, Int4, Int8, NoCompression, TopK
 
 PIECE_SCALARS = 256 * RECORD_SCALARS
-"""Scalars encoded at a time, 1 MiB of them: smaller pieces cost calls, larger ones the cache and more scratch."""
+"""Scalars encoded at a time, 1 MiB: smaller pieces need more calls, larger ones more scratch and cache."""
 _SMALLEST_STEP = torch.finfo(torch.float32).tiny
 
 
 class Codec(ABC):
-    """Turns float32 values to bytes and back. One instance a thread: it owns its scratch, which grows to one piece."""
+    """Converts float32 values to bytes and back. One instance per thread: it owns scratch, which grows to one piece."""
 
     @abstractmethod
     def payload_bytes(self, scalars: int) -> int:
-        """Length in bytes of the payload of so many scalars."""
+        """Length in bytes of the payload for this number of scalars."""
 
     @abstractmethod
     def encode(self, values: Tensor, payload: Tensor) -> None:
@@ -39,8 +39,8 @@ class Codec(ABC):
 
         Args:
             values: Shape (n,), float32, contiguous, n >= 1; not changed.
-            payload: Shape (payload_bytes(n),), uint8, contiguous, on the same device, overwritten; its first byte lies
-                at a multiple of 4 of its storage.
+            payload: Shape (payload_bytes(n),), uint8, contiguous, on the same device, overwritten; its first byte is at
+                a multiple of 4 in its storage.
         """
 
     @abstractmethod
@@ -73,7 +73,7 @@ def codec_of(compression: Compression) -> Codec:
 class _Cast(Codec):
     """Every value in another type, rounded half to even.
 
-    bfloat16 makes infinite what is within 0.2 % of float32's largest.
+    In bfloat16, values within 0.2 % of the largest float32 become infinite.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -93,7 +93,7 @@ class _Cast(Codec):
 
 
 class _Records(Codec):
-    """Cuts a part into pieces of whole records, and what is left into one short record of whole groups."""
+    """Cuts a part into pieces of whole records, and the rest into one short record of whole groups."""
 
     def __init__(self, group: int) -> None:
         self._group = group
@@ -138,7 +138,7 @@ class _Records(Codec):
     def _scratch(
         self, name: str, shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Memory without values; what was taken under the name before is overwritten."""
+        """Uninitialized memory; what was taken under this name before is overwritten."""
         numel = math.prod(shape)
         kept = self._kept_scratch.get(name)
         if kept is None or kept.numel() < numel or kept.device != device:
@@ -147,7 +147,7 @@ class _Records(Codec):
 
     @abstractmethod
     def _record_bytes(self, groups: int) -> int:
-        """Length of a record of so many groups."""
+        """Length in bytes of a record of this number of groups."""
 
     @abstractmethod
     def _encode(self, values: Tensor, records: Tensor) -> None:
@@ -155,7 +155,7 @@ class _Records(Codec):
 
     @abstractmethod
     def _decode(self, records: Tensor, into: Tensor) -> None:
-        """The other way round."""
+        """The inverse."""
 
 
 class _Integers(_Records):
@@ -163,9 +163,8 @@ class _Integers(_Records):
 
     In this order, each operation rounding to float32: step = bfloat16(max(absmax / largest, 2**-126)); number =
     clamp(round half to even(value / step), -largest, largest); decoded = number * step, which is exact. A step is never
-    below the smallest normal number: no group divides by zero, and groups of denormals, too, decode to within half a
-    step. A group in which a value is not finite has NaN for its step, whatever its numbers are: it decodes to NaN as a
-    whole.
+    below the smallest normal number: no group divides by zero, and groups of denormals also decode to within half a
+    step. If any value of a group is not finite, its step is NaN and the whole group decodes to NaN.
     """
 
     def __init__(self, group: int, *, largest: int) -> None:
@@ -178,7 +177,7 @@ class _Integers(_Records):
         numbers = torch.abs(groups, out=self._scratch("numbers", groups.shape, groups.device))
         absmax = numbers.amax(2, keepdim=True)
         absmax += absmax - absmax  # infinity becomes NaN
-        # Not by a Python number: some devices multiply by its reciprocal, which is not the same.
+        # Not by a Python number: some devices multiply by its reciprocal, which rounds differently.
         steps = (absmax / absmax.new_full((), self._largest)).clamp_(min=_SMALLEST_STEP).bfloat16()
         self._steps(records, groups.shape[1]).copy_(steps.squeeze(2))
         torch.div(groups, steps.float(), out=numbers)
@@ -203,7 +202,7 @@ class _Integers(_Records):
 
     @abstractmethod
     def _get(self, packed: Tensor, into: Tensor) -> None:
-        """The other way round."""
+        """The inverse."""
 
 
 class _Int8(_Integers):
@@ -242,8 +241,8 @@ class _Int4(_Integers):
 class _TopK(_Records):
     """A record: the kept values in bfloat16, largest magnitude first, then their places in the record in int16.
 
-    Magnitudes are compared as sent, in bfloat16; of equal ones the first is kept. What is not finite counts as larger
-    than all that is, so it is kept.
+    Magnitudes are compared as sent, in bfloat16; of equal ones the first is kept. Values that are not finite count as
+    larger than all that are, so they are kept.
     """
 
     def __init__(self, kept: int) -> None:

@@ -1,7 +1,7 @@
 """Error feedback: what a lossy codec left out of one message is added to the next one (arXiv 1901.09847).
 
-For each (client, block): u = Delta + e; what is sent is c = Q(u); e = u - c. So over all visits of the block sent + e
-is the sum of the deltas, to rounding. e lies in host memory.
+For each client and block: u = Delta + e; c = Q(u) is sent; e = u - c. Over all visits of the block, the sum of what was
+sent plus e equals the sum of the deltas, to rounding. e is kept in host memory.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Residual:
     """e of one client and block around one exchange, shape (numel of the block,), float32, on the host.
 
     Attributes:
-        before: Before the exchange; None stands for zero.
-        after: After it: whoever encodes a part of the delta writes that part.
+        before: Its value before the exchange; None for zero.
+        after: Its value after it, written part by part as the delta is encoded.
     """
 
     before: Tensor | None
@@ -34,9 +34,9 @@ class Residual:
 
 
 class Residuals:
-    """e of every client of this rank and every block it has trained; used by one thread.
+    """e for every client of this rank and every block it has trained; used by one thread.
 
-    An exchange that is in flight keeps e as it was before it, since what is in flight is submitted again after a stop.
+    For an exchange in flight the value before it is kept, too: after a stop what was in flight is submitted again.
     """
 
     def __init__(self) -> None:
@@ -52,24 +52,23 @@ class Residuals:
         return residual
 
     def settle(self, round_index: int) -> None:
-        """The exchanges of a round are over: what was before them is of no more use."""
-        for over in [of for of in self._in_flight if of[0] == round_index]:
-            del self._in_flight[over]
+        """The exchanges of a round are over: the values before them are not needed any more."""
+        self._in_flight = {key: residual for key, residual in self._in_flight.items() if key[0] != round_index}
 
     def state(self) -> list[list[Any]]:
-        """[client, block, e] as after the settled rounds; where e is zero there is no entry."""
+        """[client, block, e] after the settled rounds, without entries where e is zero."""
         state: dict[ClientBlock, Tensor | None] = dict(self._now)
         for (_, key), residual in sorted(self._in_flight.items(), key=lambda item: item[0], reverse=True):
             state[key] = residual.before
         return [[*key, tensor] for key, tensor in state.items() if tensor is not None]
 
     def load_state(self, state: Iterable[Iterable[Any]]) -> None:
-        """Take over :meth:`state`; nothing may be in flight."""
+        """Restore :meth:`state`; nothing may be in flight."""
         self._now = {(client, block): tensor for client, block, tensor in state}
 
 
 class Coder:
-    """A codec with its error feedback and buffers, for the use of one thread.
+    """A codec with its error feedback and buffers, for one thread.
 
     Args:
         compression: Which codec.
@@ -86,7 +85,7 @@ class Coder:
 
         Args:
             delta: Shape (numel of the block,), float32, on any device.
-            residual: Its part is read and written; None where nothing is left out, or the client has no weight.
+            residual: Its part is read and written; None where nothing is left out or the client has no weight.
             part: Scalars of the block.
             payload: The message's bytes, shape (payload_bytes(part),), uint8.
         """
@@ -101,9 +100,9 @@ class Coder:
         residual.after[part] = wanted.sub_(self.decode(payload, values.numel()))
 
     def as_received(self, delta: Tensor, residual: Residual | None, part: slice) -> Tensor:
-        """What a server on this rank gets of a part of a delta: the same bits as from a message, on the host.
+        """What a server on this rank receives of a part of a delta: the same bits as from a message, on the host.
 
-        Takes and returns the same as :meth:`encode_delta` and :meth:`decode`.
+        Arguments and result are those of :meth:`encode_delta` and :meth:`decode`.
         """
         if residual is None:
             return delta[part].cpu()

@@ -1,1 +1,1 @@
-"""The method: rounds, blocks, clients and the order of their effects; no Lightning and no sockets."""
+"""The method: rounds, blocks, clients and the order of their effects, without Lightning and without sockets."""

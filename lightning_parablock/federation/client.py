@@ -31,12 +31,12 @@ class Client:
     """One client's state between its local steps (METHOD: "The rounds").
 
     Attributes:
-        id: Number of the client, 0 to N - 1.
+        id: The client's number, 0 to N - 1.
         versions: For each block the number of commits merged into it; W of the client is this version.
-        in_flight: Own deltas submitted and not merged, oldest first; none of weight 0.
+        in_flight: Own deltas that are submitted and not merged, oldest first; none of weight 0.
         start: The value s from which the delta of the running round is measured, shape (numel,); None between rounds.
-        samples: On how many samples it has trained in them; 0 if it has not trained at all.
-        gradient_norm: Of the round's block at its first local step, where the block order asks for it.
+        samples: Number of samples it has trained on in the running round; 0 if it has not trained at all.
+        gradient_norm: Gradient norm of the round's block at the first local step, where the block order needs it.
     """
 
     id: int
@@ -67,7 +67,7 @@ class Client:
         return value
 
     def merge(self, round_index: int, versions: list[int]) -> None:
-        """Take note that all commits of ``round_index`` are part of W now, whose versions are these."""
+        """Record that all commits of ``round_index`` are now part of W, which has these versions."""
         self.versions = versions
         if self.in_flight:
             self.in_flight = [d for d in self.in_flight if d.round != round_index]

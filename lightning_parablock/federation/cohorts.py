@@ -1,4 +1,4 @@
-"""The clients of a run: which rank hosts whom, and who trains in which round."""
+"""The clients of a run: which rank hosts which, and which of them train in which round."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Cohorts:
     """Draws the cohort of each round: the same on every rank, however many ranks there are.
 
     Attributes:
-        n_clients: In all, numbered from 0.
-        size: How many train in a round; None for all who can be reached.
+        n_clients: Number of clients, which are numbered from 0.
+        size: Number of clients that train in a round; None for all that can be reached.
         sampling: "uniform"; "size", in proportion to ``samples``, without replacement; "rotation", in turn.
-        seed: Of the run.
-        samples: Training samples of each client, for "size".
-        availability: Who can be reached in which round, see :data:`~lightning_parablock.settings.Availability`.
+        seed: The run's seed.
+        samples: Number of training samples per client, for "size".
+        availability: Which clients can be reached when, see :data:`~lightning_parablock.settings.Availability`.
     """
 
     n_clients: int
@@ -51,28 +51,28 @@ class Cohorts:
 
 
 def _by_size(samples: Sequence[tuple[int, int]], size: int, draw: random.Random) -> tuple[int, ...]:
-    """Each next one is drawn in proportion to its samples among those that are left (Efraimidis and Spirakis, 2006)."""
+    """Each draw is in proportion to the samples of the clients that are left (Efraimidis and Spirakis, 2006)."""
     keys = sorted((-math.log(1 - draw.random()) / n, client) for client, n in samples)
     return tuple(sorted(client for _, client in keys[:size]))
 
 
 def hosted_clients(n_clients: int, n_ranks: int) -> list[list[int]]:
-    """For each rank the ids of the clients it hosts: runs of neighbours whose lengths differ by at most one."""
+    """The ids of the clients that each rank hosts: consecutive ids, in numbers that differ by at most one."""
     cuts = [n_clients * rank // n_ranks for rank in range(n_ranks + 1)]
     return [list(range(low, high)) for low, high in itertools.pairwise(cuts)]
 
 
 def turns_of_a_round(cohort: int | None, hosted: Sequence[Sequence[int]]) -> int:
-    """How many clients a rank trains in turn at most: as long is a round on every rank, whoever has fewer idles."""
+    """Turns per round on every rank: the most clients that any rank may have to train; ranks with fewer idle."""
     most = max(map(len, hosted))
     return most if cohort is None else min(most, cohort)
 
 
 def read_availability(path: str) -> Availability:
-    """A trace of who can be reached: line t of a text file has the ids of the clients of round t, between spaces.
+    """Read which clients can be reached: line t of a text file lists the ids for round t, separated by spaces.
 
     Raises:
-        ConfigurationError: there is no such file, a line is empty, or something in it is no client's number.
+        ConfigurationError: there is no such file, a line is empty, or a word in it is not a client's number.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()

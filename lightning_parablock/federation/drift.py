@@ -1,4 +1,4 @@
-"""How far a client's own way lies from the way of all."""
+"""How far a client's update is from the mean update."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 from lightning_parablock.settings import ServerSGD, Settings
 
 PIECE = 1 << 20
-"""Scalars that are compared at a time: the memory of a whole block beside it would be missed elsewhere."""
+"""Scalars compared at a time, so that no second copy of a whole block is needed."""
 
 
 def lr_of_mean(settings: Settings, round_index: int, *, is_exact: bool) -> float | None:
-    """By what a commit's increment must be divided to give the mean delta; None where it tells nothing of it.
+    """The factor by which to divide a commit's increment to obtain the mean delta; None where that is not possible.
 
-    A server optimizer with momentum commits earlier rounds too, a lossy codec adds what it left out before, and
-    parameters that are not float32 round the increment away.
+    With momentum a commit contains earlier rounds as well, a lossy codec adds what it left out before, and parameters
+    that are not float32 round the increment away.
     """
     if not isinstance(settings.server_optimizer, ServerSGD) or settings.compression.is_lossy or not is_exact:
         return None
@@ -24,7 +24,7 @@ def lr_of_mean(settings: Settings, round_index: int, *, is_exact: bool) -> float
 
 @torch.no_grad()
 def relative_drift(delta: Tensor, before: Tensor, after: Tensor, lr: float) -> float | None:
-    """|Delta_i - G| / |G|, Euclidean norms, dimensionless: 0 where the client moved as the mean of all did.
+    """|Delta_i - G| / |G| with Euclidean norms, dimensionless: 0 where the client moved exactly as the mean.
 
     Args:
         delta: The client's Delta_i of a round on a block, shape (numel,), float32.

@@ -29,10 +29,10 @@ class Flight:
 
     Attributes:
         work: Its blocks with their clients.
-        uploads: Of this rank's clients, by client.
-        turn_facts: Of this rank's clients, by client; where none of them trained, an empty entry for the first.
-        exchanges: By block.
-        waits_s: When this rank's training thread waited for one of them: from and until, ``time.time()``.
+        uploads: Uploads of this rank's clients, by client.
+        turn_facts: What this rank's clients did, by client; an empty entry for the first where none of them trained.
+        exchanges: The round's exchanges, by block.
+        waits_s: When this rank's training thread waited for one of them: start and end, ``time.time()``.
         has_landed: Whether the commits have been taken from the exchanges.
     """
 

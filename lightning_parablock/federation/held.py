@@ -1,8 +1,8 @@
 """The one model of a rank, shown as any of its clients sees it, without a copy of the model.
 
-A block's parameters hold, whenever the block is not being trained, the held value of the client that is loaded. The
-committed value W of a block is stored beside the model only while the model shows something else in its place: the
-block is being trained, or has a delta in flight, or another client of this rank is at another version.
+Whenever a block is not being trained, its parameters have the held value of the client that is loaded. The committed
+value W of a block is stored beside the model only while the model shows something else in its place: the block is being
+trained, or has a delta in flight, or another client of this rank is at another version.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class HeldModel:
     """Keeps the parameters of one module equal to the held values of one of several clients.
 
     Args:
-        flat: The module's blocks; their values now are version 0 of W on every client.
+        flat: The module's blocks; their present values are version 0 of W on every client.
         in_flight_value: "local" or "anchor".
     """
 
@@ -33,7 +33,7 @@ class HeldModel:
         self._needed: list[set[int]] = [{0} for _ in flat.blocks]
 
     def committed(self, client: Client, block: int) -> Tensor:
-        """W[b] of the client, shape (numel,). Read it only: it may be the stored value itself."""
+        """W[b] of the client, shape (numel,). Read-only: it may be the stored value itself."""
         version = client.versions[block]
         if version in self._stored[block]:
             return self._stored[block][version]
@@ -41,11 +41,11 @@ class HeldModel:
         return self.flat.pack(block)
 
     def held(self, client: Client, block: int) -> Tensor:
-        """held_i(b) of the client, shape (numel,). Read it only."""
+        """held_i(b) of the client, shape (numel,). Read-only."""
         return client.held(block, self.committed(client, block), self._in_flight_value)
 
     def add_version(self, block: int, version: int, value: Tensor) -> None:
-        """Store a commit, shape (numel,); the tensor becomes this object's own."""
+        """Store a commit, shape (numel,); this object takes over the tensor."""
         self._keep(block)
         self._stored[block][version] = self.flat.as_held(block, value)
 
@@ -77,7 +77,7 @@ class HeldModel:
     def begin_training(self, client: Client, block: int) -> Tensor:
         """Give the block's parameters to the optimizer; returns their value s, shape (numel,).
 
-        Read it only: where the client has nothing in flight on the block it is the stored W itself.
+        Read-only: where the client has nothing in flight on the block it is the stored W itself.
         """
         self.show(client, block)
         self._keep(block)
@@ -112,7 +112,7 @@ class HeldModel:
             self._stored[block][live[0]] = self.flat.pack(block)
 
     def _drop_unneeded(self, block: int) -> None:
-        """Drop the versions that no client is at, and the one that the parameters themselves show."""
+        """Drop the versions that no client needs, and the one that the parameters themselves show."""
         needed, live = self._needed[block], self._live[block]
         for version in [v for v in self._stored[block] if v not in needed or live == (v, ())]:
             del self._stored[block][version]

@@ -1,7 +1,7 @@
-"""Who trains which block in a round, and every derived seed: pure functions of the run's seed, shared by all clients.
+"""Which client trains which block in a round: a pure function of the run's seed, the same on all ranks.
 
-Only the order "importance" looks at the training: at the gradient norms that came with the commits merged so far, which
-are the same on all ranks.
+Only the order "importance" depends on the training: on the gradient norms that came with the commits merged so far,
+which are also the same on all ranks.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Schedule:
     """What is trained in which round.
 
     Attributes:
-        order: Of the blocks.
+        order: Block order.
         n_blocks: Number of blocks.
-        seed: Of the run.
-        cohorts: Who trains in which round.
-        factors: By how much more often than others each block is drawn, where rounds are drawn; None for all alike.
+        seed: The run's seed.
+        cohorts: Which clients train in which round.
+        factors: Per block, how many times as often it is drawn, where blocks are drawn; None for equally often.
     """
 
     order: BlockOrder
@@ -55,7 +55,7 @@ class Schedule:
         return {block: tuple(work[block]) for block in sorted(work)}
 
     def untrained_blocks(self) -> list[int]:
-        """Blocks that no round trains, as a cyclic order and a cohort that rotates may turn in step."""
+        """Blocks that no round trains: a cyclic order and a rotating cohort may keep pace with each other."""
         if self.order != "cyclic" or self.cohorts.sampling != "rotation" or self.cohorts.availability:
             return []
         left = set(range(self.n_blocks))
@@ -78,10 +78,10 @@ class Schedule:
 
 
 def block_of_round(order: BlockOrder, n_blocks: int, round_index: int, seed: int) -> int:
-    """Index of the block that round ``round_index`` trains, in [0, n_blocks), where one block is trained a round.
+    """Index of the block that round ``round_index`` trains, in [0, n_blocks), where a round trains one block.
 
-    "shuffle" visits every block once a pass, in a fresh permutation each pass, and never repeats a block across the
-    seam of two passes if there is more than one block; "random" draws each round on its own and may repeat;
+    "shuffle" visits every block once per pass, in a fresh permutation each pass, and with more than one block never
+    repeats a block across the seam of two passes; "random" draws each round independently and may repeat;
     "importance" begins with a pass of "shuffle", which gives every block a norm.
     """
     pass_index, position = divmod(round_index, n_blocks)
@@ -95,10 +95,10 @@ def block_of_round(order: BlockOrder, n_blocks: int, round_index: int, seed: int
 
 
 def draw_factors(visit_more: Sequence[tuple[str, float]], block_names: Sequence[str]) -> tuple[float, ...] | None:
-    """By how much more often each block is drawn: the product of the factors whose patterns its name contains.
+    """How many times as often each block is drawn: the product of the factors whose patterns match its name.
 
     Raises:
-        ConfigurationError: a pattern is in no block's name.
+        ConfigurationError: a pattern matches no block's name.
     """
     for pattern, _ in visit_more:
         if not any(re.search(pattern, name) for name in block_names):
@@ -110,7 +110,7 @@ def draw_factors(visit_more: Sequence[tuple[str, float]], block_names: Sequence[
 
 
 def _important(norms: Mapping[int, float], factors: Sequence[float], seed: int) -> int:
-    """Draw a block in proportion to its gradient norm; one whose norm is not known yet has the mean of the others'."""
+    """Draw a block in proportion to its gradient norm; a block without a known norm counts with the others' mean."""
     known = {block: norm for block, norm in norms.items() if math.isfinite(norm)}
     mean = sum(known.values()) / len(known) if known else 0.0
     weights = [factor * known.get(block, mean) for block, factor in enumerate(factors)]

@@ -1,4 +1,4 @@
-"""Which turn of a run is under way: the word by which the rounds and the loaders of data understand each other."""
+"""Which turn of a run is under way, as the rounds tell it to the data loaders."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The server of a shard of the model: mean deltas of a block in, the new committed value out.
 
-The server is a role, not a machine. Where clients share it, each owns the same slice of every block; all arithmetic is
-elementwise and every operation rounds on its own (no ``alpha=``, ``addcmul`` or ``lerp``), so any cut of a block
-into shards and chunks gives the same bits.
+The server is a role, not a machine. Where clients share it, each owns the same slice of every block. All arithmetic is
+elementwise and every operation rounds on its own (no ``alpha=``, ``addcmul`` or ``lerp``), so any cut of a block into
+shards and chunks gives the same bits.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _VALUE, _RESIDUAL = "value", "residual"
 
 @dataclass(frozen=True)
 class StatePiece:
-    """A part of the server optimizer's state, named by its place in the model and not by who keeps it.
+    """A part of the server optimizer's state, named by its place in the model and not by the rank that keeps it.
 
     Attributes:
         block: Index of the block.
-        name: Of the tensor, such as "velocity".
-        first: Index in the block of its first scalar.
+        name: Name of the tensor, such as "velocity".
+        first: Index of its first scalar in the block.
         values: Shape (scalars,), float32, on the CPU.
     """
 
@@ -43,16 +43,16 @@ class ServerShard:
     """Owns the committed value W (fp32) of a slice of every block, and the server's state for it, in host memory.
 
     With a lossy codec a commit carries the increment of W, with error feedback: u = increment + e; c = Q(u); W = W + c,
-    as the clients hold it; e = u less what W has moved. Server and clients apply the same decoded commit. Else it
-    carries W.
+    as the clients hold it; e = u minus what W has moved. Server and clients apply the same decoded commit. Without one
+    a commit carries W.
 
     One thread commits; :meth:`state` may be called from another.
 
     Args:
         optimizer: What to do with the mean delta.
         initial: The starting value of this server's slice of each block, by block index; kept, not copied.
-        first: Index in its block of each slice's first scalar; None stands for whole blocks.
-        compression: Codec of the commits.
+        first: Index of each slice's first scalar in its block; None for whole blocks.
+        compression: Codec for the commits.
         as_held: (block, first scalar, values) -> the values as the clients' parameters can hold them; None where
             these are float32.
     """
@@ -83,7 +83,7 @@ class ServerShard:
             self._before[round_index, block] = {name: t.clone() for name, t in self._to_save(block).items()}
 
     def settle(self, round_index: int) -> None:
-        """Every client has merged the round: the state before it is of no more use."""
+        """Every client has merged the round: the state before it is not needed any more."""
         with self._lock:
             self._before = {place: state for place, state in self._before.items() if place[0] != round_index}
 
@@ -100,7 +100,7 @@ class ServerShard:
             ]
 
     def load_state(self, pieces: Iterable[StatePiece]) -> None:
-        """Take over what overlaps with this shard, from pieces of any cut; the rest starts anew."""
+        """Take over what overlaps with this shard, from pieces of any cut; the rest keeps its initial value."""
         for piece in pieces:
             mine = slice(self._first[piece.block], self._first[piece.block] + self.values[piece.block].numel())
             start, stop = max(mine.start, piece.first), min(mine.stop, piece.first + piece.values.numel())
@@ -112,7 +112,7 @@ class ServerShard:
     def commit(self, round_index: int, block: int, part: slice, mean: Tensor, payload: Tensor) -> Tensor:
         """Take in the mean delta of one part of the shard and move its committed value.
 
-        Must be called once for each part of a block a round, the rounds in order, each after :meth:`begin`.
+        Must be called once per part of a block and round, in the order of the rounds, each after :meth:`begin`.
 
         Args:
             round_index: Number of the round, for the learning rate's schedule.

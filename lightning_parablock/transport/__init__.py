@@ -1,1 +1,1 @@
-"""How blocks travel between ranks: submit an exchange, wait for its commit, never without a limit."""
+"""How blocks travel between ranks: submit an exchange, wait for its commit, always with a time limit."""

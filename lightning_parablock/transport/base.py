@@ -1,4 +1,4 @@
-"""What the engine knows of a transport: submit the deltas of a round, later wait for the commit."""
+"""What the engine knows about a transport: submit the deltas of a round, wait for the commit later."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Upload:
     """One client's contribution to an exchange.
 
     Attributes:
-        delta: Shape (numel of the block,), float32; neither the caller nor the transport changes it afterwards.
+        delta: Shape (numel of the block,), float32; neither the caller nor the transport changes it after submission.
         weight: n_i of the mean: 1 for uniform weighting, else the samples of the round; 0 for a client that did not
-            train, or whose delta was not finite.
+            train or whose delta was not finite.
         residual: What a lossy codec left out before and will leave out now; None where it leaves nothing out.
-        gradient_norm: Of the block at the client's first local step; 0 where nobody asks for it.
+        gradient_norm: Gradient norm of the block at the client's first local step; 0 where no block order needs it.
     """
 
     delta: Tensor
@@ -37,11 +37,11 @@ class Upload:
 
 @dataclass(frozen=True)
 class ExchangeFacts:
-    """Times in seconds of ``time.time()`` and bytes of this rank's messages, headers included; and what came along.
+    """Times in seconds of ``time.time()``, bytes of this rank's messages with headers, and the gradient norm.
 
     Attributes:
         gradient_norm: Weighted mean of the clients' gradient norms, the same bits on every rank; NaN where no client
-            has trained, or none has a finite one.
+            has trained or none has a finite one.
     """
 
     start_s: float
@@ -121,7 +121,7 @@ class Transport(ABC):
         Args:
             round_index: Number of the round.
             block: Index of the block that its clients trained.
-            uploads: By client id, one of each client of the cohort that this rank hosts; perhaps none.
+            uploads: One per client of the cohort that this rank hosts, by client id; may be empty.
             cohort: Ids of all clients that trained the block in the round, ascending.
         """
 
@@ -131,16 +131,16 @@ class Transport(ABC):
 
     @abstractmethod
     def check(self, round_index: int, block: int) -> None:
-        """Raise the PeerError that is already known, if any, without waiting; the place is for its message."""
+        """Raise the PeerError that is already known, if any, without waiting; round and block go into its message."""
 
     @abstractmethod
     def note_step(self, round_index: int) -> None:
-        """Take note of a local step, so that other ranks can say where this one is; does not wait."""
+        """Note a local step, so that other ranks can tell where this one is; does not wait."""
 
     @abstractmethod
     def announce_end(self, rounds: int) -> None:
-        """Let the other ranks know that this one takes part in ``rounds`` rounds and no more, without waiting."""
+        """Tell the other ranks that this one takes part in ``rounds`` rounds and no more, without waiting."""
 
     @abstractmethod
     def close(self) -> None:
-        """End the threads and release the groups, where nothing is pending; never waits for another rank."""
+        """End the threads, and release the groups if nothing is pending; never waits for another rank."""

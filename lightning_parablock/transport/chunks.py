@@ -1,6 +1,6 @@
 """Messages: a block's shards, their chunks, and the header that every chunk carries.
 
-One message is one chunk: a header of 64 bytes, then the payload. Little-endian header layout::
+One message is one chunk: a 64-byte header, then the payload. Little-endian header layout::
 
     offset bytes  field
      0      4     magic "PBLK"
@@ -37,20 +37,20 @@ from lightning_parablock.settings import Topology
 PROTOCOL_VERSION = 3
 HEADER_BYTES = 64
 WINDOW = 4
-"""Receives of one sender and kind that are posted ahead: what bounds the memory of messages, whatever the block, and
-how far one sender can be ahead of another one, for whose part of a sum the first one's has to wait."""
+"""Receives posted ahead per sender and kind. This bounds the memory for messages, whatever the block's size, and how
+far one sender can be ahead of another whose part of the same sum is still missing."""
 SEND_WINDOW = 2
-"""Chunks of one kind to one rank that wait to leave. Fewer than WINDOW: a posted receive is told to the sender on the
-connection of this side's own chunks, behind those that wait, and until it arrives the other direction rests."""
+"""Chunks of one kind that wait to leave for one rank. Fewer than WINDOW: a posted receive is announced to its sender on
+the connection of this side's own chunks, behind those that wait, and until it arrives the other direction is idle."""
 SHARD_MULTIPLE = RECORD_SCALARS
 """Shards are cut at multiples of this many scalars from the block's start, whatever the number of ranks: no codec's
 record is cut."""
 SHARD_CHUNKS: dict[Topology, int] = {"sharded": 8, "star": 16}
-"""A shard has at least so many chunks, if they are not too small: no commit can leave before the first chunk's deltas
-have come, and after the last deltas the last chunk's commit has yet to travel. A star's one server sends it over one
-link to everybody."""
+"""Least number of chunks per shard, unless they become too small: no commit can leave before the first chunk's deltas
+have arrived, and after the last deltas the last chunk's commit has yet to travel. In a star one server sends it to all
+ranks over one link."""
 SMALL_CHUNK_SCALARS = 16 * SHARD_MULTIPLE
-"""Chunks are not made smaller for that: each message costs time of its own."""
+"""Chunks are not made smaller than this: each message has a cost of its own."""
 
 _MAGIC = b"PBLK"
 _LAYOUT = struct.Struct("<4sHHIIIIQQIQd")
@@ -59,7 +59,7 @@ _SCALAR_BYTES = 4
 
 
 class Kind(IntEnum):
-    """What a message carries; also its tag on the wire."""
+    """The content of a message; also its tag on the wire."""
 
     DELTA = 1
     COMMIT = 2
@@ -67,7 +67,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Header:
-    """The facts of one message that must agree on both sides, see the module's layout."""
+    """The fields of one message that must agree on both sides, see the module's layout."""
 
     kind: Kind
     generation: int
@@ -123,10 +123,10 @@ def seal(message: Tensor, header: Header) -> None:
 
 
 def unseal(message: Tensor, expected: Header) -> Header:
-    """Check a received message against what must stand there; the last three fields are the sender's to say.
+    """Check a received message against the expected header; the last three fields are set by the sender.
 
     Raises:
-        ProtocolError: another protocol version, another round, block, sender or place, or a wrong checksum.
+        ProtocolError: protocol version, round, block, sender or position differ, or the checksum is wrong.
     """
     raw = message[:HEADER_BYTES].cpu().numpy().tobytes()
     magic, version, *fields = _LAYOUT.unpack_from(raw)
@@ -150,8 +150,8 @@ def unseal(message: Tensor, expected: Header) -> Header:
 def _checksum(message: Tensor, fields: bytes) -> int:
     """CRC-32 of the header's fields, the payload's last bytes and the sum of its 64-bit words.
 
-    Each damaged bit changes the sum; TCP has checks of its own. A CRC of every byte would cost the training thread's
-    core as much as sending them does.
+    Every damaged bit changes the sum, and TCP has checks of its own. A CRC of every byte would cost as much processor
+    time as sending them.
     """
     body = payload(message)
     whole = body.numel() // 8 * 8

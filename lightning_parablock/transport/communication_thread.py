@@ -13,10 +13,10 @@ log = logging.getLogger(__name__)
 
 
 class CommunicationThread:
-    """Runs jobs one after the other on a daemon thread, which a stuck transfer cannot keep from ending the process.
+    """Runs jobs one after the other on a daemon thread, so that a stuck transfer cannot keep the process from ending.
 
     Args:
-        name: Of the thread.
+        name: Name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -25,23 +25,23 @@ class CommunicationThread:
         self._is_ready = threading.Event()
 
     def start(self) -> None:
-        """Start the thread; its torch operations use one core, and the training thread keeps all of its own."""
+        """Start the thread; its torch operations use one core, and the training thread keeps all of its cores."""
         n_threads = torch.get_num_threads()
         self._thread.start()
         self._is_ready.wait()
-        torch.set_num_threads(n_threads)  # what another thread sets is the default of threads to come
+        torch.set_num_threads(n_threads)  # what another thread sets becomes the default for later threads
 
     def put(self, job: Callable[[], None]) -> None:
         """Queue a job; it must handle its own errors."""
         self._jobs.put(job)
 
     def end_with(self, job: Callable[[], None]) -> None:
-        """Ask the thread to end after its jobs and this one, whose errors are logged: nobody waits for it."""
+        """Ask the thread to end after its jobs and this one, whose errors are logged since no caller waits for it."""
         self._jobs.put(lambda: _logged(job))
         self._jobs.put(None)
 
     def join(self, limit_s: float) -> bool:
-        """Wait at most ``limit_s`` for the end; says whether it has come."""
+        """Wait at most ``limit_s`` for the thread to end; returns whether it has."""
         self._thread.join(max(0.0, limit_s))
         return not self._thread.is_alive()
 

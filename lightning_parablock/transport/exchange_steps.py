@@ -1,7 +1,7 @@
-"""What one exchange of one block consists of, step by step; how the messages move is the business of ``lanes.py``.
+"""What one exchange of one block consists of, step by step; ``lanes.py`` decides which thread takes which step.
 
-Step i concerns chunk i of each server's shard: its deltas go out, come in and are summed in ascending client id, and
-its commit goes out and comes in. Own parts take the same way through the codec as those of others, without a message.
+Step i concerns chunk i of each server's shard: its deltas go out, come in and are summed in ascending client id, then
+its commit goes out and comes in. A rank's own parts pass through the codec like those of others, without a message.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ExchangeSteps:
         context: What it shares with the others.
         round_index: Number of the round.
         block: Index of the block.
-        uploads: By client id, those of this rank.
+        uploads: Those of this rank's clients, by client id.
         cohort: Ids of all clients that upload.
         commit: Receives the commit, shape (numel of the block,), float32.
 
@@ -93,7 +93,7 @@ class ExchangeSteps:
         return len(self._chunks[self._members.rank])
 
     def finish(self) -> ExchangeFacts:
-        """Take note that the commit is complete; returns times and bytes."""
+        """Note that the commit is complete; returns times and bytes."""
         sent, received = sum(self._sent_bytes.values()), sum(self._received_bytes.values())
         return ExchangeFacts(self._start_s, self._ready_s, time.time(), sent, received, self._gradient_norm)
 
@@ -118,7 +118,7 @@ class ExchangeSteps:
     # --- serve --------------------------------------------------------------------------------------------------------
 
     def deltas_in(self, coder: Coder) -> list[list[Expected]]:
-        """What must come for each chunk of this rank's shard."""
+        """The messages expected for each chunk of this rank's shard."""
         return [
             [
                 self._expected(peer, Kind.DELTA, client, part, coder)
@@ -162,7 +162,7 @@ class ExchangeSteps:
     # --- collect ------------------------------------------------------------------------------------------------------
 
     def commits_in(self, coder: Coder) -> list[list[Expected]]:
-        """What must come from the other servers, step by step."""
+        """The messages expected from the other servers, step by step."""
         return [
             [
                 self._expected(peer, Kind.COMMIT, peer, part, coder)
@@ -173,11 +173,11 @@ class ExchangeSteps:
         ]
 
     def collect(self, arrived: Arrived, coder: Coder) -> None:
-        """Put the other servers' chunks in their place."""
+        """Write the other servers' chunks into the commit."""
         for expected, message in arrived:
             header = self._opened(expected, message)
             if not self.n_serves and self._ready_s == self._start_s:
-                # Who serves nothing learns from the first commit when the slowest client had submitted.
+                # A rank that serves nothing learns from the first commit when the slowest client had submitted.
                 self._ready_s = max(self._start_s, time.time() - header.since_ready_us / 1e6)
             part, self._gradient_norm = expected.part, header.gradient_norm
             self.commit[part] = coder.decode(payload(message), part.stop - part.start)
@@ -204,7 +204,7 @@ class ExchangeSteps:
 
 
 def _received(header: Header, message: Tensor, part: slice, coder: Coder) -> Received:
-    """What a message brings of a client's delta."""
+    """What a message contains of a client's delta."""
     return Received(
         header.weight, header.gradient_norm, lambda: coder.decode(payload(message), part.stop - part.start).cpu()
     )

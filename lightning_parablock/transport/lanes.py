@@ -1,8 +1,8 @@
-"""Who does the steps of an exchange: three threads for three directions, or one where messages must keep one order.
+"""Which thread takes which steps of an exchange: three lanes for three directions, or one where order must be kept.
 
-None of the three waits for itself. Commits are collected whatever else goes on; so commits can always leave, so a
-server can always go on, so deltas can always leave. Each lane works on its exchanges in the order of their rounds. It
-is the same on every rank, and messages of one kind are matched by it.
+A lane is one thread's part of every exchange. None of the three waits for itself: commits are always collected, so
+commits can always leave, so servers can always continue, so deltas can always leave. Each lane works on its exchanges
+in the order of their rounds, which is the same on every rank; messages of one kind are matched by it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class LaneContext:
         wire: Carries the messages.
         finish: Waits for a transfer.
         pacer: Caps the rate.
-        compression: Codec of the messages.
-        cohort: How many clients train in a round; None for all.
+        compression: Codec for the messages.
+        cohort: Number of clients that train in a round; None for all.
     """
 
     members: Membership
@@ -51,8 +51,8 @@ class Lane(ABC):
         context: What it shares with the others.
 
     Attributes:
-        name: Of its thread.
-        brings_commit: Whether the commit is complete only when this lane has done its part.
+        name: Name of its thread.
+        brings_commit: Whether the commit is complete only once this lane has done its part.
     """
 
     name: str
@@ -68,14 +68,14 @@ class Lane(ABC):
 
     @abstractmethod
     def prepare(self, steps: ExchangeSteps) -> None:
-        """What must be done before any lane of this rank sends: a receive that is posted late halves the rate."""
+        """What must happen before any lane of this rank sends: a receive that is posted late halves the rate."""
 
     @abstractmethod
     def drain(self) -> None:
         """Wait until the messages of this lane have left."""
 
     def awaited(self) -> list[Expected]:
-        """The messages that it waits for at the moment; may be called from any thread."""
+        """The messages it is waiting for; may be called from any thread."""
         return []
 
 
@@ -173,13 +173,13 @@ class CommitLane(Lane):
 
 
 class LockstepLane(Lane):
-    """All of it on one thread, in matching batches: step i's deltas of everybody, then its commits."""
+    """Everything on one thread, in matching batches: the deltas of step i from all ranks, then its commits."""
 
     name, brings_commit = "parablock-exchange", True
 
     @override
     def prepare(self, steps: ExchangeSteps) -> None:
-        """Each batch brings its receives along."""
+        """Each batch posts its own receives."""
 
     @override
     def carry_out(self, steps: ExchangeSteps) -> None:

@@ -1,8 +1,8 @@
 """How fast the links are: a timed exchange in the pattern of a topology, on a group of its own.
 
 1. Every rank that exchanges with another posts all its receives, then all its sends, in messages of one chunk.
-2. The seconds of the slowest rank become everybody's.
-3. Twice the size, until a try takes long enough to be trusted; the last try counts. The tries before it have opened the
+2. All ranks take the time of the slowest one.
+3. The size is doubled until a try takes long enough to be trusted; the last try counts. Those before it have opened the
    connections, grown TCP's windows and emptied the token buckets of shaped links.
 """
 
@@ -19,9 +19,9 @@ from lightning_parablock.meeting.devices import open_group
 from lightning_parablock.settings import Topology
 
 FIRST_BYTES = 1 << 14
-"""To each peer in the first try."""
+"""Sent to each peer in the first try."""
 LAST_BYTES = 1 << 26
-"""Over one link in the last try, at most."""
+"""At most so much is sent over one link in the last try."""
 LONG_ENOUGH_S = 1.0
 
 
@@ -30,8 +30,8 @@ class LinkSample:
     """A timed exchange, the same on every rank.
 
     Attributes:
-        pair_bytes: Sent to each peer, and received from each, at the same time.
-        elapsed_s: Until the slowest rank had sent and received everything.
+        pair_bytes: Bytes sent to each peer and received from it at the same time.
+        elapsed_s: Seconds until the slowest rank had sent and received everything.
     """
 
     pair_bytes: int
@@ -43,17 +43,17 @@ def probe_links(
 ) -> LinkSample:
     """Time an exchange between the ranks of the default process group; collective, takes some seconds.
 
-    Draws no random number and touches nothing but a group of its own.
+    Draws no random numbers and uses no group but its own.
 
     Args:
-        topology: "sharded": every rank exchanges with every other; "star": each with rank 0 alone.
+        topology: "sharded": every rank exchanges with every other; "star": each exchanges with rank 0 alone.
         backend: "gloo" or "nccl".
-        device: Where messages live.
-        chunk_bytes: Of one message.
-        timeout_s: Limit of each wait.
+        device: Device of the messages.
+        chunk_bytes: Size of one message.
+        timeout_s: Limit for each wait.
 
     Raises:
-        RuntimeError: a rank was lost, or the limit ran out; what the backend raises.
+        RuntimeError: a rank was lost or the limit was reached; what the backend raises.
     """
     group = open_group(backend, timeout_s)
     n_ranks = dist.get_world_size()
@@ -62,14 +62,14 @@ def probe_links(
     while elapsed_s < LONG_ENOUGH_S and 2 * pair_bytes * (n_ranks - 1) <= LAST_BYTES:
         pair_bytes *= 2
         elapsed_s = _slowest(_timed(peers, pair_bytes, device, chunk_bytes, group), device, group)
-    # Of the default group: afterwards nobody is in the other one any more.
+    # On the default group: afterwards no rank is inside the other one any more.
     dist.all_reduce(torch.zeros(1, dtype=torch.float32, device=device))
     dist.destroy_process_group(group)
     return LinkSample(pair_bytes, elapsed_s)
 
 
 def _peers(topology: Topology, rank: int, n_ranks: int) -> list[int]:
-    """The others in a star or all of them, each rank beginning with the one after it."""
+    """The peers in a star, or all others; each rank begins with the one after it."""
     if topology == "star" and rank > 0:
         return [0]
     return [(rank + step) % n_ranks for step in range(1, n_ranks)]
@@ -78,7 +78,7 @@ def _peers(topology: Topology, rank: int, n_ranks: int) -> list[int]:
 def _timed(
     peers: list[int], pair_bytes: int, device: torch.device, chunk_bytes: int, group: dist.ProcessGroup
 ) -> float:
-    """Seconds of one exchange on this rank, from a point that all ranks have reached."""
+    """Seconds that one exchange takes on this rank, from a point that all ranks have reached."""
     outgoing = torch.zeros(pair_bytes, dtype=torch.uint8, device=device)
     incoming = [torch.zeros_like(outgoing) for _ in peers]
     _slowest(0.0, device, group)  # a barrier

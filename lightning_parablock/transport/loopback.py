@@ -1,4 +1,4 @@
-"""The transport of a single rank: its server is at hand, an exchange is over as soon as it is submitted."""
+"""The transport of a single rank: its server is local, so an exchange is complete as soon as it is submitted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Done(Exchange):
 
 
 class LoopbackTransport(Transport):
-    """Aggregates on the spot; moves no byte."""
+    """Aggregates at once and moves no byte."""
 
     def __init__(self, server: ServerShard) -> None:
         super().__init__(server)
@@ -61,7 +61,7 @@ class LoopbackTransport(Transport):
 
     @override
     def announce_end(self, rounds: int) -> None:
-        """There is nobody to tell."""
+        """There is no other rank to tell."""
 
     @override
     def close(self) -> None:

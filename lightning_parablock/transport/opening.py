@@ -1,4 +1,4 @@
-"""Opens the watch and the transport that fit the number of ranks."""
+"""Opens the watch and the transport that suit the number of ranks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_parablock.transport.torch_distributed import TorchDistributedTran
 
 @dataclass(frozen=True)
 class Federation:
-    """Who takes part, and the watch over them; None where this rank is alone."""
+    """The members of a run, and the watch over them; the latter is None where this rank is alone."""
 
     membership: Membership
     watch: Watch | None
@@ -34,13 +34,13 @@ def open_federation(
     sites: tuple[str, ...] = (),
     hosts: tuple[str, ...] | None = None,
 ) -> Federation:
-    """Begin to watch the ranks of the default process group; collective where there are several.
+    """Start watching the ranks of the default process group; collective where there are several.
 
     Args:
-        settings: Limits.
-        clients: For each rank the ids of the clients it hosts, ascending.
-        sites: For each rank the name of its site; empty where sites have no names.
-        hosts: For each rank the name of its machine; None where all are this one.
+        settings: The limits.
+        clients: Ids of the clients that each rank hosts, ascending.
+        sites: Name of each rank's site; empty where sites have no names.
+        hosts: Name of each rank's machine; None where all run on this one.
     """
     hosted = tuple(tuple(ids) for ids in clients)
     hosts = hosts or (socket.gethostname(),) * len(hosted)
@@ -59,7 +59,7 @@ def open_transport(
         federation: The ranks.
         flat: The model's blocks, holding the common starting value: it becomes the server's W.
         settings: The run's settings.
-        device: Of the model.
+        device: The model's device.
         backend: "gloo" or "nccl".
     """
     members = federation.membership

@@ -1,4 +1,4 @@
-"""A cap on what a rank sends a second, for links that others use too."""
+"""A cap on the rate at which a rank sends, for shared links."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Pacer:
     """Spaces messages so that their mean rate stays at or below a cap.
 
     Args:
-        upload_bps: Bits per second of all messages of this rank together; None for no cap.
+        upload_bps: Cap for all messages of this rank together, in bits per second; None for no cap.
 
     Threads: all senders of the rank share one.
     """

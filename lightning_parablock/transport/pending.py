@@ -17,16 +17,16 @@ _POLL_S = 0.05
 
 
 class PendingExchange(Exchange):
-    """An exchange that the communication thread carries out.
+    """An exchange that communication threads carry out.
 
     Args:
-        check: Raises what is known of lost or silent peers, with the place in its message.
+        check: Raises what is known about lost or silent peers, with round and block in its message.
         late: Says which clients or messages the exchange waits for.
         round_index: Number of the round, for messages.
         block: Name of the block, for messages.
         settings: ``straggler_timeout_s`` is the limit of :meth:`wait` while all peers are alive.
-        n_threads: How many carry it out.
-        n_bringing: How many of them bring a part of the commit.
+        n_threads: Number of threads that carry it out.
+        n_bringing: How many of them contribute a part of the commit.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class PendingExchange(Exchange):
         self._prepared = threading.Barrier(n_threads, timeout=self._limit_s + settings.exchange_timeout_s)
 
     def meet(self) -> None:
-        """Called by each communication thread that is prepared: waits for the others.
+        """Called by each communication thread once it is prepared: waits for the others.
 
         Raises:
-            PeerTimeoutError: one of them was not prepared in time, or has failed, whose error counts.
+            PeerTimeoutError: one of them was not prepared in time, or failed, in which case its own error counts.
         """
         try:
             self._prepared.wait()
@@ -64,7 +64,7 @@ class PendingExchange(Exchange):
             raise PeerTimeoutError(f"the exchanges before it have not finished: {self._late()}") from error
 
     def is_last_part(self) -> bool:
-        """Called by each thread that has brought its part: whether the others have, too."""
+        """Called by each thread that has contributed its part; returns whether all others have as well."""
         with self._lock:
             self._n_bringing -= 1
             return self._n_bringing == 0
@@ -75,7 +75,7 @@ class PendingExchange(Exchange):
         self._finished.set()
 
     def fail(self, error: BaseException) -> None:
-        """Called by a communication thread; the first error counts, and none after the commit is whole."""
+        """Called by a communication thread; the first error counts, and none once the commit is complete."""
         with self._lock:
             if not self._finished.is_set():
                 self._error = error

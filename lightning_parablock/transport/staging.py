@@ -1,4 +1,4 @@
-"""Where the communication threads work beside the training: nothing to do on a CPU, streams of their own on a GPU."""
+"""How communication threads work alongside the training: nothing to do on a CPU, a stream of their own on a GPU."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing_extensions import override
 
 @dataclass(frozen=True)
 class _Mark:
-    """Where the training thread's stream stood at a submission."""
+    """The position of the training thread's stream at a submission."""
 
     event: torch.cuda.Event
     stream: torch.cuda.Stream
 
 
 class Staging:
-    """For a model on the CPU."""
+    """Staging for a model on the CPU: none."""
 
     pins_memory = False
 
     def mark(self) -> object:
-        """Taken on the training thread at submission; handed to :meth:`entered` and :meth:`hand_over`."""
+        """Called on the training thread at submission; the result goes to :meth:`entered` and :meth:`hand_over`."""
         return None
 
     @contextlib.contextmanager
@@ -39,12 +39,12 @@ class Staging:
 
 
 class CudaStaging(Staging):
-    """For a model on a GPU: messages are staged through pinned memory, or stay on the device with NCCL.
+    """Staging for a model on a GPU: messages are staged through pinned memory, or stay on the device with NCCL.
 
     Not run on the project's machines, which have no GPU: see docs/assumptions-and-limits.md.
 
     Args:
-        device: Of the model.
+        device: The model's device.
     """
 
     pins_memory = True
@@ -74,7 +74,7 @@ class CudaStaging(Staging):
         assert isinstance(mark, _Mark)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             there = commit.to(self._device)
-            # Else its memory could be given to the next exchange while the training stream still reads it.
+            # Otherwise its memory could be reused by the next exchange while the training stream still reads it.
             there.record_stream(mark.stream)
             self._stream.synchronize()
         return there

@@ -1,14 +1,14 @@
 """Exchanges over torch.distributed's point-to-point, on a dedicated process group.
 
-One exchange of one block, chunk by chunk, all of it beside the training thread:
+One exchange of one block, chunk by chunk, all of it off the training thread:
 
-- deltas: each client's delta is encoded and sent, each server its shard, while the next chunk is encoded;
-- serve: as server of my shard, wait for every client's chunk, sum in ascending client id, apply the server optimizer,
-  encode the commit and send it to every other rank, while the next chunks arrive;
+- deltas: each client's delta is encoded and sent, to each server its shard, while the next chunk is encoded;
+- serve: as the server of its shard, each rank waits for every client's chunk, sums in ascending client id, applies the
+  server optimizer, encodes the commit and sends it to all other ranks, while the next chunks arrive;
 - collect: decode the other servers' chunks into the block's commit.
 
-The star is the same protocol with all shards but one empty. The exchange is over for this rank as soon as its commit is
-whole; own messages to slower ranks may still be leaving then.
+The star is the same protocol with all shards but one empty. The exchange is over for a rank as soon as its commit is
+complete; its messages to slower ranks may still be leaving then.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class TorchDistributedTransport(Transport):
 
     Args:
         membership: The ranks and their clients.
-        watch: Knows who is alive; its owner closes it.
+        watch: Knows which ranks are alive; its owner closes it.
         settings: Limits, chunk size, topology, codec.
         server: This rank's shard of the server.
         blocks: The partition, for sizes and names.
-        device: Of the model; a CUDA device with the "nccl" backend keeps messages on the GPU, with "gloo" they are
-            staged through pinned memory.
+        device: The model's device. On CUDA messages stay on the GPU with the "nccl" backend, and are staged through
+            pinned memory with "gloo".
         backend: "gloo" or "nccl".
     """
 
@@ -129,7 +129,7 @@ class TorchDistributedTransport(Transport):
         limit_s = self._settings.straggler_timeout_s + self._settings.exchange_timeout_s
         try:
             ticket.wait(limit_s)
-        except Exception as error:  # whatever the backend raises, the watch knows better who was lost
+        except Exception as error:  # whatever the backend raises, the watch knows better which rank was lost
             raise self._watch.explain(error, ticket.transfer.rank) from error
 
     @override

@@ -1,4 +1,4 @@
-"""A bounded number of messages under way, whose buffers are used again and again."""
+"""A bounded number of messages under way, whose buffers are reused."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lightning_parablock.transport.chunks import HEADER_BYTES, WINDOW, Header, K
 from lightning_parablock.transport.wires import Ticket, Transfer, Wire
 
 Finish = Callable[[Ticket], None]
-"""Waits for a transfer; raises what is to be shown where it fails."""
+"""Waits for a transfer; raises the error to report if it fails."""
 
 
 @dataclass
 class _Slot:
-    """A message buffer and what is still under way from it."""
+    """A message buffer and its transfers that are still under way."""
 
     buffer: Tensor | None = None
     tickets: list[Ticket] = field(default_factory=list[Ticket])
@@ -29,12 +29,12 @@ class _Slot:
 
 
 class SendWindow:
-    """The messages that one thread sends: before a buffer is used again, what left from it must have gone.
+    """The messages that one thread sends: a buffer is reused only once its last transfers are complete.
 
     Args:
         wire: Carries them.
         finish: See :data:`Finish`.
-        n_slots: How many buffers.
+        n_slots: Number of buffers.
     """
 
     def __init__(self, wire: Wire, finish: Finish, n_slots: int) -> None:
@@ -43,19 +43,19 @@ class SendWindow:
         self._next = 0
 
     def message(self, payload_bytes: int) -> Tensor:
-        """A buffer for the next message, shape (64 + payload_bytes,), uint8; waits until its last use is over."""
+        """A buffer for the next message, shape (64 + payload_bytes,), uint8; waits until its last use is complete."""
         slot = self._slots[self._next]
         self._drain(slot)
         return slot.message(payload_bytes, self._wire)
 
     def send(self, message: Tensor, ranks: Iterable[int], kind: Kind) -> None:
-        """Send what :meth:`message` has returned to some ranks."""
+        """Send the buffer that :meth:`message` returned to some ranks."""
         slot = self._slots[self._next]
         self._next = (self._next + 1) % len(self._slots)
         slot.tickets = self._wire.post([], [Transfer(message, rank, kind) for rank in ranks])[1]
 
     def drain(self) -> None:
-        """Wait until everything has gone."""
+        """Wait until everything has left."""
         for slot in self._slots:
             self._drain(slot)
 
@@ -67,11 +67,11 @@ class SendWindow:
 
 @dataclass(frozen=True)
 class Expected:
-    """A message that must come.
+    """A message that is expected.
 
     Attributes:
-        rank: Who sends it.
-        header: What must stand in it.
+        rank: Its sender.
+        header: The header it must have.
         part: The scalars of the block that it carries.
     """
 
@@ -117,12 +117,12 @@ class ReceiveWindow:
         return messages
 
     def awaited(self) -> list[Expected]:
-        """The message that :meth:`arrived` waits for at the moment, if it does."""
+        """The message that :meth:`arrived` is waiting for, if any."""
         awaited = self._awaited
         return [] if awaited is None else [awaited]
 
     def release(self, step: int) -> None:
-        """The messages of a step have been read: their buffers may receive others."""
+        """The messages of a step have been read: their buffers may be reused."""
         if step + WINDOW < len(self._steps):
             self._post(step + WINDOW)
 

@@ -1,4 +1,4 @@
-"""The dedicated process group of one backend: messages go out by ``isend``, come in by ``irecv``."""
+"""The dedicated process group of one backend: messages are sent by ``isend`` and received by ``irecv``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_parablock.transport.chunks import Kind
 
 @dataclass(frozen=True)
 class Transfer:
-    """One message to or from one rank; the buffer is the wire's until the ticket's wait has returned."""
+    """One message to or from one rank; the buffer belongs to the wire until the ticket's wait has returned."""
 
     message: Tensor
     rank: int
@@ -34,16 +34,16 @@ class Ticket(ABC):
 
     @abstractmethod
     def wait(self, limit_s: float) -> None:
-        """Block until the transfer is complete; raises whatever the backend raises, TimeoutError at the limit."""
+        """Block until the transfer is complete; raises what the backend raises, or TimeoutError at the limit."""
 
 
 class Wire(ABC):
     """A process group that only the communication threads use.
 
     Attributes:
-        device: Where message buffers live.
-        posts_early: Whether receives may be posted long before their sends, from several threads; else both sides must
-            post matching batches in one order.
+        device: Device of the message buffers.
+        posts_early: Whether receives may be posted long before their sends, from several threads; if not, both sides
+            must post matching batches in one order.
     """
 
     device: torch.device
@@ -55,7 +55,7 @@ class Wire(ABC):
 
     @abstractmethod
     def post(self, receives: Sequence[Transfer], sends: Sequence[Transfer]) -> tuple[list[Ticket], list[Ticket]]:
-        """Start transfers, all receives before the first send; the message must stay as it is until they are over."""
+        """Start transfers, all receives before the first send; messages must not be changed until they are complete."""
 
     @abstractmethod
     def close(self) -> None:
@@ -73,10 +73,10 @@ class _GlooTicket(Ticket):
 
 
 class GlooWire(Wire):
-    """CPU buffers over TCP. Data moves without anybody waiting, from the moment both sides have posted.
+    """CPU buffers over TCP. Data moves from the moment both sides have posted, whether or not a thread waits.
 
     Args:
-        timeout_s: Limit of the group's own waits.
+        timeout_s: Limit for the group's own waits.
         pins_memory: Whether buffers are page-locked, so that a GPU's copy engine reaches them.
     """
 
@@ -126,8 +126,8 @@ class NcclWire(Wire):
     Not run on the project's machines, which have no GPU: see docs/assumptions-and-limits.md.
 
     Args:
-        device: Of the model.
-        timeout_s: Limit of the group's own waits.
+        device: The model's device.
+        timeout_s: Limit for the group's own waits.
     """
 
     posts_early = False
