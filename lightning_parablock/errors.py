@@ -20,28 +20,37 @@ class CheckpointError(ConfigurationError):
 
 
 class PeerError(ParaBlockError):
-    """Something went wrong with another client; the message names client, round and block."""
+    """Something went wrong with another client; the message names client, round and block.
+
+    Attributes:
+        is_located: Whether the message says where this client noticed it, which it does once.
+    """
+
+    is_located = False
 
     def at(self, round_index: int, block: str) -> PeerError:
-        """The same error with the place where this client noticed it, and what to do."""
-        place = f"round {round_index}, block {block!r}"
-        if str(self).startswith(place):
-            return self
-        return type(self)(f"{place}: {self}; the run cannot continue: restart all clients from the last checkpoint")
+        """The same error with the round and block in which this client noticed it, and what to do."""
+        then = "; the run cannot continue: restart all clients from the last checkpoint"
+        return self._located(f"round {round_index}, block {block!r}", then)
 
     def outside_rounds(self, where: str) -> PeerError:
         """The same error where no round was running, such as "before the first round"."""
-        return self if str(self).startswith(where) else type(self)(f"{where}: {self}")
+        return self._located(where, "")
 
     def after_last_round(self, n_rounds: int) -> PeerError:
         """The same error where this client has merged everything, so that nothing is left to train."""
-        place = f"after the last of {n_rounds} rounds"
-        if str(self).startswith(place):
-            return self
-        return type(self)(
-            f"{place}: {self}; this client has merged every exchange, so its model is the finished one, which is on "
-            "its disk: use it, there is no need to train again"
+        then = (
+            "; this client has merged every exchange, so its model is the finished one, which is on its disk: use it, "
+            "there is no need to train again"
         )
+        return self._located(f"after the last of {n_rounds} rounds", then)
+
+    def _located(self, where: str, then: str) -> PeerError:
+        if self.is_located:
+            return self
+        located = type(self)(f"{where}: {self}{then}")
+        located.is_located = True
+        return located
 
 
 class PeerLostError(PeerError):

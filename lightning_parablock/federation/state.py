@@ -156,6 +156,10 @@ class RoundState:
         """Put the trained values back, bit for bit."""
         self.model.undo(replaced)
 
+    def settle(self, settings: Settings) -> None:
+        """In round 0: take over the settings with the number of local steps that the clients have agreed on."""
+        self.settings = settings
+
     def begin_at(self, round_index: int) -> None:
         """Continue a fresh engine with this round as the next one."""
         self.round = round_index

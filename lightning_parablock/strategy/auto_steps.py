@@ -21,13 +21,16 @@ from dataclasses import dataclass
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import nn
 
 from lightning_parablock.blocks.partition import Block
+from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.planning.choice import HEADROOM, Choice, choose_local_steps
 from lightning_parablock.planning.compute import relative_step_costs
 from lightning_parablock.planning.timing import exchange_s, links_of
 from lightning_parablock.planning.units import readable_bps, readable_s
 from lightning_parablock.settings import Settings
+from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.transport.link_probe import LinkSample
 
 MIN_AUTO_STEPS = 4
@@ -83,6 +86,34 @@ class Measured:
     steps: int
     sample: LinkSample | None
     caps_bps: Sequence[float | None] = (None,)
+
+
+def settle_local_steps(
+    ranks: RankStrategy, module: nn.Module, engine: RoundEngine, clock: StepClock
+) -> Settings | None:
+    """Take note of a step of round 0; once there are enough, agree on K, and round 0 continues to K steps.
+
+    Collective at the step at which the clients agree, which is the same on all of them.
+
+    Args:
+        ranks: The ranks of the run.
+        module: The model.
+        engine: In round 0, with ``local_steps`` pending.
+        clock: Times its steps.
+
+    Returns:
+        The settings with K; None while it is open.
+    """
+    clock.tick()
+    if not (clock.is_complete or engine.turn_is_over):
+        return None
+    settings = engine.settings
+    told = ranks.gather_objects((clock.shortest_s, settings.upload_bps))
+    sample = ranks.time_links(settings)
+    slowest_s, caps_bps = max(step_s for step_s, _ in told), [cap_bps for _, cap_bps in told]
+    measured = Measured(engine.block, slowest_s, engine.steps, sample, caps_bps)
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    return agree_on_local_steps(sizes, engine.flat.blocks, ranks.world_size, settings, measured)
 
 
 def agree_on_local_steps(

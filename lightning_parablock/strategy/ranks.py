@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal, TypeVar, get_args
 
-import torch
-import torch.distributed as dist
 from lightning.fabric.utilities.seed import reset_seed
 from lightning_utilities.core.rank_zero import rank_zero_only
-from torch import Tensor
-from torch.distributed.constants import default_pg_timeout as DEFAULT_TIMEOUT
 from typing_extensions import override
 
 from lightning_parablock.errors import ConfigurationError, PeerError
-from lightning_parablock.federation.cohorts import hosted_clients
-from lightning_parablock.launching.agreement import refuse_differences
 from lightning_parablock.launching.joining import join_run
 from lightning_parablock.launching.launched import adopt_mpi, launched_devices, refuse_other_sizes
 from lightning_parablock.launching.launcher import FunctionLauncher, ProcessLauncher, end_others, while_others_live
 from lightning_parablock.launching.site_environment import SiteEnvironment, site_environment
-from lightning_parablock.lightning_private.processes import LaunchingStrategy, default_backend, reduce_over
 from lightning_parablock.meeting.devices import refuse_unattainable
 from lightning_parablock.meeting.introductions import Meeting, check_site_name
 from lightning_parablock.membership.descriptors import raise_limit
 from lightning_parablock.settings import Settings
-from lightning_parablock.transport.link_probe import LinkSample, probe_links
-from lightning_parablock.transport.opening import Federation, open_federation
+from lightning_parablock.strategy.collectives import GuardedCollectives
+from lightning_parablock.strategy.hosting import Hosting
+from lightning_parablock.strategy.refusals import refuse_numbers
+from lightning_parablock.strategy.run_settings import RunSettings
+from lightning_parablock.transport.opening import open_federation
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,10 +32,12 @@ StartMethod = Literal["popen", "spawn", "fork"]
 """Not forkserver: Lightning's launcher would hand the same memory to all ranks, which train each other's weights."""
 
 
-class WatchedStrategy(LaunchingStrategy):
-    """Starts one process a client, and runs Lightning's collectives so that none of them outlives a lost client.
+class RankStrategy(GuardedCollectives):
+    """Starts one process per client, lets the processes meet, and lets them part in good order.
 
     Args:
+        settings: The settings as the user gave them.
+        seed_is_given: Whether their seed is the user's, and not the one of ``seed_everything``.
         process_group_backend: "gloo", "nccl", or None for the device's own.
         timeout: Limit of the default process group.
         site: Name of this process' site, or None; names give the ranks their numbers.
@@ -51,12 +47,11 @@ class WatchedStrategy(LaunchingStrategy):
         **lightning: What Lightning's ParallelStrategy takes.
     """
 
-    is_distributed = True
-    """Without it Lightning ignores ``sync_dist=True``."""
-
     def __init__(
         self,
+        settings: Settings,
         *,
+        seed_is_given: bool,
         process_group_backend: str | None,
         timeout: timedelta | None,
         site: str | None,
@@ -78,30 +73,50 @@ class WatchedStrategy(LaunchingStrategy):
             if lightning["cluster_environment"] is not None:
                 raise ConfigurationError("rendezvous and cluster_environment both say how the ranks meet; keep one")
             lightning["cluster_environment"] = site_environment(rendezvous, site)
-        super().__init__(**lightning)
+        super().__init__(process_group_backend=process_group_backend, timeout=timeout, **lightning)
+        self._settings = RunSettings(settings, seed_is_given=seed_is_given)
         self._num_nodes = 1
-        self._process_group_backend = process_group_backend
-        self._timeout = timeout
         self._site = site
         self._site_names: tuple[str, ...] = ()
         self._hosts: tuple[str, ...] | None = None
         self._meeting_timeout_s = meeting_timeout_s
         self._start_method: StartMethod = start_method
-        self._federation: Federation | None = None
-        self._failed = False
 
     # --- facts --------------------------------------------------------------------------------------------------------
 
     @property
-    @override
-    def root_device(self) -> torch.device:
-        assert self.parallel_devices is not None
-        if self.local_rank >= self.num_processes:
-            raise ConfigurationError(
-                f"this is process {self.local_rank} of its machine, numbered from 0, but the Trainer has "
-                f"devices={self.num_processes}; set devices to the number of processes on each machine"
-            )
-        return self.parallel_devices[self.local_rank]
+    def settings(self) -> Settings:
+        """The settings of the run, as far as they are known; a record never changes."""
+        return self._settings.newest
+
+    def settle(self, settings: Settings) -> None:
+        """Take over a record in which more is known than before."""
+        self._settings.settle(settings)
+
+    @property
+    def hosting(self) -> Hosting:
+        """Which rank hosts which clients."""
+        return Hosting.of(self.settings, self.world_size)
+
+    @property
+    def n_clients(self) -> int:
+        """Number of clients in all."""
+        return self.hosting.n_clients
+
+    @property
+    def hosted_clients(self) -> tuple[int, ...]:
+        """Numbers of the clients that this rank hosts."""
+        return self.hosting.by_rank[self.global_rank]
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the clients are counted apart from the ranks, or do not all train in every round."""
+        return self.settings.takes_turns
+
+    @property
+    def round_steps(self) -> int:
+        """Optimizer steps per round on a rank: the local steps of each of its turns."""
+        return self.settings.local_steps * self.hosting.turns
 
     @property
     def num_nodes(self) -> int:
@@ -113,28 +128,14 @@ class WatchedStrategy(LaunchingStrategy):
         self._num_nodes = num_nodes
 
     @property
-    def num_processes(self) -> int:
-        """Number of processes on this node."""
-        return len(self.parallel_devices) if self.parallel_devices is not None else 0
-
-    @property
     @override
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         return {"num_replicas": self.num_nodes * self.num_processes, "rank": self.global_rank}
 
     @property
-    def process_group_backend(self) -> str:
-        """ "gloo" or "nccl"."""
-        return self._process_group_backend or default_backend(self.root_device)
-
-    @property
     def site_names(self) -> tuple[str, ...]:
         """For each rank the name of its site, once the ranks have met; empty where sites have no names."""
         return self._site_names
-
-    def describe(self, rank: int) -> str:
-        """A rank in words, for messages."""
-        return self._federation.membership.describe(rank) if self._federation is not None else f"rank {rank}"
 
     # --- the start ----------------------------------------------------------------------------------------------------
 
@@ -165,8 +166,13 @@ class WatchedStrategy(LaunchingStrategy):
         assert self.model is not None
         self.model.to(self.root_device)
 
-    def _open_ranks(self, settings: Settings) -> None:
+    @override
+    def setup_environment(self) -> None:
         """Join the default process group and begin to watch the other ranks; collective."""
+        super().setup_environment()
+        self._set_world_ranks()
+        self._settings.take_seed()
+        settings = self.settings
         reset_seed()
         self._federation = None
         if self.world_size > 1:
@@ -174,23 +180,9 @@ class WatchedStrategy(LaunchingStrategy):
             self._join(settings)
         else:
             self._site_names = () if self._site is None else (self._site,)
-        self._failed = False
-        n_clients = settings.clients or self.world_size
-        if n_clients < self.world_size:
-            raise ConfigurationError(
-                f"clients={n_clients}, but the run has {self.world_size} ranks, each of which hosts at least one "
-                "client; start fewer ranks, or raise clients"
-            )
-        unknown = {client for round_ in settings.availability for client in round_ if client >= n_clients}
-        if unknown:
-            raise ConfigurationError(
-                f"availability names client {min(unknown)}, but the run has {n_clients} clients, numbered from 0"
-            )
-        if settings.cohort is not None and settings.cohort > n_clients:
-            raise ConfigurationError(f"cohort={settings.cohort} clients a round, but the run has {n_clients}")
-        self._federation = open_federation(
-            settings, hosted_clients(n_clients, self.world_size), self.site_names, self._hosts
-        )
+        self.has_failed = False
+        refuse_numbers(settings, self.world_size)
+        self._federation = open_federation(settings, self.hosting.by_rank, self.site_names, self._hosts)
 
     def _set_world_ranks(self) -> None:
         if self.cluster_environment is not None:
@@ -219,121 +211,14 @@ class WatchedStrategy(LaunchingStrategy):
         while_others_live(lambda: met.append(join()))
         self._site_names, self._hosts = met[0].site_names, tuple(one.host for one in met[0].ranks)
 
-    # --- collectives of Lightning, none of which outlives a lost peer -------------------------------------------------
-
-    @override
-    def barrier(self, name: str | None = None) -> None:
-        if self.world_size > 1 and dist.is_initialized() and not self._failed:
-            devices = [self.root_device.index] if self.process_group_backend == "nccl" else None
-            self._guard(f"barrier {name or ''}".strip(), lambda: dist.barrier(device_ids=devices))
-
-    @override
-    def broadcast(self, obj: T, src: int = 0) -> T:
-        if self.world_size == 1 or not dist.is_initialized() or self._failed:
-            return obj
-        objects = [obj]
-        self._guard("broadcast", lambda: dist.broadcast_object_list(objects, src), f"from rank {src}")
-        return objects[0]
-
-    @override
-    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        if not isinstance(tensor, Tensor) or self.world_size == 1 or self._failed:
-            return tensor
-        if not tensor.is_floating_point() and reduce_op in ("mean", "avg"):
-            # Lightning divides summed metrics by the mean of the clients' sample counts, which is no whole number.
-            tensor = tensor.float()
-
-        def reduce() -> Tensor:
-            return reduce_over(tensor, group, reduce_op)
-
-        if not _is_default(group):
-            return reduce()
-        return self._guard("reduce", reduce, f"({reduce_op}) of {_kind_of(tensor)}")
-
-    @override
-    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
-        gather = super().all_gather
-        if sync_grads:  # autograd belongs to the thread that calls
-            self._guard("all_gather", lambda: None, f"with gradients of {_kind_of(tensor)}")
-            return gather(tensor, group, sync_grads)
-        if not _is_default(group):
-            return gather(tensor, group)
-        return self._guard("all_gather", lambda: gather(tensor, group), f"of {_kind_of(tensor)}")
-
-    def _guard(self, what: str, collective: Callable[[], T], detail: str = "") -> T:
-        """Run a collective of the default group, which all ranks enter together or none does.
-
-        Args:
-            what: Its name, for messages.
-            collective: The operation.
-            detail: What else must be the same on all ranks, in words.
-
-        Raises:
-            PeerError: a rank was lost, was silent or late for too long, or is in another collective.
-        """
-        watch = self._federation.watch if self._federation is not None else None
-        if watch is None:
-            return collective()
-        return watch.guard(what, lambda: self._on_own_device(collective), limit_s=self._limit_s, detail=detail)
-
-    def _on_own_device(self, collective: Callable[[], T]) -> T:
-        # The current CUDA device is a thread's own, and the guard runs the collective on a thread of its own.
-        if self.root_device.type != "cuda":
-            return collective()
-        with torch.cuda.device(self.root_device):
-            return collective()
-
-    def gather_objects(self, value: T) -> list[T]:
-        """The value of every rank, in rank order; collective."""
-        gathered: list[Any] = [None] * self.world_size
-        if self.world_size == 1:
-            return [value]
-        self._guard("gather", lambda: dist.all_gather_object(gathered, value), f"in {_asker()}")
-        return gathered
-
-    def broadcast_tensors(self, tensors: Sequence[Tensor], what: str) -> None:
-        """Overwrite tensors with those of rank 0; collective.
-
-        Args:
-            tensors: Of the same shapes and types on every rank.
-            what: Names them in messages.
-        """
-
-        def broadcast() -> None:
-            for tensor in tensors:
-                dist.broadcast(tensor, src=0)
-
-        self._guard(f"broadcast of {what}", broadcast)
-
-    def time_links(self, settings: Settings) -> LinkSample | None:
-        """A timed exchange in the pattern of the run's topology, None where there is one rank; collective."""
-        if self.world_size == 1:
-            return None
-        backend = self.process_group_backend
-        probe = partial(
-            probe_links,
-            settings.topology,
-            backend=backend,
-            device=self.root_device if backend == "nccl" else torch.device("cpu"),
-            chunk_bytes=settings.chunk_bytes,
-            timeout_s=settings.exchange_timeout_s,
-        )
-        return self._guard("probe of the links", probe)
-
-    def _refuse_differences(self, facts: Mapping[str, str]) -> None:
-        """Raise the same ConfigurationError on every rank where these facts are not the same on all; collective."""
-        assert self._federation is not None
-        members = self._federation.membership
-        refuse_differences(self.gather_objects(dict(facts)), [members.describe(r) for r in range(members.n_ranks)])
-
     # --- the end ------------------------------------------------------------------------------------------------------
 
     @override
     def on_exception(self, exception: BaseException) -> None:
         # Never waits for peers: they may be what failed.
-        if self._failed:
+        if self.has_failed:
             return
-        self._failed = True
+        self.has_failed = True
         if isinstance(exception, SystemExit) and not exception.code and self.world_size > 1:
             log.error(
                 "parablock: sys.exit(%s) in the middle of a run ends it for all clients, so the exit code is 1; to end "
@@ -341,9 +226,8 @@ class WatchedStrategy(LaunchingStrategy):
                 "" if exception.code is None else exception.code,
             )
             exception.code = 1
-        watch = self._federation.watch if self._federation is not None else None
-        if watch is not None:
-            watch.abort(f"{type(exception).__name__}: {exception}")
+        if self.watch is not None:
+            self.watch.abort(f"{type(exception).__name__}: {exception}")
         end_others()
 
     def part(self) -> None:
@@ -353,7 +237,7 @@ class WatchedStrategy(LaunchingStrategy):
             PeerError: another rank has failed since training ended, in which case this one's exit code must tell so.
         """
         federation, self._federation = self._federation, None
-        if federation is None or federation.watch is None or self._failed:
+        if federation is None or federation.watch is None or self.has_failed:
             return
         try:
             late = federation.watch.close(self._limit_s)
@@ -365,28 +249,7 @@ class WatchedStrategy(LaunchingStrategy):
             who = ", ".join(federation.membership.describe(rank) for rank in late)
             log.warning("parablock: left without a good-bye from %s after %g s", who, self._limit_s)
 
-    @property
-    def _limit_s(self) -> float:
-        return (self._timeout or DEFAULT_TIMEOUT).total_seconds()
-
     @override
     def teardown(self) -> None:
         if self.cluster_environment is not None:
             super().teardown()
-
-
-def _is_default(group: Any) -> bool:
-    """Whether a collective concerns all ranks; what runs in a group of the user's own is the user's affair."""
-    return group is None or group is dist.group.WORLD
-
-
-def _kind_of(tensor: object) -> str:
-    return f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-
-
-def _asker() -> str:
-    """The function that gathers: values for different purposes must not meet, and all of them look alike."""
-    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
-    while frame.f_code.co_name == "gather_objects" and frame.f_back is not None:
-        frame = frame.f_back
-    return frame.f_code.co_qualname.replace(".<locals>", "")

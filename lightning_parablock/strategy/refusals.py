@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -21,6 +23,7 @@ from torch.optim import Optimizer
 from lightning_parablock.blocks.partition import Block
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.lightning_private.facts import synchronizes_batchnorm, validates_by_time
+from lightning_parablock.settings import Settings
 
 _CANNOT_WORK: dict[type[Callback], str] = {
     BaseFinetuning: "freezes and unfreezes layers itself, which would let clients drift apart; remove it, the strategy "
@@ -65,6 +68,63 @@ def refuse_trainer(trainer: Trainer, module: LightningModule) -> None:
             "Trainer(val_check_interval=...) with a time goes by each client's own clock, so clients would validate at "
             "different batches and wait for each other; give a number of batches"
         )
+
+
+def refuse_numbers(settings: Settings, n_ranks: int) -> None:
+    """Refuse numbers of clients that do not fit the number of ranks, or each other.
+
+    Raises:
+        ConfigurationError: ranks without a client, a cohort of more clients than there are, or availability of others.
+    """
+    n_clients = settings.clients or n_ranks
+    if n_clients < n_ranks:
+        raise ConfigurationError(
+            f"clients={n_clients}, but the run has {n_ranks} ranks, each of which hosts at least one "
+            "client; start fewer ranks, or raise clients"
+        )
+    unknown = {client for round_ in settings.availability for client in round_ if client >= n_clients}
+    if unknown:
+        raise ConfigurationError(
+            f"availability names client {min(unknown)}, but the run has {n_clients} clients, numbered from 0"
+        )
+    if settings.cohort is not None and settings.cohort > n_clients:
+        raise ConfigurationError(f"cohort={settings.cohort} clients a round, but the run has {n_clients}")
+
+
+@contextmanager
+def refusing_several_optimizers(module: LightningModule) -> Generator[None]:
+    """While Lightning makes the optimizers: look at what ``configure_optimizers`` returns before Lightning does.
+
+    Lightning refuses several, too, and recommends manual optimization, which is refused as well.
+
+    Raises:
+        ConfigurationError: it returns several.
+    """
+    own, configure = vars(module).get("configure_optimizers"), module.configure_optimizers
+
+    def configure_one() -> Any:
+        made: Any = configure()
+        if _n_optimizers(made) > 1:
+            raise ConfigurationError("configure_optimizers must return one optimizer, it returned several")
+        return made
+
+    vars(module)["configure_optimizers"] = configure_one
+    try:
+        yield
+    finally:
+        del vars(module)["configure_optimizers"]
+        if own is not None:
+            vars(module)["configure_optimizers"] = own
+
+
+def _n_optimizers(made: Any) -> int:
+    """Optimizers in one of the forms that Lightning takes: alone, in a list, in dictionaries, beside schedulers."""
+    if isinstance(made, (list, tuple)):
+        some: Sequence[Any] = made
+        if len(some) == 2 and isinstance(some[0], list):
+            some = some[0]
+        return sum(isinstance(one, (Optimizer, LightningOptimizer, dict)) for one in some)
+    return 0 if made is None else 1
 
 
 def refuse_uneven_loaders(n_loaders: int, *, uneven: bool) -> None:

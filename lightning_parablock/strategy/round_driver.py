@@ -1,86 +1,58 @@
-"""Freezes everything but the block of the round, and tells the strategy where the trainer stands.
+"""Tells the rounds of a fit where the trainer is: the callback that comes before all others.
 
-The strategy puts this callback first, so that at the end of a training batch the block has been switched before any
-other callback validates or saves.
+It is the first so that at the end of a training batch the block has been switched before any other callback validates
+or saves, and so that after an error nobody saves a checkpoint that waits for lost peers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
+from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-
-class Rounds(Protocol):
-    """What this callback needs of the strategy."""
-
-    def start_rounds(self) -> list[nn.Parameter]:
-        """Begin the first round; returns the parameters of its block."""
-        ...
-
-    def after_batch(self) -> list[nn.Parameter] | None:
-        """Take note of a batch; returns the next block's parameters where a turn has ended, else None."""
-        ...
-
-    def finish_rounds(self) -> None:
-        """Drain."""
-        ...
-
-    def rescue(self, exception: BaseException) -> None:
-        """The run fails: keep the committed model."""
-        ...
+from lightning_parablock.callbacks.metrics import RoundMetrics
+from lightning_parablock.strategy.session_host import SessionHost
 
 
-class BlockFreezer(Callback):
-    """Sets ``requires_grad`` so that only the current block trains; gives the user's flags back at the end.
-
-    Gradients of frozen parameters are None, not zero: an optimizer moves a parameter by its momentum or weight decay
-    even where the gradient is zero.
+class RoundDriver(Callback):
+    """Starts, advances and finishes the rounds of one fit.
 
     Args:
-        rounds: The strategy.
+        host: The strategy.
     """
 
-    def __init__(self, rounds: Rounds) -> None:
-        self._rounds = rounds
-        self._trainable: list[nn.Parameter] = []
+    def __init__(self, host: SessionHost) -> None:
+        self._host = host
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not earlier: an optimizer that filters by requires_grad must have seen every parameter.
-        self._trainable = [p for p in pl_module.parameters() if p.requires_grad]
-        self._train_only(self._rounds.start_rounds())
+        self._host.start_rounds()
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        block = self._rounds.after_batch()
-        if block is not None:
-            self._train_only(block)
+        self._host.session.after_batch()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rounds.finish_rounds()
-        self.thaw()
+        self._host.session.finish()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._rounds.rescue(exception)  # before other callbacks save: a checkpoint that waits for peers would hang
-        self.thaw()
+        self._host.rescue(exception)
 
-    def thaw(self) -> None:
-        """Give the ``requires_grad`` flags back as they were before training."""
-        for parameter in self._trainable:
-            parameter.requires_grad_(True)
-            parameter.grad = None
-        self._trainable = []
 
-    def _train_only(self, block: Sequence[nn.Parameter]) -> None:
-        chosen = {id(parameter) for parameter in block}
-        for parameter in self._trainable:
-            parameter.requires_grad_(id(parameter) in chosen)
-            parameter.grad = None
+def insert_driver(trainer: Trainer, host: SessionHost) -> None:
+    """Put a driver before the callbacks of a fit, and the metrics of rounds unless the user has.
+
+    Drivers of earlier runs of the trainer are removed.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks[:] = [callback for callback in callbacks if not isinstance(callback, RoundDriver)]
+    if trainer.state.fn == TrainerFn.FITTING:
+        if not any(isinstance(callback, RoundMetrics) for callback in callbacks):
+            callbacks.insert(0, RoundMetrics())
+        callbacks.insert(0, RoundDriver(host))

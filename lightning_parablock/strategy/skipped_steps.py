@@ -1,24 +1,27 @@
-"""Steps that a client passes by, and what cannot work where all clients would have to be there at each."""
+"""Steps that a client skips, and what cannot work because it needs every client in every step."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
 
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.federation.collectives import Gathering
 from lightning_parablock.lightning_private.facts import logged_results
+from lightning_parablock.settings import Settings
 
 
 @dataclass(frozen=True)
-class Idling:
-    """Why clients pass steps by, the same on all ranks.
+class SkippedSteps:
+    """Why clients skip steps; the same on all ranks.
 
     Attributes:
-        out_of_data: Some have fewer batches than others, and the others go on.
-        own_steps: Some train on a part of a round's steps.
-        sits_out: Ranks may have no client in a round, or in any of an epoch.
-        idle_turns: Ranks have different numbers of clients.
+        out_of_data: Some clients have fewer batches than others, and the others continue.
+        own_steps: Some clients train in a part of a round's steps only.
+        sits_out: A rank may have no client in a round, or in a whole epoch.
+        idle_turns: Ranks host different numbers of clients.
     """
 
     out_of_data: bool = False
@@ -26,14 +29,34 @@ class Idling:
     sits_out: bool = False
     idle_turns: bool = False
 
+    @classmethod
+    def agreed(
+        cls, ranks: Gathering, settings: Settings, clients_by_rank: Sequence[Sequence[int]], *, out_of_data: bool
+    ) -> SkippedSteps:
+        """Collect the reasons from all ranks; collective, since a rank's own limits are known to that rank alone.
+
+        Args:
+            ranks: The ranks of the run.
+            settings: The run's settings on this rank.
+            clients_by_rank: The clients that each rank hosts.
+            out_of_data: See the attribute.
+        """
+        has_limits = settings.own_local_steps is not None or settings.own_local_s is not None
+        return cls(
+            out_of_data=out_of_data,
+            own_steps=any(ranks.gather_objects(has_limits)),
+            sits_out=settings.draws_cohorts and len(clients_by_rank) > 1,
+            idle_turns=len(set(map(len, clients_by_rank))) > 1,
+        )
+
     @property
     def in_steps(self) -> bool:
-        """Whether there is a step in which some train and others do not."""
+        """Whether there are steps in which some clients train and others do not."""
         return self.out_of_data or self.own_steps or self.sits_out or self.idle_turns
 
     @property
     def why(self) -> str:
-        """In words."""
+        """The reasons in words, for messages."""
         said = {
             "different numbers of batches": self.out_of_data,
             "own_local_steps or own_local_s": self.own_steps,
@@ -43,31 +66,31 @@ class Idling:
         return ", ".join(reason for reason, holds in said.items() if holds)
 
 
-def refuse_meeting_logs(trainer: Trainer, idling: Idling) -> None:
-    """Refuse what training_step has logged for the end of an epoch, where a rank may not have logged it at all.
+def refuse_meeting_logs(trainer: Trainer, skipped: SkippedSteps) -> None:
+    """Refuse epoch metrics of training_step that all ranks reduce together, where a rank may not have logged them.
 
     Raises:
         ConfigurationError: names the first such metric.
     """
-    if not idling.sits_out:
+    if not skipped.sits_out:
         return
     for item in logged_results(trainer):
         meets = item.meta.sync.should if item.is_tensor else True  # a torchmetrics object meets when it is computed
         if item.meta.on_epoch and meets:
             raise ConfigurationError(
-                f"training_step logs {item.meta.name!r} over the epoch and all clients, and with {idling.why} a rank "
+                f"training_step logs {item.meta.name!r} over the epoch and all clients, and with {skipped.why} a rank "
                 "may have no client in an epoch: others would wait for it; log it without sync_dist, or in validation"
             )
 
 
-def refuse_scaler(scale: float, idling: Idling) -> None:
+def refuse_scaler(scale: float, skipped: SkippedSteps) -> None:
     """Refuse a gradient scaler where there are steps without any gradient.
 
     Raises:
-        ConfigurationError: precision 16-mixed on a GPU, and clients pass steps by.
+        ConfigurationError: precision 16-mixed on a GPU, and clients skip steps.
     """
-    if scale != 1.0 and idling.in_steps:
+    if scale != 1.0 and skipped.in_steps:
         raise ConfigurationError(
             f"precision '16-mixed' scales gradients and needs some in every step, and clients pass steps by "
-            f"({idling.why}); use 'bf16-mixed' or '32-true'"
+            f"({skipped.why}); use 'bf16-mixed' or '32-true'"
         )

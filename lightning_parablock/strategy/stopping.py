@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_parablock.errors import CheckpointError, PeerLostError
 from lightning_parablock.lightning_private.signals import mark_terminated, save_and_requeue
 from lightning_parablock.membership.stop_point import StopPoint
-from lightning_parablock.strategy.ranks import WatchedStrategy
+from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.system.command_line import command_to_resume
 
 log = logging.getLogger(__name__)
@@ -44,9 +44,10 @@ class Stopping:
 
     Attributes:
         has_saved: Whether all clients have saved at a common batch in order to end.
+        is_open: Whether signals are taken note of.
     """
 
-    def __init__(self, ranks: WatchedStrategy, trainer: Trainer, point: StopPoint, check: Callable[[], object]) -> None:
+    def __init__(self, ranks: RankStrategy, trainer: Trainer, point: StopPoint, check: Callable[[], object]) -> None:
         self._ranks, self._trainer, self._point, self._check = ranks, trainer, point, check
         self._signal: signal.Signals | None = None  # noted, and not taken to a batch yet
         self._told: signal.Signals | None = None  # to end, which it does in any case
@@ -54,18 +55,20 @@ class Stopping:
         self._limit: threading.Timer | None = None
         self._is_late = False
         self._default_handler: Any = None
-        self.has_saved = False
+        self.has_saved = self.is_open = False
 
     # --- signals ------------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
         """From here on Ctrl-C lets all clients save first; a second one ends the process at once."""
+        self.is_open = True
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._default_handler = signal.signal(signal.SIGINT, lambda signum, _: self.note(signum))
 
     def close(self) -> None:
         """From here on signals do what they did before."""
+        self.is_open = False
         self._cancel_limit()
         if self._default_handler is not None and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._default_handler)

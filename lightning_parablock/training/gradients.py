@@ -22,6 +22,16 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
     return math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients))
 
 
+def gradient_scale(precision: Any) -> float:
+    """The factor of all gradients until the optimizer's step, which 16-mixed precision has; else 1.
+
+    Args:
+        precision: A precision plugin, with or without a ``scaler``.
+    """
+    scaler: Any = getattr(precision, "scaler", None)
+    return 1.0 if scaler is None else scaler.get_scale()
+
+
 def _values(gradient: Tensor) -> Tensor:
     """The scalars that are not implied zeros; a sparse gradient may have several entries for one of them."""
     return gradient.coalesce().values() if gradient.is_sparse else gradient

@@ -62,7 +62,7 @@ class Net(LightningModule):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         self.visits += 1
         self.visits %= 3
-        self.clients.append(self.trainer.strategy._engine.active_client)  # type: ignore[attr-defined]
+        self.clients.append(self.trainer.strategy.session.engine.active_client)  # type: ignore[attr-defined]
         self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
         self.seen.append(float(batch.mean()))
         return self(batch).square().mean()
@@ -114,7 +114,7 @@ def test_buffers_that_come_back_to_their_first_value_follow_the_client_too() -> 
 
     class Counts(Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            counts.append((trainer.strategy._engine.active_client, int(pl_module.visits)))
+            counts.append((trainer.strategy.session.engine.active_client, int(pl_module.visits)))
 
     fit(Net(), trainer={"max_epochs": -1, "callbacks": [Counts()]}, max_rounds=4)
     for client in (0, 1):

@@ -147,9 +147,9 @@ class SavingAlone(Callback):
         step, used = trainer.global_step, trainer.strategy
         assert isinstance(used, ParaBlockStrategy)
         if (step, RANK) in ((5, 0), (6, 1)):  # what a strategy knows before any other callback hears of an exception
-            used._failed = True
+            used.has_failed = True
             self.take(step, used)
-            used._failed = False
+            used.has_failed = False
 
     def take(self, step: int, used: ParaBlockStrategy) -> None:
         state = used.lightning_module_state_dict()

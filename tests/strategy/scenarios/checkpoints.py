@@ -21,10 +21,10 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.checkpointing.sidecars import KEY, sha256_of
 from lightning_parablock.errors import CheckpointError, ConfigurationError, PeerError
+from lightning_parablock.strategy.fit import FitSession
 from tests.strategy.scenarios.resume import (
     N_RANKS,
     RANK,
@@ -105,7 +105,7 @@ class FirstRound(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if not hasattr(self, "round"):
-            engine: Any = trainer.strategy._engine  # type: ignore[attr-defined]
+            engine: Any = trainer.strategy.session.engine  # type: ignore[attr-defined]
             self.round, self.steps = engine.round, engine.steps
             self.weights = weights(pl_module)
             self.server = engine.transport.server.state()
@@ -457,7 +457,7 @@ def the_first_is_killed_at_the_end() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     folder = SCRATCH / f"killed{RANK}"
-    with mock.patch.object(ParaBlockStrategy, "_refuse_divergence", kill) if RANK == 0 else nullcontext():
+    with mock.patch.object(FitSession, "_refuse_divergence", kill) if RANK == 0 else nullcontext():
         try:
             trainer_for({}, [], default_root_dir=str(folder)).fit(module, **loaders("shuffled"))
         finally:

@@ -113,7 +113,7 @@ class Watch(Callback):
 
     @override
     def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, *_: Any) -> None:
-        engine = trainer.strategy._engine
+        engine = trainer.strategy.session.engine
         if engine.at_round_start and engine.round % 4 == 0:
             _pool.cache_clear()  # the task's own batches
             gc.collect()

@@ -21,7 +21,7 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models import CausalLM
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.strategy.parablock import ParaBlockStrategy
-from lightning_parablock.strategy.ranks import WatchedStrategy
+from lightning_parablock.strategy.ranks import RankStrategy
 from tests.strategy.scenarios.toys import N_RANKS, RANK, STEPS, TASK, Do, K, batches, on_all, oracle, run, strategy
 from tests.support.here import SCRATCH
 from tests.support.lightning_run import Steps, TaskModule, trainer_for
@@ -134,7 +134,7 @@ def aggregates_send_sums_alone() -> None:
     _, told = fit_text(ClientSight("clients"))
     gathered: list[Any] = []
     reduced: list[tuple[str, list[float]]] = []
-    gather, reduce = WatchedStrategy.gather_objects, WatchedStrategy.reduce
+    gather, reduce = RankStrategy.gather_objects, RankStrategy.reduce
 
     def spy_on_gather(self: Any, value: Any) -> Any:
         gathered.append(value)
@@ -146,8 +146,8 @@ def aggregates_send_sums_alone() -> None:
         return reduce(self, tensor, group, reduce_op)
 
     with (
-        mock.patch.object(WatchedStrategy, "gather_objects", spy_on_gather),
-        mock.patch.object(WatchedStrategy, "reduce", spy_on_reduce),
+        mock.patch.object(RankStrategy, "gather_objects", spy_on_gather),
+        mock.patch.object(RankStrategy, "reduce", spy_on_reduce),
     ):
         trainer, rows = fit_text(ClientSight("aggregates"))
     shared = [{name: value for name, value in row.items() if "_client_" not in name} for row in told]

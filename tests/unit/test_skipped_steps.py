@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.strategy.skipped_steps import Idling, refuse_meeting_logs, refuse_scaler
+from lightning_parablock.strategy.skipped_steps import SkippedSteps, refuse_meeting_logs, refuse_scaler
 
 
 def trainer_with(*, on_epoch: bool, is_tensor: bool = True, synced: bool = False) -> Any:
@@ -19,24 +19,26 @@ def trainer_with(*, on_epoch: bool, is_tensor: bool = True, synced: bool = False
 @pytest.mark.parametrize("logged", [{"synced": True}, {"is_tensor": False}], ids=["sync_dist", "torchmetrics"])
 def test_means_over_an_epoch_in_which_a_rank_may_have_no_client_are_refused(logged: dict[str, bool]) -> None:
     with pytest.raises(ConfigurationError, match=r"training_step logs 'acc' over the epoch.*with cohort or avail"):
-        refuse_meeting_logs(trainer_with(on_epoch=True, **logged), Idling(sits_out=True))
-    refuse_meeting_logs(trainer_with(on_epoch=True, **logged), Idling(out_of_data=True))  # it had some of the epoch's
-    refuse_meeting_logs(trainer_with(on_epoch=False, **logged), Idling(sits_out=True))
+        refuse_meeting_logs(trainer_with(on_epoch=True, **logged), SkippedSteps(sits_out=True))
+    refuse_meeting_logs(
+        trainer_with(on_epoch=True, **logged), SkippedSteps(out_of_data=True)
+    )  # it had some of the epoch's
+    refuse_meeting_logs(trainer_with(on_epoch=False, **logged), SkippedSteps(sits_out=True))
 
 
 def test_what_a_client_logs_for_itself_is_fine() -> None:
-    refuse_meeting_logs(trainer_with(on_epoch=True), Idling(sits_out=True))
-    refuse_meeting_logs(SimpleNamespace(_results=None), Idling(sits_out=True))  # type: ignore[arg-type]
+    refuse_meeting_logs(trainer_with(on_epoch=True), SkippedSteps(sits_out=True))
+    refuse_meeting_logs(SimpleNamespace(_results=None), SkippedSteps(sits_out=True))  # type: ignore[arg-type]
 
 
 def test_a_gradient_scaler_needs_gradients_in_every_step() -> None:
     with pytest.raises(ConfigurationError, match=r"own_local_steps or own_local_s\); use 'bf16-mixed'"):
-        refuse_scaler(65536.0, Idling(own_steps=True))
-    refuse_scaler(1.0, Idling(own_steps=True))
-    refuse_scaler(65536.0, Idling())
+        refuse_scaler(65536.0, SkippedSteps(own_steps=True))
+    refuse_scaler(1.0, SkippedSteps(own_steps=True))
+    refuse_scaler(65536.0, SkippedSteps())
 
 
 def test_all_reasons_are_named() -> None:
-    every = Idling(out_of_data=True, own_steps=True, sits_out=True, idle_turns=True)
+    every = SkippedSteps(out_of_data=True, own_steps=True, sits_out=True, idle_turns=True)
     assert len(every.why.split(", ")) == 4
-    assert every.in_steps and not Idling().in_steps
+    assert every.in_steps and not SkippedSteps().in_steps

@@ -1,0 +1,245 @@
+"""Everything that lives as long as the rounds of one fit, and what a trainer's hooks mean for the rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_parablock.checkpointing.final_model import is_wanted, save_final, save_final_alone
+from lightning_parablock.checkpointing.resumed import (
+    Resumed,
+    go_on,
+    restore_exact_optimizer,
+    restore_training,
+    save_rescued,
+    training_state,
+)
+from lightning_parablock.errors import DivergenceError, PeerError, PeerLostError, PeerTimeoutError
+from lightning_parablock.federation.rounds import RoundEngine
+from lightning_parablock.loading.fit_loaders import FitLoaders
+from lightning_parablock.strategy.agreements import agree_on_weights, changed_outside
+from lightning_parablock.strategy.auto_steps import StepClock, settle_local_steps
+from lightning_parablock.strategy.cautions import caution
+from lightning_parablock.strategy.committed import CommittedView
+from lightning_parablock.strategy.ranks import RankStrategy
+from lightning_parablock.strategy.skipped_steps import SkippedSteps, refuse_meeting_logs
+from lightning_parablock.strategy.stopping import Stopping
+from lightning_parablock.training.block_freezer import BlockFreezer
+from lightning_parablock.training.local_training import LocalTraining
+from lightning_parablock.training.losses import loss_of_nothing, with_backward
+from lightning_parablock.training.outside import OutsideParameters
+
+
+@dataclass(eq=False, kw_only=True)
+class FitSession:
+    """The rounds of one fit on one rank; made by :func:`~lightning_parablock.strategy.fit_opening.open_session`.
+
+    It alone owns the engine and its transport. After the fit it stays readable, until the next fit begins.
+
+    Attributes:
+        ranks: The ranks of the run.
+        trainer: The trainer.
+        module: The model.
+        loaders: The loaders of the run.
+        training: The local training between the engine's verbs.
+        outside: The parameters in no block.
+        view: Shows the committed model.
+        skipped: Why clients may skip steps.
+        clock: Times the steps of round 0.
+        freezer: Freezes all blocks but the one that trains.
+        stopping: What signals do while rounds are under way.
+        resumed: What the fit resumes from, until everything is restored; None for a new fit.
+        has_finished: Whether this rank has merged every exchange, so that its model is the finished one.
+        weights_sha256: SHA-256 over the blocks of the finished model; None before it is known.
+    """
+
+    ranks: RankStrategy
+    trainer: pl.Trainer
+    module: pl.LightningModule
+    loaders: FitLoaders
+    training: LocalTraining
+    outside: OutsideParameters
+    view: CommittedView
+    skipped: SkippedSteps
+    clock: StepClock
+    freezer: BlockFreezer
+    stopping: Stopping
+    resumed: Resumed | None
+    has_finished: bool = False
+    weights_sha256: str | None = None
+
+    @property
+    def engine(self) -> RoundEngine:
+        """The engine of the rounds."""
+        return self.training.engine
+
+    @property
+    def place(self) -> str:
+        """The round that runs and the block that trains, for messages."""
+        return f"round {self.engine.round}, block {self.block_name!r}"
+
+    @property
+    def block_name(self) -> str:
+        """Name of the block that trains."""
+        return self.engine.flat.blocks[self.engine.block].name
+
+    # --- start --------------------------------------------------------------------------------------------------------
+
+    def begin(self, early_signals: Iterable[int] = ()) -> None:
+        """Begin the first round, or the one in which the checkpoint was saved; collective.
+
+        Args:
+            early_signals: That have come while the fit was set up.
+        """
+        engine, settings = self.engine, self.engine.settings
+        self.stopping.open()
+        for signum in early_signals:
+            self.stopping.note(signum)
+        if self.resumed is not None:
+            go_on(engine, self.resumed)
+            self._stop_at_max_rounds()
+        elif not settings.pending:
+            n_clients, n_blocks = self.ranks.n_clients, len(engine.flat.blocks)
+            caution(self.trainer, n_clients=n_clients, round_steps=self.ranks.round_steps, n_blocks=n_blocks)
+        if not engine.has_open_turn:
+            self.training.begin_turn()
+        self.freezer.train_only(self.training.parameters)
+
+    def begin_training(self) -> None:
+        """Give random states their first values, or restore everything beside the rounds: last before the first step.
+
+        Not earlier: what callbacks draw when the training starts must not count twice.
+        """
+        resumed, self.resumed = self.resumed, None
+        training = self.training
+        if resumed is None or resumed.own is None:
+            training.seed(self.ranks.global_rank)
+            return
+        training.load_state(resumed.own)
+        restore_exact_optimizer(training.engine, self.ranks.optimizers, resumed)
+        restore_training(resumed.own, self.module, training.parameters)
+        self.outside.load(resumed.own["outside"])
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def trains_on_next_batch(self) -> bool:
+        """Whether a client of this rank trains on the batch that comes; asked once per batch."""
+        is_out_of_data = self.loaders.skips_batch()
+        self._note_rates()
+        return not is_out_of_data and not self.training.passes_by()
+
+    def loss_of(self, output: Any) -> Any:
+        """What the backward pass gets for the output of a training step that has counted its samples.
+
+        Raises:
+            ConfigurationError: the step logs what ranks that skip it do not log, or has changed what is trainable.
+        """
+        refuse_meeting_logs(self.trainer, self.skipped)
+        self.outside.refuse_flags(self.training.parameters, self.place)
+        if output is not None:
+            return with_backward(output)
+        self.training.discount_batch()
+        # With more than one rank Lightning ends the run at a None.
+        return None if self.ranks.world_size == 1 else loss_of_nothing(self.ranks.root_device)
+
+    def after_batch(self) -> None:
+        """Advance the clock if the batch brought an optimizer step; at a turn's end switch to the next block."""
+        training, engine = self.training, self.engine
+        if not training.advance():
+            return
+        if engine.settings.pending:
+            self._settle_local_steps()
+        if not engine.turn_is_over:
+            return
+        place = self.place
+        training.end_turn()
+        self.outside.check_turn(place, discarded=engine.discarded)
+        self._stop_at_max_rounds()
+        training.begin_turn()
+        self.freezer.train_only(training.parameters)
+
+    def pass_batch(self) -> None:
+        """Pass the end of a batch, where all clients may have agreed to save and stop; collective then."""
+        if self.stopping.is_open:
+            self.stopping.pass_batch()
+
+    def own_state(self) -> dict[str, Any]:
+        """This rank's own part of a checkpoint; collective."""
+        outside, positions = changed_outside(self.ranks, self.outside), self.loaders.positions()
+        own = training_state(self.engine, self.module, positions, self.view.aside, outside)
+        return self.training.state() | own
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Drain, make sure that every client holds the same bits, and save the finished model; collective."""
+        self.stopping.close()  # from here on the run ends in any case
+        place = self.place
+        self.training.finish()
+        self.outside.check_turn(place, discarded=self.engine.discarded)
+        self.has_finished = True
+        self._refuse_divergence()
+        self.view.show_buffers()
+        self.engine.transport.close()
+        if is_wanted(self.trainer):
+            save_final(self.ranks, self.ranks.checkpoint_io, self.trainer)
+        self.freezer.thaw()
+
+    def rescue(self, exception: BaseException, *, first_is_lost: bool) -> None:
+        """Leave the newest committed model of a failing run on the disk; never waits for peers.
+
+        Args:
+            exception: Why the run fails.
+            first_is_lost: Whether rank 0, which would save for all, is known to be lost.
+        """
+        self.stopping.close()
+        ranks = self.ranks
+        keeps = ranks.global_rank == 0 or first_is_lost or bool(ranks.site_names)  # a site has a disk of its own
+        if self.stopping.has_saved:
+            pass
+        elif self.has_finished and not isinstance(exception, DivergenceError):
+            if keeps or ranks.local_rank == 0:
+                save_final_alone(ranks, ranks.checkpoint_io, self.trainer)
+        elif self.engine.is_running and keeps:
+            save_rescued(self.trainer, ranks.global_rank, self.engine.round)
+        self.freezer.thaw()
+
+    def close(self) -> None:
+        """The trainer is torn down: if the fit has ended early, its W is of no more use."""
+        self.engine.is_running = self.has_finished = False
+        self.stopping.close()
+
+    def located(self, error: PeerError) -> PeerError:
+        """The error of a collective with the place in the rounds where it was noticed."""
+        if self.has_finished and isinstance(error, (PeerLostError, PeerTimeoutError)):
+            return error.after_last_round(self.engine.round)
+        if not self.engine.is_running:
+            return error.outside_rounds("after the last round")
+        return error.at(self.engine.round, self.block_name)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _settle_local_steps(self) -> None:
+        settings = settle_local_steps(self.ranks, self.module, self.engine, self.clock)
+        if settings is not None:
+            self.engine.settle(settings)
+            self.ranks.settle(settings)
+
+    def _stop_at_max_rounds(self) -> None:
+        limit = self.engine.settings.max_rounds
+        if limit is not None and self.engine.round >= limit:
+            self.trainer.should_stop = True
+
+    def _note_rates(self) -> None:
+        """Rates that only change between epochs are the same for all clients of a round as they are."""
+        configs, keeper = self.trainer.lr_scheduler_configs, self.training.turn_keeper
+        only_by_epoch = bool(configs) and all(config.interval != "step" for config in configs)
+        if keeper is not None and self.engine.at_round_start and not only_by_epoch:
+            keeper.note_rates()
+
+    def _refuse_divergence(self) -> None:
+        self.weights_sha256 = agree_on_weights(self.ranks, self.engine.flat)
+        changed_outside(self.ranks, self.outside)  # tells the user of parameters that are each client's own

@@ -1,0 +1,134 @@
+"""The strategy as the keeper of the session of a fit: opened when rounds start, readable until the next fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
+
+from lightning_parablock.blocks.partition import Block
+from lightning_parablock.checkpointing.resumed import Resumed
+from lightning_parablock.errors import PeerError
+from lightning_parablock.loading.fit_loaders import FitLoaders
+from lightning_parablock.records import RoundRecord
+from lightning_parablock.settings import Settings
+from lightning_parablock.strategy.fit import FitSession
+from lightning_parablock.strategy.fit_opening import FitParts, open_session
+from lightning_parablock.strategy.fit_setup import FitBlocks
+from lightning_parablock.strategy.ranks import RankStrategy
+from lightning_parablock.strategy.sync_guard import SyncGuard, located
+
+T = TypeVar("T")
+
+
+class SessionHost(RankStrategy):
+    """Ranks that run fits, one after the other.
+
+    Args:
+        settings: The settings as the user gave them.
+        **ranks: The other arguments of :class:`~lightning_parablock.strategy.ranks.RankStrategy`.
+
+    Attributes:
+        rows_shown: One line per client of this rank on how many of its rows the run trains on.
+        early_signals: The newest signal that came while a fit was being set up; empty without one.
+    """
+
+    def __init__(self, settings: Settings, **ranks: Any) -> None:
+        super().__init__(settings, **ranks)
+        self.rows_shown: list[str] = []
+        self.early_signals: list[int] = []
+        self._sync = SyncGuard()
+        self._cleanup = ExitStack()
+        # Lightning makes a strategy before any fit, and reads it after one: only these three come and go with fits.
+        self._blocks: FitBlocks | None = None
+        self._session: FitSession | None = None
+        self._resumed: Resumed | None = None
+
+    _trainer: pl.Trainer  # since connect(), the first of all hooks
+    _loaders: FitLoaders  # since setup(), before any data loader is made
+
+    # --- facts --------------------------------------------------------------------------------------------------------
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks in order; empty before set-up."""
+        return self._blocks.flat.blocks if self._blocks is not None else []
+
+    @property
+    def round_records(self) -> list[RoundRecord]:
+        """One record per finished round of this rank's client, oldest first; bounded."""
+        return self._session.engine.records if self._session is not None else []
+
+    @property
+    def weights_sha256(self) -> str | None:
+        """SHA-256 over the trained blocks after the last fit, the same on every rank; None before its end."""
+        return self._session.weights_sha256 if self._session is not None else None
+
+    @property
+    def is_resuming(self) -> bool:
+        """Whether a checkpoint has been loaded from which no rounds have started yet."""
+        return self._resumed is not None
+
+    @property
+    def last_session(self) -> FitSession | None:
+        """The session of the fit that runs, or of the last one; None before its rounds start."""
+        return self._session
+
+    @property
+    def session(self) -> FitSession:
+        """The same, where rounds must have started."""
+        assert self._session is not None, "no rounds are under way"
+        return self._session
+
+    @property
+    def _running(self) -> FitSession | None:
+        """The session while its rounds run: then the model may show something else than W."""
+        return self._session if self._session is not None and self._session.engine.is_running else None
+
+    @property
+    def _is_fit(self) -> bool:
+        return self._trainer.state.fn == TrainerFn.FITTING
+
+    # --- the life of a session ----------------------------------------------------------------------------------------
+
+    def start_rounds(self) -> None:
+        """Open the session of the fit and begin its first round; collective."""
+        assert self._blocks is not None
+        resumed, self._resumed = self._resumed, None
+        flat, loaders = self._blocks.flat, self._loaders
+        self._session = open_session(FitParts(self, self._trainer, self._module(), flat, loaders, resumed))
+        self._cleanup.callback(self._session.close)
+        self._session.begin(self.early_signals)
+
+    @override
+    def guard(self, what: str, collective: Callable[[], T], detail: str = "") -> T:
+        self._sync.check(what)
+        try:
+            return super().guard(what, collective, detail)
+        except PeerError as error:
+            raise located(error, self._trainer.state.fn, self._session) from error
+
+    def rescue(self, exception: BaseException) -> None:
+        """Take note that the run fails, and leave the last committed model on the disk; never waits for peers."""
+        first_is_lost = self.has_lost(0)
+        self.on_exception(exception)  # before anything is saved: the others wait for this rank until they know
+        self.early_signals.clear()
+        if self._session is not None:
+            self._session.rescue(exception, first_is_lost=first_is_lost)
+
+    @override
+    def teardown(self) -> None:
+        self._cleanup.close()
+        self._resumed = None
+        self.early_signals.clear()
+        super().teardown()
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _module(self) -> pl.LightningModule:
+        assert self.lightning_module is not None
+        return self.lightning_module
