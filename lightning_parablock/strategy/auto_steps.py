@@ -1,14 +1,14 @@
 """``local_steps="auto"``: the clients agree on K in round 0.
 
-Nothing is computed that the run would not compute anyway. A probe with a forward pass of its own would need a batch,
-which a data loader gives away for good, and would have to restore whatever a module changes as it runs: buffers, random
-states, metrics, gradients, state in attributes nobody knows of. So the first real local steps are timed. While they run
-K is open, which changes nothing: nothing is in flight in round 0, and a round has at least the steps that have been
-made. Then, at the same step on every client,
+Nothing is computed that the run would not compute anyway. A probe with a forward pass of its own would take a batch
+that the data loader cannot take back, and would have to restore whatever a module changes as it runs: buffers, random
+states, metrics, gradients, state in attributes of any name. So the first real local steps are timed. K is open while
+they run, which changes nothing: nothing is in flight in round 0, and a round has at least the steps already made. Then,
+at the same step on every client,
 
-1. the clients tell each other how long a step took; the slowest one counts;
-2. they time an exchange of some megabytes in the pattern of the topology, while nobody computes; the slowest counts;
-3. each works out the same K from the same figures, and round 0 goes on to K steps.
+1. the clients exchange how long a step took; the slowest one counts;
+2. they time an exchange of some megabytes in the pattern of the topology, while no client computes; the slowest counts;
+3. each derives the same K from the same figures, and round 0 continues to K steps.
 
 From then on the run is the run that was given this K: same settings, same checkpoints, same bits.
 """
@@ -34,14 +34,14 @@ from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.transport.link_probe import LinkSample
 
 MIN_AUTO_STEPS = 4
-"""Steps that are made before K is known, and so the smallest K: the first warms up, the others are timed."""
+"""Steps made before K is known, and therefore the smallest K: the first warms up, the others are timed."""
 
 
 class StepClock:
     """Times the local steps of round 0.
 
     Args:
-        device: Of the model; its queue is emptied before the clock is read.
+        device: Device of the model; it is synchronized before the clock is read.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,7 +49,7 @@ class StepClock:
         self._ticks_s: list[float] = []
 
     def tick(self) -> None:
-        """Take note that a step is over."""
+        """Record the end of a step."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._ticks_s.append(time.perf_counter())
@@ -61,9 +61,9 @@ class StepClock:
 
     @property
     def shortest_s(self) -> float:
-        """The shortest step, data loading and callbacks included: what happens now and then is no part of a step.
+        """Seconds of the shortest step, with data loading and callbacks, but not with what happens now and then.
 
-        infinite where no step has been timed, so that nothing seems to be worth hiding.
+        Infinite if no step has been timed, so that nothing seems worth hiding.
         """
         pairs = zip(self._ticks_s[:-1], self._ticks_s[1:], strict=True)
         return min((after - before for before, after in pairs), default=float("inf"))
@@ -71,13 +71,13 @@ class StepClock:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the clients have measured together, the same on every one.
+    """What the clients have measured together; the same on every client.
 
     Attributes:
         block: Index of the block that round 0 trains.
-        step_s: Seconds of one local step on it, of the slowest client.
+        step_s: Seconds per local step on that block, on the slowest client.
         steps: Local steps made so far.
-        sample: A timed exchange; None where there is one client.
+        sample: A timed exchange; None with one client.
         caps_bps: ``upload_bps`` of each client.
     """
 
@@ -91,7 +91,7 @@ class Measured:
 def settle_local_steps(
     ranks: RankStrategy, module: nn.Module, engine: RoundEngine, clock: StepClock
 ) -> Settings | None:
-    """Take note of a step of round 0; once there are enough, agree on K, and round 0 continues to K steps.
+    """Record a step of round 0; once there are enough, agree on K, and round 0 continues to K steps.
 
     Collective at the step at which the clients agree, which is the same on all of them.
 
@@ -119,10 +119,10 @@ def settle_local_steps(
 def agree_on_local_steps(
     sizes: dict[str, int], blocks: list[Block], n_clients: int, settings: Settings, measured: Measured
 ) -> Settings:
-    """The settings with K; a pure function of what all clients share, so that all come to the same.
+    """The settings with K; a pure function of what all clients share, so that all arrive at the same.
 
     Args:
-        sizes: Scalars of every parameter of the model, in order.
+        sizes: Number of scalars per parameter of the model, in order.
         blocks: The run's blocks.
         n_clients: Number of clients.
         settings: With ``local_steps`` pending.

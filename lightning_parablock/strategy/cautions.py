@@ -1,4 +1,4 @@
-"""What works but is hardly what was meant, said once when training starts."""
+"""Warnings, once when training starts, about runs that work but are hardly what was meant."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ log = logging.getLogger(__name__)
 
 
 def caution(trainer: Trainer, *, n_clients: int, round_steps: int, n_blocks: int) -> None:
-    """Warn of a run with one client, and of one that ends before its first round does; no collective.
+    """Warn about a run with one client, and about one that ends before its first round does; not collective.
 
     Args:
-        trainer: Its training loaders are made.
-        n_clients: Number of clients in all.
-        round_steps: Optimizer steps of a round on a rank.
+        trainer: The trainer; its training loaders are set up.
+        n_clients: Total number of clients.
+        round_steps: Optimizer steps per round on a rank.
         n_blocks: Number of blocks.
     """
     if not trainer.is_global_zero:
@@ -46,7 +46,7 @@ def _of_few_steps(steps: float, round_steps: int, n_blocks: int) -> str | None:
 
 
 def _steps(trainer: Trainer) -> float:
-    """Optimizer steps of a client in the whole fit; infinity where it is not known."""
+    """Optimizer steps per rank in the whole fit; infinity if unknown."""
     limit = trainer.max_steps if trainer.max_steps >= 0 else math.inf
     epochs, batches = trainer.max_epochs, trainer.num_training_batches
     if epochs is None or epochs < 0 or math.isinf(batches):

@@ -137,7 +137,7 @@ class GuardedCollectives(LaunchingStrategy):
         return self.guard("all_gather", lambda: gather(tensor, group), f"of {_kind_of(tensor)}")
 
     def guard(self, what: str, collective: Callable[[], T], detail: str = "") -> T:
-        """Run a collective of the default group, which all ranks enter together or none does.
+        """Run a collective of the default group, which either all ranks enter or none.
 
         Args:
             what: Its name, for messages.
@@ -207,7 +207,7 @@ class GuardedCollectives(LaunchingStrategy):
 
 
 def _is_default(group: Any) -> bool:
-    """Whether a collective concerns all ranks; what runs in a group of the user's own is the user's affair."""
+    """Whether a collective runs on the default group; groups that the user has made are the user's responsibility."""
     return group is None or group is dist.group.WORLD
 
 
@@ -216,7 +216,7 @@ def _kind_of(tensor: object) -> str:
 
 
 def _caller_name() -> str:
-    """The function that calls ``gather_objects``: values for different purposes must not meet, and all look alike."""
+    """Name of the function that calls ``gather_objects``: ranks must not exchange values of different purposes."""
     frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
     while frame.f_code.co_name == "gather_objects" and frame.f_back is not None:
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""Everything that lives as long as the rounds of one fit, and what a trainer's hooks mean for the rounds."""
+"""Everything that lives as long as the rounds of one fit, and what each hook of the trainer means for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ranks under a strategy: how they start, meet, watch each other and part, without a word on rounds."""
+"""The ranks of a strategy: how their processes start, meet and part, and which clients each hosts."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class RankStrategy(GuardedCollectives):
         seed_is_given: Whether their seed is the user's, and not the one of ``seed_everything``.
         process_group_backend: "gloo", "nccl", or None for the device's own.
         timeout: Limit of the default process group.
-        site: Name of this process' site, or None; names give the ranks their numbers.
-        rendezvous: ``host:port`` where sites meet that no launcher has started, or None.
-        meeting_timeout_s: Seconds until all ranks must have met.
-        start_method: How processes are started where no launcher did it.
-        **lightning: What Lightning's ParallelStrategy takes.
+        site: Name of this process's site, or None; ranks are numbered in the order of the names.
+        rendezvous: ``host:port`` where sites without a common launcher meet, or None.
+        meeting_timeout_s: Seconds within which all ranks must have met.
+        start_method: How processes are started unless a launcher does it.
+        **lightning: Arguments of Lightning's ParallelStrategy.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class RankStrategy(GuardedCollectives):
         setattr(rank_zero_only, "rank", self.global_rank)  # noqa: B010
 
     def _join(self, settings: Settings) -> None:
-        """Meet the others, take the number that the meeting gave this rank, and open the default group."""
+        """Meet the other ranks, adopt the rank that the meeting assigned, and open the default group."""
         assert self.cluster_environment is not None
         if settings.ports is not None:  # before the others are kept waiting
             refuse_unattainable(settings.ports)
@@ -231,7 +231,7 @@ class RankStrategy(GuardedCollectives):
         end_others()
 
     def part(self) -> None:
-        """The last act of a run: say good-bye and wait until all ranks have done so, or one has failed.
+        """End of a run: say good-bye and wait until all ranks have done so, or one has failed.
 
         Raises:
             PeerError: another rank has failed since training ended, in which case this one's exit code must tell so.

@@ -1,4 +1,4 @@
-"""What cannot work under this strategy, refused by name before any training starts."""
+"""What cannot work under this strategy: refused with a reason before any training starts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _CANNOT_WORK: dict[type[Callback], str] = {
 
 
 def refuse_trainer(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse what is known before the model is built.
+    """Refuse what is known before the model is set up.
 
     Raises:
         ConfigurationError: manual optimization, synchronised BatchNorm, a callback that reads or changes weights behind
@@ -128,7 +128,7 @@ def _n_optimizers(made: Any) -> int:
 
 
 def refuse_uneven_loaders(n_loaders: int, *, uneven: bool) -> None:
-    """Refuse several training loaders where clients go on beyond the end of their data.
+    """Refuse several training loaders where a client may continue past the end of its data.
 
     Raises:
         ConfigurationError: which batches of a combination are this client's own cannot be told.
@@ -172,17 +172,17 @@ def refuse_untrained(block_names: Sequence[str]) -> None:
 
 
 def refuse_rate_steps(trainer: Trainer, local_steps: int, *, turns: int) -> None:
-    """Refuse a scheduler that would step at other places in each client's turn of a round.
+    """Refuse a scheduler that would step at a different place in each client's turn.
 
     Raises:
-        ConfigurationError: its frequency does not go into the batches of a turn.
+        ConfigurationError: its frequency does not divide the number of batches per turn.
     """
     batches = local_steps * trainer.accumulate_grad_batches
     for config in trainer.lr_scheduler_configs:
         if turns > 1 and config.interval == "step" and batches % config.frequency:
             raise ConfigurationError(
                 f"the learning rate scheduler steps every {config.frequency} batches, and a client's turn has "
-                f"{batches}: clients of a round would have different rates; choose a frequency that goes into it"
+                f"{batches}: the clients of a round would have different rates; choose a frequency that divides it"
             )
 
 
@@ -212,7 +212,7 @@ def the_optimizer(optimizers: Sequence[Optimizer | LightningOptimizer]) -> Optim
 
 
 def refuse_sparse_proximal(optimizer: Optimizer, proximal_mu: float) -> None:
-    """Refuse FedProx's term, whose gradient is dense, with an optimizer that takes sparse gradients alone.
+    """Refuse FedProx's term, whose gradient is dense, with an optimizer that only takes sparse gradients.
 
     Raises:
         ConfigurationError: it is SparseAdam.
@@ -225,7 +225,7 @@ def refuse_sparse_proximal(optimizer: Optimizer, proximal_mu: float) -> None:
 
 
 def refuse_uncovered(module: torch.nn.Module, blocks: Iterable[Block], optimizer: Optimizer) -> None:
-    """Refuse blocks whose parameters the optimizer does not have: they would be sent but never trained.
+    """Refuse blocks with parameters that the optimizer does not have: they would be sent but never trained.
 
     Raises:
         ConfigurationError: names the first such parameter.

@@ -1,7 +1,7 @@
 """Tells the rounds of a fit where the trainer is: the callback that comes before all others.
 
 It is the first so that at the end of a training batch the block has been switched before any other callback validates
-or saves, and so that after an error nobody saves a checkpoint that waits for lost peers.
+or saves, and so that after an error no other callback first saves a checkpoint that waits for lost peers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Signals that stop or requeue a run: all clients save at the end of one batch, from which it continues exactly.
+"""Signals that stop or requeue a run: all ranks save at the end of the same batch, and a resumed run continues exactly.
 
-Lightning acts on a signal in its handler: in the middle of a batch, each process by itself, states of different steps
-under one name. Here a handler only takes note; where all clients stop is agreed, see ``membership/stop_point.py``.
+Lightning acts on a signal in its handler: in the middle of a batch, each process for itself, so that states of
+different steps end up under one name. Here a handler only records the signal; the ranks agree on the batch at which
+they stop, see ``membership/stop_point.py``.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ log = logging.getLogger(__name__)
 
 FILE_NAME = "stopped.ckpt"
 LIMITS_S = {signal.SIGINT: 60.0, signal.SIGTERM: 20.0}
-"""How long a process that was told to end waits for the others; schedulers kill it some 30 s after SIGTERM."""
+"""How long a process that was told to end waits for the others; schedulers kill it about 30 s after SIGTERM."""
 
-_SAME_S = 1.0  # launchers pass on to their processes what the terminal has sent these already
+_SAME_S = 1.0  # launchers forward to their processes what the terminal has already sent to these
 _ENDING = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
@@ -37,14 +38,14 @@ class Stopping:
     """What the signals of this process do while a fit trains.
 
     Args:
-        ranks: The strategy.
-        trainer: Its trainer.
-        point: Agrees on a batch.
-        check: Raises where a peer is lost.
+        ranks: The ranks of the run.
+        trainer: The trainer.
+        point: Agrees on a batch with the other ranks.
+        check: Raises if a peer is lost.
 
     Attributes:
-        has_saved: Whether all clients have saved at a common batch in order to end.
-        is_open: Whether signals are taken note of.
+        has_saved: Whether all ranks have saved at a common batch in order to end.
+        is_open: Whether signals are recorded.
     """
 
     def __init__(self, ranks: RankStrategy, trainer: Trainer, point: StopPoint, check: Callable[[], object]) -> None:
@@ -60,14 +61,14 @@ class Stopping:
     # --- signals ------------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """From here on Ctrl-C lets all clients save first; a second one ends the process at once."""
+        """From now on Ctrl-C makes all ranks save first; a second one ends the process at once."""
         self.is_open = True
         is_main = threading.current_thread() is threading.main_thread()
         if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._default_handler = signal.signal(signal.SIGINT, lambda signum, _: self.note(signum))
 
     def close(self) -> None:
-        """From here on signals do what they did before."""
+        """From now on signals do what they did before :meth:`open`."""
         self.is_open = False
         self._cancel_limit()
         if self._default_handler is not None and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -75,7 +76,7 @@ class Stopping:
         self._default_handler = None
 
     def note(self, signum: int) -> None:
-        """Take note of a signal, which is obeyed at the end of a batch.
+        """Record a signal, which is obeyed at the end of a batch.
 
         Raises:
             KeyboardInterrupt: Ctrl-C came again, or the other clients have not come within the limit.

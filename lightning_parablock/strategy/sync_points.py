@@ -1,7 +1,7 @@
-"""Where clients meet under Lightning, and what must therefore be the same on all of them.
+"""The batches at which Lightning's collectives run, and the options that must therefore be the same on all ranks.
 
-Lightning's collectives come at certain batches: validation, early stopping, checkpoints, time limits. A client with
-other options would meet nobody there, and everybody would wait.
+Validation, early stopping, checkpoints and time limits run collectives at certain batches. A rank with other options
+would enter one that no other rank enters, and all ranks would wait.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MEETING = (ClientSight, EarlyStopping, GradientAccumulationScheduler, ModelChec
 
 
 def meeting_facts(trainer: Trainer) -> dict[str, str]:
-    """One printable value a thing by which batches are counted or clients meet; learning rates may differ."""
+    """One printable value per option that counts batches or triggers a collective; learning rates may differ."""
     facts = {f"Trainer({name})": str(getattr(trainer, name)) for name in _OPTIONS}
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     meeting = [_described(callback) for callback in callbacks if isinstance(callback, _MEETING)]
@@ -53,9 +53,9 @@ def meeting_facts(trainer: Trainer) -> dict[str, str]:
 
 
 def keep_time_by_rounds(trainer: Trainer, a_round_begins: Callable[[], bool]) -> None:
-    """Let Lightning's Timer (``max_time``) and timed checkpoints look at the clock of rank 0 once a round.
+    """Make Lightning's Timer (``max_time``) and timed checkpoints read the clock of rank 0 once per round.
 
-    By themselves they broadcast at every batch, which ties each client to rank 0 at every step.
+    Left alone they broadcast at every batch, which ties each client to rank 0 at every step.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Timer) or saves_by_time(callback):
