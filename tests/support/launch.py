@@ -124,7 +124,7 @@ class Fork:
 
 def _run_forked(work: Callable[[], None], environment: dict[str, str], log: Path) -> None:
     """Make a child of the fork server what a process that was started with this environment would be."""
-    from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
+    from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only  # pyright: ignore[reportPrivateUsage]
 
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)

@@ -7,7 +7,7 @@ import functools
 import importlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from tests.support.scenarios import DUMP_STACKS, serve
 LIMIT_S = 300.0
 """For one scenario, on a busy machine; the longest takes half a minute on an idle one."""
 GRACE_S = 15.0
-"""For the other ranks to end by themselves, once one has failed."""
+"""For the other ranks to come to the scenario's end, once one has failed."""
+END_S = 60.0
+"""For all ranks to end, after the last scenario."""
 SHOWN = 6000
 """Characters of a rank's output in the report of a failure."""
 
@@ -73,7 +75,7 @@ class Ranks:
             AssertionError: one does not, or not well.
         """
         self._tell(None)
-        deadline_s = time.monotonic() + GRACE_S
+        deadline_s = time.monotonic() + END_S
         while any(rank.code() is None for rank in self._ranks) and time.monotonic() < deadline_s:
             time.sleep(0.02)
         codes = [rank.code() for rank in self._ranks]
@@ -153,7 +155,7 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def started(file: str, n_ranks: int, scratch: Path) -> Iterator[Ranks]:
+def started(file: str, n_ranks: int, scratch: Path) -> Generator[Ranks]:
     """Ranks for a while; they must end well."""
     ranks = Ranks(file, n_ranks, scratch)
     try:
