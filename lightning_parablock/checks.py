@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning_parablock.errors import ConfigurationError
@@ -48,6 +48,35 @@ def check_pattern(name: str, pattern: Any) -> None:
         re.compile(pattern)
     except re.error as error:
         raise ConfigurationError(f"{name}: {pattern!r} is not a regular expression: {error}") from error
+
+
+def whole(at_least: int, unit: str, *, or_none: bool = False) -> Callable[[str, Any], None]:
+    """A check of whole numbers, as :func:`check_int`; None passes where it is allowed."""
+
+    def check(name: str, value: Any) -> None:
+        if value is not None or not or_none:
+            check_int(name, value, at_least=at_least, unit=unit)
+
+    return check
+
+
+def above_zero(of: str, *, none: str | None = None) -> Callable[[str, Any], None]:
+    """A check of finite numbers > 0.
+
+    Args:
+        of: Unit, such as "seconds".
+        none: Meaning of None, such as "no limit", where it is allowed.
+    """
+
+    def check(name: str, value: Any) -> None:
+        number = isinstance(value, (int, float)) and 0 < value < float("inf")
+        also = f", or None for {none}" if none else ""
+        require(
+            number or (value is None and none is not None),
+            f"{name} must be a finite number of {of} > 0{also}, got {value!r}",
+        )
+
+    return check
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:

@@ -7,9 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import Availability, CohortSampling
 
@@ -66,27 +64,3 @@ def turns_of_a_round(cohort: int | None, hosted: Sequence[Sequence[int]]) -> int
     """Turns per round on every rank: the most clients that any rank may have to train; ranks with fewer idle."""
     most = max(map(len, hosted))
     return most if cohort is None else min(most, cohort)
-
-
-def read_availability(path: str) -> Availability:
-    """Read which clients can be reached: line t of a text file lists the ids for round t, separated by spaces.
-
-    Raises:
-        ConfigurationError: there is no such file, a line is empty, or a word in it is not a client's number.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"availability: {path} cannot be read: {error}") from error
-    trace: list[tuple[int, ...]] = []
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words or not all(word.isascii() and word.isdigit() for word in words):
-            raise ConfigurationError(
-                f"availability: line {number} of {path} must have the numbers of the clients that can be reached in "
-                f"round {number - 1}, at least one, between spaces; got {line[:60]!r}"
-            )
-        trace.append(tuple(sorted(set(map(int, words)))))
-    if not trace:
-        raise ConfigurationError(f"availability: {path} is empty; it needs a line a round")
-    return tuple(trace)

@@ -22,28 +22,13 @@ from lightning_parablock.server.optimizers import (
     ServerYogi,
     resolve_server_optimizer,
 )
-from lightning_parablock.settings.record import (
-    AUTO,
-    MAX_AUTO_STEPS,
-    OWN_SETTINGS,
-    Availability,
-    BlockOptimizerState,
-    BlockOrder,
-    BlocksSpec,
-    Buffers,
-    CohortSampling,
-    InFlightValue,
-    MissingClientState,
-    NonfiniteDelta,
-    Settings,
-    Topology,
-    UnevenClients,
-    Unmatched,
-    Weighting,
-    option_word,
-    resolve_blocks,
-    resolve_steps,
-)
+from lightning_parablock.settings.blocks import BlockOrder, BlocksSpec, Unmatched, resolve_blocks
+from lightning_parablock.settings.clients import Availability, CohortSampling
+from lightning_parablock.settings.exchange import InFlightValue, Topology, Weighting
+from lightning_parablock.settings.fit import MissingClientState, UnevenClients
+from lightning_parablock.settings.local import BlockOptimizerState, Buffers, NonfiniteDelta
+from lightning_parablock.settings.record import OWN_SETTINGS, MethodOptions, Settings, option_word
+from lightning_parablock.settings.rounds import AUTO, MAX_AUTO_STEPS, resolve_steps
 
 __all__ = [
     "AUTO",
@@ -64,6 +49,7 @@ __all__ = [
     "InFlightValue",
     "Int4",
     "Int8",
+    "MethodOptions",
     "MissingClientState",
     "NoCompression",
     "NonfiniteDelta",

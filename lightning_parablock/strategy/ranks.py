@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 from lightning.fabric.utilities.seed import reset_seed
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -17,19 +16,18 @@ from lightning_parablock.launching.launched import adopt_mpi, launched_devices, 
 from lightning_parablock.launching.launcher import FunctionLauncher, ProcessLauncher, end_others, while_others_live
 from lightning_parablock.launching.site_environment import SiteEnvironment, site_environment
 from lightning_parablock.meeting.devices import refuse_unattainable
-from lightning_parablock.meeting.introductions import Meeting, check_site_name
+from lightning_parablock.meeting.introductions import Meeting
 from lightning_parablock.membership.descriptors import raise_limit
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.collectives import GuardedCollectives
 from lightning_parablock.strategy.hosting import Hosting
+from lightning_parablock.strategy.options import ProcessOptions, StartMethod
 from lightning_parablock.strategy.refusals import refuse_numbers
 from lightning_parablock.strategy.run_settings import RunSettings
 from lightning_parablock.transport.opening import open_federation
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-StartMethod = Literal["popen", "spawn", "fork"]
-"""Not forkserver: Lightning's launcher would hand the same memory to all ranks, which train each other's weights."""
 
 
 class RankStrategy(GuardedCollectives):
@@ -38,49 +36,25 @@ class RankStrategy(GuardedCollectives):
     Args:
         settings: The settings as the user gave them.
         seed_is_given: Whether their seed is the user's, and not the one of ``seed_everything``.
-        process_group_backend: "gloo", "nccl", or None for the device's own.
-        timeout: Limit of the default process group.
-        site: Name of this process's site, or None; ranks are numbered in the order of the names.
-        rendezvous: ``host:port`` where sites without a common launcher meet, or None.
-        meeting_timeout_s: Seconds within which all ranks must have met.
-        start_method: How processes are started unless a launcher does it.
-        **lightning: Arguments of Lightning's ParallelStrategy.
+        processes: How the processes start and meet.
+        **lightning: The arguments of Lightning's ParallelStrategy.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        seed_is_given: bool,
-        process_group_backend: str | None,
-        timeout: timedelta | None,
-        site: str | None,
-        rendezvous: str | None,
-        meeting_timeout_s: float,
-        start_method: StartMethod,
-        **lightning: Any,
-    ) -> None:
-        if start_method not in get_args(StartMethod):
-            known = ", ".join(map(repr, get_args(StartMethod)))
-            raise ConfigurationError(f"start_method must be one of {known}, got {start_method!r}")
-        if site is not None:
-            check_site_name(site)
-        if not 0 < meeting_timeout_s < float("inf"):
-            raise ConfigurationError(f"meeting_timeout_s must be a number of seconds > 0, got {meeting_timeout_s!r}")
+    def __init__(self, settings: Settings, processes: ProcessOptions, *, seed_is_given: bool, **lightning: Any) -> None:
         adopt_mpi()
         launched_devices()  # refuses what Lightning would refuse with other advice
-        if rendezvous is not None:
+        if processes.rendezvous is not None:
             if lightning["cluster_environment"] is not None:
                 raise ConfigurationError("rendezvous and cluster_environment both say how the ranks meet; keep one")
-            lightning["cluster_environment"] = site_environment(rendezvous, site)
-        super().__init__(process_group_backend=process_group_backend, timeout=timeout, **lightning)
+            lightning["cluster_environment"] = site_environment(processes.rendezvous, processes.site)
+        super().__init__(process_group_backend=processes.process_group_backend, timeout=processes.timeout, **lightning)
         self._settings = RunSettings(settings, seed_is_given=seed_is_given)
         self._num_nodes = 1
-        self._site = site
+        self._site = processes.site
         self._site_names: tuple[str, ...] = ()
         self._hosts: tuple[str, ...] | None = None
-        self._meeting_timeout_s = meeting_timeout_s
-        self._start_method: StartMethod = start_method
+        self._meeting_timeout_s = processes.meeting_timeout_s
+        self._start_method: StartMethod = processes.start_method
 
     # --- facts --------------------------------------------------------------------------------------------------------
 

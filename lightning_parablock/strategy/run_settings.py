@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 
 from lightning_parablock.settings import Settings
@@ -31,7 +30,7 @@ class RunSettings:
         """Take over the seed of ``seed_everything``, else 0, where the user has given none to the strategy."""
         if not self._seed_is_given:
             seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-            self.settle(dataclasses.replace(self._newest, seed=seed))
+            self.settle(self._newest.with_seed(seed))
 
     def settle(self, settings: Settings) -> None:
         """Replace the record by one in which more is known."""

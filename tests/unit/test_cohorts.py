@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.federation.cohorts import Cohorts, hosted_clients, read_availability, turns_of_a_round
+from lightning_parablock.federation.cohorts import Cohorts, hosted_clients, turns_of_a_round
 from lightning_parablock.federation.schedule import Schedule, draw_factors
+from lightning_parablock.settings.clients import read_availability
 
 EXAMPLES = settings(max_examples=100, derandomize=True, deadline=None, database=None)
 N_CLIENTS, SEEDS, ROUNDS = st.integers(1, 60), st.integers(0, 2**63 - 1), st.integers(0, 10_000)

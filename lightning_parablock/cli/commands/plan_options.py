@@ -17,12 +17,7 @@ from lightning_parablock.cli.table import COMMANDS
 from lightning_parablock.launching.launched import launched_ranks
 from lightning_parablock.models.names import ALL_LINEAR, Dtype
 from lightning_parablock.planning.units import parse_bps, parse_flop_per_s
-from lightning_parablock.settings import (
-    Settings,
-    Unmatched,
-    resolve_blocks,
-    resolve_server_optimizer,
-)
+from lightning_parablock.settings import Settings, Unmatched
 from lightning_parablock.system.places import refuse_unwritable_file
 
 _COMMAND = COMMANDS["plan"]
@@ -113,10 +108,10 @@ class PlanOptions:
         return Settings(
             local_steps=self.local_steps,
             delay_steps=self.local_steps,
-            blocks=resolve_blocks(self.blocks),
+            blocks=self.blocks,
             unmatched=self.unmatched,
             block_order=self.block_order,
-            server_optimizer=resolve_server_optimizer(self.server_optimizer),
+            server_optimizer=self.server_optimizer,
             chunk_bytes=self.chunk_bytes,
             seed=self.seed,
         )

@@ -1,0 +1,53 @@
+"""The options that say what clients send, what the server does with it, and what comes back."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lightning_parablock.codecs.compression import Compression, resolve_compression
+from lightning_parablock.options import OptionGroup, option, record
+from lightning_parablock.server.optimizers import ServerOptimizer, resolve_server_optimizer
+
+InFlightValue = Literal["local", "anchor"]
+Topology = Literal["sharded", "star"]
+Weighting = Literal["uniform", "samples"]
+
+
+@record
+class ExchangeOptions(OptionGroup):
+    """The exchange and the server."""
+
+    in_flight_value: InFlightValue = option(
+        default="local",
+        help='Value of a block while its delta is in flight: "local" (committed value plus the client\'s own deltas '
+        'in flight) or "anchor" (committed value alone).',
+    )
+    server_optimizer: ServerOptimizer = option(
+        default="sgd",
+        converter=resolve_server_optimizer,
+        help='What the server does with the mean delta: "sgd" (federated averaging), "nesterov", "adam", "yogi", or '
+        "an object. The objects ServerSGD, ServerNesterov, ServerAdam and ServerYogi have their own settings, among "
+        "them a schedule of the server's learning rate.",
+    )
+    weighting: Weighting = option(
+        default="uniform",
+        help='Weights of the clients in the mean delta: "uniform" or "samples". "samples" is the number of samples '
+        "that the client trained on in the round: the first dimension of the tensors in its batches, or what a method "
+        "parablock_batch_size(batch) of the LightningModule returns.",
+    )
+    topology: Topology = option(
+        default="sharded",
+        kind="path",
+        help='Where the server runs: "sharded" (every client serves an equal part of each block) or "star" (the first '
+        "client serves everything).",
+    )
+    compression: Compression = option(
+        default="none",
+        converter=resolve_compression,
+        help='Compression of deltas and commits on the wire: "none", "bf16", "int8", "int4", "topk", or an object. '
+        '"none" sends float32; "bf16" rounds to bfloat16 (2 times fewer bytes); "int8" sends one byte per value and '
+        'one step size per 256 values (3.97 times); "int4" half a byte per value and one step size per 64 (7.5 '
+        'times); "topk" the 64 largest of every 1024 values (16 times). The objects Int8, Int4 and TopK have their '
+        "own settings. What a lossy compression leaves out is kept and sent with the block's next delta or commit "
+        "(error feedback).",
+    )
