@@ -35,7 +35,6 @@ def test_a_profile_shows_every_verb(delay_steps: int, merges: int) -> None:
     assert ranges == {
         "parablock::begin_round": ROUNDS,
         "parablock::begin_turn": ROUNDS * N_CLIENTS,
-        "parablock::after_step": ROUNDS * N_CLIENTS * K,
         "parablock::end_turn": ROUNDS * N_CLIENTS,
         "parablock::end_round": ROUNDS,
         "parablock::submit": ROUNDS,
