@@ -92,7 +92,7 @@ class RoundEngine(RoundState):
 
         Args:
             samples: How many the step trained on: 0 where the client has none left and skips the step.
-            gradient_norm: Of the block, where the block order asks for it; the first one of a turn counts.
+            gradient_norm: Gradient norm of the block, where the block order needs it; the first one of a turn counts.
 
         Raises:
             CallOrderError: no turn is open.
@@ -179,8 +179,8 @@ class RoundEngine(RoundState):
         Args:
             round_index: Number of the round.
             work: Its blocks with their clients, on all ranks.
-            uploads: Of this rank's clients, by client.
-            facts: Of their turns, by client.
+            uploads: Uploads of this rank's clients, by client.
+            facts: What they did in their turns, by client.
         """
         blocks = {client: block for block, cohort in work.items() for client in cohort}
         uploads = {

@@ -2,8 +2,8 @@
 
 Its keys come in three parts, because a change of members treats them differently:
 
-- shared: the same on every rank, so anyone can hand it to a client that joins;
-- own: of this rank's clients, which nobody else has;
+- shared: the same on every rank, so any rank can hand it to a client that joins;
+- own: what belongs to this rank's clients and no other rank has;
 - served: this rank's pieces of the server's state, named by their place in the model and not by the rank.
 
 What is in flight is not waited for: its deltas are saved, with residuals and server state from before its exchange, and

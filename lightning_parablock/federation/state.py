@@ -36,14 +36,14 @@ class RoundState:
         round: Number of the round that is running or comes next.
         block: Index of the block of the running turn, or of the last one.
         turns: The clients of the running round in the order of their turns; None is an idle turn.
-        turn: Index in it of the turn that is running or comes next.
+        turn: Index in ``turns`` of the turn that is running or comes next.
         steps: Local steps taken in the running turn.
         discarded: Whether the turn that ended last has no part in the mean because its delta was not finite.
         records: The records of finished rounds, oldest first, bounded.
         is_running: Whether rounds are under way: the model may then show something other than W.
         work: The running round's blocks with their clients, on all ranks.
-        uploads: Those of the turns of the running round that have ended, by client.
-        turn_facts: Of the turns of the running round that have begun, by client.
+        uploads: Uploads from the turns of the running round that have ended, by client.
+        turn_facts: What the clients did in the turns of the running round that have begun, by client.
         flights: Rounds that are submitted and not merged by all clients, by round.
         norms: The newest merged gradient norm of each block that has one.
         clock: Stands for what all clients have merged: its versions are W.

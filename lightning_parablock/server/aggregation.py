@@ -19,7 +19,7 @@ class Received:
 
     Attributes:
         weight: n_i of the mean; 0 for a client that has no part in it.
-        gradient_norm: Of the block at the client's first local step.
+        gradient_norm: Gradient norm of the block at the client's first local step.
         read: Returns the part of the delta, shape (scalars,), float32, on the host. It may be a buffer that the next
             client's part overwrites.
     """
