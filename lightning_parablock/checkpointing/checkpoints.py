@@ -1,6 +1,6 @@
-"""Saving and loading under the strategy: one ordinary checkpoint for all, one sidecar for each rank.
+"""The checkpoints of a run: one ordinary checkpoint for all ranks, and one sidecar for each.
 
-A sidecar holds the rank's own version of everything in a Lightning checkpoint but the model (optimizer, schedulers,
+A sidecar holds the rank's own version of everything in a Lightning checkpoint except the model (optimizer, schedulers,
 loops, callbacks, precision), and what Lightning does not know, see ``resumed.py``.
 """
 
@@ -8,57 +8,38 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import __version__ as lightning_version  # pyright: ignore[reportPrivateImportUsage]
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.blocks.partition import Block
-from lightning_parablock.checkpointing.formats import in_present_form
+from lightning_parablock.checkpointing.client_states import LIGHTNING, OWN, ClientStates, SavePoint, points_in_words
+from lightning_parablock.checkpointing.plain import is_remote, save_plain
 from lightning_parablock.checkpointing.plain_values import first_foreign, numpy_numbers
-from lightning_parablock.checkpointing.resumed import Resumed, is_remote, save_plain
+from lightning_parablock.checkpointing.resumed import Resumed
 from lightning_parablock.checkpointing.sidecars import (
     KEY,
     Entry,
-    read_sidecar,
     remove_sidecars,
     sidecar_path,
     what_was_foreign,
     write_sidecar,
 )
+from lightning_parablock.checkpointing.together import do_on_all, gather_from_all
 from lightning_parablock.errors import CheckpointError, ConfigurationError
 from lightning_parablock.federation.collectives import Collectives
-from lightning_parablock.settings import AUTO, Settings
+from lightning_parablock.settings import Settings
 from lightning_parablock.system.places import refuse_unwritable
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-LIGHTNING, OWN = "lightning", "own"
 _warned = set[tuple[str, str]]()
 _SHARED = ("state_dict", "hyper_parameters", "hparams_name", "hparams_type", KEY)
-_PATH_ONLY = (
-    "exchange_timeout_s",
-    "straggler_timeout_s",
-    "heartbeat_s",
-    "chunk_bytes",
-    "topology",
-    "missing_client_state",
-    "nonfinite_delta",
-)
-"""Settings that change no bit of what a checkpoint holds: a run may continue with others."""
-
-
-class SavePoint(NamedTuple):
-    """Where a client was when it saved: all sidecars of a checkpoint are of the same point."""
-
-    step: int
-    round: int
 
 
 class Checkpoints:
@@ -72,7 +53,6 @@ class Checkpoints:
 
     def __init__(self, ranks: Collectives, files: CheckpointIO, settings: Settings) -> None:
         self._ranks, self._files, self._settings = ranks, files, settings
-        self._weights_only = True
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -103,14 +83,16 @@ class Checkpoints:
         proposals, points = zip(*ranks.gather_objects((proposal, point)), strict=True)
         if len(set(points)) > 1:
             raise CheckpointError(
-                f"the clients save {filepath} at different points: {self._listed(points)}; call save_checkpoint at the "
-                "same step on all of them"
+                f"the clients save {filepath} at different points: {points_in_words(points, ranks)}; call "
+                "save_checkpoint at the same step on all of them"
             )
         save, name = proposals[0]
         path = Path(filepath).with_name(name)
         sidecar = {LIGHTNING: {k: v for k, v in checkpoint.items() if k not in _SHARED}, OWN: dict(own)}
         _warn_of_foreign(sidecar[LIGHTNING])
-        sums = self._all(lambda: write_sidecar(sidecar_path(path, save, ranks.global_rank), sidecar), "write")
+        sums = gather_from_all(
+            ranks, lambda: write_sidecar(sidecar_path(path, save, ranks.global_rank), sidecar), "write"
+        )
         weights = [value for value in checkpoint["state_dict"].values() if isinstance(value, Tensor)]
         entry = Entry(
             save=save,
@@ -122,7 +104,7 @@ class Checkpoints:
             sites=ranks.site_names,
         )
         checkpoint[KEY] = entry.as_dict()
-        self._all(lambda: save_plain(ranks, self._files, checkpoint, path, storage_options), "write")
+        do_on_all(ranks, lambda: save_plain(ranks, self._files, checkpoint, path, storage_options), "write")
         remove_sidecars(path, ranks.global_rank, keep_save=save)
 
     def check_folders(self, folders: Sequence[Path]) -> None:
@@ -132,7 +114,7 @@ class Checkpoints:
             CheckpointError: a rank cannot; sites whose run folders have different absolute paths, for one.
         """
         what = "the folder of checkpoints, the same path on every client,"
-        self._all(lambda: [refuse_unwritable(folder, what) for folder in folders], "write", gather=False)
+        do_on_all(self._ranks, lambda: [refuse_unwritable(folder, what) for folder in folders], "write")
 
     def remove(self, filepath: Any) -> None:
         """Remove a checkpoint and its sidecars; each rank those on its own disk. Not collective."""
@@ -148,13 +130,13 @@ class Checkpoints:
         """The checkpoint at ``path``; ranks that do not have the file get it from the first one that has.
 
         Raises:
-            ConfigurationError: nobody has it, or it is no checkpoint of Lightning; the same error on every rank.
+            ConfigurationError: no rank has it, or it is no checkpoint of Lightning; the same error on every rank.
         """
         here = _exists(path)
         has = self._ranks.gather_objects(here)
         if not any(has):
             raise ConfigurationError(f"checkpoint {path} does not exist")
-        checkpoint = self._all(lambda: self._read_main(path, weights_only) if here else None, "read", gather=False)
+        checkpoint = do_on_all(self._ranks, lambda: self._read_main(path, weights_only) if here else None, "read")
         saves = self._ranks.gather_objects(_name_of(checkpoint))
         source = has.index(True)
         if any(save != saves[source] for save in saves):  # another save of the same name on a disk of its own, or none
@@ -175,155 +157,15 @@ class Checkpoints:
         return checkpoint
 
     def resume(self, checkpoint: dict[str, Any], filepath: Any, weights_only: bool | None = None) -> Resumed:
-        """Overlay the checkpoint with this rank's own state, in place, and return what Lightning does not restore.
+        """Overlay what :meth:`load` returned with this rank's own state; see :meth:`ClientStates.overlay`.
 
         Args:
             checkpoint: What :meth:`load` returned.
             filepath: Where it was.
             weights_only: False lets the sidecars hold any Python object, as it does for the checkpoint.
-
-        Raises:
-            CheckpointError: the clients' state is not whole, or is another run's; see ``missing_client_state``.
         """
-        self._weights_only = weights_only is not False
-        path = Path(filepath).resolve()  # a link such as last.ckpt has its sidecars beside its target
-        entry = Entry.of(checkpoint, str(filepath))
-        if entry is None:
-            why = "it was saved by another strategy, after a failure, or with the weights alone"
-            return self._fresh(checkpoint, entry, {}, f"{filepath} has no clients' state beside it: {why}")
-        self._check_weights(checkpoint, entry, path)
-        if entry.n_ranks != self._ranks.world_size:
-            log.warning(
-                "parablock: %s was saved by %d clients, and %d go on: the committed model, the server's state and the "
-                "number of the round (%d) go on, the clients' own state starts fresh",
-                *(path, entry.n_ranks, self._ranks.world_size, entry.round),
-            )
-            return self._fresh(checkpoint, entry, self._sidecars(entry, path, range(entry.n_ranks)), None)
-        sidecars = self._sidecars(entry, path, [self._ranks.global_rank])
-        problem = self._first_problem(entry, path, sidecars)
-        if problem is not None:
-            return self._fresh(checkpoint, entry, self._sidecars(entry, path, range(entry.n_ranks)), problem)
-        sidecar = sidecars[self._ranks.global_rank]
-        checkpoint.update(sidecar[LIGHTNING])
-        states = checkpoint["optimizer_states"]
-        return Resumed(entry.round, sidecar[OWN], optimizer_states=states, blocks=entry.blocks)
-
-    def _check_weights(self, checkpoint: Mapping[str, Any], entry: Entry, path: Path) -> None:
-        weights = [value for value in checkpoint["state_dict"].values() if isinstance(value, Tensor)]
-        if hash_tensors(weights) != entry.weights_sha256:
-            raise CheckpointError(f"the weights in {path} are damaged (checksum); use an earlier checkpoint")
-
-    def _first_problem(self, entry: Entry, path: Path, sidecars: Mapping[int, Any]) -> str | None:
-        """Why some client cannot go on exactly; the same answer on every rank."""
-        now = self._settings.fingerprint()
-        for name, value in entry.settings.items():
-            if name not in _PATH_ONLY and now.get(name) != value:
-                return f"{path} was saved with {name}={value}, this run has {now.get(name)}"
-        sites = self._ranks.site_names
-        if entry.format > 2 and entry.sites != sites:  # format 2 knows of no sites
-            saved_by, here = (
-                f"the sites {', '.join(names)}" if names else "clients without site names"
-                for names in (entry.sites, sites)
-            )
-            return f"{path} was saved by {saved_by}, and this run has {here}"
-        rank = self._ranks.global_rank
-        problem, point = None, None
-        if rank not in sidecars:
-            try:
-                self._read_sidecar(entry, path, rank)
-            except CheckpointError as error:
-                problem = f"{self._ranks.describe(rank)}: {error}"
-        else:
-            point = SavePoint(sidecars[rank][LIGHTNING]["global_step"], sidecars[rank][OWN]["engine"]["round"])
-        problems, points = zip(*self._ranks.gather_objects((problem, point)), strict=True)
-        found: str | None = next((problem for problem in problems if problem is not None), None)
-        if found is None and len(set(points)) > 1:
-            return f"the clients' states beside {path} do not belong together: {self._listed(points)}"
-        return found
-
-    def _sidecars(self, entry: Entry, path: Path, wanted: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """Those of the wanted sidecars that this rank can read."""
-        found: dict[int, dict[str, Any]] = {}
-        for rank in wanted:
-            try:
-                found[rank] = self._read_sidecar(entry, path, rank)
-            except CheckpointError as error:
-                log.debug("%s", error)
-        return found
-
-    def _read_sidecar(self, entry: Entry, path: Path, rank: int) -> dict[str, Any]:
-        file = sidecar_path(path, entry.save, rank)
-        sidecar = read_sidecar(file, entry.sidecars_sha256[rank], weights_only=self._weights_only)
-        return {**sidecar, OWN: in_present_form(sidecar[OWN], entry.format)}
-
-    def _listed(self, points: Sequence[SavePoint]) -> str:
-        return "; ".join(
-            f"{self._ranks.describe(rank)} at step {point.step} (round {point.round})"
-            for rank, point in enumerate(points)
-        )
-
-    def _fresh(
-        self, checkpoint: dict[str, Any], entry: Entry | None, sidecars: Mapping[int, Any], problem: str | None
-    ) -> Resumed:
-        """Committed model, server state and round go on; every client begins its round anew."""
-        if problem is not None:
-            if self._settings.missing_client_state == "error":
-                raise CheckpointError(
-                    f"{problem}; to go on from the committed model with fresh client state, set "
-                    "missing_client_state='fresh'"
-                )
-            log.warning("parablock: %s: the clients' own state starts fresh", problem)
-        for state in checkpoint.setdefault("optimizer_states", []):
-            state["state"] = {}
-        checkpoint.setdefault("lr_schedulers", [])  # a file with the weights alone has none: they start anew
-        if entry is None:
-            return Resumed(0, None)
-        return Resumed(entry.round, None, self._server_pieces(entry, sidecars), blocks=entry.blocks)
-
-    def _server_pieces(self, entry: Entry, sidecars: Mapping[int, Any]) -> list[dict[str, Any]]:
-        """The server's state from all old ranks, wherever their sidecars are."""
-        pieces: list[dict[str, Any]] = []
-        who_has = self._ranks.gather_objects(sorted(sidecars))
-        for old_rank in range(entry.n_ranks):
-            holders = [rank for rank, held in enumerate(who_has) if old_rank in held]
-            if not holders:
-                log.warning(
-                    "parablock: the state of old client %d is nowhere: its part of the server's is zero", old_rank
-                )
-                continue
-            own: list[dict[str, Any]] = []
-            if old_rank in sidecars:
-                own = sidecars[old_rank][OWN]["engine"]["server"]
-            pieces += own if len(holders) == len(who_has) else self._ranks.broadcast(own, holders[0])
-        return pieces
-
-    # --- inside -------------------------------------------------------------------------------------------------------
-
-    def _all(self, work: Callable[[], T], verb: str, *, gather: bool = True) -> Any:
-        """The work's results, in rank order; where it failed on one rank, the same error on all."""
-        result, problem = None, None
-        try:
-            result = work()
-        except Exception as error:  # whatever it is: the others wait for this rank's part
-            kind = "" if isinstance(error, (OSError, ConfigurationError)) else f"{type(error).__name__}: "
-            problem = f"{self._ranks.describe(self._ranks.global_rank)}: {kind}{error}"
-        problems = [found for found in self._ranks.gather_objects(problem) if found is not None]
-        if problems:
-            raise CheckpointError(f"a client cannot {verb} its part of a checkpoint: {'; '.join(problems)}")
-        return self._ranks.gather_objects(result) if gather else result
-
-
-def settled_by(checkpoint: Mapping[str, Any], filepath: Any, settings: Settings) -> Settings:
-    """The settings with the number of local steps of a checkpoint, where the clients have yet to agree on it.
-
-    A checkpoint from before they agreed says "auto", too, and the resumed run agrees then.
-    """
-    entry = Entry.of(checkpoint, str(filepath))
-    if not settings.pending or entry is None or entry.settings["local_steps"] == repr(AUTO):
-        return settings
-    local_steps = int(entry.settings["local_steps"])
-    rank_zero_info(f"parablock: local_steps: {local_steps}, on which the clients of {filepath} had agreed")
-    return settings.agreed(local_steps)
+        states = ClientStates(self._ranks, self._settings, weights_only=weights_only is not False)
+        return states.overlay(checkpoint, filepath)
 
 
 def _warn_of_foreign(state: Mapping[str, Any]) -> None:

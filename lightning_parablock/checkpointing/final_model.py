@@ -1,4 +1,4 @@
-"""The finished model on the disk: after the last exchange, which the last checkpoint of a fit was saved before."""
+"""The finished model, saved after the last exchange: the last checkpoint of a fit is older than that."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_parablock.checkpointing.resumed import is_remote, write_plain
+from lightning_parablock.checkpointing.plain import is_remote, write_plain
 from lightning_parablock.errors import CheckpointError
 from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.lightning_private.checkpoints import dump_weights

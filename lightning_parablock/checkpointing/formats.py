@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 FORMAT = 3
-"""Of the clients' state that this version saves."""
+"""Format in which this version saves the clients' state."""
 
 READABLE = (2, 3)
 
@@ -14,7 +14,7 @@ _NOT_IN_A_TURN_ANY_MORE = ("exposed_s", "wait_peer_s")
 
 
 def in_present_form(own: Mapping[str, Any], saved_in: int) -> dict[str, Any]:
-    """What one rank saved of its own, as this version would have saved it.
+    """A rank's own state as this version would have saved it.
 
     Args:
         own: As it was read.

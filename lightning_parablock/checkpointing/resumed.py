@@ -1,29 +1,21 @@
-"""What one client needs to go on from, beside W and what Lightning saves; and checkpoints that need no other rank."""
+"""What a client continues from, besides W and what Lightning saves."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
-from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
-from lightning_parablock.checkpointing.plain_values import without_numpy_numbers
-from lightning_parablock.checkpointing.sidecars import write_atomically
 from lightning_parablock.errors import CheckpointError
 from lightning_parablock.federation import snapshot
-from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.federation.rounds import RoundEngine
-from lightning_parablock.lightning_private.checkpoints import dump_weights
 from lightning_parablock.loading.positioned import Position
 from lightning_parablock.random_state import RandomState, capture, restore
 from lightning_parablock.server.shard import StatePiece
-from lightning_parablock.system.command_line import command_to_resume
 from lightning_parablock.training.buffers import Replaced
 
 log = logging.getLogger(__name__)
@@ -31,13 +23,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a fit goes on from, beside W and what Lightning restores.
+    """What a fit continues from, besides W and what Lightning restores.
 
     Attributes:
         round: The round that was running.
-        own: This client's state; None where client state starts fresh.
-        server: Pieces of the server optimizer's state, where client state starts fresh.
-        optimizer_states: Of this client's optimizer, as they were saved.
+        own: This client's state; None where clients start fresh.
+        server: Pieces of the server optimizer's state, where clients start fresh.
+        optimizer_states: States of this client's optimizer, as saved.
         blocks: Name and number of scalars of each block then; empty where another strategy saved the checkpoint.
     """
 
@@ -54,8 +46,8 @@ class Resumed:
 
 
 @dataclass(frozen=True)
-class Aside:
-    """What stands aside while validation looks at the committed model.
+class SetAside:
+    """What is set aside while validation looks at the committed model.
 
     Attributes:
         replaced: The engine's values that the model does not show.
@@ -72,7 +64,7 @@ def training_state(
     engine: RoundEngine,
     module: nn.Module,
     positions: Sequence[Position | None],
-    aside: Aside,
+    aside: SetAside,
     outside: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """What belongs to this client's training and Lightning does not save.
@@ -95,7 +87,7 @@ def training_state(
     }
 
 
-def go_on(engine: RoundEngine, resumed: Resumed) -> None:
+def continue_rounds(engine: RoundEngine, resumed: Resumed) -> None:
     """Bring a fresh engine to where the checkpoint was saved; collective.
 
     Raises:
@@ -135,44 +127,5 @@ def restore_training(own: Mapping[str, Any], module: nn.Module, active: Sequence
     restore(own["random"])
 
 
-def save_plain(
-    ranks: Collectives, files: CheckpointIO, checkpoint: dict[str, Any], filepath: Any, storage_options: Any
-) -> None:
-    """Write an ordinary checkpoint on the first rank."""
-    if ranks.global_rank == 0:
-        write_plain(files, checkpoint, filepath, storage_options)
-
-
-def write_plain(files: CheckpointIO, checkpoint: dict[str, Any], filepath: Any, storage_options: Any) -> None:
-    """Write an ordinary checkpoint on this rank, atomically where it is a file of Lightning's own kind."""
-    checkpoint = without_numpy_numbers(checkpoint)
-    if type(files) is not TorchCheckpointIO or is_remote(filepath):
-        files.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
-        return
-    write_atomically(
-        Path(filepath), lambda path: files.save_checkpoint(checkpoint, path, storage_options=storage_options)
-    )
-
-
-def save_rescued(trainer: Trainer, rank: int, round_index: int) -> None:
-    """Save the committed model of a failing run in the trainer's folder, as a checkpoint of the weights alone."""
-    path = Path(trainer.default_root_dir) / ("rescued.ckpt" if rank == 0 else f"rescued-rank{rank}.ckpt")
-    try:
-        dumped = dump_weights(trainer)
-        write_plain(TorchCheckpointIO(), dumped, path, None)
-    except Exception as error:  # what failed the run must be shown, and not what came after it
-        log.error("parablock: the committed model could not be saved to %s: %s", path, error)
-    else:
-        log.warning(
-            "parablock: the run ends in round %d; the last committed model is in %s; to continue from it: %s",
-            *(round_index, path, command_to_resume(str(path), fresh=True)),
-        )
-
-
 def _listed(blocks: Sequence[tuple[str, int]]) -> str:
     return ", ".join(f"{name} ({numel})" for name, numel in blocks)
-
-
-def is_remote(path: Any) -> bool:
-    """Whether a path is a URL rather than a file of this machine."""
-    return "://" in str(path)

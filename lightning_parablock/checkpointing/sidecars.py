@@ -1,9 +1,9 @@
 """The sidecars of a checkpoint: what belongs to one rank alone, beside an ordinary Lightning checkpoint of W.
 
 ``X.ckpt`` holds the committed model and, under the key "parablock", an :class:`Entry`: the name of this save and the
-checksum of every sidecar. ``X.ckpt.parablock/<save>/rank00000.pt`` holds the rest. Every file is written beside its
-place and moved there when it is on the disk, and the sidecars are there before the checkpoint that names them; so a
-checkpoint and its sidecars fit together at any moment, whichever process is killed when.
+checksum of every sidecar. ``X.ckpt.parablock/<save>/rank00000.pt`` holds the rest. Every file is written to a temporary
+name, fsynced and renamed into place, and the sidecars are there before the checkpoint that names them; so a checkpoint
+and its sidecars fit together at any moment, whichever process is killed when.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KEY = "parablock"
 
 @dataclass(frozen=True)
 class Entry:
-    """What a checkpoint says of the run that saved it.
+    """What a checkpoint records about the run that saved it.
 
     Attributes:
         save: Name of this save, part of the sidecars' path.
@@ -40,7 +40,7 @@ class Entry:
         blocks: Name and number of scalars of each block, in order.
         round: Number of the round that was running.
         weights_sha256: Checksum of the committed model in the checkpoint.
-        format: Of the sidecars.
+        format: Format of the sidecars.
         sites: Names of the sites in rank order; empty where they had none.
     """
 
@@ -135,7 +135,7 @@ def what_was_foreign(error: Exception) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file, bring it to the disk and move it to ``path``: all of it or nothing.
+    """Let ``write`` fill a temporary file, fsync it and rename it to ``path``: all of it or nothing.
 
     Raises:
         CheckpointError: it could not be written; names the file and what is free on its disk. The file that was at

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_parablock.checkpointing.resumed import Aside
+from lightning_parablock.checkpointing.resumed import SetAside
 from lightning_parablock.random_state import RandomState
 from lightning_parablock.strategy.agreements import changed_outside
 from lightning_parablock.strategy.ranks import RankStrategy
@@ -100,6 +100,6 @@ class CommittedView:
         self._random = state
 
     @property
-    def aside(self) -> Aside:
+    def aside(self) -> SetAside:
         """What is not in its place while W is shown, for a checkpoint that is saved meanwhile."""
-        return Aside(self._replaced, self._own_buffers, self._random)
+        return SetAside(self._replaced, self._own_buffers, self._random)

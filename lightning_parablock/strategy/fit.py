@@ -9,12 +9,12 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_parablock.checkpointing.final_model import is_wanted, save_final, save_final_alone
+from lightning_parablock.checkpointing.plain import save_rescued
 from lightning_parablock.checkpointing.resumed import (
     Resumed,
-    go_on,
+    continue_rounds,
     restore_exact_optimizer,
     restore_training,
-    save_rescued,
     training_state,
 )
 from lightning_parablock.errors import DivergenceError, PeerError, PeerLostError, PeerTimeoutError
@@ -99,7 +99,7 @@ class FitSession:
         for signum in early_signals:
             self.stopping.note(signum)
         if self.resumed is not None:
-            go_on(engine, self.resumed)
+            continue_rounds(engine, self.resumed)
             self._stop_at_max_rounds()
         elif not settings.pending:
             n_clients, n_blocks = self.ranks.n_clients, len(engine.flat.blocks)

@@ -10,9 +10,10 @@ import lightning.pytorch as pl
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_parablock.checkpointing.checkpoints import Checkpoints, settled_by
+from lightning_parablock.checkpointing.checkpoints import Checkpoints
+from lightning_parablock.checkpointing.client_states import settled_by
 from lightning_parablock.checkpointing.final_model import checkpoint_folders
-from lightning_parablock.checkpointing.resumed import save_plain
+from lightning_parablock.checkpointing.plain import save_plain
 from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.launching.agreement import versions_here
 from lightning_parablock.lightning_private.data import silence_loader_warning

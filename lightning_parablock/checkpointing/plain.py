@@ -1,0 +1,57 @@
+"""Ordinary checkpoints without sidecars, which one rank writes without waiting for any other."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch import Trainer
+
+from lightning_parablock.checkpointing.plain_values import without_numpy_numbers
+from lightning_parablock.checkpointing.sidecars import write_atomically
+from lightning_parablock.federation.collectives import Collectives
+from lightning_parablock.lightning_private.checkpoints import dump_weights
+from lightning_parablock.system.command_line import command_to_resume
+
+log = logging.getLogger(__name__)
+
+
+def save_plain(
+    ranks: Collectives, files: CheckpointIO, checkpoint: dict[str, Any], filepath: Any, storage_options: Any
+) -> None:
+    """Write an ordinary checkpoint on the first rank."""
+    if ranks.global_rank == 0:
+        write_plain(files, checkpoint, filepath, storage_options)
+
+
+def write_plain(files: CheckpointIO, checkpoint: dict[str, Any], filepath: Any, storage_options: Any) -> None:
+    """Write an ordinary checkpoint on this rank, atomically where it is a file of Lightning's own kind."""
+    checkpoint = without_numpy_numbers(checkpoint)
+    if type(files) is not TorchCheckpointIO or is_remote(filepath):
+        files.save_checkpoint(checkpoint, filepath, storage_options=storage_options)
+        return
+    write_atomically(
+        Path(filepath), lambda path: files.save_checkpoint(checkpoint, path, storage_options=storage_options)
+    )
+
+
+def save_rescued(trainer: Trainer, rank: int, round_index: int) -> None:
+    """Save the committed model of a failing run in the trainer's folder, as a checkpoint of the weights alone."""
+    path = Path(trainer.default_root_dir) / ("rescued.ckpt" if rank == 0 else f"rescued-rank{rank}.ckpt")
+    try:
+        dumped = dump_weights(trainer)
+        write_plain(TorchCheckpointIO(), dumped, path, None)
+    except Exception as error:  # what failed the run must be shown, and not what came after it
+        log.error("parablock: the committed model could not be saved to %s: %s", path, error)
+    else:
+        log.warning(
+            "parablock: the run ends in round %d; the last committed model is in %s; to continue from it: %s",
+            *(round_index, path, command_to_resume(str(path), fresh=True)),
+        )
+
+
+def is_remote(path: Any) -> bool:
+    """Whether a path is a URL rather than a file of this machine."""
+    return "://" in str(path)
