@@ -1,8 +1,8 @@
-"""Training batches where a rank's clients take turns: each turn goes on in its own client's data where that one left.
+"""Training batches where a rank's clients take turns: each turn continues in its client's data where that client left.
 
 A client's batches are a function of the run's seed, the client and its position alone, whichever rank hosts it and
-whoever trains between its turns. A client goes through its data pass after pass, each in an order of its own; one that
-is not in the cohort stays where it is.
+whichever clients train between its turns. A client goes through its data pass after pass, each in an order of its own;
+one that is not in the cohort stays where it is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_parablock.errors import DataError
 from lightning_parablock.federation.names import NO_NAMES, ClientNames
 from lightning_parablock.federation.turn_id import TurnId
-from lightning_parablock.loading.positioned import Position, Stand, generators_of, seed_generators
+from lightning_parablock.loading.positioned import LoaderStart, Position, generators_of, seed_generators
 from lightning_parablock.random_state import Stream
 from lightning_parablock.seeds import derive_seed
 
@@ -28,7 +28,7 @@ class ClientStream:
 
     Args:
         loader: A DataLoader, or another iterable that begins anew each time.
-        seed: Of this client and loader.
+        seed: Seed of this client and loader.
         client: Its number, for messages.
         names: How clients are named in messages.
     """
@@ -69,7 +69,7 @@ class ClientStream:
     def _open(self) -> None:
         """Begin where the client stands: the order is the pass's, what is drawn beside it the turn's.
 
-        Of a stream nobody knows when it draws its order: all that it draws is the pass's, and is drawn again.
+        When a stream draws its order is unknown, so all that it draws is the pass's, and is drawn again.
         """
         of_pass = Stream(derive_seed(self._seed, self.passes))
         with of_pass.use():
@@ -85,13 +85,13 @@ class ClientStream:
 
 
 class ClientsLoader:
-    """Yields a batch of the client whose turn it is; in an idle turn the last batch again, for nothing.
+    """Yields a batch of the client whose turn it is; in an idle turn the last batch again, which is not trained on.
 
     Args:
         streams: By client, of all that this rank hosts.
-        n_batches: Of an epoch.
+        n_batches: Number of batches of an epoch.
         whose_turn: Tells for whom the next batch is.
-        stand: Tells where an iteration begins; asked when its first batch is wanted.
+        start: Tells where an iteration begins; asked when its first batch is wanted.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class ClientsLoader:
         streams: Mapping[int, ClientStream],
         n_batches: int,
         whose_turn: Callable[[], TurnId],
-        stand: Callable[[ClientsLoader], Stand],
+        start: Callable[[ClientsLoader], LoaderStart],
     ) -> None:
-        self._streams, self._n_batches, self._whose_turn, self._stand = streams, n_batches, whose_turn, stand
+        self._streams, self._n_batches, self._whose_turn, self._start = streams, n_batches, whose_turn, start
         self._turn: TurnId | None = None
-        self._stands: dict[int, tuple[int, int]] = {}
+        self._left_at: dict[int, tuple[int, int]] = {}
         self._epoch: int | None = None
         self._yielded = self._in_turn = 0
         self._last: Any = None
@@ -112,10 +112,10 @@ class ClientsLoader:
         return self._n_batches
 
     def __iter__(self) -> Iterator[Any]:
-        stand = self._stand(self)
-        self._epoch, self._yielded = stand.epoch, 0
-        if stand.passed is not None:
-            self._go_to(stand.passed)
+        start = self._start(self)
+        self._epoch, self._yielded = start.epoch, 0
+        if start.passed is not None:
+            self._go_to(start.passed)
         while self._yielded < self._n_batches:
             turn = self._whose_turn()
             if turn != self._turn:
@@ -132,7 +132,7 @@ class ClientsLoader:
         """Where every client stands; None before the first batch. Nothing may be fetched ahead.
 
         Args:
-            fetched_ahead: Batches that were yielded and nobody has trained on.
+            fetched_ahead: Batches that were yielded and no step has trained on.
         """
         assert not fetched_ahead, "a loader of known length is not asked for batches ahead"
         if self._epoch is None:
@@ -142,14 +142,14 @@ class ClientsLoader:
             "yielded": self._yielded,
             "in_turn": self._in_turn,
             "turn": None if self._turn is None else [self._turn.round, self._turn.turn, self._turn.client],
-            "stands": [[client, *stand] for client, stand in self._stands.items()],
+            "stands": [[client, *place] for client, place in self._left_at.items()],
         }
 
     def _go_to(self, position: Position) -> None:
         """Every client stands where its turn began; of the turn that was open the batches are fetched again."""
         self._yielded = position["yielded"] if position["epoch"] == self._epoch else 0
         for client, passes, batches in position["stands"]:
-            self._stands[client] = (passes, batches)
+            self._left_at[client] = (passes, batches)
             self._streams[client].go_to(passes, batches)
         if position["turn"] is None:
             return
@@ -161,11 +161,11 @@ class ClientsLoader:
         if self._turn is not None and self._turn.client is not None:
             left = self._streams[self._turn.client]
             left.leave()
-            self._stands[self._turn.client] = (left.passes, left.batches)
+            self._left_at[self._turn.client] = (left.passes, left.batches)
         self._turn, self._in_turn = turn, 0
 
     def _some_batch(self) -> Any:
-        """Lightning wants a batch also for a step in which nobody trains."""
+        """Lightning needs a batch also for a step in which no client trains."""
         stream = copy.copy(next(iter(self._streams.values())))
         stream.leave()
         return stream.next()

@@ -22,13 +22,13 @@ from lightning_parablock.settings import Settings
 
 
 @dataclass(frozen=True)
-class Site:
+class HostedClients:
     """A rank and its clients.
 
     Attributes:
         clients: Numbers of the clients that it hosts.
         rank: Its number.
-        seed: Of the run.
+        seed: Random seed of the run.
         gather: Collects a value of every rank, in rank order; collective.
         names: How clients are named in messages.
     """
@@ -42,12 +42,12 @@ class Site:
 
 @dataclass(frozen=True)
 class ClientsEpoch:
-    """What the ranks agree on.
+    """What the ranks have agreed on.
 
     Attributes:
-        n_batches: Of an epoch, on every rank: whole rounds, idle turns included.
-        samples: Training samples of each client; 1 for each where they cannot be told.
-        said: In words.
+        n_batches: Number of batches of an epoch, on every rank: whole rounds, idle turns included.
+        samples: Training samples of each client; 1 for each where the numbers are unknown.
+        said: The same in words, for a message.
     """
 
     n_batches: int
@@ -55,42 +55,44 @@ class ClientsEpoch:
     said: str
 
 
-def own_loaders(trainer: Trainer, site: Site) -> dict[int, Any] | None:
+def own_loaders(trainer: Trainer, hosted: HostedClients) -> dict[int, Any] | None:
     """What ``client_dataloader(client)`` of the data module, or else of the module, gives; None if neither has it."""
     for holder in (getattr(trainer, "datamodule", None), trainer.lightning_module):
         make = getattr(holder, "client_dataloader", None)
         if make is not None:
-            return {client: make(client) for client in site.clients}
+            return {client: make(client) for client in hosted.clients}
     return None
 
 
-def shared_loaders(loader: Any, site: Site, *, cuts: bool) -> dict[int, Any]:
+def shared_loaders(loader: Any, hosted: HostedClients, *, cuts: bool) -> dict[int, Any]:
     """Cut a rank's loader among its clients, and, where other ranks have the same data set, among theirs; collective.
 
     Args:
-        loader: Of this rank.
-        site: See there.
+        loader: The rank's own.
+        hosted: This rank and its clients.
         cuts: Whether to cut at all; else every client trains on all of it.
 
     Raises:
         DataError: the loader cannot be cut, or has fewer samples than clients.
     """
     if not cuts:
-        return dict.fromkeys(site.clients, loader)
-    told = site.gather((dataset_fingerprint(loader), site.clients))
-    own_print = told[site.rank][0]
-    sharing = list(site.clients)  # of a stream, which cannot be compared
+        return dict.fromkeys(hosted.clients, loader)
+    told = hosted.gather((dataset_fingerprint(loader), hosted.clients))
+    own_print = told[hosted.rank][0]
+    sharing = list(hosted.clients)  # of a stream, which cannot be compared
     if is_comparable(loader):
         sharing = [client for other_print, clients in told if other_print == own_print for client in clients]
     if len(sharing) == 1:
         return {sharing[0]: loader}
     return {
-        client: cut(loader, RunningStage.TRAINING, Cutting(client, site.seed, site.gather), sharing)
-        for client in site.clients
+        client: cut(loader, RunningStage.TRAINING, Cutting(client, hosted.seed, hosted.gather), sharing)
+        for client in hosted.clients
     }
 
 
-def agree_on_epoch(loaders: Mapping[int, Any], site: Site, settings: Settings, batches_a_step: int) -> ClientsEpoch:
+def agree_on_epoch(
+    loaders: Mapping[int, Any], hosted: HostedClients, settings: Settings, batches_a_step: int
+) -> ClientsEpoch:
     """An epoch has as many rounds as it takes until cohorts have trained on as many batches as all clients have.
 
     Where a client's number of batches is not known: until as many clients have had their turn as there are. Collective.
@@ -98,32 +100,32 @@ def agree_on_epoch(loaders: Mapping[int, Any], site: Site, settings: Settings, b
     Raises:
         DataError: a client has no batch; the same on every rank.
     """
-    told = site.gather([(client, length_of(loader), _samples(loader)) for client, loader in loaders.items()])
-    everybody = [entry for rank in told for entry in rank]  # in their order: ranks host runs of neighbours
-    empty = [client for client, length, _ in everybody if length == 0]
+    told = hosted.gather([(client, length_of(loader), _samples(loader)) for client, loader in loaders.items()])
+    entries = [entry for rank in told for entry in rank]  # in their order: ranks host runs of neighbours
+    empty = [client for client, length, _ in entries if length == 0]
     if empty:
         raise DataError(
-            f"the training data of {site.names.label(empty[0])} have no batch ({len(empty)} of {len(everybody)} "
+            f"the training data of {hosted.names.label(empty[0])} have no batch ({len(empty)} of {len(entries)} "
             "clients have none); every client needs at least one"
         )
-    n_clients, known = len(everybody), [length for _, length, _ in everybody if length is not None]
+    n_clients, known = len(entries), [length for _, length, _ in entries if length is not None]
     cohort, batches_a_turn = settings.cohort or n_clients, settings.local_steps * batches_a_step
     rounds = ceil(n_clients / cohort if len(known) < n_clients else sum(known) / (cohort * batches_a_turn))
     turns = turns_of_a_round(settings.cohort, [[client for client, *_ in rank] for rank in told])
     said = f"{n_clients} clients on {len(told)} ranks, {cohort} per round in {turns} turns, {rounds} rounds per epoch"
-    return ClientsEpoch(rounds * turns * batches_a_turn, tuple(samples for *_, samples in everybody), said)
+    return ClientsEpoch(rounds * turns * batches_a_turn, tuple(samples for *_, samples in entries), said)
 
 
-def streams_of(loaders: Mapping[int, Any], site: Site) -> dict[int, ClientStream]:
+def streams_of(loaders: Mapping[int, Any], hosted: HostedClients) -> dict[int, ClientStream]:
     """The batches of each client, pass after pass."""
     return {
-        client: ClientStream(loader, derive_seed(site.seed, "loader", client), client, site.names)
+        client: ClientStream(loader, derive_seed(hosted.seed, "loader", client), client, hosted.names)
         for client, loader in loaders.items()
     }
 
 
 def refuse_reloading(trainer: Trainer) -> None:
-    """Refuse loaders that are made anew, or begin anew, while clients stand in the middle of theirs.
+    """Refuse loaders that are made anew, or begin anew, while clients are in the middle of theirs.
 
     Raises:
         ConfigurationError: the trainer would do so.
@@ -141,7 +143,7 @@ def refuse_reloading(trainer: Trainer) -> None:
 
 
 def _samples(loader: Any) -> int:
-    """Examples of a client in one pass, 1 where nobody can tell: then all count the same."""
+    """Examples of a client in one pass, 1 where that is unknown: then all clients count the same."""
     sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None) or getattr(loader, "sampler", None)
     known = [length_of(told) for told in (sampler, getattr(loader, "dataset", None))]
     return next((length for length in known if length is not None), 1)

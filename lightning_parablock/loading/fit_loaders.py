@@ -14,7 +14,7 @@ from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.lightning_private.fit import batches_fetched_ahead
 from lightning_parablock.loading.client_loaders import ClientsLoader, TurnId
 from lightning_parablock.loading.clients_data import (
-    Site,
+    HostedClients,
     agree_on_epoch,
     own_loaders,
     refuse_reloading,
@@ -22,7 +22,7 @@ from lightning_parablock.loading.clients_data import (
     streams_of,
 )
 from lightning_parablock.loading.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length, lengths_in_words
-from lightning_parablock.loading.positioned import Position, PositionedLoader, Stand, position_of
+from lightning_parablock.loading.positioned import LoaderStart, Position, PositionedLoader, position_of
 from lightning_parablock.loading.row_accounts import show_here
 from lightning_parablock.loading.shards import Cutting, cut_or_keep, rows_line
 from lightning_parablock.seeds import derive_seed
@@ -43,7 +43,7 @@ class LoaderRules:
     """
 
     settings: Settings
-    site: Site
+    site: HostedClients
     n_ranks: int
     cuts: bool
 
@@ -170,13 +170,13 @@ class FitLoaders:
         self._training.append(loader)
         return loader
 
-    def _start(self, loader: TrainingLoader) -> Stand:
+    def _start(self, loader: TrainingLoader) -> LoaderStart:
         """Where an iteration over a loader begins; asked when its first batch is wanted."""
         self._is_iterated = True
         index = next(i for i, other in enumerate(self._training) if other is loader)
         seed = derive_seed(self._rules.settings.seed, "loader", self._rules.site.rank, index)
         epoch: Any = self._trainer.fit_loop.epoch_progress.current
-        return Stand(seed, epoch.processed, self._passed.pop(index, None))
+        return LoaderStart(seed, epoch.processed, self._passed.pop(index, None))
 
 
 def _position(loader: TrainingLoader, ahead: int) -> Position | None:

@@ -1,10 +1,10 @@
 """How long an epoch is where the clients' data differ: the same number of batches for all of them.
 
-Either as many as the longest has: a client whose data are used up idles to the epoch's end, and the others go on. Or as
-many as the shortest has. Where every length is known, the number is known from the start. Where one is not, as with
-most streams, each client fetches a window of batches ahead and all tell each other how many they found; the first
-window that nobody can fill (or that somebody cannot) is the last one of the epoch, for everybody. No client ever waits
-in an epoch that another one has left.
+Either as many as the longest has: a client whose data are used up idles to the epoch's end, and the others continue. Or
+as many as the shortest has. Where every length is known, the number is known from the start. Where one is not, as with
+most streams, each client fetches a window of batches ahead and all clients exchange how many they found; the first
+window that no client can fill (or that some client cannot) is the last one of the epoch, for all of them. No client
+ever waits in an epoch that another one has left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from lightning_parablock.errors import DataError
 from lightning_parablock.federation.collectives import Gather
 from lightning_parablock.federation.names import NO_NAMES, ClientNames
-from lightning_parablock.loading.stand_in import StandIn
+from lightning_parablock.loading.loader_proxy import LoaderProxy
 
 FIRST_WINDOW_BATCHES = 16
 """Batches to fetch ahead while the number of local steps is not known; an epoch's length does not depend on it."""
@@ -26,11 +26,11 @@ FIRST_WINDOW_BATCHES = 16
 
 @dataclass(frozen=True)
 class Epoch:
-    """How the clients agree on one.
+    """How the clients agree on the length of an epoch.
 
     Attributes:
         stage: "train", "validate", "test" or "predict", for messages.
-        goes_on: Whether training lasts as long as the longest client's data.
+        goes_on: Whether an epoch lasts as long as the longest client's data.
         window_batches: Batches to fetch ahead where lengths are not known.
         gather: Collects a value of every client, in client order; collective.
         names: How clients are named in messages.
@@ -43,18 +43,18 @@ class Epoch:
     names: ClientNames = NO_NAMES
 
 
-class Agreed(StandIn):
+class EqualLengthLoader(LoaderProxy):
     """A training loader whose epoch has the number of batches that the clients agree on.
 
-    Where that is more than this client has, the last batch comes again and again, for nothing: each time
-    :meth:`idles` tells so once.
+    Where that is more than this client has, its last batch is repeated and not trained on: :meth:`idles` reports each
+    repetition once.
     """
 
     def __init__(self, loader: Any, epoch: Epoch) -> None:
         super().__init__(loader, _epoch=epoch, _idle=deque[bool](), _last=None)
 
     def idles(self) -> bool:
-        """Whether the next batch to train on, in the order in which they came, is to be passed by."""
+        """Whether the next batch, in the order in which they were yielded, is to be skipped."""
         return bool(self._idle) and self._idle.popleft()
 
     def _real(self, batch: Any) -> Any:
@@ -73,8 +73,8 @@ class Agreed(StandIn):
             yield self._last
 
 
-class Sized(Agreed):
-    """``n_batches`` of a loader that says it has ``n_own``."""
+class SizedLoader(EqualLengthLoader):
+    """``n_batches`` of a loader whose length is ``n_own``."""
 
     def __init__(self, loader: Any, epoch: Epoch, n_own: int, n_batches: int) -> None:
         super().__init__(loader, epoch)
@@ -89,7 +89,7 @@ class Sized(Agreed):
         for batch in islice(self._loader, self._n_own):
             found += 1
             yield self._real(batch)
-        # A loader that restores its own state goes on in the middle.
+        # A loader that restores its own state resumes in the middle.
         if found < self._n_own and not hasattr(self._loader, "load_state_dict"):
             raise DataError(
                 f"the training loader said it had {len(self._loader)} batches and ended after {found}: the other "
@@ -98,7 +98,7 @@ class Sized(Agreed):
         yield from self._again(self._n_batches - self._n_own)
 
 
-class Streamed(Agreed):
+class StreamLoader(EqualLengthLoader):
     """A loader without a length; its epoch ends when the last of the clients, or the first, has nothing left."""
 
     def __getattr__(self, name: str) -> Any:
@@ -142,11 +142,11 @@ def agree_on_length(loader: Any, epoch: Epoch) -> tuple[Any, list[int | None]]:
     if len(known) == len(lengths):
         if epoch.stage != "train" or own is None:
             return loader, lengths
-        return Sized(loader, epoch, own, max(known) if epoch.goes_on else min(known)), lengths
+        return SizedLoader(loader, epoch, own, max(known) if epoch.goes_on else min(known)), lengths
     if epoch.stage == "train":
-        return Streamed(loader, epoch), lengths
+        return StreamLoader(loader, epoch), lengths
     # Lightning adds up lengths over the clients, which waits forever for those who have none.
-    return StandIn(loader), lengths
+    return LoaderProxy(loader), lengths
 
 
 def length_of(loader: Any) -> int | None:

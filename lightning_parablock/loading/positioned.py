@@ -2,7 +2,7 @@
 
 What a loader yields is a function of the run's seed, the client, the epoch and the position: it draws its order, and
 whatever its data set draws in this process, from a random stream apart from the training's. So a resumed run can pass
-over what was trained already, batch by batch, and goes on with the very next one.
+over what was trained already, batch by batch, and continues with the very next one.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any
 
 import torch
 
-from lightning_parablock.loading.stand_in import StandIn
+from lightning_parablock.loading.loader_proxy import LoaderProxy
 from lightning_parablock.random_state import Stream
 from lightning_parablock.seeds import derive_seed
 
 Position = dict[str, Any]
 """epoch; cycle: how often the loader began anew within it; batches: how many it has yielded since; stream: the random
-stream's state, where the loader can go on without passing over what it has yielded."""
+stream's state, where the loader can resume without passing over what it has yielded."""
 
 
 @dataclass(frozen=True)
-class Stand:
+class LoaderStart:
     """Where an iteration begins.
 
     Attributes:
-        seed: Of the streams of this loader and client.
-        epoch: Number of the epoch that runs.
-        passed: The position to go on from, where a run is resumed: these batches are passed over.
+        seed: Seed of the streams of this loader and client.
+        epoch: Number of the epoch under way.
+        passed: The position to resume from, up to which batches are passed over; None for a new fit.
     """
 
     seed: int
@@ -37,27 +37,27 @@ class Stand:
     passed: Position | None = None
 
 
-class PositionedLoader(StandIn):
-    """A loader that knows where it stands, and can begin there again.
+class PositionedLoader(LoaderProxy):
+    """A loader that knows its position, and can begin there again.
 
     Args:
         loader: A DataLoader or another iterable of batches.
-        stand: Tells where an iteration begins; asked when its first batch is wanted.
+        start: Tells where an iteration begins; asked when its first batch is wanted.
     """
 
-    def __init__(self, loader: Any, stand: Callable[[PositionedLoader], Stand]) -> None:
+    def __init__(self, loader: Any, start: Callable[[PositionedLoader], LoaderStart]) -> None:
         generators = [(generator, generator.initial_seed()) for generator in generators_of(loader)]
-        super().__init__(loader, _own={"stand": stand, "generators": generators, "position": None, "stream": None})
+        super().__init__(loader, _own={"start": start, "generators": generators, "position": None, "stream": None})
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: it begins with the first batch that is wanted, when the epoch's number is known.
-        stand: Stand = self._own["stand"](self)
-        passed = stand.passed if stand.passed is not None and stand.passed["epoch"] == stand.epoch else None
-        position = self._own["position"] = self._begin(stand.epoch, passed)
-        stream = self._own["stream"] = Stream(derive_seed(stand.seed, position["epoch"], position["cycle"]))
+        start: LoaderStart = self._own["start"](self)
+        passed = start.passed if start.passed is not None and start.passed["epoch"] == start.epoch else None
+        position = self._own["position"] = self._begin(start.epoch, passed)
+        stream = self._own["stream"] = Stream(derive_seed(start.seed, position["epoch"], position["cycle"]))
         batches = self._begin_stream(stream)
         if passed is not None and self._is_stateful:
             position["batches"], stream.state = passed["batches"], passed["stream"]
@@ -72,11 +72,11 @@ class PositionedLoader(StandIn):
             if position["batches"] > to_pass:
                 yield batch
             elif hasattr(self._loader, "idles"):
-                self._loader.idles()  # what was noted of a batch that nobody asks about
+                self._loader.idles()  # what was noted about a batch that is not trained on again
 
     @property
     def _is_stateful(self) -> bool:
-        """Whether the loader goes on by itself where its own state, which Lightning restores, says."""
+        """Whether the loader resumes by itself, from its own state, which Lightning restores."""
         return hasattr(self._loader, "load_state_dict")
 
     def _begin(self, epoch: int, passed: Position | None) -> Position:
@@ -88,7 +88,7 @@ class PositionedLoader(StandIn):
 
     def _begin_stream(self, stream: Stream) -> Iterator[Any]:
         with stream.use():
-            # A generator of the loader's own would go on from epoch to epoch: here it begins each one anew.
+            # The loader's own generator would continue from epoch to epoch: here it begins each one anew.
             seed_generators(self._own["generators"])
             return iter(self._loader)
 
@@ -98,7 +98,7 @@ def position_of(loader: PositionedLoader, fetched_ahead: int) -> Position | None
 
     Args:
         loader: The loader.
-        fetched_ahead: Batches that it has yielded and nobody has trained on.
+        fetched_ahead: Batches that it has yielded and no step has trained on.
     """
     own = loader._own  # pyright: ignore[reportPrivateUsage]
     if own["position"] is None:
@@ -108,7 +108,7 @@ def position_of(loader: PositionedLoader, fetched_ahead: int) -> Position | None
 
 
 def seed_generators(generators: Iterable[tuple[torch.Generator, int]]) -> None:
-    """Give generators, which would go on from pass to pass, a seed from the current random stream and their own."""
+    """Give generators, which would continue from pass to pass, a seed from the current random stream and their own."""
     for generator, seed in generators:
         generator.manual_seed(derive_seed(seed, int(torch.randint(2**62, ()).item())))
 

@@ -1,4 +1,4 @@
-"""What becomes of the rows of a client's source: one line per client, shown on its rank and kept in the manifest."""
+"""What becomes of the rows of a client's source: one line per client, logged on its rank and kept in the manifest."""
 
 from __future__ import annotations
 

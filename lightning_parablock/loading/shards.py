@@ -1,4 +1,4 @@
-"""A user's own data loaders: identical data sets are cut into one shard a client, different ones stay as they are.
+"""A user's own data loaders: identical data sets are cut into one shard per client, different ones stay as they are.
 
 The shards are fixed, seeded, disjoint and complete: a client sees the same samples in every epoch.
 """
@@ -44,8 +44,8 @@ class Cutting:
 
     Attributes:
         client: Number of this client.
-        seed: Of the shards and of the order within them.
-        gather: Collects one string from every client, in client order; collective.
+        seed: Random seed of the shards and of the order within them.
+        gather: Collects a value from every client, in client order; collective.
     """
 
     client: int
@@ -59,7 +59,7 @@ class ShardSampler(Sampler[int]):
     Args:
         indices: The shard.
         shuffle: Whether the order changes with the epoch.
-        seed: Of the orders.
+        seed: Random seed of the orders.
     """
 
     def __init__(self, indices: Sequence[int], *, shuffle: bool, seed: int) -> None:
@@ -94,7 +94,7 @@ def cut_or_keep(loader: object, stage: RunningStage, cutting: Cutting) -> tuple[
     """Apply the rule to one loader of the given stage; collective.
 
     Returns:
-        The loader to use, and one sentence that says what was done.
+        The loader to use, and one sentence on what was done.
 
     Raises:
         DataError: identical training sets with a sampler that cannot be cut, or fewer samples than clients.

@@ -20,7 +20,7 @@ from lightning_parablock.lightning_private.data import silence_loader_warning
 from lightning_parablock.lightning_private.facts import take_sampler_flag
 from lightning_parablock.lightning_private.fit import optimizers_to_device
 from lightning_parablock.lightning_private.monitors import share_monitored_values, unshare_monitored_values
-from lightning_parablock.loading.clients_data import Site
+from lightning_parablock.loading.clients_data import HostedClients
 from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
 from lightning_parablock.options import accepts, picked
 from lightning_parablock.settings import MethodOptions, Settings
@@ -108,7 +108,7 @@ class ParaBlockStrategy(SessionHost):
 
     def _set_up_loaders(self, trainer: pl.Trainer) -> None:
         names = ClientNames.of(self)
-        site = Site(self.hosted_clients, self.global_rank, self.settings.seed, self.gather_objects, names)
+        site = HostedClients(self.hosted_clients, self.global_rank, self.settings.seed, self.gather_objects, names)
         rules = LoaderRules(self.settings, site, self.world_size, self._cuts_loaders)
         passed = {} if self._resumed is None else self._resumed.positions()
         self._loaders = FitLoaders(trainer, rules, lambda: self.session.training.whose_turn, passed)

@@ -17,7 +17,7 @@ from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.errors import ConfigurationError, DataError
 from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.loading.client_loaders import ClientStream
-from lightning_parablock.loading.clients_data import Site, agree_on_epoch
+from lightning_parablock.loading.clients_data import HostedClients, agree_on_epoch
 from lightning_parablock.settings import Settings
 from tests.support.lightning_run import trainer_for
 
@@ -209,7 +209,7 @@ def test_a_client_of_a_named_site_is_reported_by_number_and_site() -> None:
     names = ClientNames(("lyon", "oslo"), 4)
     with pytest.raises(DataError, match=r"data of client 2 \(site oslo\) have no batch"):
         ClientStream([], 5, 2, names).next()
-    site = Site((2, 3), 1, 0, lambda value: [value], names)
+    site = HostedClients((2, 3), 1, 0, lambda value: [value], names)
     with pytest.raises(DataError, match=r"data of client 3 \(site oslo\) have no batch \(1 of 2 clients"):
         agree_on_epoch({2: [1], 3: []}, site, Settings(clients=2), 1)
 
@@ -217,7 +217,7 @@ def test_a_client_of_a_named_site_is_reported_by_number_and_site() -> None:
 def test_the_size_of_a_client_is_that_of_its_sampler() -> None:
     rows = Rows(0, 100)
     loaders = {i: DataLoader(rows, batch_size=2, sampler=SubsetRandomSampler(range(n))) for i, n in enumerate((90, 10))}
-    site = Site((0, 1), 0, 0, lambda value: [value])
+    site = HostedClients((0, 1), 0, 0, lambda value: [value])
     assert agree_on_epoch(loaders, site, Settings(clients=2), 1).samples == (90, 10)
 
 

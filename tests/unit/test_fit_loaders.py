@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_parablock.loading.clients_data import Site
+from lightning_parablock.loading.clients_data import HostedClients
 from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
 from lightning_parablock.loading.positioned import Position
 from lightning_parablock.settings import Settings
@@ -19,7 +19,7 @@ def loaders(passed: dict[int, Position] | None = None) -> FitLoaders:
     """Of one rank that hosts one client, in epoch 0."""
     progress = SimpleNamespace(current=SimpleNamespace(processed=0))
     trainer: Any = SimpleNamespace(fit_loop=SimpleNamespace(epoch_progress=progress, _data_fetcher=None))
-    rules = LoaderRules(Settings(), Site((0,), 0, 7, lambda value: [value]), n_ranks=1, cuts=True)
+    rules = LoaderRules(Settings(), HostedClients((0,), 0, 7, lambda value: [value]), n_ranks=1, cuts=True)
     return FitLoaders(trainer, rules, lambda: None, passed or {})  # type: ignore[arg-type, return-value]
 
 

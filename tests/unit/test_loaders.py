@@ -29,7 +29,7 @@ from torch.utils.data import (
 
 from lightning_parablock.data.sampler import ClientSampler
 from lightning_parablock.errors import DataError
-from lightning_parablock.loading.clients_data import Site, shared_loaders
+from lightning_parablock.loading.clients_data import HostedClients, shared_loaders
 from lightning_parablock.loading.shards import (
     Cutting,
     ShardSampler,
@@ -154,10 +154,10 @@ def test_streams_stay_and_are_not_read(make: Callable[[], Stream]) -> None:
 def test_streams_are_left_to_their_client_and_not_cut_among_several() -> None:
     loader = DataLoader(Stream())
     told = [(dataset_fingerprint(loader), (0,)), (dataset_fingerprint(loader), (1,))]
-    assert shared_loaders(loader, Site((1,), 1, 0, lambda own: told), cuts=True) == {1: loader}
+    assert shared_loaders(loader, HostedClients((1,), 1, 0, lambda own: told), cuts=True) == {1: loader}
     told = [(dataset_fingerprint(loader), (0, 1))]
     with pytest.raises(DataError, match=r"clients 0, 1 share a stream \(Stream\).*client_dataloader\(client\)"):
-        shared_loaders(loader, Site((0, 1), 0, 0, lambda own: told), cuts=True)
+        shared_loaders(loader, HostedClients((0, 1), 0, 0, lambda own: told), cuts=True)
 
 
 def test_what_was_compared_is_said() -> None:

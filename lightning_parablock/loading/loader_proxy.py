@@ -1,4 +1,4 @@
-"""An iterable of batches that stands before another one and passes for it."""
+"""A loader in front of another one, for which it passes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 
-class StandIn:
+class LoaderProxy:
     """Behaves like a loader in everything but what a subclass changes, and its length, which a subclass may give.
 
     Args:
         loader: A DataLoader or another iterable of batches; attributes are read from it and set on it.
-        **own: Attributes of the stand-in itself.
+        **own: Attributes of the proxy itself.
     """
 
     def __init__(self, loader: Any, **own: Any) -> None:
