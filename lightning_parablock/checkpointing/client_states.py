@@ -81,8 +81,8 @@ class ClientStates:
         self._check_weights(checkpoint, entry, path)
         if entry.n_ranks != self._ranks.world_size:
             log.warning(
-                "parablock: %s was saved by %d clients, and %d go on: the committed model, the server's state and the "
-                "number of the round (%d) go on, the clients' own state starts fresh",
+                "parablock: %s was saved by %d clients, and %d go on: the committed model, the server's state and "
+                "the number of the round (%d) are kept, the clients' own state starts fresh",
                 *(path, entry.n_ranks, self._ranks.world_size, entry.round),
             )
             return self._fresh(checkpoint, entry, self._sidecars(entry, path, range(entry.n_ranks)), None)
@@ -150,7 +150,7 @@ class ClientStates:
         if problem is not None:
             if self._settings.missing_client_state == "error":
                 raise CheckpointError(
-                    f"{problem}; to go on from the committed model with fresh client state, set "
+                    f"{problem}; to continue from the committed model with fresh client state, set "
                     "missing_client_state='fresh'"
                 )
             log.warning("parablock: %s: the clients' own state starts fresh", problem)

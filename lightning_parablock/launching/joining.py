@@ -56,10 +56,10 @@ def join_run(
     """Meet the other ranks, take the number that the meeting gives and open the default process group; collective.
 
     Args:
-        environment: Says where the ranks meet, how many they are and which number the launcher gave this one.
+        environment: Knows where the ranks meet, how many they are and which number the launcher gave this one.
         site: Name of this process' site, if it has one.
         limit_s: Seconds until all must have met.
-        backend: Of the default process group.
+        backend: Backend of the default process group.
         one_host: Whether all ranks run on this machine.
         ports: On which this rank accepts connections; None for any.
         **group: Further arguments of ``init_process_group``, ``timeout`` and ``device_id`` among them.

@@ -1,4 +1,4 @@
-"""What a trainer and its callbacks were told, and what a module has logged, where no public name tells."""
+"""Options of a trainer and its callbacks, and what a module has logged, that have no public name."""
 
 from __future__ import annotations
 

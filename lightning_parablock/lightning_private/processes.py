@@ -70,7 +70,7 @@ class LaunchingStrategy(ParallelStrategy):
 def starts_functions(strategy: Any) -> bool:
     """Whether the processes of a strategy are functions (fork, spawn), whose logs and records stay in them.
 
-    Without this, the command line would measure a model that nobody has trained.
+    Without this, the command line would measure a model that no process of its own has trained.
     """
     return isinstance(strategy.launcher, _MultiProcessingLauncher)
 
@@ -98,8 +98,8 @@ def open_default_group(environment: ClusterEnvironment, backend: str, *, rank: i
     be destroyed when the program exits.
 
     Args:
-        environment: Says how many ranks there are and where they meet.
-        backend: Of the group.
+        environment: Knows how many ranks there are and where they meet.
+        backend: Backend of the group.
         rank: Number of this rank.
         **group: Further arguments of ``init_process_group``.
     """

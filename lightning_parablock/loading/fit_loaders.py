@@ -37,13 +37,13 @@ class LoaderRules:
 
     Attributes:
         settings: The run's settings.
-        site: This rank and the clients that it hosts.
+        hosted: This rank and the clients that it hosts.
         n_ranks: Number of ranks.
         cuts: Whether equal data sets are cut into one shard per client.
     """
 
     settings: Settings
-    site: HostedClients
+    hosted: HostedClients
     n_ranks: int
     cuts: bool
 
@@ -92,7 +92,7 @@ class FitLoaders:
         if self._rules.settings.takes_turns:
             return self._keep(self._take_turns(loader))
         loader = self._cut(loader, stage)
-        self._account_for({self._rules.site.clients[0]: loader})
+        self._account_for({self._rules.hosted.clients[0]: loader})
         return self._keep(PositionedLoader(self._agree_on_length(loader, stage), self._start))
 
     def skips_batch(self) -> bool:
@@ -113,8 +113,8 @@ class FitLoaders:
     def _cut(self, loader: object, stage: RunningStage) -> object:
         if not self._rules.cuts or self._rules.n_ranks == 1:
             return loader
-        site = self._rules.site
-        loader, what = cut_or_keep(loader, stage, Cutting(site.rank, self._rules.settings.seed, site.gather))
+        hosted = self._rules.hosted
+        loader, what = cut_or_keep(loader, stage, Cutting(hosted.rank, self._rules.settings.seed, hosted.gather))
         if stage != RunningStage.SANITY_CHECKING:
             rank_zero_info(f"parablock: {stage.value}: {what}")
         return loader
@@ -122,18 +122,18 @@ class FitLoaders:
     def _take_turns(self, loader: object) -> ClientsLoader:
         """Batches of whichever client of this rank has its turn; collective."""
         refuse_reloading(self._trainer)
-        site, settings = self._rules.site, self._rules.settings
-        made = own_loaders(self._trainer, site) or shared_loaders(loader, site, cuts=self._rules.cuts)
-        epoch = agree_on_epoch(made, site, settings, self._trainer.accumulate_grad_batches)
+        hosted, settings = self._rules.hosted, self._rules.settings
+        made = own_loaders(self._trainer, hosted) or shared_loaders(loader, hosted, cuts=self._rules.cuts)
+        epoch = agree_on_epoch(made, hosted, settings, self._trainer.accumulate_grad_batches)
         self.client_samples = epoch.samples
         self._account_for(made)
         rank_zero_info(f"parablock: train: {epoch.said}")
-        return ClientsLoader(streams_of(made, site), epoch.n_batches, self._whose_turn, self._start)
+        return ClientsLoader(streams_of(made, hosted), epoch.n_batches, self._whose_turn, self._start)
 
     def _account_for(self, loaders: Mapping[int, object]) -> None:
         """Show on this rank, before it trains, how many of their rows its clients train on."""
         for client, loader in loaders.items():
-            line = rows_line(self._rules.site.names.label(client), loader)
+            line = rows_line(self._rules.hosted.names.label(client), loader)
             if line is not None and line not in self.rows_shown:
                 self.rows_shown.append(line)
                 show_here(f"parablock: train: {line}")
@@ -142,11 +142,11 @@ class FitLoaders:
         """Clients with different numbers of batches make epochs of one length, so that all make the same rounds."""
         if self._rules.n_ranks == 1:
             return loader
-        settings, site = self._rules.settings, self._rules.site
+        settings, hosted = self._rules.settings, self._rules.hosted
         goes_on = settings.uneven_clients == "go_on"
         window = FIRST_WINDOW_BATCHES if settings.pending else settings.local_steps
-        ranks = ClientNames(site.names.sites)  # loaders are counted by rank here
-        loader, lengths = agree_on_length(loader, Epoch(stage.value, window, site.gather, goes_on, ranks))
+        ranks = ClientNames(hosted.names.sites)  # loaders are counted by rank here
+        loader, lengths = agree_on_length(loader, Epoch(stage.value, window, hosted.gather, goes_on, ranks))
         uneven = None in lengths or len(set(lengths)) > 1
         if stage != RunningStage.TRAINING:
             self.uneven_evaluation = self.uneven_evaluation or uneven
@@ -174,7 +174,7 @@ class FitLoaders:
         """Where an iteration over a loader begins; asked when its first batch is wanted."""
         self._is_iterated = True
         index = next(i for i, other in enumerate(self._training) if other is loader)
-        seed = derive_seed(self._rules.settings.seed, "loader", self._rules.site.rank, index)
+        seed = derive_seed(self._rules.settings.seed, "loader", self._rules.hosted.rank, index)
         epoch: Any = self._trainer.fit_loop.epoch_progress.current
         return LoaderStart(seed, epoch.processed, self._passed.pop(index, None))
 

@@ -50,8 +50,8 @@ def open_listeners(address: str, ports: PortRange | None, *, limit_s: float = SE
     """Open the device that all later gloo groups of this process share; before the default group.
 
     Args:
-        address: Of this machine, for the other ranks. ``GLOO_SOCKET_IFNAME`` takes precedence: one device for each
-            interface it names.
+        address: Address of this machine for the other ranks. ``GLOO_SOCKET_IFNAME`` takes precedence: one device for
+            each interface that it names.
         ports: The range in which each of them listens; None for any port.
         limit_s: Seconds in which to find a port of the range.
 

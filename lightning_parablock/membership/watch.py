@@ -96,7 +96,7 @@ class Watch:
         Raises:
             PeerLostError: a peer's process ended or failed.
             PeerTimeoutError: a peer has been silent for longer than the limit.
-            ResourceError: this process itself cannot go on.
+            ResourceError: this process itself cannot continue.
         """
         error = self._trouble()
         if error is not None:
@@ -332,14 +332,14 @@ class Watch:
         work.wait(_FOREVER)
 
     def _keep_time(self) -> None:
-        """Where the training thread is stuck in somebody else's blocking call, only this thread can end the process."""
+        """Where the training thread is stuck in a blocking call of other code, only this thread can end the process."""
         tick_s, known_since_s = min(self._heartbeat_s, 0.2), None
         while self._last_word is None:
             with self._changed:
                 self._changed.wait_for(lambda: self._last_word is not None, timeout=tick_s)
             shortage = self._descriptors.shortage()
             if shortage is not None:
-                self._cannot_go_on(shortage, _RAISE_THE_LIMIT)
+                self._cannot_continue(shortage, _RAISE_THE_LIMIT)
             error = self._trouble()  # ticks
             now = now_s()
             known_since_s = (known_since_s or now) if error is not None and not self._told else None
@@ -350,15 +350,15 @@ class Watch:
         """Called in the thread of gloo that has given up, whose reason C++ has printed."""
         shortage = self._descriptors.shortage()
         if shortage is not None:
-            self._cannot_go_on(shortage, _RAISE_THE_LIMIT)
+            self._cannot_continue(shortage, _RAISE_THE_LIMIT)
         else:
-            self._cannot_go_on(
+            self._cannot_continue(
                 "native code has given up; its reason is printed above, after 'terminate called'",
                 "where it is about lengths in bytes, your own code calls collectives of torch.distributed with tensors "
                 "of different sizes, or in another order, on different clients",
             )
 
-    def _cannot_go_on(self, why: str, advice: str) -> None:
+    def _cannot_continue(self, why: str, advice: str) -> None:
         if self._own_error is None:
             who, where = self._membership.describe(self._membership.rank), f"round {self._round}"
             where = where if self._round >= 0 else "outside of rounds"

@@ -84,11 +84,11 @@ class CommittedView:
         Returns:
             What :func:`~lightning_parablock.training.buffers.put_back` needs.
         """
-        ranks, keeper = self._ranks, self._training.turn_keeper
+        ranks, switch = self._ranks, self._training.client_switch
         if ranks.has_failed:
             return []
-        if keeper is not None:
-            return keeper.show(self._first_client)
+        if switch is not None:
+            return switch.show(self._first_client)
         if self._training.engine.settings.buffers == "local" or ranks.world_size == 1:
             return []
         ranks.refuse_differences(kinds(self._module))

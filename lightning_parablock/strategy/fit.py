@@ -129,7 +129,7 @@ class FitSession:
         """Whether a client of this rank trains on the batch that comes; asked once per batch."""
         is_out_of_data = self.loaders.skips_batch()
         self._note_rates()
-        return not is_out_of_data and not self.training.passes_by()
+        return not is_out_of_data and not self.training.skips_batch()
 
     def loss_of(self, output: Any) -> Any:
         """What the backward pass gets for the output of a training step that has counted its samples.
@@ -235,10 +235,10 @@ class FitSession:
 
     def _note_rates(self) -> None:
         """Rates that only change between epochs are the same for all clients of a round as they are."""
-        configs, keeper = self.trainer.lr_scheduler_configs, self.training.turn_keeper
+        configs, switch = self.trainer.lr_scheduler_configs, self.training.client_switch
         only_by_epoch = bool(configs) and all(config.interval != "step" for config in configs)
-        if keeper is not None and self.engine.at_round_start and not only_by_epoch:
-            keeper.note_rates()
+        if switch is not None and self.engine.at_round_start and not only_by_epoch:
+            switch.note_rates()
 
     def _refuse_divergence(self) -> None:
         self.weights_sha256 = agree_on_weights(self.ranks, self.engine.flat)

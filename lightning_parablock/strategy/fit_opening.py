@@ -28,11 +28,11 @@ from lightning_parablock.strategy.skipped_steps import SkippedSteps, refuse_scal
 from lightning_parablock.strategy.stopping import Stopping
 from lightning_parablock.training.block_freezer import BlockFreezer
 from lightning_parablock.training.buffers import BuffersBefore
+from lightning_parablock.training.client_switch import ClientSwitch
 from lightning_parablock.training.gradients import gradient_scale
 from lightning_parablock.training.local_steps import OwnSteps
 from lightning_parablock.training.local_training import LocalTraining
 from lightning_parablock.training.outside import OutsideParameters
-from lightning_parablock.training.turn_keeper import TurnKeeper
 from lightning_parablock.transport.opening import open_transport
 
 
@@ -102,12 +102,12 @@ def _open_training(parts: FitParts) -> LocalTraining:
     schedule = _schedule(settings, [block.name for block in flat.blocks], hosting, parts.loaders.client_samples)
     engine = RoundEngine(flat, settings, ranks.hosted_clients, transport, schedule, hosting.turns)
     optimizer = partial(_local_optimizer, ranks)
-    keeper = None
+    switch = None
     if settings.takes_turns:
-        keeper = TurnKeeper(module, partial(_schedulers, parts.trainer), optimizer, settings.seed)
+        switch = ClientSwitch(module, partial(_schedulers, parts.trainer), optimizer, settings.seed)
     before = BuffersBefore(module if settings.nonfinite_delta == "skip" else None)
     own_steps = OwnSteps(settings.own_local_steps, settings.own_local_s)
-    return LocalTraining(engine, optimizer, own_steps, keeper, before)
+    return LocalTraining(engine, optimizer, own_steps, switch, before)
 
 
 def _schedule(settings: Settings, block_names: Sequence[str], hosting: Hosting, samples: tuple[int, ...]) -> Schedule:

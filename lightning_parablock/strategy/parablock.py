@@ -108,8 +108,8 @@ class ParaBlockStrategy(SessionHost):
 
     def _set_up_loaders(self, trainer: pl.Trainer) -> None:
         names = ClientNames.of(self)
-        site = HostedClients(self.hosted_clients, self.global_rank, self.settings.seed, self.gather_objects, names)
-        rules = LoaderRules(self.settings, site, self.world_size, self._cuts_loaders)
+        hosted = HostedClients(self.hosted_clients, self.global_rank, self.settings.seed, self.gather_objects, names)
+        rules = LoaderRules(self.settings, hosted, self.world_size, self._cuts_loaders)
         passed = {} if self._resumed is None else self._resumed.positions()
         self._loaders = FitLoaders(trainer, rules, lambda: self.session.training.whose_turn, passed)
         self.rows_shown = self._loaders.rows_shown

@@ -17,7 +17,7 @@ def command_to_resume(path: str, *, fresh: bool = False) -> str:
     """The command that continues this run from a checkpoint, on each machine; a call where this process is a script's.
 
     Args:
-        path: Of the checkpoint.
+        path: Path of the checkpoint.
         fresh: Whether the checkpoint has the weights alone, so that the clients' own state starts fresh.
     """
     words = sys.argv

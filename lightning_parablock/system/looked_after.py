@@ -14,7 +14,7 @@ def run_looked_after(action: Callable[[], object], look: Callable[[], object], n
     Args:
         action: Runs on a daemon thread, which is left behind where ``look`` raises.
         look: Raises to end the wait.
-        name: Of the thread.
+        name: Name of the thread.
 
     Returns:
         What the action has raised, if it has.

@@ -1,4 +1,4 @@
-"""What becomes of the local optimizer's state of a block when the block is left, and when it comes up again.
+"""What becomes of the local optimizer's state of a block when the block is left, and when it is trained again.
 
 A state that stays is taken out of the optimizer meanwhile, so that neither Lightning's checkpoints nor a cast of the
 model touch it: it is saved as it is, in a client's own part of a checkpoint.

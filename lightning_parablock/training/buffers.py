@@ -1,4 +1,4 @@
-"""The mean of the clients' buffers: what the committed model shows of what is no parameter."""
+"""The mean of the clients' buffers, which the committed model shows."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def show_mean(
     could make their mean another value. Collective; the clients' :func:`kinds` are the same.
 
     Args:
-        module: Whose buffers, also those that are not saved.
-        gather_hashes: Gives the list of every client, in client order.
+        module: The module, also with buffers that are not saved.
+        gather_hashes: Returns the list of every client, in client order.
         all_gather: Maps a tensor of shape (n,) to every client's, of shape (clients, n).
         others: Tensors by name that are treated as buffers, the same names on all clients.
 
@@ -60,7 +60,7 @@ class BuffersBefore:
     """A copy of a module's buffers from before a turn, for a turn that is discarded.
 
     Args:
-        module: Whose buffers; None keeps no copy.
+        module: The module; None keeps no copy.
     """
 
     def __init__(self, module: nn.Module | None) -> None:

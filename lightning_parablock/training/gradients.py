@@ -40,11 +40,11 @@ def _values(gradient: Tensor) -> Tensor:
 class ReachedBlocks:
     """Notices blocks that a client trains for a whole round without a gradient.
 
-    A part of the model that some batches do not use is no fault, so the client is told once for each block. A loss
+    A part of the model that some batches do not use is no fault, so the client is warned once for each block. A loss
     without a gradient in any block is one.
 
     Args:
-        block_names: Of all blocks.
+        block_names: Names of all blocks.
         describe: A client in words.
     """
 

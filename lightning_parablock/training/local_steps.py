@@ -1,4 +1,4 @@
-"""What a client's local steps may have of their own: a warm-up, FedProx's proximal term, an earlier end."""
+"""Options of a client's local steps: a warm-up, FedProx's proximal term, an earlier end."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class OwnSteps:
     """When a client has made its own part of a round's local steps, where its machine is slow.
 
     Args:
-        steps: On so many it trains; None for all.
-        seconds: Or until so many have passed since the round began here; None for no limit.
+        steps: Number of steps on which it trains; None for all.
+        seconds: Seconds after the round began here from which on it skips steps; None for no limit.
     """
 
     def __init__(self, steps: int | None, seconds: float | None) -> None:
@@ -34,7 +34,7 @@ class OwnSteps:
         self._began_s, self._decided = time.monotonic(), (0, False)
 
     def are_over(self, steps_made: int) -> bool:
-        """Whether the next step is to be passed by; one answer for all batches of a step, and never for the first."""
+        """Whether to skip the next step; one answer for all batches of a step, and never for the first step."""
         if steps_made != self._decided[0]:
             late = self._seconds is not None and time.monotonic() - self._began_s > self._seconds
             self._decided = steps_made, late or (self._steps is not None and steps_made >= self._steps)

@@ -1,4 +1,4 @@
-"""What the clients of a rank do between the engine's verbs: optimizer steps, and what is a client's own in them."""
+"""What the clients of a rank do between the engine's verbs: optimizer steps, and each client's own part in them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lightning_parablock.random_state import seed_all
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.training.block_states import BlockStates
 from lightning_parablock.training.buffers import BuffersBefore
+from lightning_parablock.training.client_switch import ClientSwitch
 from lightning_parablock.training.gradients import ReachedBlocks, gradient_norm
 from lightning_parablock.training.local_steps import OwnSteps, add_proximal_term, warmed_up
 from lightning_parablock.training.samples import samples_of
-from lightning_parablock.training.turn_keeper import TurnKeeper
 
 Closure = Callable[[], Any]
 
@@ -27,9 +27,9 @@ class LocalTraining:
 
     Args:
         engine: The rounds.
-        optimizer: Gives the local optimizer, which Lightning may replace.
+        optimizer: Returns the local optimizer, which Lightning may replace.
         own_steps: Which of a round's local steps this rank's clients make.
-        turn_keeper: What changes hands where clients take turns; None where each has a rank of its own.
+        client_switch: What changes from client to client where they take turns; None where each has a rank of its own.
         buffers: Puts the module's buffers back where a turn is discarded.
     """
 
@@ -38,11 +38,11 @@ class LocalTraining:
         engine: RoundEngine,
         optimizer: Callable[[], Optimizer],
         own_steps: OwnSteps,
-        turn_keeper: TurnKeeper | None,
+        client_switch: ClientSwitch | None,
         buffers: BuffersBefore,
     ) -> None:
         self.engine = engine
-        self.turn_keeper = turn_keeper
+        self.client_switch = client_switch
         self._optimizer = optimizer
         self._own_steps = own_steps
         self._buffers = buffers
@@ -55,12 +55,12 @@ class LocalTraining:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Those of the block of the turn that runs."""
+        """Parameters of the block of the turn under way."""
         return self.engine.flat.parameters(self.engine.block)
 
     @property
     def whose_turn(self) -> TurnId:
-        """The turn that runs."""
+        """The turn under way."""
         return TurnId(self.engine.round, self.engine.turn, self.engine.active_client)
 
     # --- turns --------------------------------------------------------------------------------------------------------
@@ -72,8 +72,8 @@ class LocalTraining:
         client = turns[engine.turn]
         engine.begin_turn(client)
         self._own_steps.begin()
-        if self.turn_keeper is not None:
-            self.turn_keeper.begin_turn(client, engine.round)
+        if self.client_switch is not None:
+            self.client_switch.begin_turn(client, engine.round)
         if client is not None:
             self._block_states.enter(self._optimizer(), (client, engine.block), self.parameters)
 
@@ -86,12 +86,12 @@ class LocalTraining:
         self._buffers.end_turn(discarded=engine.discarded)
         if client is not None:
             self._block_states.leave(self._optimizer(), (client, block), parameters, discarded=engine.discarded)
-        if self.turn_keeper is not None:
-            self.turn_keeper.end_turn(client)
+        if self.client_switch is not None:
+            self.client_switch.end_turn(client)
         if engine.round_is_over:
             engine.end_round()
-            if self.turn_keeper is not None:
-                self.turn_keeper.end_round()
+            if self.client_switch is not None:
+                self.client_switch.end_round()
 
     def finish(self) -> None:
         """Drain. The optimizer keeps no state of the block whose round was not finished."""
@@ -103,8 +103,8 @@ class LocalTraining:
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
-    def passes_by(self) -> bool:
-        """Whether nobody trains here on the batch that comes: an idle turn, or the client has made its own steps."""
+    def skips_batch(self) -> bool:
+        """Whether no client trains here on the next batch: an idle turn, or the client has made its own steps."""
         return self.engine.active_client is None or self._own_steps.are_over(self.engine.steps)
 
     def count_samples(self, batch: Any, module: Any) -> None:
@@ -174,23 +174,24 @@ class LocalTraining:
             has_trained = engine.clients[client].samples > 0
             self._reached.end_turn(client, engine.round, engine.block, has_trained=has_trained)
 
-    # --- beginning, stopping and going on -----------------------------------------------------------------------------
+    # --- beginning, stopping and resuming -----------------------------------------------------------------------------
 
     def seed(self, rank: int) -> None:
         """Give the client that begins a random state of its own."""
-        if self.turn_keeper is not None:
-            self.turn_keeper.begin_turn(self.engine.active_client, self.engine.round)
+        if self.client_switch is not None:
+            self.client_switch.begin_turn(self.engine.active_client, self.engine.round)
         else:
             seed_all(derive_seed(self.engine.settings.seed, "client", rank))
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint, beside the engine's."""
+        """State for a checkpoint, besides the engine's."""
         return {
             "samples": list(self._samples),
             "reached": self._reached.state(),
             "buffers_before": self._buffers.state(),
             "block_states": self._block_states.state(),
-            "turn_keeper": None if self.turn_keeper is None else self.turn_keeper.state(),
+            # The keys are part of the sidecars' format.
+            "turn_keeper": None if self.client_switch is None else self.client_switch.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -199,5 +200,5 @@ class LocalTraining:
         self._reached.load_state(state["reached"])
         self._buffers.load_state(state["buffers_before"])
         self._block_states.load_state(state["block_states"])
-        if self.turn_keeper is not None:
-            self.turn_keeper.load_state(state["turn_keeper"])
+        if self.client_switch is not None:
+            self.client_switch.load_state(state["turn_keeper"])

@@ -1,8 +1,8 @@
-"""What a client finds again when its turn comes, where the clients of a rank take turns on one model.
+"""What a client finds as it left it when its turn comes, where the clients of a rank take turns on one model.
 
 Its buffers (such as BatchNorm's statistics) follow the client, and so does its random state, which begins anew in each
-of its rounds: a function of (seed, client, round), whichever rank hosts it. The learning rates are the round's: whoever
-trains first or last in it goes through the same steps of the schedule.
+of its rounds: a function of (seed, client, round), whichever rank hosts it. The learning rates are the round's: the
+first and the last client of a round go through the same steps of the schedule.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from lightning_parablock.seeds import derive_seed
 from lightning_parablock.training.buffers import Replaced
 
 
-class TurnKeeper:
-    """Changes what stands around the model from one client to the next.
+class ClientSwitch:
+    """Changes the state around the model from one client to the next.
 
     Args:
-        module: Whose buffers; as they are now, they are what every client begins with.
-        schedulers: Gives the learning rate schedulers.
-        optimizer: Gives the optimizer.
-        seed: Of the run.
+        module: The model; every client begins with its buffers as they are now.
+        schedulers: Returns the learning rate schedulers.
+        optimizer: Returns the optimizer.
+        seed: Random seed of the run.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class TurnKeeper:
 
     @torch.no_grad()
     def show(self, client: int) -> Replaced:
-        """Make the module's buffers those of a client after its last turn; those of the one whose turn it is, are.
+        """Make the module's buffers those of a client after its last turn; nothing changes where its turn is under way.
 
         Returns:
             What :func:`~lightning_parablock.training.buffers.put_back` needs.
@@ -106,5 +106,5 @@ class TurnKeeper:
 
 
 def _buffers_of(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of what may differ between clients, also of what a checkpoint does not have."""
+    """Copies of the buffers, also of those that a checkpoint does not have."""
     return {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
