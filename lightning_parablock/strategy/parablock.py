@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning.pytorch as pl
 from torch.optim import Optimizer
@@ -34,8 +34,6 @@ from lightning_parablock.strategy.sync_points import meeting_facts
 from lightning_parablock.strategy.trainer_events import TrainerEvents
 from lightning_parablock.training.gradients import gradient_scale
 from lightning_parablock.training.losses import loss_of_nothing
-
-T = TypeVar("T")
 
 
 class ParaBlockStrategy(SessionHost):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from lightning.fabric.utilities.seed import reset_seed
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -27,7 +27,6 @@ from lightning_parablock.strategy.run_settings import RunSettings
 from lightning_parablock.transport.opening import open_federation
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class RankStrategy(GuardedCollectives):
@@ -52,7 +51,7 @@ class RankStrategy(GuardedCollectives):
         self._num_nodes = 1
         self._site = processes.site
         self._site_names: tuple[str, ...] = ()
-        self._hosts: tuple[str, ...] | None = None
+        self._hosts: tuple[str, ...] = ()
         self._meeting_timeout_s = processes.meeting_timeout_s
         self._start_method: StartMethod = processes.start_method
 

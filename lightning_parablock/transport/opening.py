@@ -32,7 +32,7 @@ def open_federation(
     settings: Settings,
     clients: Sequence[Sequence[int]],
     sites: tuple[str, ...] = (),
-    hosts: tuple[str, ...] | None = None,
+    hosts: tuple[str, ...] = (),
 ) -> Federation:
     """Start watching the ranks of the default process group; collective where there are several.
 
@@ -40,7 +40,7 @@ def open_federation(
         settings: The limits.
         clients: Ids of the clients that each rank hosts, ascending.
         sites: Name of each rank's site; empty where sites have no names.
-        hosts: Name of each rank's machine; None where all run on this one.
+        hosts: Name of each rank's machine; empty where all run on this one.
     """
     hosted = tuple(tuple(ids) for ids in clients)
     hosts = hosts or (socket.gethostname(),) * len(hosted)
