@@ -1,60 +1,197 @@
-"""The options of the text data module: one frozen record, checked once, before anything is read."""
+"""The options of the text data module, each written once: type, default, check and help text on one field."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any, Literal
 
-from lightning_parablock.checks import nearest, require
+from lightning_parablock.checks import check_choice, require, whole
 from lightning_parablock.data.formats import FORMATS, Format
 from lightning_parablock.data.sources import STDLIB, Source
 from lightning_parablock.data.tokenize import TextFormat, template_fields
+from lightning_parablock.options import OptionGroup, option, record
 
 Partition = Literal["auto", "own", "iid", "label", "dirichlet", "files"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextDataOptions:
-    """Every option of :class:`~lightning_parablock.data.text.FederatedTextDataModule`, where they are documented.
+def _check_fraction(name: str, value: Any) -> None:
+    require(0 <= value < 1, f"{name} must be in [0, 1), got {value}")
+
+
+def _check_alpha(name: str, value: Any) -> None:
+    require(0 < value < math.inf, f"{name} must be a finite number > 0, got {value}")
+
+
+def _check_format(name: str, value: Any) -> None:
+    if value is not None:
+        check_choice(name, value, list(FORMATS))
+
+
+def _check_source(name: str, value: Any) -> None:
+    require(len(value) > 0, f"{name} must not be empty; name a hub id, JSONL files, or 'python-stdlib'")
+
+
+@record
+class TextDataOptions(OptionGroup):
+    """Every option of :class:`~lightning_parablock.data.text.FederatedTextDataModule`.
 
     Raises:
         ConfigurationError: a value is out of its range, or two options contradict each other.
     """
 
-    source: str | Sequence[str]
-    config_name: str | None
-    split: str
-    format: Format | None
-    text_field: str | None
-    prompt_field: str | None
-    answer_field: str | None
-    template: str | None
-    partition: Partition
-    label_field: str | None
-    client_labels: Sequence[Sequence[str]] | None
-    alpha: float
-    val_fraction: float
-    val_source: str | Sequence[str] | None
-    val_split: str
-    val_examples: int | None
-    client_val_fraction: float
-    test_source: str | Sequence[str] | None
-    test_split: str
-    train_examples: int | None
-    sequence_length: int
-    batch_size: int
-    val_batch_size: int | None
-    drop_last: bool
-    num_workers: int
-    seed: int | None
-    n_clients: int | None
-    client_id: int | None
+    source: str | list[str] = option(
+        default=STDLIB,
+        kind="own",
+        kw_only=False,
+        check=_check_source,
+        help="Source of the rows: a hub id, one or more local JSON Lines files or folders of them, or "
+        "`python-stdlib` for the source files of the running Python's standard library.",
+    )
+    config_name: str | None = option(
+        default=None,
+        kind="own",
+        help="Configuration of a hub data set that has several, such as `main`.",
+    )
+    split: str = option(default="train", kind="own", help="Split of a hub data set to train on.")
+    format: Format | None = option(
+        default=None,
+        kind="own",
+        check=_check_format,
+        help="Form in which a known data set is published; None uses the columns that the next options name. "
+        "`gsm8k` has question and answer; `alpaca` and `mathinstruct` have instruction, perhaps input, and output; "
+        "`dolly` has instruction, perhaps context, and response; `chat` has messages, or conversations, which are "
+        "written in the model's chat template, and the assistant's last turn is the answer.",
+    )
+    text_field: str | None = option(
+        default=None,
+        kind="own",
+        help="Column of plain text, packed into windows of `sequence_length` tokens; None means `text`.",
+    )
+    prompt_field: str | None = option(
+        default=None,
+        kind="own",
+        help="Column of the prompt, for training on prompts and answers; see `answer_field`.",
+    )
+    answer_field: str | None = option(
+        default=None,
+        kind="own",
+        help="Column of the answer. If it is given, each row is one example and only answer tokens are labels.",
+    )
+    template: str | None = option(
+        default=None,
+        kind="own",
+        help="Text of the prompt with column names in braces, such as `Question: {question}\\nAnswer: `; None means "
+        "the prompt column and a line break.",
+    )
+    partition: Partition = option(
+        default="auto",
+        help="Which client gets which rows. `auto` compares the sources of the ranks: ranks that read the same rows "
+        "cut them into equal random parts, one per client; a source that no other rank reads is used whole by its own "
+        "rank. `own` compares nothing and uses this rank's source whole. The others cut one source that all ranks "
+        "read, and refuse sources that differ: `iid` (equal random parts), `label` (whole labels), `dirichlet` (each "
+        "label in proportions drawn from Dirichlet(alpha)), `files` (one file per client).",
+    )
+    label_field: str | None = option(
+        default=None,
+        help="Column of the labels for `label`, `dirichlet` and the validation loss by label; None means `package` "
+        "with `python-stdlib`.",
+    )
+    client_labels: list[list[str]] | None = option(
+        default=None,
+        help="Labels of each client for `label`, one list per client. Rows with other labels are left out.",
+    )
+    alpha: float = option(
+        default=0.5,
+        check=_check_alpha,
+        help="Concentration of `dirichlet`, dimensionless, > 0; small values give each client few labels.",
+    )
+    val_fraction: float = option(
+        default=0.05,
+        check=_check_fraction,
+        help="Fraction of the rows held out for validation, in [0, 1). Not used if `val_source` is given.",
+    )
+    val_source: str | list[str] | None = option(
+        default=None,
+        kind="own",
+        help="Separate source of validation rows: hub id, files or folders, used whole.",
+    )
+    val_split: str = option(default="test", kind="own", help="Split of a hub data set in `val_source`.")
+    val_examples: int | None = option(
+        default=None,
+        kind="own",
+        check=whole(1, "examples", or_none=True),
+        help="Largest number of validation (or test) examples, evenly spaced over all of them; None keeps all.",
+    )
+    client_val_fraction: float = option(
+        default=0.0,
+        check=_check_fraction,
+        help="Fraction of each client's own rows that it holds out for its own validation, in [0, 1), in addition to "
+        "`val_fraction`. `val_examples` limits these too.",
+    )
+    test_source: str | list[str] | None = option(
+        default=None,
+        kind="own",
+        help="Source of rows for test and predict; None uses the validation rows.",
+    )
+    test_split: str = option(default="test", kind="own", help="Split of a hub data set in `test_source`.")
+    train_examples: int | None = option(
+        default=None,
+        kind="own",
+        check=whole(1, "examples", or_none=True),
+        help="Largest number of training examples per client; None keeps all.",
+    )
+    sequence_length: int = option(
+        default=128, kind="own", check=whole(2, "tokens per example"), help="Tokens per example."
+    )
+    batch_size: int = option(
+        default=1,
+        kind="own",
+        check=whole(1, "examples per batch"),
+        help="Training examples per batch and client.",
+    )
+    val_batch_size: int | None = option(
+        default=None,
+        kind="own",
+        check=whole(1, "examples per batch", or_none=True),
+        help="Examples per batch in validate, test and predict; None means `batch_size`.",
+    )
+    drop_last: bool = option(
+        default=True, kind="own", help="Leave out the last training batch of an epoch if it is not full."
+    )
+    num_workers: int = option(
+        default=0,
+        kind="own",
+        check=whole(0, "worker processes per client"),
+        help="Worker processes per client that load batches; 0 loads in the main process.",
+    )
+    tokenizer: str | None = option(
+        default=None,
+        kind="own",
+        help="Hub id or folder of the tokenizer; None uses the tokenizer of the model that is trained.",
+    )
+    seed: int | None = option(
+        default=None,
+        check=whole(0, "random seed", or_none=True),
+        help="Random seed for partitions and the order of examples; None uses the seed of `seed_everything`, or 0.",
+    )
+    n_clients: int | None = option(
+        default=None,
+        check=whole(1, "clients", or_none=True),
+        help="Number of clients; None uses the clients of the run.",
+    )
+    client_id: int | None = option(
+        default=None,
+        kind="own",
+        check=whole(0, "number of a client", or_none=True),
+        help="Number of the client whose data a single process trains on, from 0; None uses the clients of the run.",
+    )
 
     def __post_init__(self) -> None:
-        self._check_numbers()
-        self._check_source()
+        super().__post_init__()
+        self._check_clients()
+        self._check_sources()
         self._check_text()
         self._check_partition()
 
@@ -104,25 +241,14 @@ class TextDataOptions:
     def _prompt_template(self) -> str:
         return self.template if self.template is not None else f"{{{self.prompt_field}}}\n"
 
-    def _check_numbers(self) -> None:
-        at_least = {"sequence_length": 2, "batch_size": 1, "val_batch_size": 1, "train_examples": 1, "val_examples": 1}
-        for name, low in {**at_least, "num_workers": 0, "n_clients": 1, "client_id": 0, "seed": 0}.items():
-            value: Any = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= low
-            optional = name not in ("sequence_length", "batch_size", "num_workers")
-            require(whole or (optional and value is None), f"{name} must be a whole number >= {low}, got {value!r}")
-        require(0 <= self.val_fraction < 1, f"val_fraction must be in [0, 1), got {self.val_fraction}")
-        own = self.client_val_fraction
-        require(0 <= own < 1, f"client_val_fraction must be in [0, 1), got {own}")
-        require(0 < self.alpha < math.inf, f"alpha must be a finite number > 0, got {self.alpha}")
+    def _check_clients(self) -> None:
         if self.n_clients is not None and self.client_id is not None:
             require(
                 self.client_id < self.n_clients,
                 f"client_id counts from 0: it must be below n_clients={self.n_clients}, got {self.client_id}",
             )
 
-    def _check_source(self) -> None:
-        require(len(self.source) > 0, "source must not be empty; name a hub id, JSONL files, or 'python-stdlib'")
+    def _check_sources(self) -> None:
         require(
             self.validation is None or not self.validation.same_rows(self.train),
             f"val_source {self.train.title} is the training source itself; leave it out and set val_fraction",
@@ -130,9 +256,6 @@ class TextDataOptions:
 
     def _check_text(self) -> None:
         if self.format is not None:
-            require(
-                self.format in FORMATS, f"format={self.format!r} is not known; {nearest(self.format, list(FORMATS))}"
-            )
             given = [name for name in ("text_field", "prompt_field", "answer_field", "template") if getattr(self, name)]
             require(not given, f"format {self.format!r} has columns of its own; leave out {' and '.join(given)}")
             return
@@ -155,10 +278,6 @@ class TextDataOptions:
         )
 
     def _check_partition(self) -> None:
-        choices = get_args(Partition)
-        require(
-            self.partition in choices, f"partition={self.partition!r} is not known; {nearest(self.partition, choices)}"
-        )
         if self.partition in ("label", "dirichlet"):
             require(
                 self.label_column is not None,

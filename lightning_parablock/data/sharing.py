@@ -108,6 +108,26 @@ def do_together(work: Callable[[], T], gather: Gather, rank: int, who: Sequence[
     return [one for _, _, one in told]
 
 
+def refuse_uneven_validation(made: Sequence[tuple[bool, bool]], who: Callable[[], Sequence[str]]) -> None:
+    """Refuse validation sets that some ranks have and others do not: a validation is collective.
+
+    Args:
+        made: For each rank: whether it has shared validation examples, and examples of its clients' own.
+        who: Describes the ranks.
+
+    Raises:
+        DataError: some ranks have examples of a kind and some have none.
+    """
+    for index, option in enumerate(("val_fraction", "client_val_fraction")):
+        without = [rank for rank, has in enumerate(made) if not has[index]]
+        if without and len(without) < len(made):
+            names = ", ".join(who()[rank] for rank in without)
+            raise DataError(
+                f"{names} has no validation rows (data.{option}) while other clients have some, so that they cannot "
+                "validate together; give every client some, or none"
+            )
+
+
 def _refuse_unhosted(offers: Sequence[Offer], who: Sequence[str]) -> None:
     hosts: dict[int, list[str]] = {client: [] for client in range(offers[0].n_clients)}
     for offer, name in zip(offers, who, strict=True):

@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_parablock.callbacks.gather import gather_objects
-from lightning_parablock.data.accounts import account_of
-from lightning_parablock.data.formats import Format
-from lightning_parablock.data.options import Partition, TextDataOptions
+from lightning_parablock.data.client_examples import SharedSource, Training, facts, held_out_examples
+from lightning_parablock.data.options import TextDataOptions
 from lightning_parablock.data.own import OwnExamples
-from lightning_parablock.data.rows import Row, labels_if_any
+from lightning_parablock.data.peers import Peers
+from lightning_parablock.data.rows import Row
 from lightning_parablock.data.sampler import ClientSampler, order_seed
-from lightning_parablock.data.sharing import Offer, do_together, rows_fingerprint, sharing_clients
+from lightning_parablock.data.sharing import Offer, refuse_uneven_validation, rows_fingerprint, sharing_clients
 from lightning_parablock.data.sources import Source, check_source
-from lightning_parablock.data.split import Share, Split, deal, load_split, load_test_rows
+from lightning_parablock.data.split import Split, load_split, load_test_rows
 from lightning_parablock.data.tokenize import TokenExamples, Tokenizer, make_examples
 from lightning_parablock.errors import ConfigurationError, DataError
 from lightning_parablock.federation.names import ClientNames
-from lightning_parablock.loading.row_accounts import RowAccount, show_here
-from lightning_parablock.meeting import default_group
+from lightning_parablock.loading.row_accounts import show_here
+from lightning_parablock.options import accepts
 
-log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class _Training:
-    """The training examples of the clients of this process, and the rows of the clients that share its source."""
-
-    examples: dict[int, TokenExamples]
-    rows_per_client: dict[int, int]
-    accounts: list[RowAccount]
-
-    def is_of(self, sharing: Sequence[int], hosted: Sequence[int]) -> bool:
-        return (list(self.rows_per_client), list(self.examples)) == (list(sharing), list(hosted))
 
 
 class FederatedTextDataModule(pl.LightningDataModule):
@@ -58,48 +41,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
     Before training each rank logs one line per client that it hosts, such as ``site a: 200 of 200 rows: 190 to train
     on, 10 held out``, with whatever is left out of the source and why.
 
-    Args:
-        source: Where the rows come from: a hub id, one or more local JSON Lines files or folders of them, or
-            ``python-stdlib`` for the source files of the running Python's standard library.
-        config_name: Configuration of a hub data set that has several, such as ``main``.
-        split: Split of a hub data set to train on.
-        format: The form in which a known data set is published: ``gsm8k`` (question, answer), ``alpaca`` and
-            ``mathinstruct`` (instruction, perhaps input, output), ``dolly`` (instruction, perhaps context, response) or
-            ``chat`` (messages, or conversations, in the model's chat template; the assistant's last turn is the
-            answer). None takes the columns named below.
-        text_field: Column of plain text, packed into windows of ``sequence_length`` tokens; None means ``text``.
-        prompt_field: Column of the prompt, where prompts and answers are trained; see ``answer_field``.
-        answer_field: Column of the answer; given, a row is one example and only answer tokens are labels.
-        template: Text of the prompt with column names in braces, such as ``Question: {question}\\nAnswer: ``; None
-            means the prompt column and a line break.
-        partition: Which client gets which rows. ``auto`` compares the sources of the ranks: those that read the same
-            rows cut them into equal parts at random, one per client; a source that no other rank reads is its rank's
-            own, and all of it is used. ``own`` (this source is this rank's alone, use all of it) compares nothing. The
-            others cut one source that all ranks read, and refuse sources that differ: ``iid`` (equal parts at random),
-            ``label`` (whole labels), ``dirichlet`` (each label in proportions drawn from Dirichlet(alpha)), ``files``
-            (one file per client).
-        label_field: Column of the labels for ``label``, ``dirichlet`` and the validation loss by label; None means
-            ``package`` with python-stdlib.
-        client_labels: For ``label``: the labels of each client, a list a client; other rows are left out.
-        alpha: Concentration of ``dirichlet``, dimensionless, > 0; small values give each client few labels.
-        val_fraction: Part of the rows held out for validation, in [0, 1); not used when ``val_source`` is given.
-        val_source: A source of validation rows of its own: hub id, files or folders; used whole.
-        val_split: Split of a hub data set in ``val_source``.
-        val_examples: At most so many validation (or test) examples, evenly spaced over all of them; None keeps all.
-        client_val_fraction: Part of each client's own rows that it holds out for a validation of its own, in [0, 1),
-            beside ``val_fraction``'s; ``val_examples`` limits these too.
-        test_source: A source of rows for test and predict; None takes the validation rows.
-        test_split: Split of a hub data set in ``test_source``.
-        train_examples: At most so many training examples a client; None keeps all.
-        sequence_length: Tokens an example.
-        batch_size: Training examples per batch and client.
-        val_batch_size: Examples a batch in validate, test and predict; None means ``batch_size``.
-        drop_last: Leave out an epoch's last training batch where it is not full.
-        num_workers: Worker processes that load batches, a client; 0 loads in the main process.
-        tokenizer: Hub id or folder of the tokenizer; None takes the one of the model that is trained.
-        seed: Seed of partitions and of the order of examples; None takes the one of ``seed_everything``, or else 0.
-        n_clients: Number of clients; None takes those of the run.
-        client_id: Number of the client whose data a lone process trains on, from 0; None takes those of the run.
+    The arguments are the options of :class:`~lightning_parablock.data.options.TextDataOptions`.
 
     Attributes:
         problem: An error that was found before the clients met; set-up raises it on all of them.
@@ -108,48 +50,16 @@ class FederatedTextDataModule(pl.LightningDataModule):
         ConfigurationError: an option is out of its range, or two contradict each other.
     """
 
-    def __init__(
-        self,
-        source: str | list[str] = "python-stdlib",
-        *,
-        config_name: str | None = None,
-        split: str = "train",
-        format: Format | None = None,
-        text_field: str | None = None,
-        prompt_field: str | None = None,
-        answer_field: str | None = None,
-        template: str | None = None,
-        partition: Partition = "auto",
-        label_field: str | None = None,
-        client_labels: list[list[str]] | None = None,
-        alpha: float = 0.5,
-        val_fraction: float = 0.05,
-        val_source: str | list[str] | None = None,
-        val_split: str = "test",
-        val_examples: int | None = None,
-        client_val_fraction: float = 0.0,
-        test_source: str | list[str] | None = None,
-        test_split: str = "test",
-        train_examples: int | None = None,
-        sequence_length: int = 128,
-        batch_size: int = 1,
-        val_batch_size: int | None = None,
-        drop_last: bool = True,
-        num_workers: int = 0,
-        tokenizer: str | None = None,
-        seed: int | None = None,
-        n_clients: int | None = None,
-        client_id: int | None = None,
-    ) -> None:
-        given = {name: value for name, value in locals().items() if name in TextDataOptions.__dataclass_fields__}
+    @accepts(TextDataOptions)
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.options = TextDataOptions(**given)
-        self.tokenizer_name = tokenizer
+        self.options = TextDataOptions(**options)
+        self.tokenizer_name = self.options.tokenizer
         self.problem: ConfigurationError | None = None
         self._tokenizer: Tokenizer | None = None
         self._split: Split | None = None
         self._sharing: tuple[int, ...] = ()
-        self._train: _Training | None = None
+        self._train: Training | None = None
         self._val: TokenExamples | None = None
         self._own: dict[int, TokenExamples] | None = None
         self._test: TokenExamples | None = None
@@ -182,9 +92,9 @@ class FederatedTextDataModule(pl.LightningDataModule):
         """
         if stage in (None, "fit", "validate"):
             self._agree_on_sharing()
-        made = self._together(lambda: self._make(stage))
+        made = self._peers.together(lambda: self._make(stage))
         if stage in (None, "fit", "validate"):
-            self._refuse_uneven_validation(made)
+            refuse_uneven_validation(made, self._peers.names)
         if stage in (None, "fit"):
             for account in _present(self._train, "fit").accounts:
                 show_here(f"parablock: train: {account.line}")
@@ -193,7 +103,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         """Make the examples; returns whether there are validation examples, and such of this client's own."""
         self._raise_problem()
         if stage in (None, "fit", "validate") and self._val is None and self._rows().validation:
-            self._val = self._held_out_examples(self._rows().validation, "validation")
+            self._val = self._held_out(self._rows().validation, "validation")
         if stage in (None, "fit"):
             self._setup_train(self._rows())
         if stage in (None, "fit", "validate") and self.options.client_val_fraction:
@@ -201,7 +111,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         if stage in (None, "test", "predict") and self._test is None:
             rows = self._rows().validation if self.options.test is None else load_test_rows(self.options)
             if rows or stage is not None:
-                self._test, self._test_rows = self._held_out_examples(rows, "test"), rows
+                self._test, self._test_rows = self._held_out(rows, "test"), rows
         return self._val is not None, self._own is not None
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
@@ -328,9 +238,9 @@ class FederatedTextDataModule(pl.LightningDataModule):
             "rows_per_client": [training.rows_per_client.get(client) for client in range(self.clients[0])],
             "rows_left_out": split.left_out,
             "rows_held_out": len(split.validation),
-            "train": [_facts(examples) for examples in training.examples.values()],
-            "validation": None if self._val is None else _facts(self._val),
-            "own_validation": None if self._own is None else [_facts(examples) for examples in self._own.values()],
+            "train": [facts(examples) for examples in training.examples.values()],
+            "validation": None if self._val is None else facts(self._val),
+            "own_validation": None if self._own is None else [facts(examples) for examples in self._own.values()],
         }
 
     @property
@@ -344,10 +254,10 @@ class FederatedTextDataModule(pl.LightningDataModule):
 
     def _agree_on_sharing(self) -> None:
         """Settle which clients share this rank's source; collective."""
-        offers = self._together(self._offer)
+        offers = self._peers.together(self._offer)
         if len(offers) > 1:
             assert self.trainer is not None
-            sharing = sharing_clients(offers, self.trainer.global_rank, self._who())
+            sharing = sharing_clients(offers, self.trainer.global_rank, self._peers.names())
         else:
             n_clients, hosted = self.clients
             sharing = hosted if self.options.partition == "own" else tuple(range(n_clients))
@@ -363,108 +273,30 @@ class FederatedTextDataModule(pl.LightningDataModule):
         split, options = self._rows(), self.options
         n_clients, hosted = self.clients
         fingerprint = None
-        if options.partition != "own" and self._meets_others:
+        if options.partition != "own" and self._peers.are_met:
             fingerprint = rows_fingerprint(split.rows, split.files if options.partition == "files" else None)
         rules = {**options.cutting_rules, "data.seed": str(self.seed)}
         return Offer(hosted, n_clients, options.partition, fingerprint, rules)
 
     @property
-    def _meets_others(self) -> bool:
-        # A dry run has a trainer of several processes, and is one of them.
-        return self.trainer is not None and self.trainer.world_size > 1 and default_group.is_open()
-
-    def _together(self, work: Callable[[], _T]) -> list[_T]:
-        """The result of the same work on every rank; collective, and an error on one rank is an error on all."""
-        if not self._meets_others:
-            return [work()]
-        assert self.trainer is not None
-        strategy: Any = self.trainer.strategy
-        gather = partial(gather_objects, strategy)
-        return do_together(work, gather, self.trainer.global_rank, self._who())
-
-    def _who(self) -> list[str]:
-        assert self.trainer is not None
-        describe = getattr(self.trainer.strategy, "describe", "rank {}".format)
-        return [describe(rank) for rank in range(self.trainer.world_size)]
-
-    def _refuse_uneven_validation(self, made: Sequence[tuple[bool, bool]]) -> None:
-        for index, option in enumerate(("val_fraction", "client_val_fraction")):
-            without = [rank for rank, has in enumerate(made) if not has[index]]
-            if without and len(without) < len(made):
-                who = ", ".join(self._who()[rank] for rank in without)
-                raise DataError(
-                    f"{who} has no validation rows (data.{option}) while other clients have some, so that they cannot "
-                    "validate together; give every client some, or none"
-                )
+    def _peers(self) -> Peers:
+        return Peers(self.trainer)
 
     def _setup_train(self, split: Split) -> None:
-        n_clients, hosted = self.clients
-        if self._train is not None and self._train.is_of(self._sharing, hosted):
-            return
-        if max(hosted) >= n_clients:
-            raise ConfigurationError(
-                f"client_id counts from 0: it must be below n_clients={n_clients}, got {max(hosted)}"
-            )
-        shares = dict(zip(self._sharing, deal(split, self.options, self._sharing, self.seed), strict=True))
-        examples: dict[int, TokenExamples] = {}
-        for client, share in shares.items():
-            is_here = client in hosted
-            made = self._examples(share.train, self.options.train_examples if is_here else self._least_examples)
-            self._check_shard(len(share.train), client, made)
-            if is_here:
-                examples[client] = made
-                if made.dropped_rows:
-                    log.warning("client %d: %d rows dropped: no answer token in them", client, made.dropped_rows)
-                log.info("client %d of %d: %d rows, %s", client, n_clients, len(share.train), _facts(made))
-        accounts = [self._account(client, split, shares[client], made) for client, made in examples.items()]
-        self._train = _Training(examples, {client: len(share.train) for client, share in shares.items()}, accounts)
-
-    def _account(self, client: int, split: Split, share: Share, made: TokenExamples) -> RowAccount:
-        name = ClientNames.of(getattr(self.trainer, "strategy", None)).label(client)
-        return account_of(name, self.options, split, share, made, self._val, len(self._sharing))
+        if self._train is None or not self._train.is_of(self._sharing, self.clients[1]):
+            names = ClientNames.of(getattr(self.trainer, "strategy", None))
+            self._train = self._shared_source(split).training(self._val, names.label)
 
     def _setup_own(self, split: Split) -> None:
-        _, hosted = self.clients
-        if self._own is not None and list(self._own) == list(hosted):
-            return
-        shares = dict(zip(self._sharing, deal(split, self.options, self._sharing, self.seed), strict=True))
-        for other, share in shares.items():  # the same error on every rank that shares the source
-            self._check_own(self._examples(share.own, 1), share.own, other)
-        self._own = {client: self._held_out_examples(shares[client].own, "own validation") for client in hosted}
+        if self._own is None or list(self._own) != list(self.clients[1]):
+            self._own = self._shared_source(split).own_validation()
 
-    def _check_own(self, examples: TokenExamples, rows: Sequence[Row], client: int) -> None:
-        if len(examples) == 0:
-            raise DataError(
-                f"the {len(rows)} rows that client {client} holds out give no example of "
-                f"{self.options.sequence_length} tokens; raise client_val_fraction, or lower sequence_length"
-            )
+    def _shared_source(self, split: Split) -> SharedSource:
+        n_clients, hosted = self.clients
+        return SharedSource(self.options, split, self._sharing, hosted, n_clients, self.seed, self._examples)
 
-    @property
-    def _least_examples(self) -> int:
-        return self.options.batch_size if self.options.drop_last else 1
-
-    def _check_shard(self, n_rows: int, client: int, examples: TokenExamples) -> None:
-        if len(examples) >= self._least_examples:
-            return
-        raise DataError(
-            f"empty shard: client {client} of {len(self._sharing)} has {n_rows} rows, which give {len(examples)} "
-            f"examples of {self.options.sequence_length} tokens ({examples.dropped_rows} rows without an answer "
-            f"token dropped); one batch needs {self._least_examples}: give it more rows, or lower batch_size or "
-            "sequence_length"
-        )
-
-    def _held_out_examples(self, rows: Sequence[Row], what: str) -> TokenExamples:
-        examples = self._examples(rows, None)
-        if len(examples) == 0:
-            raise DataError(
-                f"the {len(rows)} {what} rows give no example of {self.options.sequence_length} tokens; raise "
-                "val_fraction, give another source, or lower sequence_length"
-            )
-        if self.options.val_examples is not None:
-            examples = examples.evenly_spaced(self.options.val_examples)
-        if (labels := labels_if_any(rows, self.options.label_column)) is not None:
-            examples.label(labels)
-        return examples
+    def _held_out(self, rows: Sequence[Row], what: str) -> TokenExamples:
+        return held_out_examples(rows, what, self.options, self._examples)
 
     def _examples(self, rows: Sequence[Row], at_most: int | None) -> TokenExamples:
         return make_examples(rows, self.tokenizer, self.options.text_format, at_most)
@@ -501,15 +333,6 @@ class FederatedTextDataModule(pl.LightningDataModule):
             # Without a generator of its own a loader draws from the global one, and dropout would depend on it.
             generator=torch.Generator().manual_seed(order_seed(self.seed, 0, 0)),
         )
-
-
-def _facts(examples: TokenExamples) -> dict[str, Any]:
-    return {
-        "examples": len(examples),
-        "tokens": examples.n_tokens,
-        "dropped_rows": examples.dropped_rows,
-        "sha256": examples.sha256,
-    }
 
 
 def _present(value: _T | None, stage: str) -> _T:

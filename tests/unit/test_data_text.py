@@ -244,6 +244,6 @@ def test_a_missing_tokenizer_and_a_missing_setup_say_what_to_do() -> None:
 
 def test_every_option_has_a_help_text_and_a_check() -> None:
     names = set(inspect.signature(FederatedTextDataModule.__init__).parameters) - {"self"}
-    documented = inspect.getdoc(FederatedTextDataModule) or ""
+    documented = inspect.getdoc(FederatedTextDataModule.__init__) or ""
     assert [name for name in sorted(names) if f"    {name}: " not in documented] == []
-    assert names - {"tokenizer"} == set(TextDataOptions.__dataclass_fields__)
+    assert names == set(TextDataOptions.__dataclass_fields__)
