@@ -6,17 +6,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from transformers import PretrainedConfig
 
 from lightning_parablock.blocks.partition import Block, partition
 from lightning_parablock.cli.commands.plan_options import PlanOptions
-from lightning_parablock.cli.commands.probe import Probed, is_first_rank, probe
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.flops import step_flops
 from lightning_parablock.models.lora import Adapters
 from lightning_parablock.models.shapes import SHAPES, ModelShape, config_of, module_without_weights
-from lightning_parablock.models.speed import Step
 from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links
 from lightning_parablock.planning.units import parse_bps, parse_flop_per_s
 from lightning_parablock.planning.variants import Workload, recommended, variants
@@ -24,6 +24,10 @@ from lightning_parablock.report.console import console
 from lightning_parablock.report.dry_run import model_size
 from lightning_parablock.report.large_models import large_models_table, rows_of
 from lightning_parablock.report.plan import Premises, print_plan, settings_yaml
+
+if TYPE_CHECKING:
+    from lightning_parablock.cli.commands.probe import Probed  # what it imports is needed for a probe alone
+    from lightning_parablock.models.speed import Step
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ def plan(options: PlanOptions) -> None:
     config = config_of(options.model, options.gguf_file, options.layers)
     module = module_without_weights(config, options.dtype, adapters)
     blocks = partition(module, options.settings.blocks, options.settings.unmatched)
-    probed = probe(config, _step(options), options.chunk_bytes) if options.probe else None
-    if is_first_rank():
+    probed = _probed(config, options) if options.probe else None
+    if int(os.environ.get("RANK", 0)) == 0:  # it speaks for all
         _print(options, module, blocks, probed)
 
 
@@ -71,8 +75,16 @@ def _adapters(options: PlanOptions) -> Adapters:
     return Adapters(options.lora_rank, targets=options.lora_targets)
 
 
+def _probed(config: PretrainedConfig, options: PlanOptions) -> Probed:
+    from lightning_parablock.cli.commands.probe import probe
+
+    return probe(config, _step(options), options.chunk_bytes)
+
+
 def _step(options: PlanOptions) -> Step:
     """What one local step trains on, on this machine."""
+    from lightning_parablock.models.speed import Step
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return Step(options.batch_size, options.sequence_length, options.dtype, device, processes)

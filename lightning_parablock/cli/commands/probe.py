@@ -49,11 +49,6 @@ class Probed:
         return min(self.speeds, key=lambda speed: speed.flop_per_s)
 
 
-def is_first_rank() -> bool:
-    """Whether this process speaks for all."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
 def probe(config: Any, step: Step, chunk_bytes: int) -> Probed:
     """Measure; collective where there are several ranks.
 
