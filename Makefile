@@ -16,7 +16,7 @@ PEERS := $(VENV)/.peers-installed
 DOCS := $(VENV)/.docs-installed
 PYTEST_ARGS ?=
 
-.PHONY: help install demo test check docs bench bench-quick clean
+.PHONY: help install demo test check options docs bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -34,6 +34,9 @@ check: install ## lint, format, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
+
+options: install ## write docs/options.md and configs/base.yaml anew from the options' fields
+	$(BIN)/python -m docs.hooks.options_reference
 
 docs: install $(DOCS) ## build the documentation site in site/, run its notebook and check its links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

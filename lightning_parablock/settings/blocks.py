@@ -72,8 +72,8 @@ class BlockOptions(OptionGroup):
     visit_more: tuple[tuple[str, float], ...] = option(
         default=None,
         converter=_pairs,
-        help='Blocks to draw more often with "random" and "importance": pattern searched for in block names -> '
-        'factor, such as {"embed|head": 4}.',
+        help='Blocks to draw more often with "random" and "importance", such as {"embed|head": 4}. Each key is a '
+        "pattern that is searched for in the block names, each value the factor.",
     )
 
     def __post_init__(self) -> None:

@@ -19,8 +19,8 @@ class ExchangeOptions(OptionGroup):
 
     in_flight_value: InFlightValue = option(
         default="local",
-        help='Value of a block while its delta is in flight: "local" (committed value plus the client\'s own deltas '
-        'in flight) or "anchor" (committed value alone).',
+        help='Value of a block while its delta is in flight: "local" or "anchor". "local" is the committed value plus '
+        'the client\'s own deltas in flight; "anchor" is the committed value alone.',
     )
     server_optimizer: ServerOptimizer = option(
         default="sgd",
@@ -38,8 +38,8 @@ class ExchangeOptions(OptionGroup):
     topology: Topology = option(
         default="sharded",
         kind="path",
-        help='Where the server runs: "sharded" (every client serves an equal part of each block) or "star" (the first '
-        "client serves everything).",
+        help='Where the server runs: "sharded" or "star". With "sharded" every client serves an equal part of each '
+        'block; with "star" the first client serves everything.',
     )
     compression: Compression = option(
         default="none",

@@ -57,10 +57,10 @@ class LinkOptions(OptionGroup):
         default=None,
         kind="own",
         converter=keeps(PortRange)(read_ports),
-        help='Range of TCP ports such as "40000-40099" on which this rank accepts connections from the other ranks, '
-        "for a firewall; None means any port. The only other port in use is the rendezvous port. The kernel picks "
-        "ports from its own range, so this range should contain about 100 of those: see docs/sites.md. Ranks may have "
-        "different values.",
+        help='Range of TCP ports on which this rank accepts connections from other ranks, such as "40000-40099"; None '
+        "means any port. Set it where a firewall opens certain ports alone. The only other port in use is the "
+        "rendezvous port. The kernel picks ports from its own range, so this range should contain about 100 of those: "
+        "see docs/sites.md. Ranks may have different values.",
     )
 
     def __post_init__(self) -> None:

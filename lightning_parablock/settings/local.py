@@ -25,14 +25,15 @@ class LocalOptions(OptionGroup):
 
     block_optimizer_state: BlockOptimizerState = option(
         default="reset",
-        help='What happens to the client\'s optimizer state of a block at the end of its round: "reset" (dropped), '
-        '"offload" (kept in host memory until the block is trained again) or "keep" (kept on the device).',
+        help='What happens to the client\'s optimizer state of a block after its round: "reset", "offload" or '
+        '"keep". "reset" drops it; "offload" keeps it in host memory until the block is trained again; "keep" keeps '
+        "it on the device.",
     )
     local_warmup_steps: int = option(
         default=0,
         check=whole(0, "optimizer steps of each round"),
-        help="Number of optimizer steps at the start of each round over which the client's learning rate rises "
-        "linearly to its full value. For optimizers whose state has been reset.",
+        help="Optimizer steps at the start of each round over which the client's learning rate rises linearly to its "
+        "full value. For optimizers whose state has been reset.",
     )
     proximal_mu: float = option(
         default=0.0,

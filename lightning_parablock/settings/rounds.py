@@ -48,7 +48,7 @@ class RoundOptions(OptionGroup):
         default=None,
         converter=_number_or_none,
         check=whole(0, "optimizer steps; 0 is blocking"),
-        help="Optimizer steps between the end of a round and the merge of its exchange. None means local_steps "
-        "(ParaBlock, one round of staleness); 0 waits for every exchange (plain federated block coordinate descent); "
-        "twice local_steps keeps two exchanges in flight.",
+        help="Optimizer steps between the end of a round and the merge of its exchange; None means local_steps, 0 "
+        "waits for every exchange. The default is ParaBlock with one round of staleness, 0 is plain federated block "
+        "coordinate descent, and twice local_steps keeps two exchanges in flight.",
     )

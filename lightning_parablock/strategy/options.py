@@ -73,8 +73,8 @@ class ProcessOptions(OptionGroup):
         default="popen",
         kind="path",
         check=_check_start_method,
-        help='How processes are started without a launcher such as torchrun: "popen" (as whole programs), "fork" (in '
-        'notebooks) or "spawn".',
+        help='How processes are started without a launcher such as torchrun: "popen", "spawn" or "fork". "popen" '
+        'starts whole programs; "fork" works in notebooks.',
     )
 
 
@@ -82,15 +82,13 @@ class ProcessOptions(OptionGroup):
 class TrainerOptions(OptionGroup):
     """Objects of the Trainer."""
 
-    accelerator: Accelerator | None = option(default=None, kind="own", help="Set by the Trainer.")
-    parallel_devices: list[torch.device] | None = option(default=None, kind="own", help="Set by the Trainer.")
+    accelerator: Accelerator | None = option(default=None, help="Set by the Trainer.")
+    parallel_devices: list[torch.device] | None = option(default=None, help="Set by the Trainer.")
     cluster_environment: ClusterEnvironment | None = option(
-        default=None, kind="own", help="Cluster environment of Lightning; None means that the Trainer finds it."
+        default=None, help="Cluster environment of Lightning; None means that the Trainer finds it."
     )
-    checkpoint_io: CheckpointIO | None = option(default=None, kind="own", help="Checkpoint plugin of Lightning.")
-    precision_plugin: Precision | None = option(
-        default=None, kind="own", help="Precision plugin of Lightning, set by the Trainer."
-    )
+    checkpoint_io: CheckpointIO | None = option(default=None, help="Checkpoint plugin of Lightning.")
+    precision_plugin: Precision | None = option(default=None, help="Precision plugin of Lightning, set by the Trainer.")
 
 
 # The fields of a dataclass begin with those of its last base.
