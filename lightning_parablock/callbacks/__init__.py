@@ -1,4 +1,4 @@
-"""Callbacks: metrics of rounds and clients, a progress bar, a timeline, a model folder, predictions, a byte budget."""
+"""Callbacks: round and client metrics, progress bar, timeline, model export, prediction file, byte budget."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
     "Timeline",
 ]
 
-# On use: a report reads the names of logged figures from this folder, and needs no Lightning.
+# Imported at first use: reports read the names of logged figures from this package and must not need Lightning.
 _MODULES = ("byte_budget", "sight", "export", "predictions", "metrics", "progress", "timeline")
 __getattr__ = attributes_of(
     __name__, {name: f"{__name__}.{module}" for name, module in zip(__all__, _MODULES, strict=True)}

@@ -1,4 +1,4 @@
-"""Ends training when a client has sent so many bytes."""
+"""A limit on the bytes that a client sends in training."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lightning_parablock.planning.traffic import rounds_within
 
 
 class ByteBudget(Callback):
-    """Ends fit after as many rounds as so many sent bytes allow.
+    """Ends fit after as many rounds as the byte budget allows.
 
-    How many these are follows from the blocks, their order and the compression alone, and is known before the first
-    step: every client ends at the same round, and a run again ends there, too, whatever the network does.
+    The number of rounds depends only on the blocks, their order and the compression, and is known before the first
+    step: every client ends at the same round, and so does every repetition of the run, whatever the network does.
 
     Args:
-        budget_bytes: What a client may send in exchanges, message headers included; the mean over the clients.
+        budget_bytes: Bytes that a client may send in exchanges, message headers included; the mean over the clients.
 
     Raises:
-        ConfigurationError: before the first step: the strategy is not this package's, there is one client alone, the
+        ConfigurationError: before the first step: the strategy is not this package's, there is only one client, the
             budget is less than the first round needs, or not all clients train one known block in every round.
     """
 
@@ -56,7 +56,7 @@ class ByteBudget(Callback):
         self._set_last_step(trainer)
 
     def _set_last_step(self, trainer: Trainer) -> None:
-        """As soon as K is known, which with local_steps="auto" is in round 0."""
+        """Called as soon as K is known, which with local_steps="auto" is during round 0."""
         settings: Any = trainer.strategy.settings  # type: ignore[attr-defined]
         if self._is_set or settings.pending:
             return

@@ -1,4 +1,4 @@
-"""Leaves the trained model as a folder that transformers loads."""
+"""Export of the trained model to a folder that transformers loads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightning_parablock.callbacks.gather import place_here
 class HuggingFaceExport(Callback):
     """Writes the committed model to a Hugging Face folder when fit has ended, after the last exchange.
 
-    The first rank writes it; where sites have names, every site does, in a folder of its name inside. Works for
+    The first rank writes it; where sites have names, every site writes it to a subfolder with its name. Works for
     CausalLM and for every LightningModule that has one transformers model as an attribute. A run that fails or is
     interrupted leaves no folder.
 
     Args:
-        folder: The folder to make: configuration, safetensors and tokenizer.
-        overwrite: Replace what is at ``folder``; without it a folder that is not empty is refused before training.
+        folder: Folder to create, with configuration, safetensors and tokenizer.
+        overwrite: Replace ``folder`` if it exists; otherwise a folder that is not empty is refused before training.
         tokenizer: Add the tokenizer: CausalLM's own, else the attribute ``tokenizer`` of the module or its data module.
 
     Raises:
@@ -34,7 +34,7 @@ class HuggingFaceExport(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Imported late: transformers' models take seconds, which most runs need not spend.
+        # Imported late: importing transformers' models takes seconds, and most runs do not need them.
         from lightning_parablock.models.export import refuse_contents, the_network, the_tokenizer
 
         if stage != "fit":

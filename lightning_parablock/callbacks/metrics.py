@@ -1,4 +1,4 @@
-"""Logs each finished round under ``parablock/...``, without any collective: a client's figures are its own."""
+"""Metrics of each finished round, logged under ``parablock/...`` without any collective."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ class RoundMetrics(Callback):
     Names: ``parablock/round`` (from 0), ``parablock/block`` (index in ``trainer.strategy.blocks``),
     ``parablock/exposed_s``, ``parablock/wait_peer_s``, ``parablock/compute_s``, ``parablock/exchange_s`` (seconds),
     ``parablock/upload_bytes`` and ``parablock/download_bytes``, ``parablock/samples`` and, where it is known,
-    ``parablock/drift``, and ``parablock/nonfinite`` in rounds that were left out; for their
-    meaning see :class:`~lightning_parablock.records.RoundRecord`. The figures are
-    those of this rank's first client in the round; loggers that write on the first rank alone, as Lightning's do, have
-    rank 0's.
+    ``parablock/drift``, and ``parablock/nonfinite`` in rounds that were left out of the mean; for their meaning see
+    :class:`~lightning_parablock.records.RoundRecord`. The figures are those of this rank's first client in the round;
+    loggers that write only on the first rank, as Lightning's do, record those of rank 0.
     """
 
     def __init__(self) -> None:
@@ -39,7 +38,7 @@ class RoundMetrics(Callback):
     ) -> None:
         rows = self._write_new(trainer)
         if rows:
-            # The loggers have their rows; Lightning would write them only every log_every_n_steps.
+            # Logged already, row by row: Lightning would log callback metrics only every log_every_n_steps.
             pl_module.log_dict(rows[-1], on_step=True, on_epoch=False, logger=False, batch_size=1)
 
     @override
@@ -59,7 +58,7 @@ class RoundMetrics(Callback):
 
 
 def metrics_of(record: RoundRecord, block_index: dict[str, int]) -> dict[str, float]:
-    """The figures of one round under their logged names."""
+    """Metrics of one round by their logged names."""
     metrics = {PREFIX + name: float(getattr(record, name)) for name in _FIELDS}
     if record.drift is not None:
         metrics[PREFIX + "drift"] = record.drift

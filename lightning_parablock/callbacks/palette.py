@@ -1,4 +1,4 @@
-"""One colour for each block and each kind of wait, the same in ``timeline.png`` and on the report page."""
+"""Colours of blocks and waits, shared by ``timeline.png`` and the report page."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#b
 """Without reds and greys, which mark waits."""
 
 EXPOSED_COLOUR, SLOWER_COLOUR, SUBMITTED_COLOUR = "#d62728", "#7f7f7f", "#d9d9d9"
-"""The client stood still for the exchange; it stood still for a slower client; its delta waited for other clients."""
+"""Colours of waits: client idle for the exchange, client idle for a slower client, delta waiting for other clients."""
 
 _HUES = (0.08, 0.85)
-"""The range of hues of more blocks than there are colours: from orange to violet, without red."""
+"""Range of hues for models with more blocks than colours: from orange to violet, without red."""
 
 
 def block_colours(blocks: Iterable[str]) -> dict[str, str]:
-    """Block -> its colour as ``#rrggbb``, in the natural order of the names."""
+    """Colour of each block as ``#rrggbb``, in the natural order of the block names."""
     names = sorted(set(blocks), key=natural)
     few = len(names) <= len(COLOURS)
     return {name: COLOURS[i] if few else _one_of_many(i, len(names)) for i, name in enumerate(names)}
 
 
 def legend_blocks(colours: dict[str, str]) -> list[str]:
-    """The blocks that a legend names: all of them, or the first and the last where they would fill the picture."""
+    """Blocks named in a legend: all of them, or the first and the last where all would fill the picture."""
     names = list(colours)
     return names if len(names) <= len(COLOURS) else [names[0], names[-1]]
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Sorts ``layers.9`` before ``layers.10``."""
+    """Sort key that puts ``layers.9`` before ``layers.10``."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _one_of_many(index: int, n: int) -> str:
-    """Hues along the model; neighbours differ in lightness, too."""
+    """Colour by position in the model; neighbours also differ in lightness."""
     low, high = _HUES
     rgb = colorsys.hls_to_rgb(low + (high - low) * index / (n - 1), (0.42, 0.62)[index % 2], 0.65)
     return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)

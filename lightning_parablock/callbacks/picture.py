@@ -1,7 +1,7 @@
 """Finished rounds as a picture: per client a row of computation and, below it, a row of exchanges.
 
 One colour per block. The exchange of a round runs while the next round is computed; before it, in grey, a delta
-waits for other clients to submit theirs. Seconds in which the client stood still are hatched over its computation.
+waits for other clients to submit theirs. Time in which the client was idle is hatched over its computation.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHORTEST_WAIT_S = 1e-3
-"""Shorter waits are a thread's waking up; pictures leave them out, and say so."""
+"""Shorter waits are only the latency of waking a thread; pictures omit them, and say so."""
 _SHORTEST_PART = 1e-4
-"""Of the time drawn: a fifth of a pixel."""
+"""Fraction of the time drawn: a fifth of a pixel."""
 _WITH_EDGE = 50
-"""Bars of so many times the shortest part have room for a white edge."""
+"""Bars at least this many times the shortest part have room for a white edge."""
 _WIDTH_INCHES = 14
 _LEGEND_ROW_INCHES = 0.2
 _LEGEND_CHARACTERS = 200
-"""Of the legend's font, in the width of the picture."""
+"""Characters of the legend's font that fit in the width of the picture."""
 _PATCH_CHARACTERS = 8
 """Room for a colour and for the gap to the next column."""
 _WAITS = (
@@ -59,10 +59,10 @@ def draw_timeline(
     """Draw the first rounds: per client computation above and exchange below, one colour per block, waits hatched.
 
     Args:
-        records: Of all clients; nothing is drawn if empty.
-        path: The PNG file to write.
-        names: How clients are named.
-        at_most_rounds: Draw no more rounds than these, so that bars stay readable.
+        records: Round records of all clients; nothing is drawn if empty.
+        path: Path of the PNG file.
+        names: Names of the clients.
+        at_most_rounds: Maximum number of rounds to draw, so that bars stay readable.
     """
     from matplotlib.figure import Figure  # it takes a second to import, and most processes never draw
 
@@ -87,12 +87,12 @@ def draw_timeline(
 
 
 def shortest_drawn_s(ends_s: Iterable[float]) -> float:
-    """The shortest wait that a picture of so many seconds can show."""
+    """Shortest wait that is visible in a picture of the given length, in seconds."""
     return max(SHORTEST_WAIT_S, _SHORTEST_PART * max(ends_s))
 
 
 def left_out(waits_s: Iterable[float], shortest_s: float) -> str:
-    """What a picture says of the waits that it does not show; empty where it shows all."""
+    """Note on the waits that a picture omits; empty where it shows all."""
     short = [wait_s for wait_s in waits_s if 0 < wait_s < shortest_s]
     if not short:
         return ""
@@ -109,7 +109,7 @@ def _draw_round(axes: Axes, record: RoundRecord, base: float, origin_s: float, c
         axes.broken_barh([(span[0] - origin_s, span[1])], (y, 0.9), **style)
 
     def plain(span: Span, y: float, colour: str, zorder: int = 2) -> None:
-        # What is too short for a bar is a line of its colour: a white edge would hide it.
+        # A span too short for a bar is drawn as a line of its colour: a white edge would hide it.
         edge = "white" if span[1] > _WITH_EDGE * shortest_s else colour
         bar(span, y, facecolors=colour, edgecolors=edge, linewidth=0.6, zorder=zorder)
 
@@ -118,7 +118,7 @@ def _draw_round(axes: Axes, record: RoundRecord, base: float, origin_s: float, c
         plain(submitted_span(record), base + 1, SUBMITTED_COLOUR, zorder=1)  # the exchange before it may still run
     plain(exchange_span(record), base + 1, colour)
     for span, edge in ((peer_span(record), SLOWER_COLOUR), (exposed_span(record), EXPOSED_COLOUR)):
-        if span[1] >= shortest_s:  # above the bar of the next round, in which it lies
+        if span[1] >= shortest_s:  # above the bar of the next round, which contains it
             bar(span, base, facecolors="white", edgecolors=edge, hatch="////", linewidth=0.8, zorder=3)
 
 
@@ -143,7 +143,7 @@ def _title(shown: Sequence[RoundRecord], n_rounds: int, shortest_s: float) -> st
 
 
 def _legend_shape(labels: Sequence[str]) -> tuple[int, int]:
-    """Columns and rows of a legend that is no wider than the picture."""
+    """Numbers of columns and rows of a legend that is no wider than the picture."""
     n_columns = min(5, max(1, _LEGEND_CHARACTERS // (max(map(len, labels)) + _PATCH_CHARACTERS)))
     return n_columns, -(-len(labels) // n_columns)
 

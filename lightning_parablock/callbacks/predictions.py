@@ -1,4 +1,4 @@
-"""What ``predict_step`` returns, in a JSON Lines file: one object per row, in the order of the rows."""
+"""Predictions in a JSON Lines file: one object per row, in the order of the rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lightning_parablock.errors import ConfigurationError
 
 
 class _Prediction(NamedTuple):
-    """Of one row; ``rows`` has several where a batch's prediction has no part per row, and none in a stream."""
+    """Prediction of one row; ``rows`` has several if a batch's prediction is not split by row, and none in a stream."""
 
     loader: int
     rows: tuple[int, ...]
@@ -32,20 +32,20 @@ class _Prediction(NamedTuple):
 class PredictionFile(BasePredictionWriter):
     """Writes predictions to a new file, each row once.
 
-    The ranks share a prediction set as they share a validation set, and the first one writes all rows. Where sites have
-    names each writes a file of its own rows, and no prediction leaves it.
+    The ranks share a prediction set as they share a validation set, and the first rank writes all rows. Where sites
+    have names, each site writes a file of its own rows, and no prediction leaves the site.
 
-    A line is ``{"row": 3, "prediction": ...}``: the row's index in the prediction set, and its part of what
-    ``predict_step`` returned for the batch: an element of a tensor, an array or a list, or a dict of such. A prediction
-    that has no part per row is written once per batch, with ``rows`` in place of ``row``; that of a stream, whose rows
-    have no index, with ``batch``. ``dataloader`` is given where there are several, ``client`` where clients predict
-    rows of their own.
+    A line is ``{"row": 3, "prediction": ...}``: the row's index in the prediction set, and its part of the value that
+    ``predict_step`` returned for the batch: an element of a tensor, an array or a list, or a dict of such elements. A
+    prediction that cannot be split by row is written once per batch, with ``rows`` in place of ``row``; that of a
+    stream, whose rows have no index, with ``batch``. ``dataloader`` is given if there are several, ``client`` if
+    clients predict rows of their own.
 
     Args:
-        path: The file; or a function that names it, called before the first prediction.
+        path: Path of the file, or a function that returns it, called before the first prediction.
 
     Attributes:
-        written: The file and its number of rows, on a rank that has written one.
+        written: Path of the file and its number of rows, on a rank that has written one.
     """
 
     def __init__(self, path: str | Path | Callable[[], Path]) -> None:
@@ -101,7 +101,7 @@ class PredictionFile(BasePredictionWriter):
 
 
 def file_of_site(path: Path, site: str | None) -> Path:
-    """``predictions-a.jsonl`` for site a: sites may run on one machine."""
+    """A site's own file, ``predictions-a.jsonl`` for site a: sites may run on one machine."""
     return path if site is None else path.with_name(f"{path.stem}-{site}{path.suffix}")
 
 
@@ -122,12 +122,12 @@ def _writes(trainer: Trainer) -> bool:
 
 
 def _has_indices(loader: Any) -> bool:
-    """Whether the rows of a loader have indices: for a stream, Lightning passes those of the loader before it."""
+    """Whether the rows of a loader have indices: for a stream, Lightning passes those of the previous loader."""
     return hasattr(getattr(loader, "batch_sampler", None), "seen_batch_indices")
 
 
 def _by_row(prediction: Any, n_rows: int) -> list[Any] | None:
-    """The part of each row; None where the prediction has no part per row."""
+    """Each row's part of a prediction; None if the prediction cannot be split by row."""
     if isinstance(prediction, Mapping) and prediction:
         parts = {name: _by_row(value, n_rows) for name, value in prediction.items()}
         if any(part is None for part in parts.values()):
@@ -141,10 +141,10 @@ def _by_row(prediction: Any, n_rows: int) -> list[Any] | None:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it.
+    """The value as JSON types.
 
     Raises:
-        ConfigurationError: it has no form in JSON.
+        ConfigurationError: the value cannot be represented in JSON.
     """
     if isinstance(value, Tensor):
         return value.detach().cpu().tolist()
@@ -173,7 +173,7 @@ def _lines(of_ranks: Sequence[Sequence[_Prediction]]) -> list[str]:
         key=lambda entry: (entry[0].loader, entry[0].rows, entry[0].batch, entry[1]),
     )
     has_loaders = any(one.loader for one, _ in found)
-    # Rows of one set have one index each; the same index twice is that of two sets, or of one that was not shared out.
+    # Indices are unique within a data set: a repeated index comes from two sets, or from a set that was not sharded.
     places = Counter((one.loader, one.rows or one.batch) for one, _ in found)
     has_twice = any(count > 1 for count in places.values())
     lines: list[str] = []

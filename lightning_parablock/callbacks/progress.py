@@ -1,4 +1,4 @@
-"""A progress bar that shows the rounds: a live bar on a terminal, one line a round elsewhere."""
+"""A progress bar for rounds: a live bar on a terminal, one line per round elsewhere."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lightning_parablock.records import RoundRecord
 class RoundProgressBar(RichProgressBar):
     """Shows the newest finished round, counted from 0, its block, and what this rank's clients have exchanged so far.
 
-    Exposed seconds are those in which this rank stood still for an exchange, summed over its rounds so far, as in the
+    Exposed seconds are those in which this rank was idle for an exchange, summed over its rounds so far, as in the
     table at the end. The first rank shows a bar; where sites have names, every site does.
 
     Args:
         refresh_rate: Redraws per second of the live bar.
-        lines: Print one line per finished round in place of the live bar; None does so where the output is no terminal
+        lines: Print one line per finished round instead of the live bar; None does so if the output is not a terminal
             (a log file, a pipe).
     """
 
@@ -56,7 +56,7 @@ class RoundProgressBar(RichProgressBar):
     @override
     def disable(self) -> None:
         super().disable()
-        self._silenced = True  # Lightning's call on every rank but the first
+        self._silenced = True  # Lightning calls this on every rank but the first
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,7 +87,7 @@ class RoundProgressBar(RichProgressBar):
     def _take_records(self, trainer: Trainer) -> None:
         for record in self._new.take(trainer.strategy):
             self._newest = record
-            # Of a rank that hosts several clients, the record of the first one that trained has the messages and waits.
+            # If a rank hosts several clients, the record of the first one that trained has the bytes and the waits.
             self._exchanged_bytes += record.upload_bytes + record.download_bytes
             self._exposed_s += record.exposed_s
             if self._lines and not self._silenced:

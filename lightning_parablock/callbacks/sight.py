@@ -1,4 +1,4 @@
-"""Sight of each client: how well the committed model serves it, how far it drifts, how much it takes part."""
+"""Metrics of each client: loss of the committed model on its data, drift and participation."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.names import ClientNames
 
 MAX_CLIENTS = 64
-"""Of more clients than these only means, worst and spread are logged: their figures would bury all others."""
+"""With more clients, only means, worst and spread are logged: figures of single clients would bury all others."""
 
 Shared = Literal["clients", "aggregates", "nothing"]
-"""What a client shares: its own figures, only what is summed over all clients, or nothing."""
+"""What a client shares: its own figures, only sums over all clients, or nothing."""
 
 
 def check_shared(shared: str) -> None:
-    """Raise a ConfigurationError where the value is none of :data:`Shared`."""
+    """Raise a ConfigurationError if the value is not one of :data:`Shared`."""
     if shared not in get_args(Shared):
         raise ConfigurationError(f"shared={shared!r} is not known; {nearest(shared, get_args(Shared))}")
 
@@ -44,35 +44,35 @@ class ClientSight(Callback):
     After each validation and at the end of training it logs, to every logger and to ``trainer.callback_metrics``:
 
     - ``parablock/val_loss_client_{i}``: mean validation loss of the committed model on client i's own rows;
-      ``_mean``, ``_worst`` (highest), ``_spread`` (highest less lowest) and ``_std`` in place of ``_client_{i}``: over
-      the clients, each counting once.
+      ``_mean``, ``_worst`` (highest), ``_spread`` (highest minus lowest) and ``_std`` in place of ``_client_{i}``:
+      over the clients, with equal weights.
     - ``parablock/val_loss_label_{name}``: mean over the rows with that label.
     - ``parablock/drift_client_{i}``, ``_mean``, ``_max``: ``RoundRecord.drift``, the mean over the rounds merged
       since the last figures.
-    - ``parablock/participation_client_{i}``, ``_mean``, ``_min``: rounds in which the client trained, over the rounds
-      merged so far, 0 to 1.
+    - ``parablock/participation_client_{i}``, ``_mean``, ``_min``: share of the rounds merged so far in which the client
+      trained, 0 to 1.
     - ``parablock/samples_client_{i}``, ``_total``: samples trained on so far.
 
-    Where sites have names, ``_client_{i}`` is ``_site_{name}``; where a site hosts several clients, it stays.
+    Where sites have names, ``_client_{i}`` becomes ``_site_{name}``, unless a site hosts several clients.
 
     The losses are those that ``validation_step`` returns: a scalar, a dict with a scalar ``loss``, or a dict with
-    ``loss_sums`` and ``loss_counts`` of shape (samples,); without any, the mean that the module logs under ``monitor``.
-    Of more than 64 clients only figures over all are logged. Own rows are those of the last validation loader (where
-    a rank hosts several clients, its data set tells by ``row_clients`` whose), unless all clients have the same there
-    and the strategy has cut it into shards. Labels need ``loss_sums``, and a first validation loader that does not
-    shuffle, over a data set with ``row_labels`` (for each sample an index) and ``label_names``. All clients need the
-    callback with the same options.
+    ``loss_sums`` and ``loss_counts`` of shape (samples,); otherwise the mean that the module logs under ``monitor``.
+    With more than 64 clients, only figures over all clients are logged. A client's own rows are those of the last
+    validation loader (if a rank hosts several clients, ``row_clients`` of its data set assigns the rows to them),
+    unless all clients have the same rows there and the strategy has sharded them. Labels need ``loss_sums``, and a
+    first validation loader that does not shuffle, over a data set with ``row_labels`` (an index for each sample) and
+    ``label_names``. All clients need the callback with the same options.
 
     Args:
         shared: What leaves a client: "clients", its figures, which all clients see; "aggregates", only sums and maxima
             over the clients, and no figure of a single client is logged; "nothing": each client logs only its own
             figures, and also keeps them in a file on its own disk.
         monitor: Name of the logged validation loss.
-        folder: Of "nothing"'s file, ``sight-client{i}.jsonl`` or ``sight-site_{name}.jsonl``; None takes the trainer's
-            log directory.
+        folder: Folder of the file written with "nothing", ``sight-client{i}.jsonl`` or ``sight-site_{name}.jsonl``;
+            None for the trainer's log directory.
 
     Raises:
-        ConfigurationError: ``shared`` is not known.
+        ConfigurationError: ``shared`` is not one of these values.
     """
 
     def __init__(self, shared: Shared = "clients", monitor: str = "val_loss", folder: str | None = None) -> None:
@@ -111,7 +111,7 @@ class ClientSight(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # After the drain; Lightning skips this hook on an exception's way out, so nobody waits there.
+        # After the drain; Lightning skips this hook after an exception, so no rank waits in a collective then.
         self._tell(trainer, dict.fromkeys(_hosted(trainer)), {})
 
     def _tell(self, trainer: Trainer, losses: dict[int, float | None], labels: dict[str, Sum]) -> None:
@@ -129,7 +129,7 @@ class ClientSight(Callback):
             self._keep(trainer, ClientNames.of(trainer.strategy).key(own[0].client), metrics)
 
     def _keep(self, trainer: Trainer, key: str, metrics: dict[str, float]) -> None:
-        """Most loggers write on the first rank alone: the figures of all other clients would be lost."""
+        """Most loggers write only on the first rank: the figures of all other clients would be lost."""
         folder = Path(self._folder or trainer.log_dir or trainer.default_root_dir)  # log_dir is a broadcast
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"sight-{key.replace('client_', 'client', 1)}.jsonl").open("a", encoding="utf-8") as file:
@@ -141,7 +141,7 @@ def _hosted(trainer: Trainer) -> Sequence[int]:
 
 
 def _among_clients(strategy: Any, own: Sequence[ClientFigures], labels: dict[str, Sum]) -> dict[str, float]:
-    """Every client sends its figures to all."""
+    """Figures shared by every client with all clients."""
     told = gather_objects(strategy, (list(own), labels))
     everybody = sorted((one for clients, _ in told for one in clients), key=lambda one: one.client)
     of_labels: dict[str, Sum] = {}
@@ -155,23 +155,23 @@ def _among_clients(strategy: Any, own: Sequence[ClientFigures], labels: dict[str
 
 
 def _in_sums(strategy: Any, own: Sequence[ClientFigures], labels: dict[str, Sum]) -> dict[str, float]:
-    """Two reductions and, where all clients have the same labels, a third: no client's figures are sent as such."""
+    """Sums and maxima from two reductions and, where all clients have the same labels, a third."""
     sums, names = Sums.of(own), sorted(labels)
     same = float(int.from_bytes(hashlib.sha256(json.dumps(names).encode()).digest()[:6], "big"))
     *peaks, high, low = _reduced(strategy, [*sums.peaks, same, -same], "max")
     found = Sums(tuple(_reduced(strategy, sums.added, "sum")), tuple(peaks)).metrics()
-    if high != -low or not names:  # on all clients alike, or they would not meet in the next reduction
+    if high != -low or not names:  # the same decision on all clients, or they would not meet in the next reduction
         return found
     flat = _reduced(strategy, [value for name in names for value in labels[name]], "sum")
     return {**found, **label_metrics(dict(zip(names, zip(flat[::2], flat[1::2], strict=True), strict=True)))}
 
 
 def _alone(strategy: Any, own: Sequence[ClientFigures], labels: dict[str, Sum]) -> dict[str, float]:
-    """A client's own figures, of which no other knows."""
+    """A client's own figures, shared with no other client."""
     passed = max(one.passed_rounds for one in own)
     return {**client_metrics(own, passed, ClientNames.of(strategy)), **label_metrics(labels)}
 
 
 def _reduced(strategy: Any, values: Sequence[float], how: Literal["sum", "max"]) -> list[float]:
-    device = strategy.root_device if strategy.root_device.type == "cuda" else "cpu"  # not every device has float64
+    device = strategy.root_device if strategy.root_device.type == "cuda" else "cpu"  # not all devices have float64
     return strategy.reduce(torch.tensor(values, dtype=torch.float64, device=device), reduce_op=how).tolist()

@@ -1,4 +1,4 @@
-"""What is known of each client, and what is told of all of them together: sums, maxima and minima."""
+"""Figures of each client, and those of all clients together: sums, maxima and minima."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ WORST, LABEL = f"{LOSS}_worst", f"{LOSS}_label_"
 
 @dataclass(frozen=True)
 class ClientFigures:
-    """What one client knows of itself.
+    """The figures of one client.
 
     Attributes:
-        client: Its number.
-        loss: Mean validation loss of the committed model on its own rows; None where it has none, or did not validate.
-        rounds: Rounds in which it trained.
-        passed_rounds: Rounds that have passed, with it or without.
-        samples: On how many it has trained.
-        drift: Mean over the rounds since the last figures, see
-            :class:`~lightning_parablock.records.RoundRecord`; None where no round tells.
+        client: Number of the client.
+        loss: Mean validation loss of the committed model on its own rows; None if it has none, or did not validate.
+        rounds: Number of rounds in which it trained.
+        passed_rounds: Number of rounds merged so far, whether it took part or not.
+        samples: Number of samples it has trained on.
+        drift: Mean drift over the rounds since the last figures, see
+            :class:`~lightning_parablock.records.RoundRecord`; None if it is known for none of them.
     """
 
     client: int
@@ -38,11 +38,11 @@ class ClientFigures:
 
 @dataclass(frozen=True)
 class Sums:
-    """The figures of some clients, added up; nothing in it belongs to one of them alone if there are several.
+    """Figures summed over some clients; with several clients, no figure is that of a single one.
 
     Attributes:
-        added: Adds up over clients.
-        peaks: The maximum is taken over clients; a minimum is the maximum of what has the other sign.
+        added: Figures that are summed over clients.
+        peaks: Figures whose maximum over clients is taken; a minimum is the maximum of negated figures.
     """
 
     added: tuple[float, ...]
@@ -50,7 +50,7 @@ class Sums:
 
     @classmethod
     def of(cls, clients: Iterable[ClientFigures]) -> Sums:
-        """Of this rank's clients; at least one."""
+        """The sums of this rank's clients; at least one client."""
         each = [_sums_of_one(client) for client in clients]
         return cls(
             tuple(math.fsum(column) for column in zip(*(one.added for one in each), strict=True)),
@@ -66,7 +66,7 @@ class Sums:
             mean = loss / n_loss
             spread = highest + lowest
             found |= {f"{LOSS}_mean": mean, WORST: highest, f"{LOSS}_spread": spread}
-            # Of an infinite loss the difference is NaN, which a maximum would pass by.
+            # With an infinite loss the difference is NaN, which a maximum would skip.
             variance = loss_squares / n_loss - mean * mean if math.isfinite(loss_squares) else math.inf
             found[f"{LOSS}_std"] = math.sqrt(max(0.0, variance))
         if passed:
@@ -80,7 +80,7 @@ class Sums:
 def _sums_of_one(client: ClientFigures) -> Sums:
     loss, drift = client.loss, client.drift
     if loss is not None and math.isnan(loss):
-        loss = math.inf  # a maximum would pass NaN by, or not, as the order of the clients has it
+        loss = math.inf  # whether a maximum skips NaN depends on the order of the clients
     return Sums(
         added=(
             1.0,
@@ -101,7 +101,7 @@ def _sums_of_one(client: ClientFigures) -> Sums:
 def client_metrics(
     clients: Iterable[ClientFigures], passed_rounds: int, names: ClientNames = NO_NAMES
 ) -> dict[str, float]:
-    """Each client's figures, under their logged names."""
+    """Figures of each client by their logged names."""
     found: dict[str, float] = {}
     for one in clients:
         told = {LOSS: one.loss, DRIFT: one.drift}
@@ -119,12 +119,12 @@ def label_metrics(labels: Mapping[str, tuple[float, float]]) -> dict[str, float]
 def figures_of(
     records: Sequence[RoundRecord], losses: Mapping[int, float | None], *, told_rounds: int = 0
 ) -> list[ClientFigures]:
-    """The figures of this rank's clients: of each that has a record or a loss.
+    """Figures of this rank's clients that have a record or a loss.
 
     Args:
         records: Finished rounds of all clients of this rank.
         losses: Own validation loss by client, None where it is not known.
-        told_rounds: Rounds below this number do not count for the drift any more.
+        told_rounds: Rounds below this number no longer count for the drift.
     """
     passed = max((r.round for r in records), default=-1) + 1 - min((r.round for r in records), default=0)
     found: list[ClientFigures] = []

@@ -1,4 +1,4 @@
-"""A client's validation losses, before any of them leaves it: by loader, and by label of the rows."""
+"""Validation losses of a client, before any of them leaves it: by loader, and by label of the rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_parablock.training.samples import samples_of
 log = logging.getLogger(__name__)
 
 MAX_LABELS = 64
-"""A figure a label: more labels than these would bury the others in every logger."""
+"""Maximum number of labels with a figure each: more would bury the other figures in every logger."""
 
 Sum = tuple[float, float]
 """Summed loss and number of its terms (tokens, samples)."""
@@ -28,7 +28,7 @@ class Losses:
     """Sums up one validation.
 
     Args:
-        trainer: Its validation loaders are ready.
+        trainer: The trainer, whose validation loaders are ready.
         monitor: Name under which the module logs its loss, for modules whose validation_step returns none.
     """
 
@@ -42,7 +42,14 @@ class Losses:
         self._of_client: dict[int, Tensor] = {}
 
     def add(self, outputs: Any, batch: Any, batch_index: int, loader: int) -> None:
-        """Take in a batch: what validation_step returned for it, and its place."""
+        """Add the losses of a batch.
+
+        Args:
+            outputs: Return value of ``validation_step``.
+            batch: The batch.
+            batch_index: Index of the batch in its loader.
+            loader: Index of the loader.
+        """
         found = _sums(outputs, batch, getattr(self._trainer, "lightning_module", None))
         if found is None:
             return
@@ -54,7 +61,7 @@ class Losses:
                 self._of_client[client] = self._of_client.get(client, 0) + sums
 
     def of_labels(self) -> dict[str, Sum]:
-        """By label of the rows of the first loader; empty where they have none, or losses are not known by row."""
+        """Losses by label of the first loader's rows; empty if they have none, or losses are not known by row."""
         if not self._of_label.any():
             return {}
         totals, counts = self._of_label.tolist()
@@ -64,8 +71,8 @@ class Losses:
         """Mean loss of each client of this rank on its own rows.
 
         Args:
-            hosted: Their numbers. Where the last loader's data set does not tell by ``row_clients`` whose its rows are,
-                they are the one client's; of several, nobody's.
+            hosted: Numbers of this rank's clients. If the last loader's data set has no ``row_clients``, its rows are
+                those of the only client; with several clients, they belong to none.
         """
         if not self._of_client:
             return {hosted[0]: self.own() if len(hosted) == 1 else None}
@@ -73,7 +80,7 @@ class Losses:
         return {client: total / count for client, (total, count) in means.items() if count}
 
     def own(self) -> float | None:
-        """Mean loss over the last loader; None where it is a shard of rows that all clients share, or nothing is known.
+        """Mean loss over the last loader; None if it is a shard of rows that all clients share, or no loss is known.
 
         Must be called before Lightning forgets what the module has logged.
         """
@@ -102,7 +109,7 @@ def _by_row(outputs: Any) -> bool:
 
 
 def _sums(outputs: Any, batch: Any, module: Any) -> Tensor | None:
-    """Loss sums and their numbers of terms, shape (2, samples), or (2, 1) where only the batch's mean is known."""
+    """Loss sums and their numbers of terms, shape (2, samples), or (2, 1) if only the batch's mean is known."""
     if _by_row(outputs):
         return torch.stack([outputs[name].detach().cpu().double() for name in ("loss_sums", "loss_counts")])
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
@@ -113,7 +120,7 @@ def _sums(outputs: Any, batch: Any, module: Any) -> Tensor | None:
 
 
 def _labels(loader: Any) -> tuple[list[list[int]], list[str]]:
-    """For each batch of a loader the label numbers of its rows, and the labels' names; empty where there are none."""
+    """Label numbers of the rows in each batch of a loader, and the labels' names; empty where there are none."""
     names: list[str] = list(getattr(getattr(loader, "dataset", None), "label_names", ()))
     if len(names) > MAX_LABELS:
         log.info("no validation loss by label: %d labels, at most %d are shown", len(names), MAX_LABELS)
@@ -122,7 +129,7 @@ def _labels(loader: Any) -> tuple[list[list[int]], list[str]]:
 
 
 def _batches_of(loader: Any, attribute: str) -> list[list[int]]:
-    """For each batch of a loader what its data set says of the rows; empty where it says nothing, or shuffles."""
+    """Values of a row attribute of a data set in each batch of its loader; empty without it, or if it shuffles."""
     said: Any = getattr(getattr(loader, "dataset", None), attribute, None)
     sampler: Any = getattr(loader, "batch_sampler", None)
     if said is None or sampler is None:

@@ -1,4 +1,4 @@
-"""Brings the round records of all clients together when training has ended and writes them as trace and picture."""
+"""Round records of all clients, gathered when training has ended and written as trace and picture."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 class Timeline(Callback):
     """Writes ``timeline.json`` (Chrome trace) and ``timeline.png`` at the end of fit.
 
-    The first rank writes them; where sites have names, every site does, in a folder of its name.
+    The first rank writes them; where sites have names, every site writes them to a subfolder with its name.
 
     Args:
-        folder: Where to write; None takes the trainer's log directory.
-        own_only: Each rank keeps its clients' rounds to itself, and who writes has only its own.
+        folder: Folder to write to; None for the trainer's log directory.
+        own_only: Do not share the rounds between ranks: a rank that writes has only the rounds of its own clients.
 
     Attributes:
-        records: The rounds of all clients (or this rank's own), on every rank, once fit has ended.
+        records: Rounds of all clients (or of this rank's own), on every rank, once fit has ended.
     """
 
     def __init__(self, folder: str | None = None, own_only: bool = False) -> None:
@@ -37,7 +37,7 @@ class Timeline(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # After the drain, and never on an exception's way out: Lightning skips this hook there, so nobody waits.
+        # After the drain, and never after an exception: Lightning skips this hook then, so no rank waits.
         own = round_records(trainer.strategy)
         per_rank = [own] if self._own_only else gather_objects(trainer.strategy, own)
         self.records = sorted((r for records in per_rank for r in records), key=lambda r: (r.round, r.client))

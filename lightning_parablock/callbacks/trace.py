@@ -14,9 +14,9 @@ Span = tuple[float, float]
 
 THREADS = ("compute", "exchange")
 EXPOSED, WAITING = "exposed", "waiting for a slower client"
-"""Names of the spans in which a client stood still."""
+"""Names of the spans in which a client was idle."""
 SUBMITTED = "submitted, other clients not yet"
-"""Name of the span before an exchange: the client computes, or stands still, and nothing can be exchanged yet."""
+"""Name of the span before an exchange: the delta is ready, but other clients have not submitted theirs."""
 _MICROSECONDS = 1e6
 
 
@@ -25,7 +25,7 @@ def chrome_trace(records: Iterable[RoundRecord], names: ClientNames = NO_NAMES) 
 
     Args:
         records: Finished rounds of any clients.
-        names: How clients are named.
+        names: Names of the clients.
     """
     ordered = sorted(records, key=lambda record: (record.client, record.round))
     origin_s = min((record.start_s for record in ordered), default=0.0)
@@ -35,22 +35,22 @@ def chrome_trace(records: Iterable[RoundRecord], names: ClientNames = NO_NAMES) 
 
 
 def submitted_span(record: RoundRecord) -> Span:
-    """When the client's delta was ready and other clients had not submitted theirs: no exchange yet."""
+    """Time in which the client's delta was ready, but other clients had not submitted theirs."""
     return record.exchange_start_s, record.exchange_ready_s - record.exchange_start_s
 
 
 def exchange_span(record: RoundRecord) -> Span:
-    """From the moment every client had submitted until the commit was there."""
+    """Time from the last client's submission until the commit arrived."""
     return record.exchange_ready_s, record.exchange_end_s - record.exchange_ready_s
 
 
 def exposed_span(record: RoundRecord) -> Span:
-    """When the client stood still for the exchange: up to the moment the commit was there."""
+    """Time in which the client was idle for the exchange, up to the arrival of the commit."""
     return record.exchange_end_s - record.exposed_s, record.exposed_s
 
 
 def peer_span(record: RoundRecord) -> Span:
-    """When the client stood still for a slower one: up to the moment every client had submitted."""
+    """Time in which the client was idle for a slower one, up to the last client's submission."""
     return record.exchange_ready_s - record.wait_peer_s, record.wait_peer_s
 
 
