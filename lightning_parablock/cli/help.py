@@ -20,13 +20,13 @@ _HEADINGS = {
     "Customize every aspect of training via flags:": "Lightning's Trainer, options --trainer.NAME:",
     "<class 'lightning.pytorch.core.module.LightningModule'>:": "another model:",
 }
-"""Those of LightningCLI that do not say what stands below them."""
+"""Headings of LightningCLI that do not describe the options below them."""
 
 _SECTIONS = {"strategy": "trainer.strategy", "model": "model", "data": "data"}
 
 
 def asks_for_help(words: Sequence[str]) -> bool:
-    """Whether the help of a whole command is wanted, not that of one class."""
+    """Whether the words ask for the help of a whole command rather than of one class."""
     return any(word in _HELP for word in words)
 
 
@@ -35,7 +35,7 @@ def command_help(name: str, lightnings: str, words: Sequence[str], defaults: Map
 
     Args:
         name: The command.
-        lightnings: What LightningCLI's own parser says.
+        lightnings: The help text of LightningCLI's own parser.
         words: The command line, which may name other classes than the defaults.
         defaults: The default classes, by dotted option.
     """

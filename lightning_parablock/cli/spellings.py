@@ -1,7 +1,7 @@
 """Short spellings of the command line and of YAML files, written out in full before Lightning's parser reads them.
 
 ``--strategy parablock --strategy.local_steps 8`` becomes ``--trainer.strategy`` with a class path, the preset's
-settings and the options; a YAML file may say ``strategy:`` at its top and may give a preset's name in place of a class
+settings and the options; a YAML file may have ``strategy:`` at its top level and a preset's name in place of a class
 path.
 """
 
@@ -46,7 +46,7 @@ _HELP = {**_STRATEGY_HELP, "--model.help": MODEL_CLASS_PATH, "--data.help": DATA
 
 
 def presets() -> dict[str, dict[str, Any]]:
-    """The registered names of ParaBlock strategies, each with the settings that the name stands for.
+    """The registered names of ParaBlock strategies, each with its settings.
 
     All of them choose a delay, so each name sets it: ``--strategy parablock`` after a file that says ``fedbcd`` is
     not left blocking. Every other setting of an earlier file stays as it is.

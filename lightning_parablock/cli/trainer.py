@@ -20,7 +20,7 @@ _DISK = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, err
 
 
 def run_trainer(args: Sequence[str]) -> int:
-    """Do what a command line of LightningCLI says and return the exit code.
+    """Run a command line of LightningCLI and return the exit code.
 
     Args:
         args: The command line without the program's name.
@@ -59,7 +59,7 @@ def _known_cause(error: BaseException) -> ParaBlockError | None:
 
 
 def _of_the_disk(error: OSError, run: Run) -> bool:
-    """Whether a file in the run's folder could not be written; the traceback would tell nothing more."""
+    """Whether a file in the run's folder could not be written; a traceback would add nothing."""
     if run.folder is None or not isinstance(error.filename, str) or error.errno not in _DISK:
         return False
     return Path(error.filename).resolve().is_relative_to(run.folder.resolve())

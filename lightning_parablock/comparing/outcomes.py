@@ -35,7 +35,7 @@ class Outcome:
     Attributes:
         method: Name of the method.
         seed: Of everything.
-        folder: Where it lies.
+        folder: Folder of the run.
         error: The last line of a run that failed; None for one that is finished.
         loss_before: Held-out loss before training, with the shipped model in nats a token; None where not measured.
         loss_after: The same of the committed model after the last exchange.
@@ -132,7 +132,7 @@ def _spread(values: Sequence[float | None]) -> Spread | None:
 
 
 def _seconds(rounds: Sequence[ClientRound], fit_s: float) -> float:
-    """Without what it takes the clients to meet; a strategy without rounds tells only all of it together."""
+    """Without what it takes the clients to meet; a strategy without rounds reports only the total."""
     return max((max(one.start_s + one.compute_s, one.exchange_end_s) for one in rounds), default=fit_s)
 
 

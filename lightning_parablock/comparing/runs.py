@@ -32,7 +32,7 @@ class PlannedRun:
         method: Name of the method.
         seed: Of everything.
         words: The command line after ``fit``, but for the run's folder.
-        configuration: What the words say, resolved.
+        configuration: The resolved configuration.
         folder: The run's folder.
     """
 
@@ -74,7 +74,7 @@ def forget(run: PlannedRun) -> None:
 
 
 def execute(run: PlannedRun) -> None:
-    """Run it; whether it succeeded stands in its folder and its log.
+    """Run it; its folder and its log record whether it succeeded.
 
     The process has a session of its own: Ctrl-C reaches this process alone, which then ends the run, all its clients,
     and waits for that.

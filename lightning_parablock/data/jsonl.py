@@ -92,7 +92,7 @@ def _files_at(path: Path) -> list[Path]:
 
 
 def _siblings(path: Path) -> str:
-    """What lies where ``path`` was looked for; climbs to the nearest folder there is."""
+    """What there is at the place of ``path``, or in the nearest folder above it that exists."""
     folder = path.parent
     while not folder.is_dir():
         path, folder = folder, folder.parent

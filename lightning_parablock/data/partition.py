@@ -1,6 +1,6 @@
 """Who gets which rows: pure functions of (rows, clients, seed), disjoint and complete, the same on every rank.
 
-Every function returns one ascending list of row indices a client.
+Every function returns one ascending list of row indices per client.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ def partition_by_label(labels: Sequence[str], n_clients: int) -> Shares:
 
 
 def partition_by_named_labels(labels: Sequence[str], client_labels: Sequence[Sequence[str]]) -> Shares:
-    """Client i gets the rows whose label stands in ``client_labels[i]``; rows with other labels go to none."""
+    """Client i gets the rows whose label is in ``client_labels[i]``; rows with other labels go to none."""
     owner = {label: client for client, named in enumerate(client_labels) for label in named}
     return _group([owner.get(label, -1) for label in labels], len(client_labels))
 
 
 def check_named_labels(labels: Sequence[str], client_labels: Sequence[Sequence[str]]) -> None:
-    """Check that every named label stands in some row, and is named once.
+    """Check that every named label occurs in some row, and is named once.
 
     Raises:
-        DataError: a label is named for two clients, or stands in no row.
+        DataError: a label is named for two clients, or occurs in no row.
     """
     present = sorted(set(labels))
     seen: dict[str, int] = {}

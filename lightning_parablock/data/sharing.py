@@ -19,7 +19,7 @@ _TAG = "parablock text data"
 
 @dataclass(frozen=True)
 class Offer:
-    """What a rank tells the others of its source; neither rows nor their number.
+    """What a rank reveals of its source to the others; neither rows nor their number.
 
     Attributes:
         clients: Numbers of the clients that the rank hosts.

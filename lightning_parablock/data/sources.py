@@ -74,7 +74,7 @@ def load_rows(source: Source, packages: Collection[str] | None = None) -> list[R
 
 
 def check_source(source: Source, option: str) -> None:
-    """Check without reading a source that it can be read: only local files can tell.
+    """Check without reading a source that it can be read: only local files can be checked.
 
     Raises:
         DataError: a file does not exist or cannot be opened; names the option.

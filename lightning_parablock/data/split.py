@@ -49,7 +49,7 @@ class Share(NamedTuple):
 
     Args:
         train: What it trains on.
-        own: What it holds out to measure the model on data like its own; nobody trains on them.
+        own: What it holds out to measure the model on data like its own; no client trains on them.
     """
 
     train: list[Row]

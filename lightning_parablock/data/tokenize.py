@@ -80,7 +80,7 @@ class TokenExamples(Dataset[dict[str, Tensor]]):
 
     Args:
         ids: (examples, sequence_length) int32 token ids, padded at the end.
-        starts: (examples,) int32 position of the first label; before it stands the prompt.
+        starts: (examples,) int32 position of the first label; the prompt is before it.
         lengths: (examples,) int32 tokens before the padding.
         rows: (examples,) int32 index of the row an example is from; a packed window is from the row it begins in.
         lost: (examples, 2) int32 tokens for which the window had no room: of the prompt's beginning, of the answer's

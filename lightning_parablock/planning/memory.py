@@ -59,12 +59,12 @@ class MemoryPart:
 
     @property
     def on_device(self) -> bool:
-        """Whether it lies on the device; else in host memory."""
+        """Whether it is on the device rather than in host memory."""
         return self.where == "device"
 
 
 def exchanges_in_flight(settings: Settings) -> int:
-    """How many rounds' exchanges a rank has under way at most while it computes."""
+    """Largest number of rounds whose exchanges a rank has in flight while it computes."""
     return math.ceil(settings.delay_steps / settings.local_steps)
 
 

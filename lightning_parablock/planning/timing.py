@@ -26,12 +26,12 @@ from lightning_parablock.settings import BlockOrder, Settings, Topology
 NOMINAL_GOODPUT = 0.95
 """Share of a link's nominal rate that payload gets: the rest is Ethernet's, IP's and TCP's headers."""
 PASSES = 8
-"""Visits of each block over which seconds a round are averaged."""
+"""Visits of each block over which seconds per round are averaged."""
 
 
 @dataclass(frozen=True)
 class Links:
-    """What a link carries in one direction while the other is busy, too, in bits a second of payload (goodput).
+    """What a link carries in one direction while the other is busy, too, in bits per second of payload (goodput).
 
     Attributes:
         client_bps: Every client's link.
@@ -73,7 +73,7 @@ def links_of(pair_bytes: int, elapsed_s: float, n_clients: int, topology: Topolo
     return Links(all_bps if topology == "sharded" else pair_bps, all_bps)
 
 
-# --- seconds a round --------------------------------------------------------------------------------------------------
+# --- seconds per round ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class RoundTimes:
     Attributes:
         compute_s: Mean C.
         exchange_s: Mean M.
-        blocking_s: Seconds a round at delay 0: mean of C_t + M_t.
-        parablock_s: Seconds a round at delay K: mean of max(C_t, M_{t-1}).
+        blocking_s: Seconds per round at delay 0: mean of C_t + M_t.
+        parablock_s: Seconds per round at delay K: mean of max(C_t, M_{t-1}).
         hidden_share: Share of the exchange that runs behind computation at delay K, 0 to 1; 1 where there is none.
     """
 
@@ -140,7 +140,7 @@ def mean_hiding_steps(step_s: Sequence[float], exchanges_s: Sequence[float]) -> 
 
 
 def following_blocks(order: BlockOrder, n_blocks: int) -> Iterable[tuple[int, int]]:
-    """Which blocks can stand in two rounds that follow each other, as (first, second)."""
+    """Which blocks can be trained in two consecutive rounds, as (first, second)."""
     if order in ("sequential", "reverse"):
         pairs = [(i, (i + 1) % n_blocks) for i in range(n_blocks)]
         return pairs if order == "sequential" else [(after, before) for before, after in pairs]

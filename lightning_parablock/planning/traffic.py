@@ -71,7 +71,7 @@ def rounds_within(budget_bytes: float, numels: Sequence[int], n_clients: int, se
         budget_bytes: Of all exchanges together.
         numels: Of the blocks, in order.
         n_clients: That all take part in every round.
-        settings: Their block order and seed tell which blocks come first.
+        settings: Their block order and seed determine which blocks come first.
 
     Raises:
         ConfigurationError: it is not enough for one round, or one client alone sends nothing.

@@ -17,7 +17,7 @@ _FLOPS = {"flops": 1.0, "gflops": 1e9, "tflops": 1e12, "pflops": 1e15}
 
 
 def parse_bps(name: str, value: Any) -> float:
-    """A link's rate in bits a second: a number, or such as "100mbit" or "1.5 Gbit/s".
+    """A link's rate in bits per second: a number, or such as "100mbit" or "1.5 Gbit/s".
 
     Raises:
         ConfigurationError: it is neither; the message names the nearest unit.
@@ -26,7 +26,7 @@ def parse_bps(name: str, value: Any) -> float:
 
 
 def parse_flop_per_s(name: str, value: Any) -> float:
-    """Floating-point operations a second: a number, or such as "40tflops".
+    """Floating-point operations per second: a number, or such as "40tflops".
 
     Raises:
         ConfigurationError: it is neither; the message names the nearest unit.

@@ -44,7 +44,7 @@ class Variant:
         round_bytes: Sent by the busiest client in a round, headers included, mean over the blocks; it receives as many.
         memory: Of the client that needs most, at delay K.
         blocking_memory: The same at delay 0.
-        times: Seconds a round.
+        times: Seconds per round.
         hiding_steps: The smallest K that hides every exchange.
         mean_hiding_steps: The smallest K that hides the mean exchange behind the mean computation.
         choice: The K to take: the settings' own where that hides every exchange with room to spare, else more.

@@ -1,1 +1,1 @@
-"""What a run tells about itself: the plan before it, the manifest beside its logs, the table after it."""
+"""Reports of a run: the plan before it, the table after it, and the page of its folder."""

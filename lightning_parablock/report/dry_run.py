@@ -141,7 +141,7 @@ def _method_table(settings: Settings, n_ranks: int, n_blocks: int) -> Table:
 
 
 def _said(value: object) -> str:
-    """As an option says it; of an object also what is not its default."""
+    """As an option is written; for an object, with the settings that differ from their defaults."""
     if not isinstance(value, Compression | ServerOptimizer):
         return str(value)
     changed = [

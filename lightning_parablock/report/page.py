@@ -74,7 +74,7 @@ def _html(figure: Any) -> str:
 
 
 def facts(run: RunFiles) -> list[tuple[str, str]]:
-    """What stands at the top of the page, as (name, value)."""
+    """The facts at the top of the page, as (name, value)."""
     manifest, result = run.manifest, run.manifest.get("result") or {}
     found: list[tuple[str, str | None]] = [
         ("started", manifest.get("started")),

@@ -1,4 +1,4 @@
-"""What the report page says of each client and each label: two tables, and figures over the rounds."""
+"""Each client and each label on the report page: two tables, and figures over the rounds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _PANEL_PX = 300
 
 
 def client_rows(run: RunFiles) -> list[Row]:
-    """One row a client, under :data:`CLIENT_HEADS`; the first client's alone where clients share nothing."""
+    """One row per client, under :data:`CLIENT_HEADS`; the first client's alone where clients share nothing."""
     homes = _homes(run)
     losses = {client: points[-1].value for client, points in _by_client(run, LOSS).items()}
     clients = sorted({one.client for one in run.rounds} | set(homes) | set(losses))
@@ -83,7 +83,7 @@ def why_no_drift(run: RunFiles) -> str:
 
 
 def label_rows(run: RunFiles) -> list[Row]:
-    """One row a label, under :data:`LABEL_HEADS`: the mean loss of the first and the last validation."""
+    """One row per label, under :data:`LABEL_HEADS`: the mean loss of the first and the last validation."""
     found = _named(run, LABEL)
     return [
         (label, *(readable_number(point.value) for point in (points[0], points[-1]))) for label, points in found.items()
@@ -118,7 +118,7 @@ def clients_figure(run: RunFiles, round_steps: int) -> Figure | None:
             shown.add(line.name)
         figure.update_xaxes(title_text="rounds done", row=row, col=column)
     height_px = 120 + _PANEL_PX * n_rows
-    # The legend stands above the titles of the first row, which laid_out's place for it would cover.
+    # The legend is above the titles of the first row, which laid_out's place for it would cover.
     return laid_out(figure, height_px).update_layout(margin={"t": 70}, legend={"y": 1 + 30 / (height_px - 120)})
 
 

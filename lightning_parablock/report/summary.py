@@ -183,7 +183,7 @@ def before_and_after(before: float | None, after: float) -> str:
 
 
 def held_out_words(name: str) -> str:
-    """The name of a held-out metric as a reader of the table would say it."""
+    """The name of a held-out metric in words, for the table."""
     if name == WORST:
         return "loss of the worst client"
     return name.removeprefix("val_").removeprefix("val/").replace("_", " ")

@@ -44,7 +44,7 @@ class ClientRound:
         waiting: The same for a slower client.
         upload_bytes: Sent for the exchange, headers included.
         download_bytes: Received for it.
-        samples: On how many it trained; None where the run did not say.
+        samples: Number of samples that it trained on; None if the run did not record it.
         drift: See :class:`~lightning_parablock.records.RoundRecord`.
     """
 
@@ -71,7 +71,7 @@ class ClientRound:
 
 @dataclass
 class RunFiles:
-    """What a run folder says.
+    """The contents of a run folder.
 
     Attributes:
         folder: The run's folder.

@@ -1,4 +1,4 @@
-"""The folder of a run: where its logs, configuration, manifest and timeline lie together."""
+"""The folder of a run: where its logs, configuration, manifest and timeline are stored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def new_run_folder(root: str | None, inside: str = "") -> Path:
 
 
 def refuse_run_folder(run_dir: str | None, root: str | None, inside: str = "") -> None:
-    """Check the options that say where the run's folder is to be, and create nothing; see the functions below.
+    """Check the options that set the run's folder, without creating anything; see the functions below.
 
     Raises:
         ConfigurationError: the folder cannot be created or written, or holds a run already.

@@ -81,7 +81,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str | None]:
-    """Versions of Python, of this package and of what it stands on; None for a package that is not installed."""
+    """Versions of Python, of this package and of its main dependencies; None for a package that is not installed."""
     own = {"python": platform.python_version(), "lightning-parablock": lightning_parablock.__version__}
     return {**own, **{name: _version(name) for name in PACKAGES}}
 
@@ -89,7 +89,7 @@ def package_versions() -> dict[str, str | None]:
 def git_sha() -> str | None:
     """The commit of the checkout that the package runs from, with ``-dirty`` where files were changed; else None."""
     package = Path(lightning_parablock.__file__).resolve().parent
-    # An installed copy may lie in a virtual environment inside somebody else's checkout.
+    # An installed copy may be in a virtual environment inside the checkout of another project.
     if _git(package.parent, "rev-parse", "--show-toplevel") != str(package.parent):
         return None
     sha = _git(package.parent, "rev-parse", "HEAD")

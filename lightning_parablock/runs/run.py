@@ -39,7 +39,7 @@ class Run:
     """
 
     def __init__(self) -> None:
-        # A guess until the trainer is set up. Lightning's own launcher on a further node tells nothing but the node.
+        # A guess until the trainer is set up. Lightning's own launcher on a further node reveals only the node.
         self.rank: int = getattr(rank_zero_only, "rank", None) or int(os.environ.get("NODE_RANK", 0))
         self.site: str | None = None
         self.folder: Path | None = None
@@ -77,20 +77,20 @@ class Run:
         return 0 if self._close("finished") else FAILED
 
     def interrupted(self, why: str, exit_code: int) -> int:
-        """Record and say in one line that the run was stopped from outside; returns the exit code."""
+        """Record and report in one line that the run was stopped from outside; returns the exit code."""
         self._say(f"interrupted: {why}")
         self._close(f"interrupted: {why}")
         return exit_code
 
     def failed(self, error: BaseException) -> int:
-        """Say in one line what went wrong and keep the traceback in the run's folder; returns the exit code."""
+        """Report in one line what went wrong and keep the traceback in the run's folder; returns the exit code."""
         kept = self._keep_traceback(error)
         self._say(f"error: {error}" + (f" (traceback: {kept})" if kept else ""))
         self._close(f"failed: {error}")
         return USAGE if self.manifest is None and isinstance(error, ConfigurationError) else FAILED
 
     def crashed(self, error: BaseException) -> None:
-        """Record an error that nobody expected; Python prints its traceback."""
+        """Record an unexpected error; Python prints its traceback."""
         self._close(f"failed: {type(error).__name__}: {error}")
 
     @property
@@ -141,7 +141,7 @@ def first_rank() -> Generator[None]:
 
 
 class RunFacts(Callback):
-    """Tells every rank the run's folder, and the manifest what only the ranks together know: hosts and data.
+    """Gives every rank the run's folder, and the manifest what only the ranks together know: hosts and data.
 
     Args:
         run: The run.
@@ -183,14 +183,14 @@ class RunFacts(Callback):
 
 
 def rows_here(trainer: Trainer) -> list[str]:
-    """One line per client of this rank: how many of its rows it trains on; empty where nothing tells."""
+    """One line per client of this rank: how many of its rows it trains on; empty if that is not known."""
     shown: list[str] = getattr(trainer.strategy, "rows_shown", [])
     describe = getattr(getattr(trainer, "datamodule", None), "describe", None)
     return shown or ([] if describe is None else list(describe().get("rows", ())))
 
 
 def data_facts(trainer: Trainer, *, own_only: bool = False) -> dict[str, Any] | None:
-    """What the data module says of this client's data, where it says anything; not of others' with ``own_only``."""
+    """The data module's description of this client's data, if it has one; without other clients' with ``own_only``."""
     module: Any = getattr(trainer, "datamodule", None)
     describe, fingerprint = (getattr(module, name, None) for name in ("describe", "train_fingerprint"))
     if describe is None and fingerprint is None:

@@ -24,55 +24,62 @@ _INSTEAD = {
     "--trainer.strategy": "name the methods with --strategies a,b",
     "--seed_everything": "give --seeds",
     "--run_dir": "give --out",
-    "--dry-run": "for one method's plan say fit --dry-run with its overlay",
-    "--print_config": "for one method's configuration say fit --print_config with its overlay",
+    "--dry-run": "for one method's plan, run fit --dry-run with its overlay",
+    "--print_config": "for one method's configuration, run fit --print_config with its overlay",
 }
 """Options of fit that compare sets itself."""
 
 
 def compare_parser() -> CommandParser:
-    """The options of the command, but for those that it passes on."""
+    """The options of the command itself, without those that it passes to fit."""
     parser = CommandParser(
         prog=_COMMAND.prog,
         description=f"{_COMMAND.help} Every other option is one of fit and goes to every run: --config base.yaml and "
-        "--trainer.devices 2 say what is trained, and by how many clients; a method's own settings win over them. The "
-        "runs come one after the other, and what they print goes to DIR/runs/METHOD-seedN.log. The same command again "
-        "goes on where it was stopped.",
+        "--trainer.devices 2 define what is trained, and by how many clients; a method's own settings override them. "
+        "Runs are executed one after the other, and their output goes to DIR/runs/METHOD-seedN.log. Run the same "
+        "command again to continue where it stopped.",
     )
     parser.add_argument(
         "--strategies",
         type=str,
         default="parablock,fedbcd,fedavg",
-        help="The methods, with commas between: overlays in configs/methods by name (parablock, fedbcd, fedavg, "
+        help="Methods, separated by commas: overlays in configs/methods by name (parablock, fedbcd, fedavg, "
         "diloco, fedit, ...), or paths of YAML files laid over the configuration.",
     )
-    parser.add_argument("--equal", type=Equal, default="samples", help="What every method gets the same amount of.")
+    parser.add_argument(
+        "--equal", type=Equal, default="samples", help="The quantity of which every method gets the same amount."
+    )
     parser.add_argument(
         "--budget",
         type=str | None,
         default=None,
-        help="How much: samples a client, seconds of training (600, 10min, 2h), or bytes sent by a client (500MB). "
-        "Methods end at the last whole round within their bytes, and at the first round's end after their seconds. "
-        "null: as many optimizer steps or epochs as the configuration says; for samples alone.",
+        help="How much of it: samples per client, seconds of training (600, 10min, 2h), or bytes sent per client "
+        "(500MB). A method stops after the last whole round within its bytes, or at the end of the round in which its "
+        "seconds run out. null: the optimizer steps or epochs of the configuration, with samples only.",
     )
     parser.add_argument(
-        "--seeds", type=str | None, default=None, help="Seeds with commas between; null: the configuration's one."
+        "--seeds",
+        type=str | None,
+        default=None,
+        help="Seeds, separated by commas; null: the seed of the configuration.",
     )
     parser.add_argument(
         "--points",
         type=int,
         default=8,
-        help="How often the held-out loss is measured on the way, for the picture; every 100 optimizer steps where "
-        "their number is not configured; 0 for never. A configuration with validations of its own keeps them. This "
+        help="How often the held-out loss is measured during training, for the picture; every 100 optimizer steps if "
+        "their number is not configured; 0 means never. A configuration that sets up validation itself keeps it. This "
         "time counts as training.",
     )
-    parser.add_argument("--out", type=str, default="compare", help="DIR, the folder of the results and of the runs.")
-    parser.add_argument("--overwrite", action="store_true", help="Run everything again, also what is finished in DIR.")
+    parser.add_argument("--out", type=str, default="compare", help="DIR, the folder for the results and the runs.")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="Run everything again, including what is finished in DIR."
+    )
     return parser
 
 
 def run_compare(args: Sequence[str]) -> None:
-    """Do what the words after ``compare`` say.
+    """Run ``compare`` on the words that follow it.
 
     Raises:
         ConfigurationError: before anything is trained: an option is wrong, or DIR holds runs of other configurations.

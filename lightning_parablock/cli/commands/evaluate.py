@@ -30,14 +30,14 @@ def evaluate_parser() -> CommandParser:
     parser.add_argument("--output", type=str | None, default=None, help="A JSON file to write the figures to.")
     parser.add_argument("--accelerator", type=str, default="auto", help="cpu, gpu, mps, ...")
     parser.add_argument(
-        "--predict_tokens", type=int, default=256, help="Tokens of an answer at most, where answers are generated."
+        "--predict_tokens", type=int, default=256, help="Largest number of tokens of a generated answer."
     )
     parser.add_class_arguments(FederatedTextDataModule, "data")
     return parser
 
 
 def run_evaluate(args: Sequence[str]) -> None:
-    """Do what the words after ``evaluate`` say and print the figures.
+    """Run ``evaluate`` on the words that follow it and print the figures.
 
     Raises:
         ConfigurationError: the checkpoint or the data cannot be used.

@@ -19,8 +19,8 @@ def export_parser() -> CommandParser:
         "run, there is the callback lightning_parablock.callbacks.HuggingFaceExport.",
     )
     parser.add_argument("--ckpt_path", type=str, required=True, help="The checkpoint of a CausalLM.")
-    parser.add_argument("--output", type=str, required=True, help="The folder to make.")
-    parser.add_argument("--overwrite", action="store_true", help="Replace the folder where it is there already.")
+    parser.add_argument("--output", type=str, required=True, help="The folder to create.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace the folder if it exists.")
     parser.add_argument(
         "--no-tokenizer",
         action="store_true",
@@ -30,7 +30,7 @@ def export_parser() -> CommandParser:
 
 
 def run_export(args: Sequence[str]) -> None:
-    """Do what the words after ``export`` say and print the folder's name.
+    """Run ``export`` on the words that follow it and print the folder's name.
 
     Raises:
         ConfigurationError: it cannot be done.

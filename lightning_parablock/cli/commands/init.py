@@ -28,7 +28,7 @@ _METHODS = ("parablock", "fedbcd", "fedavg", "diloco")
 
 @dataclass(frozen=True)
 class Plan:
-    """What the file is to say.
+    """The values that go into the file.
 
     Attributes:
         sites: Names of the sites, sorted: the order of the clients' numbers.
@@ -55,7 +55,7 @@ def init_parser() -> CommandParser:
     )
     parser.add_argument("folder", type=str, nargs="?", default=".", help=f"FOLDER, where {NAME} is written.")
     parser.add_argument(
-        "--sites", type=str, default="a,b,c", help="Names of the sites with commas between: each has its own rows."
+        "--sites", type=str, default="a,b,c", help="Names of the sites, separated by commas; each has its own rows."
     )
     parser.add_argument(
         "--rendezvous",
@@ -79,7 +79,7 @@ def init_parser() -> CommandParser:
 
 
 def run_init(args: Sequence[str]) -> None:
-    """Do what the words after ``init`` say and print what is to be done next.
+    """Run ``init`` on the words that follow it and print the next steps.
 
     Raises:
         ConfigurationError: an option is wrong, or the file is there already or cannot be written.

@@ -23,7 +23,7 @@ from lightning_parablock.system.places import refuse_unwritable_file
 _COMMAND = COMMANDS["plan"]
 
 PlannedOrder = Literal["sequential", "reverse", "shuffle", "random", "importance"]
-"""Those with one exchange a round."""
+"""The block orders with one exchange per round."""
 
 
 def _check_whole(name: str, value: Any) -> None:
@@ -166,7 +166,7 @@ class PlanOptions(OptionGroup):
 
 
 def run_plan(args: Sequence[str]) -> None:
-    """Do what the words after ``plan`` say.
+    """Run ``plan`` on the words that follow it.
 
     Raises:
         ConfigurationError: the options contradict each other, or the model cannot be found or cut as asked.

@@ -24,7 +24,7 @@ def report_parser() -> CommandParser:
 
 
 def run_report(args: Sequence[str]) -> None:
-    """Do what the words after ``report`` say and print the page's name.
+    """Run ``report`` on the words that follow it and print the page's name.
 
     Raises:
         ConfigurationError: the folder is no run's, or the page cannot be written there.
