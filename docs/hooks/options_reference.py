@@ -1,6 +1,6 @@
-"""Writes what is made from the options' fields: ``docs/options.md``, and the strategy's part of ``configs/base.yaml``.
+"""Writes what is made from the options' fields: ``docs/options*.md``, and the strategy's part of ``configs/base.yaml``.
 
-``make options`` runs it; a test compares both files with what it would write.
+``make options`` runs it; tests compare the files with what it would write.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import itertools
 import json
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,18 +17,18 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from lightning_parablock.cli.commands.plan_options import PlanOptions
+from lightning_parablock.data.options import TextDataOptions
 from lightning_parablock.options import REQUIRED, Kind, Option, options_of
 from lightning_parablock.strategy.options import StrategyOptions, TrainerOptions
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "options.md"
 CONFIGURATION = ROOT / "configs" / "base.yaml"
 _WIDTH = 120
 """Characters per line."""
 
-_INTRODUCTION = """\
-<!-- Written by `make options` from the fields in lightning_parablock/settings/ and strategy/options.py. -->
-
+_WRITTEN = "<!-- Written by `make options` from the fields of the records that define the options. -->\n"
+_STRATEGY = """\
 # Options of the strategy
 
 Give an option as an argument of `ParaBlockStrategy`, as `--strategy.NAME` on the command line, or under
@@ -35,21 +36,62 @@ Give an option as an argument of `ParaBlockStrategy`, as `--strategy.NAME` on th
 otherwise; the run does not start if they disagree on the method. [ParaBlockStrategy](reference/strategy.md) describes
 the objects for `server_optimizer` and `compression`.
 """
+_DATA = """\
+# Options of the data module
+
+Give an option as an argument of `FederatedTextDataModule`, as `--data.NAME` on the command line, or under
+`data.init_args` in a YAML file (`null` is `None`). Clients that share a source must have the same value unless an
+option says otherwise. [Bring your own data](data.md) explains how they work together.
+"""
+_PLAN = """\
+# Options of the planner
+
+Options of `lightning-parablock plan`, as `--NAME` (`null` is `None`). [Plan a run](planner.md) explains the result.
+"""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of the documentation that describes a record of options.
+
+    Attributes:
+        name: File in docs/.
+        introduction: Title and first paragraph.
+        options: The record.
+        has_groups: Whether the options have headings by the classes that define them.
+    """
+
+    name: str
+    introduction: str
+    options: type
+    has_groups: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return ROOT / "docs" / self.name
+
+    def text(self) -> str:
+        """What the file must contain."""
+        parts = [_WRITTEN, self.introduction]
+        for group, options in itertools.groupby(options_of(self.options), key=lambda option: option.group):
+            if self.has_groups:
+                parts.append(f"## {_title(group)}\n")
+            parts += [_entry(option, 3 if self.has_groups else 2) for option in options]
+        return "\n".join(parts)
+
+
+PAGES = (
+    Page("options.md", _STRATEGY, StrategyOptions, has_groups=True),
+    Page("options-data.md", _DATA, TextDataOptions),
+    Page("options-plan.md", _PLAN, PlanOptions),
+)
 _KINDS: dict[Kind, str] = {
     "method": "",
     "path": " It does not affect the result of a run.",
     "own": " Ranks may have different values.",
 }
 _OF_TRAINER = "# Set by the Trainer or by other keys of it; leave them alone."
-
-
-def page() -> str:
-    """The text of ``docs/options.md``."""
-    parts = [_INTRODUCTION]
-    for group, options in itertools.groupby(options_of(StrategyOptions), key=lambda option: option.group):
-        parts.append(f"## {_title(group)}\n")
-        parts += map(_entry, options)
-    return "\n".join(parts)
 
 
 def configuration(current: str) -> str:
@@ -64,11 +106,11 @@ def _title(group: type) -> str:
     return str(group.__doc__).partition("\n")[0].removesuffix(".")
 
 
-def _entry(option: Option) -> str:
+def _entry(option: Option, level: int) -> str:
     default = "" if option.default is REQUIRED else f", default `{_value(option.default)}`"
     facts = f"`{_type(option.type)}`{default}.{_KINDS[option.kind]}"
     text = textwrap.fill(option.help, _WIDTH, break_long_words=False, break_on_hyphens=False)
-    return f"### {option.name}\n\n{facts}\n\n{text}\n"
+    return f"{'#' * level} {option.name}\n\n{facts}\n\n{text}\n"
 
 
 def _value(default: Any) -> str:
@@ -105,5 +147,6 @@ def _scalar(default: Any) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for page in PAGES:
+        page.path.write_text(page.text(), encoding="utf-8")
     CONFIGURATION.write_text(configuration(CONFIGURATION.read_text(encoding="utf-8")), encoding="utf-8")

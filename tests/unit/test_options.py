@@ -86,8 +86,9 @@ def test_the_strategys_parameters_are_its_options() -> None:
         ParaBlockStrategy(local_stepz=3)
 
 
-def test_the_reference_of_the_options_is_up_to_date() -> None:
-    assert options_reference.PAGE.read_text() == options_reference.page(), "run `make options`"
+@pytest.mark.parametrize("page", options_reference.PAGES, ids=lambda page: page.name)
+def test_the_reference_of_the_options_is_up_to_date(page: options_reference.Page) -> None:
+    assert page.path.read_text() == page.text(), "run `make options`"
 
 
 def test_the_base_configuration_is_up_to_date() -> None:
