@@ -8,37 +8,29 @@ On the same channel each rank says which collective it is about to enter, and en
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TypeVar
 
-import torch
-import torch.distributed as dist
-
 from lightning_parablock.errors import ParaBlockError, PeerError, PeerLostError, PeerTimeoutError, ResourceError
-from lightning_parablock.meeting.devices import open_group
 from lightning_parablock.membership.aborts import Aborts
 from lightning_parablock.membership.awake import now_s
+from lightning_parablock.membership.channel import Channel, reason_of
 from lightning_parablock.membership.descriptors import Descriptors
 from lightning_parablock.membership.membership import Membership
 from lightning_parablock.membership.peers import Peers
-from lightning_parablock.membership.signs import SIGN_BYTES, Call, Progress, Sign, Word, digest_of
+from lightning_parablock.membership.signs import Call, Progress, Sign, Word, digest_of
 from lightning_parablock.membership.stop_point import StopPoint
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
 
 T = TypeVar("T")
 
-_FOREVER = timedelta(days=3650)  # gloo closes every pair once a wait runs out, so the canary's must not
 _GRACE_S = 0.5
 _POLL_S = 0.05
-_LAST_WORDS_BYTES = 2048
 _LAST_RESORT_S = 60.0
 _RAISE_THE_LIMIT = (
     "raise the limit (`ulimit -n`), let only the other clients connect to this one's ports, and restart all clients "
@@ -65,7 +57,7 @@ class Watch:
     """
 
     def __init__(self, membership: Membership, heartbeat_s: float, silence_limit_s: float) -> None:
-        self._group = open_group("gloo", silence_limit_s)
+        self._channel = Channel(silence_limit_s)
         self._membership = membership
         self._heartbeat_s = heartbeat_s
         self._last_resort_s = max(_LAST_RESORT_S, silence_limit_s)
@@ -248,8 +240,7 @@ class Watch:
         self._descriptors.release()
         self._aborts.close()
         if not remaining and not any(t.is_alive() for t in self._threads):
-            dist.destroy_process_group(self._group)
-            del self._group
+            self._channel.close()
         return remaining
 
     def _named(self, ranks: list[int]) -> str:
@@ -278,25 +269,17 @@ class Watch:
         thread.start()
 
     def _listen(self, rank: int) -> None:
-        message = torch.zeros(SIGN_BYTES, dtype=torch.uint8)
         while not self.peers.is_gone(rank):
             try:
-                self._receive(message, rank)
-                word = Word.unpack(message)
+                word = self._channel.hear(rank)
                 self.stop_point.hear(rank, word.progress.pledge)
                 if word.sign == Sign.FAILED:
-                    words = self._hear_last_words(rank) or word.call.text or "see its log"
+                    words = self._channel.hear_last_words(rank) or word.call.text or "see its log"
                     self.peers.lose(rank, f"ended on an error of its own: {words}")
                 else:
                     self.peers.hear(rank, word)
             except Exception as error:  # gloo raises RuntimeError and others; whatever it is, nothing more can come
-                self.peers.lose(rank, f"was lost: its process ended or its connection closed ({_reason(error)})")
-
-    def _hear_last_words(self, rank: int) -> str:
-        words = torch.zeros(_LAST_WORDS_BYTES, dtype=torch.uint8)
-        with contextlib.suppress(Exception):  # the sign alone says enough where the rest does not arrive
-            self._receive(words, rank)
-        return bytes(words.tolist()).rstrip(b"\0").decode(errors="replace")
+                self.peers.lose(rank, f"was lost: its process ended or its connection closed ({reason_of(error)})")
 
     def _speak(self, rank: int) -> None:
         words = self._outgoing[rank]
@@ -312,24 +295,13 @@ class Watch:
                     saying.append(Word(Sign.ALIVE if last is None else last, self._progress(), begun))
             try:
                 for word in saying:
-                    self._send(word.pack(), rank)
+                    self._channel.say(word, rank)
                 if last == Sign.FAILED:
-                    text = self._last_words.encode()[:_LAST_WORDS_BYTES].ljust(_LAST_WORDS_BYTES, b"\0")
-                    self._send(torch.frombuffer(bytearray(text), dtype=torch.uint8), rank)
+                    self._channel.say_last_words(self._last_words, rank)
             except Exception:  # the listener of the same peer reports the loss
                 return
             if last is not None:
                 return
-
-    def _receive(self, into: torch.Tensor, rank: int) -> None:
-        work = dist.irecv(into, src=rank, group=self._group)
-        assert work is not None
-        work.wait(_FOREVER)
-
-    def _send(self, tensor: torch.Tensor, rank: int) -> None:
-        work = dist.isend(tensor, dst=rank, group=self._group)
-        assert work is not None
-        work.wait(_FOREVER)
 
     def _keep_time(self) -> None:
         """Where the training thread is stuck in a blocking call of other code, only this thread can end the process."""
@@ -374,9 +346,3 @@ class Watch:
             flush=True,
         )
         os._exit(1)
-
-
-def _reason(error: Exception) -> str:
-    """What gloo says of a broken connection, without the place in its source and its guesses."""
-    line = (str(error).splitlines() or [type(error).__name__])[0]
-    return re.sub(r"^\[[^\]]*\] ", "", line).partition(". This is typically")[0][:160]
