@@ -16,6 +16,7 @@ from lightning_parablock.checkpointing.resumed import Resumed
 from lightning_parablock.checkpointing.sidecars import Entry, read_sidecar, sidecar_path
 from lightning_parablock.errors import CheckpointError
 from lightning_parablock.federation.collectives import Collectives
+from lightning_parablock.options import options_of
 from lightning_parablock.settings import AUTO, Settings
 
 log = logging.getLogger(__name__)
@@ -24,11 +25,7 @@ LIGHTNING, OWN = "lightning", "own"
 """Keys of a sidecar: what Lightning saves, of this rank; and what it does not know, see ``resumed.py``."""
 
 _PATH_ONLY = (
-    "exchange_timeout_s",
-    "straggler_timeout_s",
-    "heartbeat_s",
-    "chunk_bytes",
-    "topology",
+    *(option.name for option in options_of(Settings) if option.kind == "path"),
     "missing_client_state",
     "nonfinite_delta",
 )
