@@ -1,4 +1,4 @@
-"""Writes what is made from the options' fields: ``docs/options*.md``, and the strategy's part of ``configs/base.yaml``.
+"""Writes what is made from the options' fields: ``docs/options*.md`` and two sections of ``configs/base.yaml``.
 
 ``make options`` runs it; tests compare the files with what it would write.
 """
@@ -95,11 +95,17 @@ _OF_TRAINER = "# Set by the Trainer or by other keys of it; leave them alone."
 
 
 def configuration(current: str) -> str:
-    """The text of ``configs/base.yaml``, in which only the strategy's options are replaced."""
+    """The text of ``configs/base.yaml``, in which only the options of strategy and data module are replaced."""
     lines = current.splitlines()
-    start = lines.index("    init_args:", next(i for i, line in enumerate(lines) if "ParaBlockStrategy" in line)) + 1
-    end = lines.index("", start)
-    return "\n".join([*lines[:start], *_settings(options_of(StrategyOptions)), *lines[end:], ""])
+    for name, record, indent in (
+        ("ParaBlockStrategy", StrategyOptions, 4),
+        ("FederatedTextDataModule", TextDataOptions, 2),
+    ):
+        section = next(number for number, line in enumerate(lines) if f".{name} #" in line)
+        start = lines.index(f"{' ' * indent}init_args:", section) + 1
+        end = lines.index("", start) if "" in lines[start:] else len(lines)
+        lines[start:end] = _settings(options_of(record), " " * (indent + 2))
+    return "\n".join([*lines, ""])
 
 
 def _title(group: type) -> str:
@@ -129,14 +135,14 @@ def _type(hint: Any) -> str:
     return "None" if hint is NoneType else str(hint.__name__)
 
 
-def _settings(options: Sequence[Option]) -> list[str]:
+def _settings(options: Sequence[Option], indent: str) -> list[str]:
     lines: list[str] = []
     for option in options:
-        line = f"      {option.name}: {_scalar(option.default)}"
+        line = f"{indent}{option.name}: {_scalar(option.default)}"
         if option.group is not TrainerOptions:
             line += f" # {option.brief.replace('None', 'null')}"
-        elif f"      {_OF_TRAINER}" not in lines:
-            lines.append(f"      {_OF_TRAINER}")
+        elif f"{indent}{_OF_TRAINER}" not in lines:
+            lines.append(f"{indent}{_OF_TRAINER}")
         lines.append(line)
     return lines
 

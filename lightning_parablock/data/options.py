@@ -59,8 +59,9 @@ class TextDataOptions(OptionGroup):
         default=None,
         kind="own",
         check=_check_format,
-        help="Form in which a known data set is published; None uses the columns that the next options name. "
-        "`gsm8k` has question and answer; `alpaca` and `mathinstruct` have instruction, perhaps input, and output; "
+        help="Published form of the rows: `gsm8k`, `alpaca`, `mathinstruct`, `dolly` or `chat`; None uses the columns "
+        "that the next options name. `gsm8k` has question and answer; `alpaca` and `mathinstruct` have instruction, "
+        "perhaps input, and output; "
         "`dolly` has instruction, perhaps context, and response; `chat` has messages, or conversations, which are "
         "written in the model's chat template, and the assistant's last turn is the answer.",
     )
@@ -87,7 +88,8 @@ class TextDataOptions(OptionGroup):
     )
     partition: Partition = option(
         default="auto",
-        help="Which client gets which rows. `auto` compares the sources of the ranks: ranks that read the same rows "
+        help="Which client gets which rows: `auto`, `own`, `iid`, `label`, `dirichlet` or `files`. `auto` compares the "
+        "sources of the ranks: ranks that read the same rows "
         "cut them into equal random parts, one per client; a source that no other rank reads is used whole by its own "
         "rank. `own` compares nothing and uses this rank's source whole. The others cut one source that all ranks "
         "read, and refuse sources that differ: `iid` (equal random parts), `label` (whole labels), `dirichlet` (each "
