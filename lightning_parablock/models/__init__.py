@@ -1,4 +1,4 @@
-"""Models: a LightningModule over transformers' causal language models, and how their weights come."""
+"""Causal language models as a LightningModule: weights, LoRA adapters, metrics, export."""
 
 from __future__ import annotations
 

@@ -32,15 +32,15 @@ class CausalLM(pl.LightningModule):
     """Fine-tunes a causal language model with AdamW.
 
     Takes batches of ``input_ids``, ``attention_mask`` and ``labels``, each (batch, sequence) torch.long, with labels
-    -100 where nothing is to be predicted. Logs ``train_loss``, ``val_loss``, ``test_loss`` (mean cross entropy a
-    predicted token, in nats) and ``val_perplexity``, ``test_perplexity``. Predict completes the unlabelled beginning
-    of each example (the prompt; of plain text the first half) greedily and gives dicts of ``prompt`` and
+    -100 where nothing is to be predicted. Logs ``train_loss``, ``val_loss``, ``test_loss`` (mean cross entropy per
+    predicted token, in nats) and ``val_perplexity``, ``test_perplexity``. Predict greedily completes the unlabelled
+    beginning of each example (the prompt; for plain text the first half) and returns dicts of ``prompt`` and
     ``completion``.
 
     Args:
         model: Hub id, local folder, ``.gguf`` file, or ``package:NAME`` for the GGUF file inside an installed package.
-        gguf_file: Name of the GGUF file in a folder or hub id that holds several, or other weights too.
-        layers: Keep only so many layers, the first ones; None keeps all.
+        gguf_file: Name of the GGUF file in a folder or hub repository that has several, or other weights too.
+        layers: Number of layers to keep, from the first one; None keeps all.
         learning_rate: Step size of AdamW, dimensionless.
         weight_decay: Decoupled weight decay of matrices, dimensionless; vectors (norms, biases) are never decayed.
         adam_betas: Decay rates of AdamW's first and second moment, each in [0, 1).
@@ -48,15 +48,15 @@ class CausalLM(pl.LightningModule):
         activation_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         dtype: Type of the weights, "float32" or, with precision="bf16-true", "bfloat16": then they never take more than
             two bytes each.
-        random_weights: Draw the weights at random rather than load them; for benchmarks of shapes.
-        predict_tokens: Tokens that predict adds at most to each prompt.
+        random_weights: Draw the weights at random instead of loading them; for benchmarks of shapes.
+        predict_tokens: Maximum number of tokens that predict adds to each prompt.
         lora_rank: Rank of LoRA adapters (arXiv 2106.09685), made by peft; with them everything else is frozen, and they
             alone form blocks and are sent. 0 for none.
         lora_alpha: Adapters are scaled by lora_alpha / lora_rank, dimensionless; None is twice the rank.
         lora_targets: Layers with adapters: "all-linear" (every linear layer but the head), a list of the last parts of
             their names such as [q_proj, v_proj], or one regular expression for whole names; as in peft.
         architecture: transformers' configuration, as JSON text, to build without pretrained weights. Checkpoints carry
-            it, so that they load where the pretrained weights are not at hand.
+            it, so that they can be loaded where the pretrained weights are not available.
 
     Raises:
         ConfigurationError: the model cannot be found, read or built, or an option is out of its range.
@@ -108,21 +108,21 @@ class CausalLM(pl.LightningModule):
         """The model's transformers tokenizer, loaded at first use.
 
         Raises:
-            ConfigurationError: the model has none, or cannot be found any more.
+            ConfigurationError: the model has none, or can no longer be found.
         """
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._resolve())
         return self._tokenizer
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits, (batch, sequence, vocabulary), of (batch, sequence) token ids."""
+        """Logits, (batch, sequence, vocabulary), for token ids, (batch, sequence)."""
         return self.network(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Each example's summed loss, in nats, and its number of predicted tokens; two tensors of shape (batch,).
 
-        Logits, the largest tensor of a model with many words, are made only at positions where some example of the
-        batch has a next token to predict.
+        Logits, the largest tensor of a model with a large vocabulary, are computed only at positions where some example
+        of the batch has a next token to predict.
         """
         targets = batch["labels"][:, 1:]
         positions = (targets != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
@@ -134,12 +134,12 @@ class CausalLM(pl.LightningModule):
         return token_losses(logits, targets[:, positions])
 
     def mean_loss(self, batch: Batch) -> Tensor:
-        """Mean loss a predicted token of the batch, in nats, a scalar; 0 where nothing is to be predicted."""
+        """Mean loss per predicted token of the batch, in nats, a scalar; 0 where nothing is to be predicted."""
         sums, counts = self.losses(batch)
         return sums.sum() / counts.sum().clamp(min=1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean loss a predicted token of the batch, in nats: the scalar to minimise."""
+        """Mean loss per predicted token of the batch, in nats: the scalar to minimise."""
         loss = self.mean_loss(batch)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
         return loss
@@ -147,7 +147,7 @@ class CausalLM(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor] | None:
         """Add the batch to ``val_loss`` and ``val_perplexity``, means over all tokens of all clients.
 
-        Of several loaders only the first counts there. Returns each example's loss for
+        With several loaders only the first one counts for these. Returns each example's loss for
         :class:`~lightning_parablock.callbacks.ClientSight`.
         """
         sums, counts = self.losses(batch)
@@ -160,12 +160,12 @@ class CausalLM(pl.LightningModule):
         self._note("test", self.test_metrics, *self.losses(batch))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
-        """Greedy completions, one dict an example with the texts ``prompt`` and ``completion``."""
+        """Greedy completions, one dict per example with the texts ``prompt`` and ``completion``."""
         rows = zip(batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True)
         return [self._complete(ids[: _prompt_length(mask, labels)]) for ids, mask, labels in rows]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over all trainable parameters; vectors stand in a group without weight decay."""
+        """AdamW over all trainable parameters; vectors are in a group without weight decay."""
         trainable = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         if not trainable:
             raise ConfigurationError("the model has no trainable parameter; every one has requires_grad=False")
@@ -174,7 +174,7 @@ class CausalLM(pl.LightningModule):
         return torch.optim.AdamW([group for group in (matrices, vectors) if group["params"]], **self._adamw)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the architecture into the checkpoint's hyperparameters; see the option ``architecture``."""
+        """Add the architecture to the checkpoint's hyperparameters; see the option ``architecture``."""
         hyperparameters = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY)
         if hyperparameters is not None:
             checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hyperparameters, "architecture": self._architecture()}
@@ -226,14 +226,15 @@ class CausalLM(pl.LightningModule):
 
 
 def _prompt_length(mask: Tensor, labels: Tensor) -> int:
-    """Tokens before the first label; half of the tokens where everything is labelled."""
+    """Number of tokens before the first label; half of the tokens where everything is labelled."""
     first = int((labels != IGNORED_LABEL).int().argmax())
     return first or max(int(mask.sum()) // 2, 1)
 
 
 def _enable_activation_checkpointing(network: PreTrainedModel) -> None:
     cast(Any, network).activation_checkpointing_enable({"use_reentrant": False})
-    # It makes the embedding's output require a gradient, and backward would cross every frozen layer down to it.
+    # Activation checkpointing makes the embedding's output require a gradient: backward would run through every frozen
+    # layer down to it.
     network.disable_input_require_grads()
 
 

@@ -1,4 +1,4 @@
-"""Exact match as GSM8K counts it: the number after ``####`` in what the model wrote is the one in the answer."""
+"""Exact match as GSM8K defines it: the number after ``####`` in the completion equals the one in the answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FINAL = re.compile(r"####\s*\$?\s*([-+]?(?:\d[\d,]*\.?\d*|\.\d+))")
 
 
 def final_number(text: str) -> Decimal | None:
-    """The first number after ``####``, commas left out; None where there is none (arXiv 2110.14168)."""
+    """First number after ``####``, without commas; None if there is none (arXiv 2110.14168)."""
     found = _FINAL.search(text)
     return None if found is None else Decimal(found[1].replace(",", "").rstrip("."))
 
@@ -38,7 +38,7 @@ class ExactMatch(Metric):
         """Add one example.
 
         Raises:
-            ValueError: the answer has no final number to be met.
+            ValueError: the answer has no final number to compare with.
         """
         wanted = final_number(answer)
         if wanted is None:

@@ -1,4 +1,4 @@
-"""A model as a folder that transformers loads: configuration, safetensors, tokenizer; all of it or nothing."""
+"""Export of a model to a folder that transformers loads: configuration, safetensors, tokenizer; all or nothing."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from lightning_parablock.models.lora import Adapters, add_adapters, without_adap
 from lightning_parablock.system.places import refuse_unwritable
 
 _OWN = "network."
-"""Where a CausalLM keeps its model."""
+"""Attribute of a CausalLM that holds its model."""
 
 
 def export_checkpoint(ckpt_path: Path, output: Path, *, overwrite: bool = False, tokenizer: bool = True) -> None:
-    """Make the folder of the model in a Lightning checkpoint of :class:`CausalLM`, adapters merged into its weights.
+    """Export the model of a Lightning checkpoint of :class:`CausalLM`, with adapters merged into its weights.
 
     Args:
-        ckpt_path: The checkpoint.
-        output: The folder to make.
-        overwrite: Replace what is at ``output``.
-        tokenizer: Add the tokenizer of the model that the checkpoint names.
+        ckpt_path: Path of the checkpoint.
+        output: Folder to create.
+        overwrite: Replace ``output`` if it exists.
+        tokenizer: Add the tokenizer of the model named in the checkpoint.
 
     Raises:
-        ConfigurationError: ``output`` holds something already, the checkpoint cannot be read or is none of a CausalLM,
-            or its model's tokenizer cannot be found.
+        ConfigurationError: ``output`` is not empty, the checkpoint cannot be read or is not that of a CausalLM, or its
+            model's tokenizer cannot be found.
     """
     refuse_contents(output, overwrite)
     checkpoint = read_checkpoint(ckpt_path)
@@ -47,17 +47,17 @@ def export_checkpoint(ckpt_path: Path, output: Path, *, overwrite: bool = False,
 
 
 def write_model_folder(output: Path, network: PreTrainedModel, tokenizer: Any, *, overwrite: bool = False) -> None:
-    """Write the folder beside its place and move it there when it is complete.
+    """Write the folder under a temporary name and rename it into place when it is complete.
 
     Args:
-        output: The folder to make.
-        network: The model; tied weights are written once, LoRA adapters merged into the weights of what is written.
+        output: Folder to create.
+        network: The model; tied weights are written once, LoRA adapters are merged into the written weights.
         tokenizer: A transformers tokenizer, or None for none.
-        overwrite: Replace what is at ``output``.
+        overwrite: Replace ``output`` if it exists.
 
     Raises:
-        ConfigurationError: ``output`` holds something already.
-        OSError: it could not be written; what stood at ``output`` is untouched.
+        ConfigurationError: ``output`` is not empty.
+        OSError: the folder could not be written; an earlier ``output`` is unchanged.
     """
     output = output.resolve()
     refuse_contents(output, overwrite)
@@ -80,10 +80,10 @@ def write_model_folder(output: Path, network: PreTrainedModel, tokenizer: Any, *
 
 
 def refuse_contents(output: Path, overwrite: bool) -> None:
-    """Refuse a place that is a file, cannot be written, or is a folder with contents that must not be replaced.
+    """Refuse an output that is a file, cannot be written, or is a folder whose contents must not be replaced.
 
     Raises:
-        ConfigurationError: it is one.
+        ConfigurationError: ``output`` is refused.
     """
     if output.exists() and not output.is_dir():
         raise ConfigurationError(f"{output} is a file; name a folder for the model")
@@ -109,10 +109,10 @@ def the_network(module: torch.nn.Module) -> PreTrainedModel:
 
 
 def the_tokenizer(module: torch.nn.Module, data: object) -> Any:
-    """The tokenizer of a CausalLM, or what the module or its data module call ``tokenizer``; None where neither does.
+    """The tokenizer of a CausalLM, else the attribute ``tokenizer`` of the module or its data module; None without one.
 
     Raises:
-        ConfigurationError: the one of a CausalLM cannot be found.
+        ConfigurationError: the tokenizer of a CausalLM cannot be found.
     """
     from lightning_parablock.models.causal_lm import CausalLM  # late: the command works without Lightning
 
@@ -121,16 +121,16 @@ def the_tokenizer(module: torch.nn.Module, data: object) -> Any:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A Lightning checkpoint of :class:`CausalLM`, whose ``hyper_parameters`` tell its architecture.
+    """Read a Lightning checkpoint of :class:`CausalLM`, whose ``hyper_parameters`` include its architecture.
 
     Raises:
-        ConfigurationError: it does not exist, cannot be read, or was saved by another module.
+        ConfigurationError: the checkpoint does not exist, cannot be read, or was saved by another module.
     """
     if not path.is_file():
         raise ConfigurationError(f"checkpoint {path} does not exist")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what the unpickler makes of foreign bytes may raise anything
+    except Exception as error:  # unpickling arbitrary bytes may raise anything
         raise ConfigurationError(f"{path} cannot be read as a checkpoint: {type(error).__name__}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ConfigurationError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'")

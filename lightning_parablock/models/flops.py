@@ -14,7 +14,7 @@ from lightning_parablock.blocks.partition import Block
 from lightning_parablock.models.shapes import ModelShape
 
 COUNTED_BLOCKS = 8
-"""With more blocks, the two first, the middle and the two last are counted, the others lie on lines between."""
+"""With more blocks, only the first two, the middle and the last two are counted; the others are interpolated."""
 
 
 def step_flops(module: ModelShape, blocks: Sequence[Block], batch_size: int, sequence_length: int) -> list[float]:
@@ -23,10 +23,10 @@ def step_flops(module: ModelShape, blocks: Sequence[Block], batch_size: int, seq
     A multiplication and an addition are two. Attention counts in full, causal or not; the optimizer does not count.
 
     Args:
-        module: On the meta device.
-        blocks: Of its parameters.
-        batch_size: Sequences a step.
-        sequence_length: Tokens a sequence.
+        module: The model, on the meta device.
+        blocks: Blocks of its parameters.
+        batch_size: Sequences per step.
+        sequence_length: Tokens per sequence.
     """
     forward, loss = _forward(module, sequence_length)
     indices = _counted(len(blocks))
@@ -37,7 +37,7 @@ def step_flops(module: ModelShape, blocks: Sequence[Block], batch_size: int, seq
 
 def _forward(module: ModelShape, sequence_length: int) -> tuple[int, Tensor]:
     network: Any = module.network
-    network.set_attn_implementation("eager")  # the others look at the mask's values
+    network.set_attn_implementation("eager")  # the others read the mask's values
     ids = torch.zeros(1, sequence_length, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
         loss = module(ids, torch.ones_like(ids)).sum()

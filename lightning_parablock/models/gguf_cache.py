@@ -1,4 +1,4 @@
-"""GGUF files converted once a host to a cached folder that loads in a second (reading the file takes half a minute)."""
+"""GGUF files, converted once per host to a cached folder that loads in a second (the file itself in half a minute)."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from lightning_parablock.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
-# Raise it when the converted folder's contents change; old folders are then no longer found.
+# Increase it when the contents of converted folders change: old folders are then no longer found.
 _FORMAT = 1
 _WAIT_LIMIT_S = 900.0
 
 
 def cache_root() -> Path:
-    """Where converted models lie: ``$XDG_CACHE_HOME/lightning-parablock``, or ``~/.cache/lightning-parablock``."""
+    """Folder of converted models: ``$XDG_CACHE_HOME/lightning-parablock``, or ``~/.cache/lightning-parablock``."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "lightning-parablock"
 
 
 def converted_folder(gguf: Path, convert: Callable[[Path, Path], None] | None = None, root: Path | None = None) -> Path:
-    """The cached safetensors folder of ``gguf``, converted now if it is not there.
+    """The cached safetensors folder of ``gguf``, converted now if it is missing.
 
-    One process a host converts, under a file lock; the others wait for it. The folder appears whole or not at all.
+    One process per host converts, under a file lock; the others wait for it. The folder appears whole or not at all.
 
     Args:
-        gguf: The GGUF file.
+        gguf: Path of the GGUF file.
         convert: ``convert(gguf, folder)`` fills an empty folder; :func:`convert_gguf` by default.
         root: Folder of the cache; :func:`cache_root` by default.
 
     Raises:
-        ConfigurationError: the file is unreadable or no GGUF, the cache cannot be written, or another process held
-            the lock for more than 900 s.
+        ConfigurationError: the file is unreadable or not a GGUF file, the cache cannot be written, or another process
+            held the lock for more than 900 s.
     """
     root = root or cache_root()
     folder = root / _cache_key(gguf)
@@ -66,7 +66,7 @@ def converted_folder(gguf: Path, convert: Callable[[Path, Path], None] | None = 
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Write the model (float32 safetensors) and the tokenizer in ``gguf`` to ``folder``.
+    """Write the model of ``gguf``, as float32 safetensors, and its tokenizer to ``folder``.
 
     Raises:
         ConfigurationError: a package that reads GGUF files is missing, or the file cannot be read.
@@ -81,11 +81,11 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     try:
         model = hf.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = hf.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except Exception as error:  # the reader fails in many ways on a broken file; all mean the same to the user
+    except Exception as error:  # the reader raises many kinds of errors on a broken file
         raise ConfigurationError(
             f"{gguf} cannot be read as a GGUF model: {type(error).__name__}: {error}; fetch the file again"
         ) from error
-    # save_pretrained refuses a model that still counts as quantised, though its weights are plain float32 now
+    # save_pretrained refuses a model marked as quantised, although its weights are plain float32 now
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -1,4 +1,4 @@
-"""How a model's weights and tokenizer come: from the hub, a local folder, a GGUF file, or an installed package."""
+"""Loading of weights and tokenizers: from the hub, a local folder, a GGUF file, or an installed package."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from lightning_parablock.models.names import Dtype
 
 log = logging.getLogger(__name__)
 
-"""Of a model's weights."""
-
 _PACKAGE = "package:"
-_hf: Any = transformers  # its annotations are partial: through this name nothing of it is type-checked
+_hf: Any = transformers  # its annotations are partial: access through this name is not type-checked
 
 
 def resolve_model(model: str, gguf_file: str | None = None) -> str:
@@ -33,10 +31,10 @@ def resolve_model(model: str, gguf_file: str | None = None) -> str:
 
     Args:
         model: Hub id, folder, ``.gguf`` file, or ``package:NAME`` for the GGUF file inside an installed package.
-        gguf_file: Name of the GGUF file, where a folder or hub id holds several or other weights too.
+        gguf_file: Name of the GGUF file in a folder or hub repository that has several, or other weights too.
 
     Raises:
-        ConfigurationError: nothing that could be loaded is there.
+        ConfigurationError: there is no model that could be loaded.
     """
     if model.startswith(_PACKAGE):
         folder = _package_folder(model.removeprefix(_PACKAGE))
@@ -56,10 +54,10 @@ def resolve_model(model: str, gguf_file: str | None = None) -> str:
 
 
 def load_config(location: str, layers: int | None = None) -> PretrainedConfig:
-    """The configuration at ``location``, cut to its first ``layers`` layers.
+    """Load the configuration at ``location``, cut to its first ``layers`` layers.
 
     Raises:
-        ConfigurationError: there is none, or it has fewer layers.
+        ConfigurationError: there is no configuration, or it has fewer layers.
     """
     config = _load(_hf.AutoConfig, location)
     if layers is not None:
@@ -68,12 +66,12 @@ def load_config(location: str, layers: int | None = None) -> PretrainedConfig:
 
 
 def load_model(location: str, config: PretrainedConfig, dtype: Dtype = "float32") -> PreTrainedModel:
-    """The pretrained weights at ``location``; layers that ``config`` does not have are not read.
+    """Load the pretrained weights at ``location``; layers that ``config`` does not have are not read.
 
-    Weights in safetensors are mapped into memory and taken one by one: there is never a second copy of the model.
+    Weights in safetensors are mapped into memory and read one by one: there is never a second copy of the model.
 
     Raises:
-        ConfigurationError: the weights cannot be loaded, or lack some that ``config`` asks for.
+        ConfigurationError: the weights cannot be loaded, or some that ``config`` needs are missing.
     """
     with _quiet():
         options: dict[str, Any] = {"config": config, "dtype": getattr(torch, dtype), "output_loading_info": True}
@@ -88,15 +86,15 @@ def load_model(location: str, config: PretrainedConfig, dtype: Dtype = "float32"
 
 
 def random_model(config: PretrainedConfig, dtype: Dtype = "float32") -> PreTrainedModel:
-    """A model of ``config`` with random weights, drawn from torch's global generator."""
+    """Build the model of ``config`` with random weights, drawn from torch's global generator."""
     return _hf.AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
 
 def network_of_architecture(architecture: str, layers: int | None, dtype: Dtype = "float32") -> PreTrainedModel:
-    """A model of the option ``architecture`` with random weights, cut to its first ``layers`` layers.
+    """Build the model of the option ``architecture`` with random weights, cut to its first ``layers`` layers.
 
     Raises:
-        ConfigurationError: it is no transformers configuration, or has fewer layers.
+        ConfigurationError: the option is not a transformers configuration, or has fewer layers.
     """
     return random_model(_config_from(architecture, layers), dtype)
 
@@ -112,19 +110,19 @@ def _config_from(architecture: str, layers: int | None) -> PretrainedConfig:
 
 
 def load_tokenizer(location: str) -> Any:
-    """The tokenizer at ``location``, a hub id or a folder.
+    """Load the tokenizer at ``location``, a hub id or a folder.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no tokenizer.
     """
     return _load(_hf.AutoTokenizer, location)
 
 
 def keep_first_layers(config: PretrainedConfig, layers: int) -> None:
-    """Cut ``config`` to its first ``layers`` layers, with every list in it that has one entry a layer.
+    """Cut ``config`` to its first ``layers`` layers, including every list in it that has one entry per layer.
 
     Raises:
-        ConfigurationError: it has fewer layers.
+        ConfigurationError: the configuration has fewer layers.
     """
     text: Any = cast(Any, config).get_text_config()
     there: int = text.num_hidden_layers
@@ -148,7 +146,7 @@ def _load(auto_class: Any, location: str, **options: Any) -> Any:
 
 
 def _package_folder(name: str) -> Path:
-    """The folder of an installed package, found without importing it: its own imports need not work."""
+    """Folder of an installed package, found without importing it: its own imports may fail."""
     module = name.replace("-", "_")
     spec = find_spec(module) if module.isidentifier() else None
     folders = list(spec.submodule_search_locations or ()) if spec is not None else []
@@ -209,7 +207,7 @@ def _kinds() -> str:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Silence transformers' report of weights that were left out on purpose (the layers that were cut off)."""
+    """Silence transformers' report of weights that are not loaded on purpose (those of the layers cut off)."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

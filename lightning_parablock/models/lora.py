@@ -1,4 +1,4 @@
-"""LoRA adapters (arXiv 2106.09685) in a transformers model, made by peft: only they train, and they can be merged."""
+"""LoRA adapters (arXiv 2106.09685) in a transformers model, created by peft: training and merging of the adapters."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.names import ALL_LINEAR
 
 _NAME = "default"
-"""What peft calls an adapter that nobody named."""
+"""Name that peft gives to an adapter without a name."""
 _ADAPTER, _BASE = ".lora_", ".base_layer"
-"""In the names of parameters: those of an adapter, and the weight beside it."""
+"""Parts of parameter names: of an adapter's parameters, and of the weight it adapts."""
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """Which adapters a model gets: each adds (alpha / rank) B A, A (rank, in) drawn, B (out, rank) zero at first.
+    """Adapters of a model: each adds (alpha / rank) B A, with A (rank, in) random and B (out, rank) initially zero.
 
     Args:
-        rank: Of A and B; 0 for no adapters.
+        rank: Rank of A and B; 0 for no adapters.
         alpha: Scale; None is twice the rank.
-        targets: "all-linear" (every linear layer but the head), the last parts of the names of the layers, or one
-            regular expression that matches their whole names; as peft's ``target_modules``.
+        targets: "all-linear" (every linear layer but the head), a list of the last parts of the layers' names, or one
+            regular expression for whole names; as peft's ``target_modules``.
 
     Raises:
         ConfigurationError: a value is out of its range.
@@ -48,27 +48,27 @@ class Adapters:
 
     @classmethod
     def of(cls, hyperparameters: Mapping[str, Any]) -> Adapters:
-        """Those that a CausalLM with these options has."""
+        """Adapters of a CausalLM with these hyperparameters."""
         given = {name: hyperparameters.get(f"lora_{name}") for name in ("rank", "alpha", "targets")}
         return cls(**{name: value for name, value in given.items() if value is not None})
 
     def as_options(self) -> dict[str, Any]:
-        """Those options of CausalLM."""
+        """The corresponding options of CausalLM."""
         return {f"lora_{name}": value for name, value in asdict(self).items()}
 
 
 def add_adapters(network: PreTrainedModel, adapters: Adapters) -> None:
-    """Put the adapters into the network and freeze all the rest; nothing where the rank is 0.
+    """Add the adapters to the network and freeze everything else; does nothing if the rank is 0.
 
-    A is drawn from torch's global generator: clients with one seed draw the same.
+    A is drawn from torch's global generator: clients with the same seed draw the same A.
 
     Raises:
-        ConfigurationError: no layer has a name that ``targets`` says, or one has tied weights or is of a kind that peft
+        ConfigurationError: no layer's name matches ``targets``, or a layer has tied weights or is of a kind that peft
             cannot adapt.
     """
     if adapters.rank == 0:
         return
-    import peft  # late: most models have no adapters, and it takes a second
+    import peft  # late: most models have no adapters, and the import takes a second
 
     alpha = 2 * adapters.rank if adapters.alpha is None else adapters.alpha
     chosen: Any = peft.LoraConfig(r=adapters.rank, lora_alpha=cast(int, alpha), target_modules=adapters.targets)
@@ -86,7 +86,7 @@ def add_adapters(network: PreTrainedModel, adapters: Adapters) -> None:
 
 
 def without_adapters(network: PreTrainedModel) -> PreTrainedModel:
-    """The same model without adapters, what they add merged into its weights; the network itself if it has none."""
+    """The same model with its adapters merged into the weights; the network itself if it has no adapters."""
     if not _adapted(network):
         return network
     kind: Any = type(network)
@@ -94,7 +94,7 @@ def without_adapters(network: PreTrainedModel) -> PreTrainedModel:
 
 
 def merged_state(network: PreTrainedModel) -> dict[str, Tensor]:
-    """The state of the model without adapters; the network's own tensors but for the weights that they add to."""
+    """State of the model without adapters; only the adapted weights are new tensors, all others are the network's."""
     state = {name.replace(_BASE, ""): value for name, value in network.state_dict().items() if _ADAPTER not in name}
     with torch.no_grad():
         for name, layer in _adapted(network).items():
@@ -103,12 +103,12 @@ def merged_state(network: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _adapted(network: PreTrainedModel) -> dict[str, Any]:
-    """The layers with adapters, by the names they have in the model without."""
+    """Layers with adapters, by their names in the model without adapters."""
     return {name: layer for name, layer in network.named_modules() if hasattr(layer, "lora_A")}
 
 
 def _refuse_tied(network: PreTrainedModel) -> None:
-    """Merged, an adapter of one layer would change the other as well."""
+    """Refuse adapters of layers with tied weights: merging one would change the other layer as well."""
     uses = Counter(id(parameter) for _, parameter in network.named_parameters(remove_duplicate=False))
     for name, layer in _adapted(network).items():
         if uses[id(layer.get_base_layer().weight)] > 1:

@@ -1,4 +1,4 @@
-"""Mean loss a token and perplexity over a whole evaluation, exactly weighted whatever each client's share of it is."""
+"""Mean loss per token and perplexity over a whole evaluation, exact for any split of the data between clients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SUM_DTYPE = torch.float32 if torch.backends.mps.is_available() else torch.float
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross entropy, in nats, of each example's next tokens, and the number of tokens summed over.
+    """Summed cross entropy, in nats, of each example's next tokens, and the number of tokens in each sum.
 
     Args:
         logits: (batch, positions, vocabulary), any float dtype; computed in float32.
@@ -31,10 +31,10 @@ def token_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class TokenLoss(Metric):
-    """Mean cross entropy a token, in nats; update with the sums of :func:`token_losses`.
+    """Mean cross entropy per token, in nats; update with the sums of :func:`token_losses`.
 
-    torchmetrics' own Perplexity takes log(softmax) in two steps, which is infinite for a token the model finds
-    impossible, and keeps float32 sums; hence this metric of two sums, which adds up over batches and ranks.
+    torchmetrics' own Perplexity computes log(softmax) in two steps, which is infinite for a token of probability 0, and
+    keeps float32 sums; hence this metric of two sums, which are added over batches and ranks.
     """
 
     is_differentiable = False
@@ -51,17 +51,17 @@ class TokenLoss(Metric):
 
     def update(self, total: Tensor, count: Tensor) -> None:
         """Add the summed loss of a batch, in nats, and its number of tokens."""
-        # Not in place: a validation in inference mode leaves sums that a later one in no-grad mode must not write to.
+        # Not in place: the sums of a validation in inference mode must not be written in a later one in no-grad mode.
         self.total = self.total + total.detach().to(self.total.dtype)
         self.count = self.count + count
 
     def compute(self) -> Tensor:
-        """Mean loss a token, float32 scalar, in nats; NaN if there was no token."""
+        """Mean loss per token, float32 scalar, in nats; NaN if there was no token."""
         return (self.total / self.count).float()
 
 
 class TokenPerplexity(TokenLoss):
-    """exp of the mean cross entropy a token."""
+    """Exponential of the mean cross entropy per token."""
 
     def compute(self) -> Tensor:
         """Perplexity, float32 scalar, dimensionless."""

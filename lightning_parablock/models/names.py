@@ -1,4 +1,4 @@
-"""Names that options of models take, apart from what imports torch."""
+"""Values of model options, in a module that does not import torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ IGNORED_LABEL = -100
 """The label of a token on which no loss is computed, as in PyTorch and transformers."""
 
 MODEL_CLASS_PATH = "lightning_parablock.models.CausalLM"
-"""The model that fit trains unless another one is named."""
+"""Model that fit trains by default."""
 
 Dtype = Literal["float32", "bfloat16"]
-"""Of weights."""
+"""Type of a model's weights."""
 
 ALL_LINEAR = "all-linear"
-"""Every linear layer but the head gets adapters."""
+"""Target of the adapters: every linear layer but the head."""

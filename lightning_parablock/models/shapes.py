@@ -39,16 +39,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 64,
     },
 }
-"""The shapes of Llama 3 (arXiv 2407.21783, table 3): nothing of them needs to be fetched."""
+"""Shapes of Llama 3 (arXiv 2407.21783, table 3), which need no download."""
 
 
 def config_of(model: str, gguf_file: str | None = None, layers: int | None = None) -> PretrainedConfig:
-    """The configuration of a model: one of :data:`SHAPES`, or whatever ``CausalLM`` takes.
+    """The configuration of a model: one of :data:`SHAPES`, or any model that ``CausalLM`` takes.
 
-    Of a hub id or folder only the configuration is read. A GGUF file is converted first, once a host, as training does.
+    For a hub id or folder only the configuration is read. A GGUF file is converted first, once per host, as in
+    training.
 
     Raises:
-        ConfigurationError: there is none, or it has fewer layers.
+        ConfigurationError: there is no configuration, or it has fewer layers.
     """
     if model not in SHAPES:
         close = closest(model, list(SHAPES), cutoff=0.8)
@@ -62,12 +63,12 @@ def config_of(model: str, gguf_file: str | None = None, layers: int | None = Non
 
 
 class ModelShape(nn.Module):
-    """What a CausalLM trains, named alike in all its parts, without Lightning, tokenizer and metrics.
+    """The network of a CausalLM, with the same parameter names, without Lightning, tokenizer and metrics.
 
     Args:
         config: transformers' configuration.
         dtype: Type of the weights.
-        adapters: Those that it gets; None for none.
+        adapters: Adapters to add; None for none.
     """
 
     def __init__(self, config: PretrainedConfig, dtype: Dtype, adapters: Adapters | None = None) -> None:
@@ -78,7 +79,7 @@ class ModelShape(nn.Module):
         self.network.train()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits, (batch, sequence, vocabulary), of (batch, sequence) token ids."""
+        """Logits, (batch, sequence, vocabulary), for token ids, (batch, sequence)."""
         return self.network(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
 
 

@@ -1,4 +1,4 @@
-"""How many floating-point operations a second this machine reaches in local steps of a model, measured."""
+"""Measured speed of this machine in local steps of a model, in floating-point operations per second."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from lightning_parablock.models.shapes import ModelShape, module_without_weights
 
 TIMED_BLOCKS = 3
 _BLOCK_BYTES = 24
-"""A parameter of the active block: gradient, optimizer state, and what the optimizer takes for a moment."""
+"""Bytes per parameter of the active block: gradient, optimizer state, and the optimizer's temporary buffers."""
 _MEMORY_SHARE = 0.4
-"""Of the free memory, for weights and the active block; activations need some, too."""
+"""Share of the free memory for weights and the active block; activations need memory, too."""
 _PATTERN_SCALARS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured.
+    """Result of a speed measurement.
 
     Attributes:
-        flop_per_s: Floating-point operations a second, over forward, backward and optimizer of the steps timed.
-        layers: Layers of the model that fitted into memory and time.
-        steps: Steps that were timed.
+        flop_per_s: Floating-point operations per second, over forward, backward and optimizer of the timed steps.
+        layers: Number of layers of the model that fitted into memory and time.
+        steps: Number of timed steps.
     """
 
     flop_per_s: float
@@ -47,14 +47,14 @@ class Speed:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step trains on.
+    """Size and device of a local step.
 
     Attributes:
-        batch_size: Sequences.
-        sequence_length: Tokens a sequence.
-        dtype: Of the parameters.
-        device: Where.
-        processes: That share this machine's memory.
+        batch_size: Sequences per batch.
+        sequence_length: Tokens per sequence.
+        dtype: Type of the parameters.
+        device: Device of the step.
+        processes: Number of processes that share this machine's memory.
     """
 
     batch_size: int
@@ -67,9 +67,9 @@ class Step:
 def measure_speed(config: PretrainedConfig, step: Step, budget_s: float) -> Speed:
     """Time local steps on the first, a middle and the last block of a model with random weights.
 
-    Two layers are timed first; from that speed follows how many of the model's first layers leave time for steps, and
-    the largest number of them that also fits into memory is what counts. A step that has begun ends, so that a machine
-    on which the first steps take longer than ``budget_s`` takes longer.
+    Two layers are timed first; their speed determines how many of the model's first layers leave time for steps, and
+    the largest such number that also fits into memory is measured. A step is never interrupted, so the measurement
+    exceeds ``budget_s`` where the first steps alone take longer.
 
     Raises:
         ConfigurationError: not even two layers fit into memory.
@@ -84,7 +84,7 @@ def measure_speed(config: PretrainedConfig, step: Step, budget_s: float) -> Spee
 
 
 def layers_to_time(config: PretrainedConfig, step: Step, flop_per_s: float, limit_s: float) -> int:
-    """How many first layers, of all, half of them, a quarter..., fit into memory and are timed once in ``limit_s``."""
+    """How many of the first layers (all, half, a quarter...) fit into memory and can be timed once in ``limit_s``."""
     layers = _layers(config)
     while layers > 2:
         cut = _cut(config, layers)
@@ -123,7 +123,7 @@ def _timed_step(module: ModelShape, ids: Tensor, optimizer: torch.optim.Optimize
 
 @contextmanager
 def _training(module: ModelShape, block: Block) -> Generator[torch.optim.Optimizer]:
-    """Only the block trains; afterwards its optimizer's state is gone."""
+    """Train only the block inside the context; its optimizer's state is freed at the end."""
     chosen: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in block.parameter_names)
@@ -133,7 +133,7 @@ def _training(module: ModelShape, block: Block) -> Generator[torch.optim.Optimiz
 
 
 def _module(config: PretrainedConfig, step: Step) -> ModelShape:
-    """With random weights: one pattern repeated, since drawing billions of numbers takes longer than the probe."""
+    """A model with random weights: one repeated pattern, since drawing billions of numbers would outlast the probe."""
     with torch.device(step.device), no_init_weights():
         module = ModelShape(config, step.dtype)
     pattern = 0.02 * torch.randn(_PATTERN_SCALARS, generator=torch.Generator().manual_seed(0))

@@ -1,1 +1,1 @@
-"""What a run takes: bytes, memory and seconds, from the shapes alone. Plans and runs share these formulas."""
+"""Resource needs of a run: bytes, memory and seconds, by formulas shared by plans and runs."""

@@ -1,4 +1,4 @@
-"""Which number of local steps to take: the smallest that hides the exchange, with room for measurement's noise."""
+"""Choice of the number of local steps: the smallest that hides the exchange, with a margin for measurement noise."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from lightning_parablock.planning.timing import hiding_steps, mean_hiding_steps
 from lightning_parablock.settings import MAX_AUTO_STEPS, BlockOrder
 
 HEADROOM = 1.1
-"""C is made this many times M: step and link times are measured once, and both vary."""
+"""Required ratio of C to M: step and link times are measured once, and both vary."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The number of local steps taken, and why.
+    """The chosen number of local steps, and the reason.
 
     Attributes:
         local_steps: K.
-        hiding_steps: The smallest K that hides every exchange; more than ``local_steps`` where that is at its maximum.
-        mean_hiding_steps: The smallest K that would do if all blocks were alike.
+        hiding_steps: The smallest K that hides every exchange; more than ``local_steps`` if that is at its maximum.
+        mean_hiding_steps: The smallest K that would suffice if all blocks were alike.
     """
 
     local_steps: int
@@ -38,10 +38,10 @@ def choose_local_steps(
     """The smallest K from ``at_least`` to ``MAX_AUTO_STEPS`` with C_t >= HEADROOM M_{t-1} in every round.
 
     Args:
-        step_s: Seconds of one local step on each block, of the slowest client.
+        step_s: Seconds of one local step on each block, on the slowest client.
         exchanges_s: Seconds of the exchange of each block, over the slowest link.
-        order: In which the blocks are trained.
-        at_least: Local steps that have been made already.
+        order: Order in which the blocks are trained.
+        at_least: Number of local steps already made.
     """
     wanted_s = [HEADROOM * exchange for exchange in exchanges_s]
     hiding = hiding_steps(step_s, wanted_s, order)

@@ -1,4 +1,4 @@
-"""How long a local step takes on one block against another, where nothing but the parameters' sizes is known."""
+"""Relative cost of a local step on each block, where only the parameters' sizes are known."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def relative_step_costs(sizes: Mapping[str, int], blocks: Sequence[Block]) -> li
     weight gradients of the block; each costs as much as the forward pass of the parameters concerned.
 
     Args:
-        sizes: Scalars of every parameter of the model, frozen ones too, in the order of the forward pass.
-        blocks: Their ``parameter_names`` are keys of ``sizes``.
+        sizes: Number of scalars of every parameter of the model, frozen ones too, in the order of the forward pass.
+        blocks: Blocks, whose ``parameter_names`` are keys of ``sizes``.
     """
     below: dict[str, int] = {}
     total = 0

@@ -1,20 +1,20 @@
 """Memory of a rank by purpose, in the steady state of a run, without activations.
 
-Bytes a parameter of a block, W being the bytes of a weight (4, or 2 with bfloat16)::
+Bytes per parameter of a block, W being the bytes of a weight (4, or 2 with bfloat16)::
 
     active block     gradient W, AdamW's moments 8, start value 4; with bfloat16 a master copy 4 and, in the
                      optimizer's step, the float32 gradient 4                                           (device)
     block in flight  committed value 4, delta 4, the commit that arrives 4                              (device)
                      and, where the compression is lossy, the error-feedback residual from before it 4    (host)
     every block      error feedback of a lossy compression 4                                              (host)
-    served shard     committed value 4, its server optimizer's state 4 a moment, error feedback 4         (host)
+    served shard     committed value 4, its server optimizer's state 4 per moment, error feedback 4       (host)
                      and of blocks in flight the last two as they were before the exchange               (host)
 
-Where a rank hosts several clients, deltas (in flight, and of the earlier turns of the running round) are there once for
-each turn of a round, and so is the error feedback from before; error feedback and optimizer states that are kept are
-there once for each client, in a long run of all blocks.
+Where a rank hosts several clients, deltas (in flight, and of the earlier turns of the running round) and the error
+feedback from before exist once per turn of a round; error feedback and optimizer states that are kept exist once per
+client, in a long run for all blocks.
 
-Of messages at most ``WINDOW`` are received and ``SEND_WINDOW`` sent at once, a peer and kind, however long a block is.
+At most ``WINDOW`` messages are received and ``SEND_WINDOW`` sent at once, per peer and kind, however long a block is.
 With delay 0 the active block is itself the one in flight, and its start value is its committed value.
 """
 
@@ -36,12 +36,12 @@ ADAM_MOMENTS = 2
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The sizes on which memory depends.
+    """Sizes that determine the memory needs of a model.
 
     Attributes:
-        numels: Scalars of each block.
-        weights_bytes: All parameters, frozen ones too.
-        weight_bytes: One parameter of a block.
+        numels: Number of scalars of each block.
+        weights_bytes: Bytes of all parameters, frozen ones too.
+        weight_bytes: Bytes of one parameter of a block.
     """
 
     numels: tuple[int, ...]
@@ -51,7 +51,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class MemoryPart:
-    """One purpose: what for, where ("device" or "host..."), and how many bytes."""
+    """Memory for one purpose: its name, place ("device" or "host...") and size in bytes."""
 
     purpose: str
     where: str
@@ -59,17 +59,17 @@ class MemoryPart:
 
     @property
     def on_device(self) -> bool:
-        """Whether it is on the device rather than in host memory."""
+        """Whether the memory is on the device; otherwise it is host memory."""
         return self.where == "device"
 
 
 def exchanges_in_flight(settings: Settings) -> int:
-    """Largest number of rounds whose exchanges a rank has in flight while it computes."""
+    """Maximum number of rounds whose exchanges are in flight on a rank while it computes."""
     return math.ceil(settings.delay_steps / settings.local_steps)
 
 
 def memory_parts(model: ModelSize, n_ranks: int, settings: Settings) -> list[MemoryPart]:
-    """Memory of the rank that needs most, in its largest round, when each of its clients has trained every block."""
+    """Memory of the rank that needs the most, in its largest round, once each of its clients has trained all blocks."""
     hosted = hosted_clients(settings.clients or n_ranks, n_ranks)
     n_hosted, turns = max(map(len, hosted)), turns_of_a_round(settings.cohort, hosted)
     active, flying = _largest_round(model, turns, settings)
@@ -94,12 +94,12 @@ def memory_parts(model: ModelSize, n_ranks: int, settings: Settings) -> list[Mem
 
 
 def total_bytes(parts: Sequence[MemoryPart], *, on_device: bool) -> int:
-    """The sum of the parts on the device, or in host memory."""
+    """Sum of the parts on the device, or in host memory."""
     return sum(part.size_bytes for part in parts if part.on_device == on_device)
 
 
 def window_bytes(numel: int, n_ranks: int, settings: Settings) -> int:
-    """Message buffers of the busiest rank while a block of ``numel`` scalars travels, both directions and kinds."""
+    """Bytes of the message buffers of the busiest rank while a block is exchanged, both directions and kinds."""
     if n_ranks == 1:
         return 0
     shards = shard_bounds(numel, n_ranks, settings.topology)
@@ -115,7 +115,7 @@ def _window_of(shard: slice, window: int, settings: Settings) -> int:
 
 
 def _largest_round(model: ModelSize, turns: int, settings: Settings) -> tuple[int, list[int]]:
-    """Scalars of the active block and of each block in flight, of the round that needs most memory."""
+    """Numbers of scalars of the active block and of each block in flight, in the round that needs the most memory."""
     n_flying = exchanges_in_flight(settings)
     if n_flying == 0:
         return max(model.numels), [max(model.numels)]
@@ -126,13 +126,13 @@ def _largest_round(model: ModelSize, turns: int, settings: Settings) -> tuple[in
 
 
 def _others(numels: Sequence[int], active: int, n_flying: int) -> list[int]:
-    """The largest blocks that may be in flight beside the active one; where there are too few, they repeat."""
+    """The largest blocks that may be in flight besides the active one, repeated if there are too few."""
     others = sorted((*numels[:active], *numels[active + 1 :]), reverse=True) or [numels[active]]
     return (others * n_flying)[:n_flying] if n_flying > len(others) else others[:n_flying]
 
 
 def _of_active(weight_bytes: int, turns: int, settings: Settings) -> list[tuple[str, int]]:
-    """Bytes a parameter of the active block, by purpose."""
+    """Bytes per parameter of the active block, by purpose."""
     parts = [
         ("gradient of the active block", weight_bytes),
         ("optimizer state of the active block (AdamW)", ADAM_MOMENTS * FLOAT_BYTES),
@@ -147,7 +147,7 @@ def _of_active(weight_bytes: int, turns: int, settings: Settings) -> list[tuple[
 
 
 def _of_left_blocks(scalars: int, settings: Settings) -> list[MemoryPart]:
-    """The local optimizer's state of the blocks that are not being trained."""
+    """Local optimizer state of the blocks that are not being trained."""
     where = {"reset": None, "offload": "host", "keep": "device"}[settings.block_optimizer_state]
     if where is None or not scalars:
         return []
@@ -165,7 +165,7 @@ def _of_flying(scalars: int, turns: int, settings: Settings) -> list[tuple[str, 
 
 
 def _of_server(scalars: int, flying: int, n_ranks: int, settings: Settings) -> list[MemoryPart]:
-    """What a server keeps of its shard of all blocks, and of those in flight as it was before."""
+    """State that a server keeps for its shard of all blocks, and earlier versions of the blocks in flight."""
     share = n_ranks if settings.topology == "sharded" else 1
     where = "host, client 0" if settings.topology == "star" and n_ranks > 1 else "host"
     states = moments(settings.server_optimizer)

@@ -2,7 +2,7 @@
 
 C_t is the computation of round t, M_t its exchange. Chunks stream: a server sums a chunk as soon as every client's is
 there and sends its commit while later chunks still arrive, so on links that carry both directions at once an exchange
-takes as long as the busiest direction of the busiest link. With S scalars of q bytes, N clients on links of B bytes a
+takes as long as the busiest direction of the busiest link. With S scalars of q bytes, N clients on links of B bytes per
 second and a star's server on one of B_s::
 
     sharded   M = 2 (N - 1)/N S q / B
@@ -10,7 +10,7 @@ second and a star's server on one of B_s::
               with N > 2 another one: a chunk waits for the slowest of several clients
 
 Bytes are those of ``traffic.py``, headers included. Latency, encoding and summing are not counted: they are small
-against the transfer wherever hiding it matters.
+compared to the transfer wherever hiding it matters.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from lightning_parablock.planning.traffic import busiest, largest_message_bytes,
 from lightning_parablock.settings import BlockOrder, Settings, Topology
 
 NOMINAL_GOODPUT = 0.95
-"""Share of a link's nominal rate that payload gets: the rest is Ethernet's, IP's and TCP's headers."""
+"""Share of a link's nominal rate left for payload: the rest is taken by Ethernet, IP and TCP headers."""
 PASSES = 8
-"""Visits of each block over which seconds per round are averaged."""
+"""Number of visits of each block over which seconds per round are averaged."""
 
 
 @dataclass(frozen=True)
 class Links:
-    """What a link carries in one direction while the other is busy, too, in bits per second of payload (goodput).
+    """Goodput of links, in bits of payload per second in one direction while the other direction is busy, too.
 
     Attributes:
-        client_bps: Every client's link.
-        server_bps: The link of a star's server.
+        client_bps: Rate of every client's link.
+        server_bps: Rate of the link of a star's server.
     """
 
     client_bps: float
     server_bps: float
 
     def capped(self, caps_bps: Sequence[float | None], topology: Topology) -> Links:
-        """These links where clients cap what they send, by client id; client 0 serves a star."""
+        """These links with caps on what clients send, by client id; client 0 serves a star."""
         caps = [float("inf") if cap is None else cap for cap in caps_bps]
         clients = caps[1:] if topology == "star" and len(caps) > 1 else caps
         return Links(min(self.client_bps, *clients), min(self.server_bps, caps[0]))
@@ -66,7 +66,7 @@ def links_of(pair_bytes: int, elapsed_s: float, n_clients: int, topology: Topolo
     """The rates of links on which a timed exchange of ``pair_bytes`` to and from each peer took ``elapsed_s``.
 
     In a star either the server's link or a client's was the limit, and one measurement cannot tell which: both rates
-    are bounds from below, which give back the time that was measured.
+    are lower bounds that reproduce the measured time.
     """
     pair_bps = 8 * pair_bytes / elapsed_s
     all_bps = (n_clients - 1) * pair_bps
@@ -96,7 +96,7 @@ class RoundTimes:
 
 
 def round_times(compute_s: Sequence[float], exchanges_s: Sequence[float]) -> RoundTimes:
-    """What a run of these rounds takes on average, its beginning and its drain left out.
+    """Average times of a run of these rounds, without its beginning and its drain.
 
     Args:
         compute_s: C_t of each round, in order; at least two rounds.
@@ -115,7 +115,7 @@ def round_times(compute_s: Sequence[float], exchanges_s: Sequence[float]) -> Rou
 
 
 def schedule(settings: Settings, n_blocks: int, passes: int = PASSES) -> list[int]:
-    """The blocks of the first rounds: so many visits of each."""
+    """Indices of the blocks of the first rounds, ``passes`` visits of each."""
     return [block_of_round(settings.block_order, n_blocks, t, settings.seed) for t in range(passes * n_blocks)]
 
 
@@ -123,12 +123,12 @@ def schedule(settings: Settings, n_blocks: int, passes: int = PASSES) -> list[in
 
 
 def hiding_steps(step_s: Sequence[float], exchanges_s: Sequence[float], order: BlockOrder) -> int:
-    """The smallest K with C_t >= M_{t-1} in every round that the order can bring.
+    """The smallest K with C_t >= M_{t-1} in every round that can occur in the order.
 
     Args:
         step_s: Seconds of one local step on each block.
         exchanges_s: M of each block.
-        order: Which block can follow which.
+        order: Block order, which determines which block can follow which.
     """
     pairs = following_blocks(order, len(step_s))
     return max(_steps_for(exchanges_s[before], step_s[after]) for before, after in pairs)
@@ -140,7 +140,7 @@ def mean_hiding_steps(step_s: Sequence[float], exchanges_s: Sequence[float]) -> 
 
 
 def following_blocks(order: BlockOrder, n_blocks: int) -> Iterable[tuple[int, int]]:
-    """Which blocks can be trained in two consecutive rounds, as (first, second)."""
+    """Pairs of blocks that can be trained in two consecutive rounds, as (first, second)."""
     if order in ("sequential", "reverse"):
         pairs = [(i, (i + 1) % n_blocks) for i in range(n_blocks)]
         return pairs if order == "sequential" else [(after, before) for before, after in pairs]
@@ -150,7 +150,7 @@ def following_blocks(order: BlockOrder, n_blocks: int) -> Iterable[tuple[int, in
 
 def _steps_for(exchange: float, step: float) -> int:
     steps = max(1, math.ceil(exchange / step))
-    # Division rounds: the smallest whole number that holds, not one beside it.
+    # Division rounds: return the smallest integer that satisfies the condition, not a neighbour of it.
     while steps * step < exchange:
         steps += 1
     while steps > 1 and (steps - 1) * step >= exchange:

@@ -1,4 +1,4 @@
-"""Bytes of one exchange, exactly: payloads as the codec makes them and the header of every message."""
+"""Exact bytes of one exchange: the payloads as encoded and the header of every message."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from lightning_parablock.transport.chunks import HEADER_BYTES, chunks_of, shard_
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one client sends and receives in one exchange, in bytes, message headers included."""
+    """Bytes that one client sends and receives in one exchange, message headers included."""
 
     upload_bytes: int
     download_bytes: int
 
 
 def message_bytes(scalars: int, compression: Compression) -> int:
-    """Bytes of a message that carries so many scalars: header and payload."""
+    """Bytes of a message with ``scalars`` scalars: header and payload."""
     return HEADER_BYTES + codec_of(compression).payload_bytes(scalars)
 
 
 def largest_message_bytes(scalars: int, settings: Settings) -> int:
-    """Bytes of the largest message of a shard of so many scalars."""
+    """Bytes of the largest message of a shard of ``scalars`` scalars."""
     parts = chunks_of(slice(0, scalars), settings.chunk_bytes, settings.topology)
     return message_bytes(max(part.stop - part.start for part in parts), settings.compression)
 
 
 @cache
 def _shard_bytes(scalars: int, compression: Compression, chunk_bytes: int, topology: Topology) -> int:
-    """Bytes of all messages that carry a shard of so many scalars once."""
+    """Bytes of all messages that carry a shard of ``scalars`` scalars once."""
     parts = chunks_of(slice(0, scalars), chunk_bytes, topology)
     return sum(message_bytes(part.stop - part.start, compression) for part in parts)
 
 
 def traffic_of_clients(numel: int, n_clients: int, settings: Settings) -> list[Traffic]:
-    """One exchange of a block of ``numel`` scalars: each client's traffic, by client id (METHOD: invariant 9).
+    """Traffic of each client in one exchange of a block of ``numel`` scalars, by client id (METHOD: invariant 9).
 
     A client sends its delta on every other client's shard and its own shard's commit to every other client, and
-    receives as much: the other clients' deltas on its shard and the commits of the others' shards. Without headers that
+    receives as much: the other clients' deltas on its shard and the commits of the others' shards. Without headers this
     is 2 (N - 1) S q bytes over all clients, in either topology.
     """
     shards = [bounds.stop - bounds.start for bounds in shard_bounds(numel, n_clients, settings.topology)]
@@ -55,7 +55,7 @@ def traffic_of_clients(numel: int, n_clients: int, settings: Settings) -> list[T
 
 
 def traffic_by_role(numel: int, n_clients: int, settings: Settings) -> dict[str, Traffic]:
-    """One exchange by role, in words; shards differ by at most 1024 scalars, and "every client" is the busiest."""
+    """Traffic of one exchange by role; shards differ by at most 1024 scalars, and "every client" is the busiest."""
     clients = traffic_of_clients(numel, n_clients, settings)
     if n_clients == 1:
         return {"the only client": clients[0]}
@@ -65,16 +65,16 @@ def traffic_by_role(numel: int, n_clients: int, settings: Settings) -> dict[str,
 
 
 def rounds_within(budget_bytes: float, numels: Sequence[int], n_clients: int, settings: Settings) -> int:
-    """How many rounds from the first one on a client can upload with so many bytes, the mean over the clients.
+    """Number of rounds, from the first one on, whose uploads fit in the budget of a client, the mean over the clients.
 
     Args:
-        budget_bytes: Of all exchanges together.
-        numels: Of the blocks, in order.
-        n_clients: That all take part in every round.
-        settings: Their block order and seed determine which blocks come first.
+        budget_bytes: Bytes of all exchanges together.
+        numels: Numbers of scalars of the blocks, in order.
+        n_clients: Number of clients, which all take part in every round.
+        settings: Settings, whose block order and seed determine which blocks come first.
 
     Raises:
-        ConfigurationError: it is not enough for one round, or one client alone sends nothing.
+        ConfigurationError: the budget is not enough for one round, or there is only one client, which sends nothing.
     """
     if n_clients == 1:
         raise ConfigurationError("a budget of bytes needs several clients: one alone sends nothing")
@@ -92,5 +92,5 @@ def rounds_within(budget_bytes: float, numels: Sequence[int], n_clients: int, se
 
 
 def busiest(clients: list[Traffic]) -> Traffic:
-    """The largest of them."""
+    """Traffic of the client with the most bytes."""
     return max(clients, key=lambda traffic: traffic.upload_bytes)

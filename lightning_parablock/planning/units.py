@@ -1,4 +1,4 @@
-"""Rates and amounts as people write them, and numbers as people read them."""
+"""Parsing of rates and amounts with units, and formatting of numbers for people."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ _FLOPS = {"flops": 1.0, "gflops": 1e9, "tflops": 1e12, "pflops": 1e15}
 
 
 def parse_bps(name: str, value: Any) -> float:
-    """A link's rate in bits per second: a number, or such as "100mbit" or "1.5 Gbit/s".
+    """Parse a link's rate, in bits per second: a number, or text such as "100mbit" or "1.5 Gbit/s".
 
     Raises:
-        ConfigurationError: it is neither; the message names the nearest unit.
+        ConfigurationError: the value is neither; the message names the nearest unit.
     """
     return _parse(name, value, {**_BITS, **_BPS}, "bits a second, such as 100mbit or 1gbit")
 
 
 def parse_flop_per_s(name: str, value: Any) -> float:
-    """Floating-point operations per second: a number, or such as "40tflops".
+    """Parse a number of floating-point operations per second: a number, or text such as "40tflops".
 
     Raises:
-        ConfigurationError: it is neither; the message names the nearest unit.
+        ConfigurationError: the value is neither; the message names the nearest unit.
     """
     return _parse(name, value, _FLOPS, "floating-point operations a second, such as 50gflops or 100tflops")
 
 
 def parse_bytes(name: str, value: Any) -> float:
-    """Bytes: a number, or such as "500MB"; units are powers of 1000.
+    """Parse a number of bytes: a number, or text such as "500MB"; units are powers of 1000.
 
     Raises:
-        ConfigurationError: it is neither; the message names the nearest unit.
+        ConfigurationError: the value is neither; the message names the nearest unit.
     """
     return _parse(name, value, _BYTES, "bytes, such as 500MB or 1.5GB")
 
 
 def parse_s(name: str, value: Any) -> float:
-    """Seconds: a number, or such as "10min" or "2h".
+    """Parse a number of seconds: a number, or text such as "10min" or "2h".
 
     Raises:
-        ConfigurationError: it is neither; the message names the nearest unit.
+        ConfigurationError: the value is neither; the message names the nearest unit.
     """
     return _parse(name, value, _SECONDS, "seconds, such as 90, 10min or 2h")
 
 
 def parse_number(name: str, value: Any) -> float:
-    """A number without a unit.
+    """Parse a number without a unit.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: the value is not a number.
     """
     return _parse(name, value, {}, "a number more than 0")
 
@@ -92,7 +92,7 @@ def readable_number(value: float, decimals: int = 4) -> str:
 
     Args:
         value: Any number; infinities and NaN are spelled as Python does.
-        decimals: Digits behind the point of ordinary numbers.
+        decimals: Number of digits after the decimal point, for numbers of ordinary size.
     """
     size = abs(value)
     if not math.isfinite(size) or size == 0 or 10.0**-decimals <= size < 1e4:

@@ -1,4 +1,4 @@
-"""Ways to carry the exchange, side by side, and which of them to take."""
+"""Variants of the exchange, compared side by side, and the recommended one."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from lightning_parablock.settings import COMPRESSIONS, Settings, Topology
 
 @dataclass(frozen=True)
 class Workload:
-    """What the clients compute.
+    """The computation of the clients.
 
     Attributes:
-        size: Of the model and its blocks.
-        step_s: Seconds of one local step on each block, of the slowest client.
+        size: Sizes of the model and its blocks.
+        step_s: Seconds of one local step on each block, on the slowest client.
     """
 
     size: ModelSize
@@ -37,17 +37,18 @@ class Workload:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to carry the exchange, and what a round takes then.
+    """One variant of the exchange, and the resource needs of its rounds.
 
     Attributes:
-        settings: With delay K.
-        round_bytes: Sent by the busiest client in a round, headers included, mean over the blocks; it receives as many.
-        memory: Of the client that needs most, at delay K.
+        settings: Settings of the variant, with delay K.
+        round_bytes: Bytes sent by the busiest client per round, headers included, mean over the blocks; it receives as
+            many.
+        memory: Memory of the client that needs the most, at delay K.
         blocking_memory: The same at delay 0.
         times: Seconds per round.
         hiding_steps: The smallest K that hides every exchange.
         mean_hiding_steps: The smallest K that hides the mean exchange behind the mean computation.
-        choice: The K to take: the settings' own where that hides every exchange with room to spare, else more.
+        choice: The recommended K: the settings' own if it hides every exchange with room to spare, otherwise more.
     """
 
     settings: Settings
@@ -61,7 +62,7 @@ class Variant:
 
 
 def variant(workload: Workload, n_clients: int, settings: Settings, links: Links) -> Variant:
-    """What a round takes under these settings, at delay K and at delay 0."""
+    """Resource needs of a round with these settings, at delay K and at delay 0."""
     numels, step_s = workload.size.numels, workload.step_s
     exchanges_s = [exchange_s(numel, n_clients, settings, links) for numel in numels]
     rounds = schedule(settings, len(numels))
@@ -81,7 +82,7 @@ def variant(workload: Workload, n_clients: int, settings: Settings, links: Links
 
 
 def variants(workload: Workload, n_clients: int, settings: Settings, links: Links) -> list[Variant]:
-    """Every topology with every compression, the settings' other values kept; least lossy first."""
+    """Variants for every topology and compression, with the other settings unchanged; least lossy first."""
     return [
         variant(workload, n_clients, dataclasses.replace(settings, topology=topology, compression=compression()), links)
         for topology in get_args(Topology)
@@ -90,9 +91,9 @@ def variants(workload: Workload, n_clients: int, settings: Settings, links: Link
 
 
 def recommended(found: Sequence[Variant]) -> Variant:
-    """The least lossy variant whose K hides every exchange with room to spare; where none does, the fastest one's.
+    """The least lossy variant whose K hides every exchange with room to spare; if none does, the fastest one.
 
-    Of two topologies the one with the shorter exchange is taken, sharded where they are equal.
+    Of two topologies the one with the shorter exchange is chosen, sharded if they are equal.
     """
     for name in COMPRESSIONS.values():
         of_name = [v for v in found if type(v.settings.compression) is name]
