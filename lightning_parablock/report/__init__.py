@@ -1,1 +1,1 @@
-"""Reports of a run: the plan before it, the table after it, and the page of its folder."""
+"""Reports on runs: plan and dry run, final table, HTML page."""

@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: clients, blocks, bytes, memory, the first rounds, the data."""
+"""Dry run: tables of clients, blocks, bytes, memory, the first rounds and the data, without training."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from lightning_parablock.planning.traffic import traffic_by_role
 from lightning_parablock.settings import Compression, ServerOptimizer, Settings, option_word
 
 if TYPE_CHECKING:
-    from lightning.pytorch import LightningModule, Trainer  # the planner's tables need no Lightning
+    from lightning.pytorch import LightningModule, Trainer  # the planner's tables must not need Lightning
 
 MEGABYTE = 1_000_000
 
 
 def print_dry_run(console: Console, trainer: Trainer, module: LightningModule, datamodule: Any, seed: int) -> None:
-    """Print the plan of what a trainer would do.
+    """Print the plan of a trainer's run.
 
     Args:
-        console: Where to print.
+        console: Console to print on.
         trainer: The trainer, with a ParaBlock strategy.
         module: The model, with or without weights.
         datamodule: Its data module, or None.
         seed: Random seed of the run.
 
     Raises:
-        ConfigurationError: the strategy is none of this package, or the model cannot be cut into blocks as asked.
+        ConfigurationError: the strategy is not one of this package, or the model cannot be partitioned as configured.
         DataError: the data cannot be read.
     """
     from lightning_parablock.strategy.presets import PRESETS
@@ -73,10 +73,10 @@ def print_plan(
     data: dict[str, Any] | None,
     rounds: int = 12,
 ) -> None:
-    """Print the whole plan of a run on so many ranks.
+    """Print the whole plan of a run on ``n_ranks`` ranks.
 
     Raises:
-        ConfigurationError: the model cannot be cut into blocks as asked.
+        ConfigurationError: the model cannot be partitioned as configured.
     """
     blocks = partition(module, settings.blocks, settings.unmatched)
     console.print(_method_table(settings, n_ranks, len(blocks)))
@@ -90,7 +90,7 @@ def print_plan(
 
 
 def model_size(module: nn.Module, blocks: Sequence[Block]) -> ModelSize:
-    """The sizes of a model on which memory depends."""
+    """Sizes of a model that determine its memory needs."""
     parameters = dict(module.named_parameters())
     return ModelSize(
         numels=tuple(block.numel for block in blocks),
@@ -100,7 +100,7 @@ def model_size(module: nn.Module, blocks: Sequence[Block]) -> ModelSize:
 
 
 def memory_table(parts: Sequence[MemoryPart], whose: str = "client") -> Group:
-    """Memory by purpose."""
+    """Table of memory by purpose, on the device and on the host."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("for")
     table.add_column("where")
@@ -113,7 +113,7 @@ def memory_table(parts: Sequence[MemoryPart], whose: str = "client") -> Group:
 
 
 def plain_table(title: str) -> Table:
-    """A table of names and values."""
+    """Table of names and values."""
     table = Table(title=title, title_justify="left", title_style="", show_header=False, box=box.SIMPLE_HEAD)
     table.add_column(style="bold")
     table.add_column()
@@ -121,7 +121,7 @@ def plain_table(title: str) -> Table:
 
 
 def mb(size_bytes: float) -> str:
-    """Megabytes."""
+    """Text of a size in megabytes."""
     return f"{size_bytes / MEGABYTE:,.2f}"
 
 
@@ -141,7 +141,7 @@ def _method_table(settings: Settings, n_ranks: int, n_blocks: int) -> Table:
 
 
 def _said(value: object) -> str:
-    """As an option is written; for an object, with the settings that differ from their defaults."""
+    """A value as an option spells it; for an object, with its settings that differ from the defaults."""
     if not isinstance(value, Compression | ServerOptimizer):
         return str(value)
     changed = [
@@ -182,7 +182,7 @@ def _rounds_line(blocks: Sequence[Block], settings: Settings, rounds: int) -> st
         rounds, then = min(rounds, len(blocks)), ", then blocks drawn by their gradient norms"
     if settings.block_order == "cyclic":
         who, then = "client 0's ", "; client i is i blocks ahead"
-    # Who is in which cohort does not matter here: of the cyclic order the first client's way is shown.
+    # The members of the cohorts do not matter here: for the cyclic order, the first client's blocks are shown.
     made = Schedule(settings.block_order, len(blocks), settings.seed, Cohorts(1))
     order = (block for t in range(rounds) for block in made.work_of(t, {}))
     return f"{who}first {rounds} rounds train: " + ", ".join(blocks[index].name for index in order) + then

@@ -1,4 +1,4 @@
-"""What models of 8 and 70 billion parameters would take with 10 to 1,000 clients, as a table."""
+"""Resource needs of models with 8 and 70 billion parameters and 10 to 1,000 clients, as a table."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HEADINGS = (
 
 
 def rows_of(model: str, workload: Workload, settings: Settings, links: Links) -> list[list[str]]:
-    """One row a number of clients; the method's settings but topology, compression and blocks, which are by layers."""
+    """One row per number of clients; topology, compression and blocks (by layers) replace those of the settings."""
 
     def of(n_clients: int, topology: Topology, compression: Compression) -> Variant:
         varied = dataclasses.replace(settings, blocks="layers", topology=topology, compression=compression)
@@ -51,7 +51,7 @@ def rows_of(model: str, workload: Workload, settings: Settings, links: Links) ->
 
 
 def large_models_table(rows: Sequence[Sequence[str]], local_steps: int) -> Group:
-    """The table."""
+    """Table of the rows of all models."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("model, clients")
     for heading in HEADINGS[1:]:

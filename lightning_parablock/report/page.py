@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: losses, timeline, hidden share, clients, settings; opens without a network."""
+"""Self-contained HTML page of a run: losses, timeline, hidden share, clients, settings; needs no network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ commit is there; exposed seconds are those of it in which a client stood still."
 
 
 def write_page(run: RunFiles, path: Path) -> None:
-    """Write the page; it carries its scripts along."""
+    """Write the page, with its scripts embedded."""
     from jinja2 import Environment, PackageLoader, select_autoescape
     from plotly.offline import get_plotlyjs
 
@@ -63,7 +63,7 @@ def write_page(run: RunFiles, path: Path) -> None:
 
 
 def _title(run: RunFiles) -> str:
-    """The folder's name, which of a site's folder is that of the one around it."""
+    """Name of the run's folder; for a site's own folder, the name of its parent."""
     folder, site = run.folder.resolve(), run.manifest.get("site")
     run_name = folder.parent.name if folder.name == site else folder.name
     return run_name if site is None else f"{run_name}, site {site}"
@@ -74,7 +74,7 @@ def _html(figure: Any) -> str:
 
 
 def facts(run: RunFiles) -> list[tuple[str, str]]:
-    """The facts at the top of the page, as (name, value)."""
+    """Facts at the top of the page, as (name, value)."""
     manifest, result = run.manifest, run.manifest.get("result") or {}
     found: list[tuple[str, str | None]] = [
         ("started", manifest.get("started")),

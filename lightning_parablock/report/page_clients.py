@@ -1,4 +1,4 @@
-"""Each client and each label on the report page: two tables, and figures over the rounds."""
+"""Clients and labels on the report page: two tables, and figures over the rounds."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _PANEL_PX = 300
 
 
 def client_rows(run: RunFiles) -> list[Row]:
-    """One row per client, under :data:`CLIENT_HEADS`; the first client's alone where clients share nothing."""
+    """One row per client, under :data:`CLIENT_HEADS`; only the first client's where clients share nothing."""
     homes = _homes(run)
     losses = {client: points[-1].value for client, points in _by_client(run, LOSS).items()}
     clients = sorted({one.client for one in run.rounds} | set(homes) | set(losses))
     return [
         (
-            run.names.label(client).removeprefix("client "),  # the head says so
+            run.names.label(client).removeprefix("client "),  # the table's head has the word
             *homes.get(client, ("", "")),
             *_took_part([one for one in run.rounds if one.client == client]),
             _loss_text(losses.get(client), losses),
@@ -54,11 +54,11 @@ def client_rows(run: RunFiles) -> list[Row]:
 
 
 def _homes(run: RunFiles) -> dict[int, tuple[str, str]]:
-    """Client -> its host, and the number of its training examples, where the data module has told."""
+    """Host and number of training examples by client, where the data module reports them."""
     hosts: Sequence[str] = run.manifest.get("hosts") or ()
     data: Sequence[Mapping[str, Any] | None] = run.manifest.get("data") or ()
     homes: dict[int, tuple[str, str]] = {}
-    first = run.manifest.get("rank", 0) if len(hosts) == 1 else 0  # of a rank that knows only itself
+    first = run.manifest.get("rank", 0) if len(hosts) == 1 else 0  # for a rank that knows only itself
     for rank, host in enumerate(hosts, start=first):
         told: Mapping[str, Any] = (data[rank - first] if rank - first < len(data) else None) or {}
         clients: Sequence[int] = told.get("clients_here") or [rank]
@@ -68,7 +68,7 @@ def _homes(run: RunFiles) -> dict[int, tuple[str, str]]:
 
 
 def why_no_drift(run: RunFiles) -> str:
-    """Why the drift column is empty; an empty string where a client has a drift, or there are no rounds."""
+    """Reason for an empty drift column; an empty string if a client has a drift, or there are no rounds."""
     if not run.rounds or any(one.drift is not None for one in run.rounds):
         return ""
     settings: Mapping[str, Any] = (run.manifest.get("strategy") or {}).get("settings") or {}
@@ -91,7 +91,7 @@ def label_rows(run: RunFiles) -> list[Row]:
 
 
 def clients_figure(run: RunFiles, round_steps: int) -> Figure | None:
-    """Own losses, their spread, losses by label and drift, each by round; None where nothing of it is known."""
+    """Own losses, their spread, losses by label and drift, each by round; None if none of them is known."""
     from plotly.graph_objects import Scatter
     from plotly.subplots import make_subplots
 
@@ -118,7 +118,7 @@ def clients_figure(run: RunFiles, round_steps: int) -> Figure | None:
             shown.add(line.name)
         figure.update_xaxes(title_text="rounds done", row=row, col=column)
     height_px = 120 + _PANEL_PX * n_rows
-    # The legend is above the titles of the first row, which laid_out's place for it would cover.
+    # The legend is placed above the titles of the first row: at its position in laid_out it would cover them.
     return laid_out(figure, height_px).update_layout(margin={"t": 70}, legend={"y": 1 + 30 / (height_px - 120)})
 
 
@@ -208,10 +208,10 @@ def _spent(rounds: Sequence[ClientRound]) -> Row:
 
 
 def as_text(value: Any) -> str:
-    """A value of the manifest as the page shows it; whole numbers with a comma every three digits."""
+    """Text of a manifest's value on the page; whole numbers have a comma every three digits."""
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def as_percent(share: float | None) -> str:
-    """A share, 0 to 1, in percent."""
+    """Text of a share, 0 to 1, in percent."""
     return "" if share is None else f"{100 * share:.1f} %"

@@ -1,4 +1,4 @@
-"""The figures of the report page: losses by round, second and byte, a timeline to zoom into, and what was hidden."""
+"""Figures of the report page: losses by round, second and byte, a zoomable timeline, and hidden exchange."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ STOOD_STILL, SLOWER = "stood still for the exchange", "stood still for a slower 
 
 @dataclass(frozen=True)
 class Clock:
-    """Where a run stood when so many optimizer steps had been made.
+    """Rounds, seconds and bytes of a run as functions of the optimizer steps made.
 
     Args:
-        rounds: Of all clients.
+        rounds: Rounds of all clients.
         round_steps: Optimizer steps of a round on a rank: K for each turn.
-        n_clients: Of how many clients these are.
+        n_clients: Number of clients that these rounds are of.
     """
 
     rounds: Sequence[ClientRound]
@@ -47,25 +47,25 @@ class Clock:
     n_clients: int
 
     def round_of(self, step: int) -> float:
-        """Rounds that had passed, with the part of the running one."""
+        """Number of rounds that had passed, with the fraction of the running one."""
         return step / self.round_steps
 
     def seconds_of(self, step: int) -> float | None:
-        """Seconds since the first round began, on each round's first client; None where the timeline knows nothing."""
+        """Seconds since the first round began, on each round's first client; None where the timeline has no data."""
         first = self._first_clients
         passed, rest = divmod(step, self.round_steps)
         if passed in first:
             return first[passed].start_s + first[passed].compute_s * rest / self.round_steps
-        if rest or passed - 1 not in first:  # not of this run, or of the part that was resumed
+        if rest or passed - 1 not in first:  # not part of this run, or of the part before it was resumed
             return None
         last = first[passed - 1]
         return max(last.start_s + last.compute_s, last.exchange_end_s)
 
     def megabytes_of(self, step: int) -> float | None:
-        """Sent by a client for the rounds trained by then, the mean over the clients.
+        """Megabytes sent by a client for the rounds trained by then, the mean over the clients.
 
-        A running round counts in proportion to its steps: its exchange is part of its price, whenever it takes place.
-        None where the timeline knows nothing.
+        A running round counts in proportion to its steps: its exchange is part of its cost, whenever it takes place.
+        None where the timeline has no data.
         """
         passed, rest = divmod(step, self.round_steps)
         numbers, sent_bytes = self._sent
@@ -80,7 +80,7 @@ class Clock:
 
     @cached_property
     def _sent(self) -> tuple[list[int], list[int]]:
-        """Numbers of the rounds, ascending, and what all clients sent in the rounds before each; and in all of them."""
+        """Numbers of the rounds, ascending, and the bytes sent by all clients before each round and in all rounds."""
         by_round: dict[int, int] = {}
         for one in self.rounds:
             by_round[one.round] = by_round.get(one.round, 0) + one.upload_bytes
@@ -89,7 +89,7 @@ class Clock:
 
 
 def loss_figure(run: RunFiles, round_steps: int) -> Figure | None:
-    """Every logged loss by round, by second and by byte, side by side; None where none was logged."""
+    """Every logged loss by round, by second and by byte, side by side; None if none was logged."""
     from plotly.graph_objects import Scatter
     from plotly.subplots import make_subplots
 
@@ -117,13 +117,13 @@ def loss_figure(run: RunFiles, round_steps: int) -> Figure | None:
 
 
 def _loss_words(run: RunFiles) -> str:
-    """This package's language models log nats per token; what other modules log is not known."""
+    """Axis title of losses: this package's language models log nats per token; units of other modules are not known."""
     model: Any = (run.manifest.get("configuration") or {}).get("model") or {}
     return "loss, nats per token" if str(model.get("class_path")).endswith(".CausalLM") else "loss"
 
 
 def timeline_figure(rounds: Sequence[ClientRound], names: ClientNames = NO_NAMES) -> Figure | None:
-    """A row of computation and one of exchanges per client, one colour per block; waits are drawn above them."""
+    """A row of computation and a row of exchanges per client, one colour per block; waits are drawn on top."""
     from plotly.graph_objects import Bar, Figure
 
     if not rounds:
@@ -131,7 +131,7 @@ def timeline_figure(rounds: Sequence[ClientRound], names: ClientNames = NO_NAMES
     rows = {one.client: names.label(one.client) for one in sorted(rounds, key=lambda one: one.client)}
     figure = Figure()
     submitted, *waits = _waits(rounds, rows)
-    _add_waits(figure, *submitted)  # first, and so below: the exchange before it may still run
+    _add_waits(figure, *submitted)  # first, and so below: the previous exchange may still be running
     colours = block_colours(one.block for one in rounds)
     for block, colour in colours.items():
         mine = [one for one in rounds if one.block == block]
@@ -149,12 +149,12 @@ def timeline_figure(rounds: Sequence[ClientRound], names: ClientNames = NO_NAMES
 
 
 def timeline_note(rounds: Sequence[ClientRound]) -> str:
-    """What the timeline does not show; empty where it shows everything."""
+    """Note on what the timeline omits; empty if it shows everything."""
     return left_out((span[1] for one in rounds for span in (one.exposed, one.waiting)), SHORTEST_WAIT_S)
 
 
 def hidden_figure(rounds: Sequence[ClientRound]) -> Figure | None:
-    """Seconds of each round's exchange: hidden behind local steps, and stood still; means over the clients."""
+    """Seconds of each round's exchange: hidden behind local steps, and exposed; means over the clients."""
     from plotly.graph_objects import Bar, Figure
 
     if not any(one.exchange_s for one in rounds):
@@ -175,7 +175,7 @@ def hidden_figure(rounds: Sequence[ClientRound]) -> Figure | None:
 
 
 _Bar = tuple[str, float, float, ClientRound]
-"""Its row, start and length in seconds, and its round."""
+"""A bar's row, start and length in seconds, and round."""
 
 
 def _waits(rounds: Sequence[ClientRound], rows: dict[int, str]) -> list[tuple[str, str, list[_Bar]]]:
@@ -199,7 +199,7 @@ def _add_waits(figure: Figure, name: str, colour: str, bars: Sequence[_Bar], **m
 
 
 def _bars(kind: Any, name: str, bars: Sequence[_Bar], color: str, **marker: Any) -> Any:
-    # A bar too short to be seen is a line of its colour; a white edge would hide it.
+    # A bar too short to be visible is drawn as a line of its colour; a white edge would hide it.
     edges = [color if length_s < SHORTEST_WAIT_S else "white" for _, _, length_s, _ in bars]
     said = [
         f"{name}, round {one.round}, {row}<br>{start_s:.2f} s, for {length_s:.3f} s"
@@ -224,7 +224,7 @@ def _placed(points: Sequence[Point], place: Any) -> tuple[list[float], list[floa
 
 
 def laid_out(figure: Figure, height_px: int) -> Figure:
-    """The figure with the height and looks that all of the page have."""
+    """The figure with the given height and the style of all figures on the page."""
     figure.update_layout(
         height=height_px,
         template="plotly_white",

@@ -1,4 +1,4 @@
-"""The tables of ``lightning-parablock plan``."""
+"""Tables of ``lightning-parablock plan``."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from lightning_parablock.report.dry_run import mb, memory_table, plain_table
 from lightning_parablock.settings import option_word
 
 ROWS = 40
-"""Blocks that are listed at most; of more the first and last ones."""
+"""Maximum number of blocks listed; with more, the first and the last ones are."""
 
 
 @dataclass(frozen=True)
 class Premises:
-    """What a plan rests on, in words.
+    """Premises of a plan, in words.
 
     Attributes:
-        model: Its name.
+        model: Name of the model.
         n_clients: Number of clients.
-        links: Of the clients, and of a star's server.
-        links_from: Where the rates come from.
-        speed_from: Where the step times come from.
+        links: Links of the clients, and of a star's server.
+        links_from: Source of the rates.
+        speed_from: Source of the step times.
         step: Batch, sequence length and type of the weights.
         half: Whether the weights are bfloat16.
-        adapters: Those that the model has; only they train and travel.
+        adapters: Adapters of the model, which alone are trained and sent; rank 0 without any.
     """
 
     model: str
@@ -57,7 +57,7 @@ def print_plan(
     found: Sequence[Variant],
     chosen: Variant,
 ) -> None:
-    """Print premises, blocks, the variants side by side, the recommended one's memory and settings."""
+    """Print premises, blocks, the variants side by side, and the recommended one's memory and settings."""
     console.print(_premises_table(premises))
     console.print(_blocks_table(blocks, workload))
     console.print(_variants_table(found, chosen))
@@ -95,7 +95,7 @@ def gb(parts: Sequence[MemoryPart], *, on_device: bool) -> str:
 
 
 def bare_s(seconds: float) -> str:
-    """Seconds without their unit, which the heading has; longer times keep theirs."""
+    """Seconds without their unit, which is in the heading; longer times keep theirs."""
     return readable_s(seconds).removesuffix(" s")
 
 

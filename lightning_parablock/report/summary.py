@@ -1,4 +1,4 @@
-"""The short table at the end of a run."""
+"""Summary of a run, and the table at its end."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lightning_parablock.records import RoundRecord
 
 @dataclass(frozen=True)
 class Here:
-    """The part of the figures that belongs to this rank's clients.
+    """Figures of this rank's clients.
 
     Attributes:
-        name: The clients, for people: ``site a``, ``client 0``, ``the 4 clients here``.
-        upload_bytes: Sent by them, message headers included.
-        download_bytes: Received by them.
-        exposed_s: Seconds in which this rank stood still for an exchange.
-        wait_peer_s: Seconds in which it stood still for a slower client.
+        name: Name of the clients, for people: ``site a``, ``client 0``, ``the 4 clients here``.
+        upload_bytes: Bytes sent by them, message headers included.
+        download_bytes: Bytes received by them, message headers included.
+        exposed_s: Seconds in which this rank was idle for an exchange.
+        wait_peer_s: Seconds in which this rank was idle for a slower client.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Here:
 
     @classmethod
     def of(cls, strategy: Any, records: Iterable[RoundRecord]) -> Here:
-        """This rank's part of the records of any clients; a strategy without clients has one, its rank."""
+        """Figures of this rank's clients among the records of any clients; without clients, of the rank itself."""
         clients: Sequence[int] = getattr(strategy, "hosted_clients", (0,))
         own = [record for record in records if record.client in clients]
         names = ClientNames.of(strategy)
@@ -52,23 +52,23 @@ class Here:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did.
+    """Figures of a finished run.
 
     Attributes:
-        loss_before: Held-out metrics before training, by name; empty where none were measured.
+        loss_before: Held-out metrics before training, by name; empty if none were measured.
         loss_after: The same after training.
-        rounds: Finished rounds of a client.
-        steps: Optimizer steps of a client in them, the mean over these clients.
+        rounds: Number of finished rounds of a client.
+        steps: Optimizer steps of a client in these rounds, the mean over the clients with known figures.
         clients: Number of clients.
-        clients_told: Of how many of them bytes, seconds and steps are known: all, or those of the first rank.
-        upload_bytes: Sent by these clients together, message headers included.
-        download_bytes: Received by these clients together, message headers included.
+        clients_told: Number of clients whose bytes, seconds and steps are known: all, or those of the first rank.
+        upload_bytes: Bytes sent by these clients together, message headers included.
+        download_bytes: Bytes received by these clients together, message headers included.
         exchange_s: Seconds of exchange, summed over these clients.
-        exposed_s: Seconds of those in which a client stood still, summed over these clients.
-        wait_peer_s: Seconds in which a client stood still for a slower one, summed over these clients.
+        exposed_s: Part of ``exchange_s`` in which a client was idle, summed over these clients.
+        wait_peer_s: Seconds in which a client was idle for a slower one, summed over these clients.
         fit_s: Seconds of training.
-        nonfinite: Rounds of these clients that were left out of the mean because their delta was not finite.
-        here: This rank's part of it; None where it is not known.
+        nonfinite: Number of rounds of these clients left out of the mean because their delta was not finite.
+        here: Figures of this rank's clients; None if they are not known.
     """
 
     loss_before: dict[str, float]
@@ -88,13 +88,13 @@ class Summary:
 
     @property
     def hidden_share(self) -> float | None:
-        """Share of the exchange that ran behind computation, 0 to 1; None where nothing was exchanged."""
+        """Share of the exchange that ran behind computation, 0 to 1; None if nothing was exchanged."""
         if self.exchange_s <= 0:
             return None
         return max(0.0, 1 - self.exposed_s / self.exchange_s)
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures for the manifest."""
+        """Figures for the manifest."""
         return {**asdict(self), "hidden_share": self.hidden_share}
 
 
@@ -108,7 +108,7 @@ def summarise(
     clients_told: int | None = None,
     here: Here | None = None,
 ) -> Summary:
-    """Add up the rounds of all clients, or of so many of them."""
+    """Sum the rounds of all clients, or of those that are known."""
     told = clients if clients_told is None else clients_told
     return Summary(
         loss_before=dict(before),
@@ -129,7 +129,7 @@ def summarise(
 
 
 def summary_table(summary: Summary) -> Table:
-    """The table that is printed at the end of fit."""
+    """Table printed at the end of fit."""
     table = Table(title="result", title_justify="left", title_style="", show_header=False, box=box.SIMPLE_HEAD)
     table.add_column(style="bold")
     table.add_column()
@@ -162,7 +162,7 @@ def summary_table(summary: Summary) -> Table:
 
 
 def results_table(results: Sequence[Mapping[str, float]]) -> Table:
-    """The figures of a validation or a test: one row per figure of each loader."""
+    """Table of a validation or a test: one row per metric of each loader."""
     table = Table(title="result", title_justify="left", title_style="", show_header=False, box=box.SIMPLE_HEAD)
     table.add_column(style="bold")
     table.add_column()
@@ -172,12 +172,12 @@ def results_table(results: Sequence[Mapping[str, float]]) -> Table:
 
 
 def held_out_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of a validation that belong in the table: losses and perplexities."""
+    """Metrics of a validation that are shown in the table: losses and perplexities."""
     return {name: float(value) for name, value in metrics.items() if "loss" in name or "perplexity" in name}
 
 
 def before_and_after(before: float | None, after: float) -> str:
-    """A held-out metric as table and page show it; without the first value where none was measured."""
+    """Text of a held-out metric in table and page; without the first value if none was measured."""
     was = "" if before is None else f"{readable_number(before)} before, "
     return f"{was}{readable_number(after)} after"
 

@@ -1,1 +1,1 @@
-"""The life of one run of the command line: its folder, its files, its manifest."""
+"""Run folders: creation, files, manifest."""

@@ -1,4 +1,4 @@
-"""What a run has left in its folder, however it ended: manifest, logged metrics, and the rounds of all clients."""
+"""Files of a run, however it ended: manifest, logged metrics, and the rounds of all clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIGHT = tuple(f"{name}_" for name in (LOSS, DRIFT, PARTICIPATION, SAMPLES))
 
 @dataclass(frozen=True)
 class Point:
-    """One logged value: ``step`` optimizer steps had been made."""
+    """One logged value, after ``step`` optimizer steps."""
 
     step: int
     value: float
@@ -29,21 +29,21 @@ class Point:
 
 @dataclass
 class ClientRound:
-    """One client's round as the timeline has it; times in seconds from the run's first round on.
+    """One client's round in the timeline; times in seconds since the run's first round began.
 
     Attributes:
         client: Number of the client.
         round: Number of the round.
         block: Name of the block.
-        start_s: Its first local step.
-        compute_s: Until its last local step was over.
-        exchange_start_s: When its delta was submitted.
-        exchange_ready_s: When every client had submitted its delta.
-        exchange_end_s: When the commit had arrived.
-        exposed: Start and length in seconds of the time it stood still for its exchange; length 0 for none.
+        start_s: Start of the first local step.
+        compute_s: Length of the computation, up to the end of the last local step.
+        exchange_start_s: Time at which its delta was submitted.
+        exchange_ready_s: Time at which every client had submitted its delta.
+        exchange_end_s: Time at which the commit had arrived.
+        exposed: Start and length of the time in which it was idle for its exchange; length 0 for none.
         waiting: The same for a slower client.
-        upload_bytes: Sent for the exchange, headers included.
-        download_bytes: Received for it.
+        upload_bytes: Bytes sent for the exchange, headers included.
+        download_bytes: Bytes received for the exchange, headers included.
         samples: Number of samples that it trained on; None if the run did not record it.
         drift: See :class:`~lightning_parablock.records.RoundRecord`.
     """
@@ -74,11 +74,11 @@ class RunFiles:
     """The contents of a run folder.
 
     Attributes:
-        folder: The run's folder.
-        manifest: What the run was, and how it ended.
-        metrics: Logged values by name, in order; empty where no CSV log was written.
+        folder: Path of the run's folder.
+        manifest: Configuration and outcome of the run.
+        metrics: Logged values by name, in order; empty if no CSV log was written.
         sight: Figures by client, over the clients and by label, by their logged names.
-        rounds: Finished rounds of all clients, by round and client; empty where the run did not end by itself.
+        rounds: Finished rounds of all clients, by round and client; empty if the run was interrupted or failed.
     """
 
     folder: Path
@@ -89,12 +89,12 @@ class RunFiles:
 
     @property
     def names(self) -> ClientNames:
-        """How the run's clients are named."""
+        """Names of the run's clients."""
         return ClientNames(tuple(self.manifest.get("sites") or ()), self.manifest.get("clients") or 0)
 
     @property
     def clients_told(self) -> int:
-        """Of how many clients the rounds are, those among them that never trained included; at least 1."""
+        """Number of clients whose rounds are known, including those that never trained; at least 1."""
         result: dict[str, Any] = self.manifest.get("result") or {}
         return result.get("clients_told") or len({one.client for one in self.rounds}) or 1
 
@@ -103,7 +103,7 @@ def read_run(folder: Path) -> RunFiles:
     """Read a run's folder.
 
     Raises:
-        ConfigurationError: it is none, or a file in it is damaged.
+        ConfigurationError: the folder is not that of a run, or a file in it is damaged.
     """
     manifest = folder / MANIFEST_NAME
     if not manifest.is_file():

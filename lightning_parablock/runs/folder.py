@@ -13,11 +13,11 @@ MANIFEST_NAME = "manifest.json"
 
 
 def new_run_folder(root: str | None, inside: str = "") -> Path:
-    """Create ``root/<date>-<time>``, numbered where two runs start in one second, or a folder of that name inside it.
+    """Create ``root/<date>-<time>``, numbered if two runs start in the same second, or a site's folder inside it.
 
     Args:
-        root: Folder of all runs, local; None is ``runs``. A URL, which only checkpoints can use, is ``runs`` too.
-        inside: Name of a site, whose own folder is wanted; sites that start in one second share the outer folder.
+        root: Local folder of all runs; None for ``runs``. A URL, which only checkpoints can use, also gives ``runs``.
+        inside: Name of a site, to create its own folder; sites that start in the same second share the outer folder.
     """
     parent = _root(root)
     name = time.strftime("%Y%m%d-%H%M%S")
@@ -35,7 +35,7 @@ def refuse_run_folder(run_dir: str | None, root: str | None, inside: str = "") -
     """Check the options that set the run's folder, without creating anything; see the functions below.
 
     Raises:
-        ConfigurationError: the folder cannot be created or written, or holds a run already.
+        ConfigurationError: the folder cannot be created or written, or already has a run.
     """
     if run_dir is None:
         refuse_unwritable(_root(root), "the folder of runs")
@@ -45,10 +45,10 @@ def refuse_run_folder(run_dir: str | None, root: str | None, inside: str = "") -
 
 
 def claim_run_folder(folder: Path) -> Path:
-    """Create the folder that the user named.
+    """Create the folder given by the user.
 
     Raises:
-        ConfigurationError: it holds a run already.
+        ConfigurationError: the folder already has a run.
     """
     _refuse_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +65,6 @@ def _refuse_run(folder: Path) -> None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Undo the creation of a folder for a run that never began."""
+    """Remove the folder of a run that never began, if it is empty."""
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""``manifest.json``: everything that is needed to know what a run was, and how it ended."""
+"""``manifest.json``: configuration, versions, machine and outcome of a run."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ PACKAGES = (
 
 
 class Manifest:
-    """One run's manifest; every change is on disk, whole, when the call returns.
+    """The manifest of a run; every change is completely on disk when the call returns.
 
     Args:
-        folder: The run's folder; None keeps nothing on disk, as on every rank but the first.
-        facts: What is known at the start.
+        folder: Folder of the run; None writes nothing, as on every rank but the first.
+        facts: Facts known at the start.
     """
 
     def __init__(self, folder: Path | None, facts: Mapping[str, Any]) -> None:
@@ -54,7 +54,7 @@ class Manifest:
         self._write()
 
     def add(self, **facts: Any) -> None:
-        """Take in what has become known."""
+        """Add facts that have become known."""
         self.facts.update(facts)
         self._write()
 
@@ -68,7 +68,7 @@ class Manifest:
 
 
 def machine_facts() -> dict[str, Any]:
-    """The command, the versions and the machine of this process."""
+    """Command, versions and machine of this process."""
     return {
         "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
         "working_directory": str(Path.cwd()),
@@ -87,7 +87,7 @@ def package_versions() -> dict[str, str | None]:
 
 
 def git_sha() -> str | None:
-    """The commit of the checkout that the package runs from, with ``-dirty`` where files were changed; else None."""
+    """Commit of the checkout that the package runs from, with ``-dirty`` if files were changed; None without one."""
     package = Path(lightning_parablock.__file__).resolve().parent
     # An installed copy may be in a virtual environment inside the checkout of another project.
     if _git(package.parent, "rev-parse", "--show-toplevel") != str(package.parent):
@@ -97,12 +97,12 @@ def git_sha() -> str | None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write the file so that a reader sees the old or the new text, never a part."""
+    """Write the file so that a reader sees either the old or the new text, never a part of it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp lets only the owner read
+        os.chmod(temporary, 0o644)  # mkstemp gives access to the owner only
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -1,4 +1,4 @@
-"""How many optimizer steps a rank made in a round of a run, from what the run has left."""
+"""Number of optimizer steps per round on a rank, from the files of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_parablock.runs.files import RunFiles
 
 
 def round_steps(run: RunFiles) -> int:
-    """The local steps of each turn that a rank has in a round; at least 1."""
+    """Optimizer steps of a rank in a round: the local steps of all its turns; at least 1."""
     settings: Mapping[str, Any] = (run.manifest.get("strategy") or {}).get("settings") or {}
     n_ranks = run.manifest.get("ranks") or len(run.manifest.get("hosts") or ()) or 1
     hosted = hosted_clients(_number(settings, "clients") or n_ranks, n_ranks)
@@ -19,7 +19,7 @@ def round_steps(run: RunFiles) -> int:
 
 
 def _local_steps(run: RunFiles, settings: Mapping[str, Any]) -> int:
-    """K, which with local_steps="auto" the finished rounds tell alone."""
+    """K, which with local_steps="auto" is known only from the finished rounds."""
     said, rounds = _number(settings, "local_steps"), len({one.round for one in run.rounds})
     steps: int = (run.manifest.get("result") or {}).get("steps", 0)
     return said or max(1, math.ceil(steps / max(1, rounds)))

@@ -1,4 +1,4 @@
-"""One run of the command line on this rank: its folder, its manifest, and how it ended."""
+"""One run of the command line on this rank: its folder, its manifest and its outcome."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ log = logging.getLogger(__name__)
 
 
 class Run:
-    """What this rank knows of its run.
+    """A run, as seen by this rank.
 
     Only the first rank creates the folder and writes the manifest; but where sites have names, every site has a folder
     and a manifest of its own, since its number is not known before the sites have met.
 
     Attributes:
-        site: Name of this process' site, if it has one.
-        folder: The run's folder, the same on every rank once the trainer is set up; None before there is one.
-        manifest: The run's manifest; None before the run begins.
+        site: Name of this process's site, if it has one.
+        folder: Path of the run's folder, the same on every rank once the trainer is set up; None before there is one.
+        manifest: Manifest of the run; None before the run begins.
     """
 
     def __init__(self) -> None:
-        # A guess until the trainer is set up. Lightning's own launcher on a further node reveals only the node.
+        # A guess until the trainer is set up. Lightning's own launcher on another node provides only the node's rank.
         self.rank: int = getattr(rank_zero_only, "rank", None) or int(os.environ.get("NODE_RANK", 0))
         self.site: str | None = None
         self.folder: Path | None = None
@@ -49,7 +49,7 @@ class Run:
         """Refuse a folder that :meth:`open_folder` could not use, before models and data are loaded.
 
         Raises:
-            ConfigurationError: it cannot be created or written, or holds a run already.
+            ConfigurationError: the folder cannot be created or written, or already has a run.
         """
         if self._has_folder:
             refuse_run_folder(run_dir, root, self.site or "")
@@ -57,10 +57,10 @@ class Run:
     def open_folder(self, run_dir: str | None, root: str | None) -> Path:
         """Create the folder on the first rank; the others learn its name when the trainer is set up.
 
-        A site's own folder is the one of that site's name inside.
+        A site's own folder is the subfolder with the site's name.
 
         Raises:
-            ConfigurationError: the folder that the user named holds a run already.
+            ConfigurationError: the folder given by the user already has a run.
         """
         if self._has_folder:
             inside = self.site or ""
@@ -69,21 +69,21 @@ class Run:
         return Path(run_dir or root or ".")
 
     def begin(self, facts: dict[str, Any]) -> None:
-        """Write the first manifest: from here on the end of the run is recorded, whatever it is."""
+        """Write the first manifest: from here on the outcome of the run is recorded, whatever it is."""
         self.manifest = Manifest(self.folder if self._has_folder else None, facts)
 
     def finish(self) -> int:
-        """Record that the run ended well; returns the exit code, which is that of a failure where it cannot be."""
+        """Record that the run has finished; returns the exit code, that of a failure if it cannot be recorded."""
         return 0 if self._close("finished") else FAILED
 
     def interrupted(self, why: str, exit_code: int) -> int:
-        """Record and report in one line that the run was stopped from outside; returns the exit code."""
+        """Record that the run was stopped from outside and report it in one line; returns the exit code."""
         self._say(f"interrupted: {why}")
         self._close(f"interrupted: {why}")
         return exit_code
 
     def failed(self, error: BaseException) -> int:
-        """Report in one line what went wrong and keep the traceback in the run's folder; returns the exit code."""
+        """Report the error in one line and save the traceback in the run's folder; returns the exit code."""
         kept = self._keep_traceback(error)
         self._say(f"error: {error}" + (f" (traceback: {kept})" if kept else ""))
         self._close(f"failed: {error}")
@@ -98,11 +98,11 @@ class Run:
         return self.rank == 0 or self.site is not None
 
     def _say(self, line: str) -> None:
-        # One write, so that the lines of several ranks do not mix.
+        # A single write, so that lines of several ranks are not interleaved.
         sys.stderr.write(" ".join(line.split()) + "\n")
 
     def _close(self, state: str) -> bool:
-        """Record the end; False where the disk does not let it, which must not hide how the run ended."""
+        """Record the outcome; False if the disk cannot be written, which must not hide the outcome itself."""
         try:
             if self.manifest is not None:
                 self.manifest.close(state)
@@ -131,7 +131,7 @@ class Run:
 
 @contextlib.contextmanager
 def first_rank() -> Generator[None]:
-    """Let Lightning take this process for the first rank: any site may turn out to be it once the sites have met."""
+    """Let Lightning treat this process as the first rank: any site may turn out to be it once the sites have met."""
     guess = getattr(rank_zero_only, "rank", 0)
     setattr(rank_zero_only, "rank", 0)  # noqa: B010
     try:
@@ -141,11 +141,11 @@ def first_rank() -> Generator[None]:
 
 
 class RunFacts(Callback):
-    """Gives every rank the run's folder, and the manifest what only the ranks together know: hosts and data.
+    """Shares the run's folder with all ranks, and adds hosts and data of all ranks to the manifest.
 
     Args:
         run: The run.
-        own_only: Each client keeps its host and data to itself, and the manifest has this rank's alone.
+        own_only: Do not share hosts and data between ranks: the manifest has only those of this rank.
     """
 
     def __init__(self, run: Run, own_only: bool = False) -> None:
@@ -183,7 +183,7 @@ class RunFacts(Callback):
 
 
 def rows_here(trainer: Trainer) -> list[str]:
-    """One line per client of this rank: how many of its rows it trains on; empty if that is not known."""
+    """One line per client of this rank with the number of rows it trains on; empty if that is not known."""
     shown: list[str] = getattr(trainer.strategy, "rows_shown", [])
     describe = getattr(getattr(trainer, "datamodule", None), "describe", None)
     return shown or ([] if describe is None else list(describe().get("rows", ())))
@@ -202,7 +202,7 @@ def data_facts(trainer: Trainer, *, own_only: bool = False) -> dict[str, Any] | 
 
 
 def strategy_facts(strategy: Any) -> dict[str, Any]:
-    """The strategy's resolved settings and its blocks, where it has them."""
+    """Resolved settings and blocks of the strategy, if it has them."""
     settings = getattr(strategy, "settings", None)
     blocks = getattr(strategy, "blocks", None) or ()
     return {

@@ -1,4 +1,4 @@
-"""What every site with a name leaves in its own run folder where Lightning leaves it on the first rank alone."""
+"""Files that Lightning writes only on the first rank, written to its own run folder by every site with a name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_parablock.runs.run import Run, first_rank
 
 
 class SiteCSVLogger(CSVLogger):
-    """A CSVLogger that writes in its process, whatever the rank: each site has a ``metrics.csv`` of its own figures."""
+    """A CSVLogger that writes on every rank: each site has a ``metrics.csv`` with its own figures."""
 
     @property
     @override
@@ -47,8 +47,8 @@ class SaveConfig(SaveConfigCallback):
 
     Args:
         *args: The parser and the configuration.
-        run: The run, which knows its folder and its site.
-        **kwargs: Of Lightning's callback.
+        run: The run, with its folder and its site.
+        **kwargs: Options of Lightning's callback.
     """
 
     def __init__(self, *args: Any, run: Run, **kwargs: Any) -> None:
