@@ -72,8 +72,8 @@ _TABLE = (
     Command(
         "plan",
         "What a run would take: bytes, memory, seconds per round, and the settings to choose.",
-        run="cli.commands.plan_options:run_plan",
-        parser="cli.commands.plan_options:plan_parser",
+        run="cli.commands.plan_command:run_plan",
+        parser="cli.commands.plan_command:plan_parser",
     ),
     Command(
         "report",

@@ -1,4 +1,4 @@
-"""docs/architecture.md names the rooms that exist, in the order of their imports, and only names that are in the code."""
+"""docs/architecture.md has the rooms that exist, in the order of their imports, and names what is in the code."""
 
 from __future__ import annotations
 

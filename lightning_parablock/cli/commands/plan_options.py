@@ -5,22 +5,16 @@ Neither torch nor transformers are imported here, so that help and mistyped opti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning_parablock.checks import require
-from lightning_parablock.cli.parser import CommandParser
-from lightning_parablock.cli.table import COMMANDS
 from lightning_parablock.launching.launched import launched_ranks
 from lightning_parablock.models.names import ALL_LINEAR, Dtype
 from lightning_parablock.options import OptionGroup, option, record
 from lightning_parablock.planning.units import parse_bps, parse_flop_per_s
 from lightning_parablock.settings import Settings, Unmatched
 from lightning_parablock.system.places import refuse_unwritable_file
-
-_COMMAND = COMMANDS["plan"]
 
 PlannedOrder = Literal["sequential", "reverse", "shuffle", "random", "importance"]
 """The block orders with one exchange per round."""
@@ -163,34 +157,3 @@ class PlanOptions(OptionGroup):
     def n_clients(self) -> int:
         """How many clients there will be."""
         return self.clients or (launched_ranks() if launched_ranks() > 1 else 2)
-
-
-def run_plan(args: Sequence[str]) -> None:
-    """Run ``plan`` on the words that follow it.
-
-    Raises:
-        ConfigurationError: the options contradict each other, or the model cannot be found or cut as asked.
-        PeerError: the probe lost a process.
-    """
-    options = PlanOptions(**plan_parser().parse_args(_with_values(args)).as_dict())
-    from lightning_parablock.cli.commands.plan import plan
-
-    plan(options)
-
-
-def plan_parser() -> CommandParser:
-    """The options of the command."""
-    parser = CommandParser(
-        prog=_COMMAND.prog,
-        description=f"{_COMMAND.help} Reads the model's configuration alone: no weights, no data; nothing is trained.",
-    )
-    parser.add_class_arguments(PlanOptions)
-    return parser
-
-
-def _with_values(args: Sequence[str]) -> list[str]:
-    """``--probe`` alone means ``--probe true``: the parser, which reads it from the options' types, wants a value."""
-    return [
-        f"{word}=true" if word == "--probe" and following[:2] == "--" else word
-        for word, following in pairwise([*args, "--"])
-    ]
