@@ -69,8 +69,3 @@ class LocalOptions(OptionGroup):
         "the round's mean, warns, and counts it in the records: the client's block, error feedback and buffers return "
         "to their values at the round's start, and its optimizer state of the block is reset.",
     )
-    toy_factor: float = option(
-        default=1.0,
-        check=above_zero("units"),
-        help="Toy factor, dimensionless. It shows what a new option takes: this field, and nothing else.",
-    )
