@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose; each message says what happened, where, and what to do."""
+"""Errors that this package raises on purpose; each message says what happened, where, and what to do."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ class DataError(ConfigurationError):
 
 
 class CheckpointError(ConfigurationError):
-    """A checkpoint, or the clients' state beside it, that cannot be written or gone on from."""
+    """A checkpoint, or the clients' state stored with it, that cannot be written or resumed from."""
 
 
 class PeerError(ParaBlockError):
     """Something went wrong with another client; the message names client, round and block.
 
     Attributes:
-        is_located: Whether the message says where this client noticed it, which it does once.
+        is_located: Whether the message already says where this client noticed the error.
     """
 
     is_located = False
 
     def at(self, round_index: int, block: str) -> PeerError:
-        """The same error with the round and block in which this client noticed it, and what to do."""
+        """The same error, with the round and block in which this client noticed it, and what to do."""
         then = "; the run cannot continue: restart all clients from the last checkpoint"
         return self._located(f"round {round_index}, block {block!r}", then)
 
     def outside_rounds(self, where: str) -> PeerError:
-        """The same error where no round was running, such as "before the first round"."""
+        """The same error, for a place where no round was running, such as "before the first round"."""
         return self._located(where, "")
 
     def after_last_round(self, n_rounds: int) -> PeerError:
-        """The same error where this client has merged everything, so that nothing is left to train."""
+        """The same error, for a client that has merged everything, so that nothing is left to train."""
         then = (
             "; this client has merged every exchange, so its model is the finished one, which is on its disk: use it, "
             "there is no need to train again"
@@ -66,11 +66,11 @@ class ProtocolError(PeerError):
 
 
 class ResourceError(ParaBlockError):
-    """This process can take no further part: it is out of open files, or native code has given up."""
+    """This process cannot continue: it is out of file descriptors, or native code has aborted."""
 
 
 class CallOrderError(ParaBlockError):
-    """A method was called before one that must come first: an error of the calling program, not of the run."""
+    """A method was called before another one that must be called first: an error of the caller, not of the run."""
 
 
 class DivergenceError(ParaBlockError):

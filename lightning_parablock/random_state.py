@@ -1,4 +1,4 @@
-"""The state of every random generator that a client's training may draw from, as plain tensors and numbers."""
+"""States of all random generators that a client's training may draw from, as plain tensors and numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RandomState = dict[str, Any]
 
 
 def capture() -> RandomState:
-    """The generators of torch (CPU, and CUDA where it is in use), numpy and Python, as they are now."""
+    """Capture the current states of the generators of torch (CPU, and CUDA if it is in use), numpy and Python."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     assert name == "MT19937"
@@ -45,13 +45,13 @@ def seed_all(seed: int) -> None:
 
 
 class Stream:
-    """A random stream of its own: what draws inside :meth:`use` continues it and leaves the others as they were.
+    """An independent random stream: draws inside :meth:`use` advance it and leave the global generators unchanged.
 
     Args:
-        seed: Where the stream begins.
+        seed: Seed of the stream.
 
     Attributes:
-        state: Where it stands; None at the beginning.
+        state: Current state of the stream; None at the beginning.
     """
 
     def __init__(self, seed: int) -> None:
@@ -60,7 +60,7 @@ class Stream:
 
     @contextmanager
     def use(self) -> Generator[None]:
-        """Let the enclosed code draw from this stream."""
+        """Make the enclosed code draw from this stream."""
         outside = capture()
         try:
             if self.state is None:

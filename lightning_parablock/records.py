@@ -1,4 +1,4 @@
-"""What is known of a finished round: the raw material of metrics, timelines and benchmarks."""
+"""Records of finished rounds: the raw data of metrics, timelines and benchmarks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 
 class OfClientAndRound(Protocol):
-    """What one client did in one round."""
+    """A record of one client and one round."""
 
     @property
     def client(self) -> int:
@@ -25,7 +25,7 @@ T = TypeVar("T", bound=OfClientAndRound)
 
 
 def first_of_each_round(records: Iterable[T]) -> dict[int, T]:
-    """By round the one of its first client, whatever order they come in."""
+    """The record of each round's first client, by round, for records in any order."""
     first: dict[int, T] = {}
     for record in records:
         if record.round not in first or record.client < first[record.round].client:
@@ -37,31 +37,31 @@ def first_of_each_round(records: Iterable[T]) -> dict[int, T]:
 class RoundRecord:
     """One client's round, complete once its exchange is merged. Times are seconds of ``time.time()``.
 
-    Where a rank hosts several clients of the round, the record of the first one carries ``exchange_s``, ``exposed_s``,
-    ``wait_peer_s`` and the bytes of the rank, and they are 0 in those of the others: sums count each once.
+    If a rank hosts several clients of the round, the record of the first one has the rank's ``exchange_s``,
+    ``exposed_s``, ``wait_peer_s`` and bytes, and the others have 0: sums count each of them once.
 
     Attributes:
         round: Number of the round, from 0.
         block: Name of the block it trained.
         client: Number of the client.
-        steps: Local steps of the round (fewer than ``local_steps`` only in the last).
-        start_s: When the round began on this client.
-        end_s: When its last local step was over; what it waited for after that is in the fields below.
-        compute_s: Spent in local steps and whatever the trainer does between them.
-        exchange_s: From the moment every client had submitted its delta until the commit had arrived; of all blocks,
-            where clients train different ones in a round.
-        exposed_s: The part of ``exchange_s`` during which this client stood still and waited.
-        wait_peer_s: Time this client stood still because a slower client had not submitted yet.
-        upload_bytes: Sent by this client's rank for the exchange, message headers included.
-        download_bytes: Received by this client's rank for the exchange, message headers included.
-        exchange_start_s: When this client submitted its delta.
-        exchange_ready_s: When every client had submitted.
-        exchange_end_s: When the commit had arrived.
-        samples: On how many it trained; 0 where it took no part.
+        steps: Number of local steps of the round (fewer than ``local_steps`` only in the last round).
+        start_s: Time at which the round began on this client.
+        end_s: Time at which its last local step was over; later waits are in the fields below.
+        compute_s: Time spent in local steps and in the trainer between them.
+        exchange_s: Time from the moment every client had submitted its delta until the commit had arrived; of all
+            blocks, if clients train different ones in a round.
+        exposed_s: Part of ``exchange_s`` in which this client was idle.
+        wait_peer_s: Time in which this client was idle because a slower client had not submitted yet.
+        upload_bytes: Bytes sent by this client's rank for the exchange, message headers included.
+        download_bytes: Bytes received by this client's rank for the exchange, message headers included.
+        exchange_start_s: Time at which this client submitted its delta.
+        exchange_ready_s: Time at which every client had submitted.
+        exchange_end_s: Time at which the commit had arrived.
+        samples: Number of samples it trained on; 0 if it took no part.
         nonfinite: Whether its delta contained NaN or infinity, so that it took no part (``nonfinite_delta="skip"``).
-        drift: Norm of its delta less the mean delta, over the mean delta's norm, dimensionless; None where it took no
-            part, or where the commit does not tell the mean: with a server optimizer other than SGD, a lossy
-            compression, or parameters that are not float32.
+        drift: Norm of the difference between its delta and the mean delta, over the mean delta's norm, dimensionless;
+            None if it took no part, or if the commit does not determine the mean: with a server optimizer other than
+            SGD, a lossy compression, or parameters that are not float32.
     """
 
     round: int

@@ -1,4 +1,4 @@
-"""Derived seeds: one for each purpose, all from the run's seed."""
+"""Derived seeds: one for each purpose, all derived from the run's seed."""
 
 from __future__ import annotations
 

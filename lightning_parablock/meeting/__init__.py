@@ -1,1 +1,1 @@
-"""How the processes of a run find, name and reach each other before the first exchange."""
+"""Start of a run: rendezvous, names and connections of its ranks."""

@@ -1,7 +1,7 @@
-"""Which of a machine's addresses the other ranks can reach.
+"""The address at which the other ranks can reach this machine.
 
-Left to itself, gloo listens on the address that the machine's own name resolves to. On Debian that is 127.0.1.1, which
-no other machine can reach. Here the address is the one from which this machine reaches the rendezvous.
+By default gloo listens on the address that the machine's own name resolves to. On Debian this is 127.0.1.1, which no
+other machine can reach. This package uses the address from which the machine reaches the rendezvous.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lightning_parablock.errors import ConfigurationError
 
 INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
 LOOPBACK = "127.0.0.1"
-_ELSEWHERE = "192.0.2.1"  # reserved for documentation (RFC 5737): leads to the default route and is never contacted
+_ELSEWHERE = "192.0.2.1"  # reserved for documentation (RFC 5737): selects the default route and is never contacted
 _ANY_PORT = 9
 
 
@@ -25,11 +25,11 @@ def own_address(master: str, *, one_host: bool, reached_as: str | None = None) -
     Args:
         master: Host name or address of the rendezvous.
         one_host: Whether all ranks run on this machine.
-        reached_as: The address by which ranks on other machines reach the rendezvous, where that is known: on the
-            machine that hosts it, its own name may resolve to a loopback address.
+        reached_as: Address by which ranks on other machines reach the rendezvous, if it is known: on the machine that
+            hosts it, its own name may resolve to a loopback address.
 
     Raises:
-        ConfigurationError: the name does not resolve, or it is not clear which interface the others reach.
+        ConfigurationError: the name does not resolve, or it is ambiguous which interface the others can reach.
     """
     if one_host:
         return LOOPBACK
@@ -45,7 +45,7 @@ def reached_from(master: str) -> str:
     """This machine's address on the route to the rendezvous; no packet is sent.
 
     Raises:
-        ConfigurationError: the name does not resolve, or no route leads there.
+        ConfigurationError: the name does not resolve, or there is no route to the address.
     """
     try:
         found = socket.getaddrinfo(master, _ANY_PORT, type=socket.SOCK_DGRAM)
@@ -64,7 +64,7 @@ def reached_from(master: str) -> str:
 
 
 def resolved(master: str) -> str | None:
-    """The address of the rendezvous as this machine sees it; None where the name does not resolve."""
+    """Address of the rendezvous as resolved on this machine; None if the name does not resolve."""
     try:
         return str(socket.getaddrinfo(master, _ANY_PORT, type=socket.SOCK_DGRAM)[0][4][0])
     except OSError:
@@ -72,7 +72,7 @@ def resolved(master: str) -> str | None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether this is an address, not a name, that never leaves its machine."""
+    """Whether this is a loopback address; False for names."""
     try:
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     except ValueError:
@@ -89,13 +89,13 @@ def _source(family: int, target: tuple[object, ...]) -> str | None:
 
 
 def _outward_addresses() -> list[str]:
-    """IPv4 addresses of this machine that are not loopback."""
+    """IPv4 addresses of this machine other than loopback addresses."""
     every = (address for addresses in psutil.net_if_addrs().values() for address in addresses)
     return [one.address for one in every if one.family == socket.AF_INET and not is_loopback(one.address)]
 
 
 def _address_for_others(master: str) -> str:
-    """Of the machine that hosts the rendezvous, where its own name resolves to a loopback address."""
+    """Address for the other ranks of the rendezvous' machine, if its own name resolves to a loopback address."""
     default = _source(socket.AF_INET, (_ELSEWHERE, _ANY_PORT))
     if default is not None:
         return default

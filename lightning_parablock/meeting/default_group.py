@@ -1,4 +1,4 @@
-"""The default process group, for code that runs with no watch: other strategies than this package's, and the probe.
+"""The default process group, for code that runs without a watch: strategies of other packages, and the probe.
 
 Nothing here notices a lost rank before the group's own timeout. Within a run use the strategy's collectives.
 """
@@ -28,7 +28,7 @@ def own_rank() -> int:
 
 
 def gather_objects(value: T) -> list[T]:
-    """The value of each rank, in rank order, on every rank; collective. ``[value]`` where no group is open."""
+    """The value of each rank, in rank order, on every rank; collective. ``[value]`` if no group is open."""
     if not is_open():
         return [value]
     gathered: list[Any] = [None] * dist.get_world_size()
@@ -38,13 +38,13 @@ def gather_objects(value: T) -> list[T]:
 
 @contextlib.contextmanager
 def opened_default_group(limit_s: float) -> Generator[int]:
-    """Open a gloo group as the environment describes it, and release it at the end; gives the number of ranks.
+    """Open a gloo group as the environment describes it, and release it at the end; yields the number of ranks.
 
     Args:
-        limit_s: Seconds for the ranks to meet, and for each collective.
+        limit_s: Time limit in seconds for the ranks to meet, and for each collective.
 
     Raises:
-        RuntimeError: the ranks did not meet, or one was lost; what torch raises.
+        RuntimeError: the ranks did not meet, or one was lost; raised by torch.
     """
     try:
         with on_listeners():

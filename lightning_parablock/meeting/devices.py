@@ -1,9 +1,9 @@
 """One listening socket per rank, shared by all its gloo groups, on a chosen address and port.
 
-By itself every gloo group opens a listener of its own, on a port that the kernel chooses; gloo has no option for
-either. So a device (gloo's name for a listener and the thread behind it) is opened here, and discarded and opened again
-until its port is in the range. torch takes devices in the constructor of its gloo class alone, and ignores the
-``pg_options`` of ``init_process_group`` and ``new_group`` for gloo; hence :func:`on_listeners`.
+By default every gloo group opens a listener of its own, on a port chosen by the kernel; gloo has no option for either.
+Therefore a device (gloo's name for a listener and its thread) is opened here, and discarded and opened again until its
+port is in the range. torch accepts devices only in the constructor of its gloo class, and ignores the ``pg_options`` of
+``init_process_group`` and ``new_group`` for gloo; hence :func:`on_listeners`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from lightning_parablock.settings.ports import PortRange
 SEARCH_LIMIT_S = 60.0
 _SAMPLES = 50_000
 _ENOUGH_SAMPLES = 20
-"""Of so many ports that the kernel gives to plain sockets, some 10 us each, so many must be in the range. A device
-takes some 7 ms: with fewer, the search would often reach its limit."""
+"""Minimum number of ports in the range among ``_SAMPLES`` ports that the kernel assigns to plain sockets, about 10 us
+each. A device takes about 7 ms: with fewer ports, the search would often reach its limit."""
 _PORT_RANGE_FILE = "/proc/sys/net/ipv4/ip_local_port_range"
 
 
 @dataclass(frozen=True)
 class Listener:
-    """A gloo device and where it listens."""
+    """A gloo device with its address and port."""
 
     device: Any
     address: str
@@ -43,7 +43,7 @@ class Listener:
 
 
 _listeners: tuple[Listener, ...] = ()
-"""Of this process, as the default group is: all groups use them until the default group is opened anew."""
+"""One set per process, like the default group: all groups use them until the default group is opened again."""
 
 
 def open_listeners(address: str, ports: PortRange | None, *, limit_s: float = SEARCH_LIMIT_S) -> tuple[Listener, ...]:
@@ -52,11 +52,11 @@ def open_listeners(address: str, ports: PortRange | None, *, limit_s: float = SE
     Args:
         address: Address of this machine for the other ranks. ``GLOO_SOCKET_IFNAME`` takes precedence: one device for
             each interface that it names.
-        ports: The range in which each of them listens; None for any port.
-        limit_s: Seconds in which to find a port of the range.
+        ports: Range of ports in which each device listens; None for any port.
+        limit_s: Time limit in seconds for finding a port in the range.
 
     Raises:
-        ConfigurationError: no such address or interface, or no port of the range is to be had.
+        ConfigurationError: the address or interface does not exist, or no port in the range is available.
     """
     global _listeners
     _listeners = ()
@@ -72,15 +72,15 @@ def open_listeners(address: str, ports: PortRange | None, *, limit_s: float = SE
 
 
 def refuse_unattainable(ports: PortRange) -> None:
-    """Find out within half a second whether the kernel gives such ports often enough; not in a minute, with devices.
+    """Check within half a second that the kernel assigns such ports often enough; with devices it would take a minute.
 
     Raises:
-        ConfigurationError: it does not; the message names a range that works.
+        ConfigurationError: the kernel does not; the message names a range that works.
     """
     found = 0
     for _ in range(_SAMPLES):
         with socket.socket() as sample:
-            # As gloo does. With this option Linux gives odd ports of the lower half of its range, while there are any.
+            # As gloo does. With this option Linux assigns odd ports of the lower half of its range, if there are any.
             sample.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sample.bind(("", 0))
             found += sample.getsockname()[1] in ports
@@ -91,7 +91,7 @@ def refuse_unattainable(ports: PortRange) -> None:
 
 @contextlib.contextmanager
 def on_listeners() -> Generator[None]:
-    """Gloo groups opened inside use the opened device; without one they open their own, as torch does."""
+    """Make gloo groups opened in this context use the open devices; without any they open their own, as usual."""
     if not _listeners:
         yield
         return
@@ -104,7 +104,7 @@ def on_listeners() -> Generator[None]:
 
 
 def open_group(backend: str, timeout_s: float) -> dist.ProcessGroup:
-    """A new group over all ranks, for one purpose; collective."""
+    """Open a new group over all ranks, for one purpose; collective."""
     with on_listeners():
         group = dist.new_group(backend=backend, timeout=timedelta(seconds=timeout_s))
     assert isinstance(group, dist.ProcessGroup), "every rank is a member"
@@ -112,7 +112,7 @@ def open_group(backend: str, timeout_s: float) -> dist.ProcessGroup:
 
 
 def _class_on(devices: list[Any]) -> type[dist.ProcessGroupGloo]:
-    gloo: Any = dist.ProcessGroupGloo  # torch's type stubs do not know its options
+    gloo: Any = dist.ProcessGroupGloo  # torch's type stubs lack its options
 
     class GlooOnDevices(dist.ProcessGroupGloo):
         def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
@@ -150,7 +150,7 @@ def _find(opener: Callable[[], Any], ports: PortRange | None, deadline_s: float,
         before = _listening()
         device = opener()
         new = [where for fd, where in _listening().items() if before.get(fd) != where]
-        # Another thread may have opened a listener at the same time: then it is not known which one is gloo's.
+        # Another thread may have opened a listener at the same time: then gloo's cannot be identified.
         if len(new) == 1 and (ports is None or new[0][1] in ports):
             return Listener(device, *new[0])
         if time.monotonic() > deadline_s:

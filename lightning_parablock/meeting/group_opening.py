@@ -1,4 +1,4 @@
-"""The ranks that have met open their connections; one that cannot, or does not begin, ends the wait of the others."""
+"""Connecting the ranks that have met; a rank that fails, or does not begin, ends the wait of the others."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _AT_LEAST_S = 30.0
 
 
 def open_together(action: Callable[[], object], meeting: Meeting, store: Store, limit_s: float) -> None:
-    """Run what opens the connections of the ranks, which by itself would wait long and in silence for one of them.
+    """Open the connections of the ranks, with reports; ``action`` alone would wait long and silently for a late rank.
 
     Args:
-        action: Opens them; runs on a thread of its own, which is left behind where it cannot end.
-        meeting: The ranks.
-        store: Theirs; not the one that ``action`` uses, which blocks.
-        limit_s: Seconds that are left; at least 30 are taken, since all are there.
+        action: Opens the connections; runs on its own thread, which is abandoned if it cannot end.
+        meeting: Ranks of the run.
+        store: Store of the ranks; not the one that ``action`` uses, which blocks.
+        limit_s: Seconds left; at least 30 are used, since all ranks are present.
 
     Raises:
-        PeerLostError: this rank could not open its connections, or another could not.
-        PeerTimeoutError: they are not open within the limit.
+        PeerLostError: this rank or another one could not open its connections.
+        PeerTimeoutError: the connections were not open within the limit.
     """
     wait = LimitedWait(max(limit_s, _AT_LEAST_S))
     progress = _Progress(store, meeting)
@@ -42,7 +42,7 @@ def open_together(action: Callable[[], object], meeting: Meeting, store: Store, 
 
 
 class _Progress:
-    """How far the ranks have come, in the store."""
+    """Progress of the ranks, recorded in the store."""
 
     def __init__(self, store: Store, meeting: Meeting) -> None:
         self._store, self._meeting = PrefixStore(f"opening/{meeting.run_id}", store), meeting
@@ -52,17 +52,17 @@ class _Progress:
         self._store.set(f"{step} {self._meeting.rank}", "1")
 
     def failed(self, error: BaseException) -> BaseException:
-        """Tell the others; returns the error to raise."""
+        """Tell the other ranks of the failure; returns the error to raise."""
         own = self._meeting.ranks[self._meeting.rank]
         message = f"{own.describe()} could not connect to the other ranks ({one_line(error)[:300]})"
-        with contextlib.suppress(DistError):  # the process that hosts the store ended: the others see it, too
+        with contextlib.suppress(DistError):  # the process that hosts the store has ended: the others notice it, too
             self._store.compare_set("failed", "", message)
-            time.sleep(_LOOK_S)  # the store may end with this process, and the others look so often
+            time.sleep(_LOOK_S)  # the store may end with this process; this is how often the others look
         ours = isinstance(error, ParaBlockError) or not isinstance(error, RuntimeError)
         return error if ours else self._lost(message)
 
     def look(self, wait: LimitedWait) -> None:
-        """Raise what is known of the others, from time to time."""
+        """Raise an error for a failed or late rank; looks at the store only from time to time."""
         if time.monotonic() < self._look_s:
             return
         self._look_s = time.monotonic() + _LOOK_S / 2

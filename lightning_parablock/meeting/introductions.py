@@ -1,6 +1,6 @@
-"""Who the ranks of a run are: their names, and the numbers that follow from them.
+"""Identities of the ranks of a run: their names, and the numbers derived from them.
 
-Where sites have names, rank r of the run is the r-th of the sorted names, whatever number its launcher gave it: a site
+Where sites have names, rank r of the run is the r-th of the sorted names, whatever rank its launcher assigned: a site
 keeps its number, its share of the data and its part of a checkpoint from run to run.
 """
 
@@ -24,16 +24,16 @@ NO_NUMBER = -1
 
 @dataclass(frozen=True)
 class Introduction:
-    """What one rank says of itself before the run.
+    """A rank's description of itself before the run.
 
     Attributes:
-        rank: The number that the launcher gave it; -1 where there is no launcher, and the meeting gives one.
-        n_ranks: How many ranks it expects, itself included.
-        site: The name of its site, or None.
+        rank: Number assigned by the launcher; -1 without a launcher, when the meeting assigns one.
+        n_ranks: Number of ranks it expects, itself included.
+        site: Name of its site, or None.
         host: Name of its machine.
-        pid: Its process.
-        job: What its launcher calls the job; empty where there is no launcher or it has no name for it.
-        system: Which running system and process namespace the pid belongs to; see :func:`this_system`.
+        pid: Process id.
+        job: The launcher's name for the job; empty without a launcher or a name.
+        system: Identifier of the running system and process namespace of the pid; see :func:`this_system`.
     """
 
     rank: int
@@ -46,7 +46,7 @@ class Introduction:
 
     @property
     def seat(self) -> str:
-        """The process: no two that live at the same time have the same one."""
+        """Identifier of the process, unique among all processes alive at the same time."""
         return f"{self.process} ({self.system})" if self.system else self.process
 
     @property
@@ -56,7 +56,7 @@ class Introduction:
 
     @property
     def run(self) -> str:
-        """The run that it belongs to, for messages: the same for all of its ranks."""
+        """The rank's run, for messages: the same for all ranks of the run."""
         return f"a run of {self.n_ranks} processes" + (f" (job {self.job})" if self.job else "")
 
     def describe(self) -> str:
@@ -69,9 +69,9 @@ class Meeting:
     """The ranks that have met.
 
     Attributes:
-        ranks: In the order of their numbers in the run.
-        rank: This process' number in the run.
-        run_id: The same on every rank, and on no rank of another run.
+        ranks: Introductions of the ranks, in the order of their numbers in the run.
+        rank: Number of this process in the run.
+        run_id: Unique identifier of the run, the same on every rank.
     """
 
     ranks: tuple[Introduction, ...]
@@ -80,7 +80,7 @@ class Meeting:
 
     @property
     def site_names(self) -> tuple[str, ...]:
-        """For each rank the name of its site; empty where sites have no names."""
+        """Name of each rank's site; empty if sites have no names."""
         return tuple(one.site for one in self.ranks if one.site is not None)
 
 
@@ -88,7 +88,8 @@ def check_site_name(name: object) -> None:
     """Raise a ConfigurationError unless a site may have this name.
 
     Raises:
-        ConfigurationError: it is not 1 to 64 letters, digits, dots, underscores and hyphens, a letter or digit first.
+        ConfigurationError: the name is not 1 to 64 letters, digits, dots, underscores and hyphens, starting with a
+            letter or digit.
     """
     if isinstance(name, str) and len(name) <= _MAX_NAME_LENGTH and _NAME.fullmatch(name):
         return
@@ -102,7 +103,7 @@ def in_order(ranks: Sequence[Introduction]) -> tuple[Introduction, ...]:
     """The ranks in the order of their numbers in the run: by the names of the sites, else by the launcher's numbers.
 
     Raises:
-        ConfigurationError: some ranks name their site and others do not, or two have the same name.
+        ConfigurationError: only some of the ranks name their site, or two have the same name.
     """
     ranks = sorted(ranks, key=lambda one: one.rank)
     unnamed = [one for one in ranks if one.site is None]
@@ -125,20 +126,20 @@ def in_order(ranks: Sequence[Introduction]) -> tuple[Introduction, ...]:
 
 
 def several(ranks: Sequence[Introduction], most: int = 8) -> str:
-    """The ranks in words, so many of them at most."""
+    """The ranks in words, at most ``most`` of them."""
     said = [one.describe() for one in ranks[:most]]
     return ", ".join(said) + (f" and {len(ranks) - most} more" if len(ranks) > most else "")
 
 
 def this_system() -> str:
-    """What the processes that this one can see by their pids have in common; equal host names do not say so.
+    """Identifier shared by the processes whose pids this process can see; equal host names do not imply that.
 
-    Containers and copies of a virtual machine often have one host name, but not one boot and one process namespace.
+    Containers and copies of a virtual machine often share a host name, but not the boot and the process namespace.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:  # not Linux: nothing is known of others
+    except OSError:  # not Linux: other processes are not known
         return uuid.uuid4().hex[:12]
     return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:12]
 
@@ -149,13 +150,13 @@ def process_in(seat: str) -> str:
 
 
 def is_dead(seat: str) -> bool:
-    """Whether the process of :attr:`Introduction.seat` is known to have ended; only this system's can be known."""
+    """Whether the process of :attr:`Introduction.seat` is known to have ended; always False for other systems."""
     if not seat.endswith(f" ({this_system()})"):
         return False
     try:
         os.kill(int(seat.removeprefix("pid ").partition(" ")[0]), 0)
     except ProcessLookupError:
         return True
-    except OSError:  # another user's
+    except OSError:  # another user's process
         return False
     return False

@@ -1,4 +1,4 @@
-"""The ranks of a run introduce themselves to each other in a store, and get their numbers and names."""
+"""The meeting of the ranks in a store, where they introduce themselves and get their numbers and names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lightning_parablock.system.limited_wait import LimitedWait
 
 _POLL_S = 0.05
 _LAST_LOOK_S = 1.0
-"""How long the rank that hosts the store keeps it open, after an error, for the others to see why."""
+"""Time for which the rank that hosts the store keeps it open after an error, so that the others can read the reason."""
 
 _OTHER_PORT = "give each run a port of its own, and end what is left of earlier ones"
 
@@ -32,13 +32,13 @@ _OTHER_PORT = "give each run a port of its own, and end what is left of earlier 
 class MeetingTable:
     """The part of the store where ranks meet.
 
-    A process that does not belong here, or comes with the number or name of another, is refused alone: the others
-    keep waiting for the right one, and report why it was refused. One that stops waiting leaves its seat to another.
+    A process of another run, or with the number or name of another rank, is refused alone: the others keep waiting for
+    the right one, and report why it was refused. A process that stops waiting frees its seat for another.
 
     Args:
-        store: That all ranks share.
-        own: This rank; without a number it gets the first free one.
-        where: The store's address, for messages.
+        store: Store shared by all ranks.
+        own: Introduction of this rank; without a number it gets the first free one.
+        where: Address of the store, for messages.
         hosts_store: Whether the store ends with this process.
     """
 
@@ -52,9 +52,9 @@ class MeetingTable:
         """Introduce this rank and wait until all others have done so; collective.
 
         Raises:
-            ConfigurationError: this rank does not belong here, or names or numbers of the ranks do not fit together.
+            ConfigurationError: this rank does not belong to the run, or names or numbers of the ranks are inconsistent.
             PeerLostError: the rank that hosts the store has given up.
-            PeerTimeoutError: not all ranks have come within the limit.
+            PeerTimeoutError: not all ranks have arrived within the limit.
         """
         try:
             self._introduce()
@@ -98,13 +98,13 @@ class MeetingTable:
             time.sleep(_POLL_S)
 
     def _agree(self, key: str, value: str, why: Callable[[str], str]) -> None:
-        """Write a key that all ranks must write alike."""
+        """Write a key to which all ranks must write the same value."""
         found = self._store.compare_set(key, "", value).decode()
         if found != value:
             raise self._refusal(why(found))
 
     def _take(self, key: str, value: str, why: Callable[[str], str]) -> None:
-        """Write a key that one rank alone may write."""
+        """Write a key that only one rank may write."""
         found = self._try_to_take(key, value)
         if found != value:
             raise self._refusal(why(process_in(found)))
@@ -131,7 +131,7 @@ class MeetingTable:
         return ConfigurationError(message)
 
     def _leave(self, error: BaseException) -> None:
-        """Give the seat back; and where the store ends with this process, let the others see why first."""
+        """Free the seat; if the store ends with this process, let the others read the reason first."""
         if self._hosts_store:
             why = str(error) or type(error).__name__
             self._store.set("closed", f"{self._own.describe()}, which hosts the meeting, gave up: {why}")

@@ -23,7 +23,7 @@ from lightning_parablock.system.limited_wait import LimitedWait
 _TRY_S = 2.0
 _PAUSE_S = 0.25
 _RESOLVE_S = 30.0
-"""A name that no server knows may be known a little later, where machines are started together with the run."""
+"""Time for a host name to become resolvable, since machines may be started together with the run."""
 _ANSWER_S = 10.0
 
 
@@ -33,17 +33,17 @@ class _PortTaken(ConfigurationError):
 
 @dataclass(frozen=True)
 class Address:
-    """Where the store listens."""
+    """Host and port of the store."""
 
     host: str
     port: int
 
     @staticmethod
     def parse(option: str, text: object) -> Address:
-        """Read ``host:port`` or ``[IPv6]:port``.
+        """Parse ``host:port`` or ``[IPv6]:port``.
 
         Raises:
-            ConfigurationError: it is neither; names the option.
+            ConfigurationError: the text is neither; the message names the option.
         """
         host, _, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
         bare = host.removeprefix("[").removesuffix("]")
@@ -64,7 +64,7 @@ class Address:
         return f"{self.host}:{self.port}"
 
     def describe(self) -> str:
-        """For messages: an address that other machines cannot mean is called so."""
+        """The address for messages, marked if it is one that other machines cannot use."""
         alone = self.host in ("localhost", "::1") or self.host.startswith("127.")
         return f"{self} (this machine alone)" if alone else str(self)
 
@@ -75,17 +75,17 @@ def launcher_hosts_store() -> bool:
 
 
 def open_store(address: Address, wait: LimitedWait) -> tuple[Store, bool]:
-    """Host the store where the address is this machine's and no other process does; else connect to it.
+    """Host the store if the address is this machine's and no other process hosts it; otherwise connect to it.
 
     Returns:
         The store, and whether this process hosts it.
 
     Raises:
-        ConfigurationError: the name is not known, or another program has the port.
+        ConfigurationError: the name is not known, or another program uses the port.
         PeerTimeoutError: no process has opened the store within the limit.
     """
     if address.is_here:
-        with contextlib.suppress(_PortTaken):  # by the store, opened by another site of this machine; else it will show
+        with contextlib.suppress(_PortTaken):  # by a store of another site on this machine; otherwise connecting fails
             return host_store(address), True
     return connect_store(address, wait), False
 
@@ -118,10 +118,10 @@ def host_store(address: Address) -> Store:
 
 
 def connect_store(address: Address, wait: LimitedWait) -> Store:
-    """Connect to the store of another process, which may come later; tries until the limit.
+    """Connect to the store of another process, which may start later; tries until the limit.
 
     Raises:
-        ConfigurationError: the name is not known, or what answers is no store.
+        ConfigurationError: the name is not known, or another program than a store answers.
         PeerTimeoutError: no process has opened the store within the limit.
     """
     _wait_for_listener(address, wait)
@@ -135,7 +135,7 @@ def connect_store(address: Address, wait: LimitedWait) -> Store:
         except DistError as error:
             opened.append(error)
 
-    # torch waits without a limit for the answer of a listener that does not speak.
+    # torch waits without a limit for the answer of a silent listener.
     thread = threading.Thread(target=connect, daemon=True, name="parablock-store")
     thread.start()
     thread.join(2 * _ANSWER_S)
@@ -185,5 +185,5 @@ def _can_bind(family: int, place: tuple[Any, ...]) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of the error's text, which with torch fills a screen."""
+    """First line of the error's text; torch's errors fill a screen."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,7 +1,7 @@
-"""Every rank opens its listener, tells the others where it is, and they try the way there before gloo does.
+"""Connections between the ranks: every rank opens a listener and shares its address; the others try it before gloo.
 
-gloo itself waits for its whole time limit, half an hour by default, where a firewall drops its packets, and then names
-no rank. Of two ranks, gloo has the one with the lower address listen and the other one connect; so does the trial.
+Where a firewall drops its packets, gloo itself waits for its whole time limit, half an hour by default, and names no
+rank. Of two ranks, gloo makes the one with the lower address listen and the other one connect; so does the trial.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from lightning_parablock.settings.ports import PortRange
 from lightning_parablock.system.limited_wait import LimitedWait
 
 TRY_S = 10.0
-"""For one connection: packets that a firewall drops are not answered."""
+"""Time limit for one connection: packets dropped by a firewall are not answered."""
 _POLL_S = 0.05
 _READ_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True)
 class Ways:
-    """How the ranks reach each other.
+    """Connections between the ranks.
 
     Attributes:
         master: Host name or address of the rendezvous.
         one_host: Whether all ranks run on one machine.
-        ports: The range of this rank's listener; None for any port.
+        ports: Range of ports for this rank's listener; None for any port.
     """
 
     master: str
@@ -48,8 +48,8 @@ class Ways:
         """Open this rank's listener and make sure that the ranks can connect to each other; collective.
 
         Raises:
-            ConfigurationError: there is no address or port to listen on, or a rank cannot reach another one; the same
-                on every rank.
+            ConfigurationError: there is no address or port to listen on, or a rank cannot reach another one; raised on
+                every rank.
             PeerTimeoutError: a rank did not take part within the limit.
             PeerLostError: the rank that hosts the rendezvous ended.
         """
@@ -66,9 +66,9 @@ class Ways:
         try:
             address = own_address(self.master, one_host=self.one_host, reached_as=self._reached_as(table))
             mine = [(listener.address, listener.port) for listener in open_listeners(address, self.ports)]
-        except PeerError:  # all ranks come to know of it by themselves
+        except PeerError:  # every rank notices it by itself
             raise
-        except (OSError, RuntimeError) as error:  # of the system, of gloo, or a ConfigurationError: the others wait
+        except (OSError, RuntimeError) as error:  # system, gloo or configuration errors: the others are waiting
             mine, problem = [], str(error)
         table.agree("listeners", problem)
         if not self.one_host:
@@ -76,7 +76,7 @@ class Ways:
             table.agree("ways", "; ".join(_blocked(meeting, everyones)))
 
     def _reached_as(self, table: _Table) -> str | None:
-        """The address by which ranks on other machines reach the rendezvous, if there are such ranks."""
+        """Address by which ranks on other machines reach the rendezvous, if there are such ranks."""
         if self.one_host:
             return None
         found = table.exchange("rendezvous", resolved(self.master))
@@ -84,13 +84,13 @@ class Ways:
 
 
 class _Table:
-    """Where in the store the ranks lay down what the others must know."""
+    """Values that the ranks exchange through the store."""
 
     def __init__(self, store: Store, meeting: Meeting, wait: LimitedWait) -> None:
         self._store, self._meeting, self._wait = store, meeting, wait
 
     def exchange(self, what: str, value: Any) -> list[Any]:
-        """The values of all ranks, in rank order; collective."""
+        """Values of all ranks, in rank order; collective."""
         ranks = range(len(self._meeting.ranks))
         self._store.set(f"{what}/{self._meeting.rank}", json.dumps(value))
         while missing := [rank for rank in ranks if not self._store.check([f"{what}/{rank}"])]:
@@ -99,14 +99,14 @@ class _Table:
         return [json.loads(self._store.get(f"{what}/{rank}")) for rank in ranks]
 
     def agree(self, what: str, problem: str) -> None:
-        """Raise the same error on every rank where one of them has a problem; collective."""
+        """Raise the same error on every rank if any of them has a problem; collective."""
         problems = [one for one in self.exchange(f"problems of {what}", problem) if one]
         if problems:
             self._let_others_read(what)
             raise ConfigurationError("; ".join(problems))
 
     def _let_others_read(self, what: str) -> None:
-        # The rank that hosts the store takes it along when it ends.
+        # The store ends with the rank that hosts it.
         keys = [f"read {what}/{rank}" for rank in range(len(self._meeting.ranks))]
         deadline_s = time.monotonic() + _READ_LIMIT_S
         with contextlib.suppress(DistError):  # that rank has ended: it has read everything
@@ -124,7 +124,7 @@ class _Table:
 
 
 def _blocked(meeting: Meeting, everyones: list[list[list[Any]]]) -> list[str]:
-    """What is wrong with the ways from this rank to those that gloo will have it connect to."""
+    """Problems with the connections from this rank to those that gloo will make it connect to."""
     found: list[str] = []
     for rank, theirs in enumerate(everyones):
         for own, (address, port) in zip(everyones[meeting.rank], theirs, strict=False):
@@ -147,7 +147,7 @@ def _order(address: str, port: int) -> tuple[int, bytes, int]:
 
 
 def _try(address: str, port: int) -> str:
-    """Why no connection can be opened, or nothing."""
+    """Reason why no connection can be opened; empty if it can."""
     try:
         socket.create_connection((address, port), timeout=TRY_S).close()
     except OSError as error:

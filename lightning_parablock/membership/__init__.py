@@ -1,1 +1,1 @@
-"""Which ranks are alive: heartbeats, what they report to each other, and how a run ends on all of them."""
+"""Liveness of ranks: heartbeats, progress reports, guarded collectives, a common end of the run."""

@@ -1,8 +1,8 @@
-"""When native code gives up: gloo's thread throws where nothing catches it, and C++ ends the process by SIGABRT.
+"""Aborts of native code: gloo's thread throws an exception that nothing catches, and C++ ends the process by SIGABRT.
 
-That happens where no connection can be accepted any more, or where messages of different lengths meet in a group of the
-user's own collectives. The thread that threw never comes back from here; the training thread, which is unharmed, learns
-of it at its next step, saves what it has and raises. An abort of a Python thread itself is left to take its course.
+This happens when no more connections can be accepted, or when messages of different lengths meet in a group of the
+user's own collectives. The thread that threw never returns from the handler; the training thread, which is unaffected,
+learns of it at its next step, saves its state and raises. An abort of a Python thread itself is not handled.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from collections.abc import Callable
 _LAST_RESORT_S = 900
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
 _installed: list[object] = []
-"""What C may call, kept for as long as it may: after a failure a watch is not closed, and may be collected."""
+"""Handlers that C may call, kept alive: after a failure a watch is not closed, and may be garbage-collected."""
 
 
 class Aborts:
-    """Hears of SIGABRT in threads that are not Python's.
+    """Handles SIGABRT in threads not created by Python.
 
     Args:
-        tell: Called in such a thread, once.
+        tell: Called once, in such a thread.
     """
 
     def __init__(self, tell: Callable[[], None]) -> None:
@@ -44,7 +44,7 @@ class Aborts:
         self._before = self._libc.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
 
     def close(self) -> None:
-        """Leave the signal to what heard it before."""
+        """Restore the previous handler of the signal."""
         if not self._has_aborted:
             self._libc.signal(signal.SIGABRT, self._before)
             _installed.remove(self._handler)
@@ -56,7 +56,7 @@ class Aborts:
             return
         if not self._has_aborted:
             self._has_aborted = True
-            # The process must end even where Python cannot: waiting for this thread, for one.
+            # The process must end even if Python cannot, for example because it waits for this thread.
             signal.alarm(_LAST_RESORT_S)
             atexit.register(_leave)
             self._tell()
@@ -65,7 +65,7 @@ class Aborts:
 
 
 def _leave() -> None:
-    """Python's own way out would wait for the thread that never comes back."""
+    """End the process at once: Python's normal exit would wait for the thread that never returns."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Notices that this process itself was stopped: its silence must not be blamed on the others."""
+"""Detection of pauses of this process itself, which must not be blamed on the other ranks."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 
 def now_s() -> float:
-    """Seconds on a clock that also runs while the machine sleeps, where the system has one."""
+    """Seconds on a clock that also runs while the machine sleeps, if the system has one."""
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot is None else time.clock_gettime(boot)
 
 
 @dataclass(frozen=True)
 class Pause:
-    """A time in which this process did not run.
+    """A period in which this process did not run.
 
     Attributes:
-        for_s: Its length.
-        until_s: Its end, on :func:`now_s`.
+        for_s: Length of the pause, in seconds.
+        until_s: End of the pause, on the clock of :func:`now_s`.
     """
 
     for_s: float
@@ -27,10 +27,10 @@ class Pause:
 
 
 class Awake:
-    """Ticks many times a second while the process runs; a gap between two ticks is a pause.
+    """Detects pauses as gaps between ticks, of which there are many per second while the process runs.
 
     Args:
-        tolerance_s: Longest time between two ticks that is no pause.
+        tolerance_s: Longest time in seconds between two ticks that does not count as a pause.
     """
 
     def __init__(self, tolerance_s: float) -> None:
@@ -39,7 +39,7 @@ class Awake:
         self._pauses: deque[Pause] = deque(maxlen=16)
 
     def tick(self) -> Pause | None:
-        """Returns the pause that has just ended, if there was one."""
+        """Record a tick; returns the pause that has just ended, if there was one."""
         now = now_s()
         gap_s, self._last_s = now - self._last_s, now
         if gap_s <= self._tolerance_s:
@@ -49,6 +49,6 @@ class Awake:
         return pause
 
     def pause_around(self, moment_s: float, at_least_s: float, within_s: float) -> Pause | None:
-        """A pause of a certain length in which something happened, or soon after which it did."""
+        """A pause of at least ``at_least_s`` that contains the moment, or ended at most ``within_s`` before it."""
         long = [p for p in self._pauses if p.for_s >= at_least_s]
         return next((p for p in long if p.until_s - p.for_s <= moment_s <= p.until_s + within_s), None)

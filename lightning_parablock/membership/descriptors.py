@@ -1,4 +1,4 @@
-"""Open files and connections of this process: the limit is raised at the start, they are counted, a few kept back."""
+"""File descriptors of this process: the limit is raised at the start, usage is counted, and a few are reserved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OPEN = Path("/proc/self/fd")
 
 
 def raise_limit() -> None:
-    """Raise this process' limit of open files as far as it may go; warns where that is not far."""
+    """Raise this process's limit of open files as far as permitted; warns if it is still low."""
     if resource is None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -47,7 +47,7 @@ def _limit() -> int | None:
 
 
 class Descriptors:
-    """Counts this process' open files, and keeps some back with which a failing run can still be saved."""
+    """Counts this process's open files, and reserves some with which a failing run can still be saved."""
 
     def __init__(self) -> None:
         self._spare: list[int] = []
@@ -56,18 +56,18 @@ class Descriptors:
             self._spare += [os.dup(self._spare[0]) for _ in range(_SPARE)]
 
     def shortage(self) -> str | None:
-        """In words, that hardly any file can be opened; None while that is not so, or where it cannot be known."""
+        """A message that hardly any more files can be opened; None if they can, or where this cannot be determined."""
         limit = _limit()
         if limit is None or not _OPEN.is_dir():
             return None
         try:
             n_open = len(os.listdir(_OPEN)) - 1
-        except OSError:  # there is none left to list them with
+        except OSError:  # no descriptor is left to list them with
             n_open = limit
         return f"{n_open} of {limit} open files and connections are in use" if limit - n_open < _MARGIN else None
 
     def release(self) -> None:
-        """Give back those kept back; may be called again."""
+        """Release the reserved descriptors; may be called repeatedly."""
         spare, self._spare = self._spare, []
         for descriptor in spare:
             os.close(descriptor)

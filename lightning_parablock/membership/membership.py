@@ -1,4 +1,4 @@
-"""Who takes part: ranks, their machines, their sites and their clients.
+"""Members of a run: ranks, their machines, their sites and their clients.
 
 The generation of a :class:`Membership` is part of every message header, so that a group rebuilt for a new membership
 cannot mistake an old message for its own.
@@ -14,11 +14,11 @@ class Membership:
     """The ranks of a run and their clients.
 
     Attributes:
-        generation: 0 at the start; one more for every rebuilt group.
-        hosts: For each rank the name of its machine, for messages.
-        clients: For each rank the ids of the clients it hosts, ascending.
-        rank: This process.
-        sites: For each rank the name of its site, for messages; empty where sites have no names.
+        generation: Number of times the group was rebuilt; 0 at the start.
+        hosts: Name of each rank's machine, for messages.
+        clients: Ids of the clients that each rank hosts, ascending.
+        rank: Rank of this process.
+        sites: Name of each rank's site, for messages; empty if sites have no names.
     """
 
     generation: int

@@ -1,4 +1,4 @@
-"""What a rank knows of the others: when they were last heard, how far they have come, and who was lost first."""
+"""A rank's view of its peers: when they were last heard, how far they have come, and which was lost first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ALONE = (
 
 @dataclass
 class _Peer:
-    """What is known of one peer; times are those of :func:`awake.now_s`."""
+    """State of one peer; times are those of :func:`awake.now_s`."""
 
     seen_s: float
     has_left: bool = False
@@ -37,7 +37,7 @@ class _Peer:
 
 
 class Peers:
-    """The other ranks, as far as they are known here. All methods may be called from any thread.
+    """This rank's view of the other ranks. All methods may be called from any thread.
 
     Args:
         membership: The ranks.
@@ -45,7 +45,7 @@ class Peers:
         silence_limit_s: Seconds without one after which a peer counts as frozen or cut off.
 
     Attributes:
-        changed: Notified whenever something new is known.
+        changed: Condition that is notified whenever the state of a peer changes.
     """
 
     def __init__(self, membership: Membership, heartbeat_s: float, silence_limit_s: float) -> None:
@@ -57,7 +57,7 @@ class Peers:
     # --- news ---------------------------------------------------------------------------------------------------------
 
     def hear(self, rank: int, word: Word) -> None:
-        """Take note of a message of a peer."""
+        """Record a message from a peer."""
         peer = self._peers[rank]
         with self.changed:
             peer.seen_s, peer.progress = now_s(), word.progress
@@ -67,13 +67,13 @@ class Peers:
             self.changed.notify_all()
 
     def lose(self, rank: int, why: str) -> None:
-        """Take note that nothing more will come from a peer."""
+        """Record that nothing more will come from a peer."""
         with self.changed:
             self._peers[rank].lost_s, self._peers[rank].lost_why = now_s(), why
             self.changed.notify_all()
 
     def tick(self) -> None:
-        """Must be called several times a second: a process that was itself stopped must not blame the others."""
+        """Detect pauses of this process, which must not be blamed on the others; call it several times per second."""
         with self.changed:
             pause = self._awake.tick()
             if pause is not None:
@@ -84,7 +84,7 @@ class Peers:
     # --- lost and silent ones -----------------------------------------------------------------------------------------
 
     def is_gone(self, rank: int) -> bool:
-        """Whether nothing more is expected from a peer: it has said good-bye, or was lost."""
+        """Whether nothing more is expected from a peer: it has signed off, or was lost."""
         return self._peers[rank].is_gone
 
     def has_lost(self, rank: int) -> bool:
@@ -94,16 +94,16 @@ class Peers:
         return peer is not None and (peer.lost_s is not None or now_s() - peer.seen_s > self._limit_s)
 
     def first_lost(self) -> int | None:
-        """The peer that was lost before all others: where one fails the others soon follow."""
+        """The peer that was lost first: when one fails, the others soon follow."""
         lost = [(peer.lost_s, rank) for rank, peer in self._peers.items() if peer.lost_s is not None]
         return min(lost)[1] if lost else None
 
     def remaining(self) -> list[int]:
-        """The peers that have neither said good-bye nor been lost."""
+        """The peers that have neither signed off nor been lost."""
         return [rank for rank, peer in self._peers.items() if not peer.is_gone]
 
     def known(self) -> PeerError | None:
-        """The error to raise for a peer that was lost or is silent for too long, if there is one."""
+        """The error to raise for a peer that was lost or has been silent for too long, if there is one."""
         self.tick()
         lost = self.first_lost()
         if lost is not None:
@@ -136,14 +136,14 @@ class Peers:
         """Raise if a peer is known to have ended its training before a round.
 
         Raises:
-            PeerError: names the peer.
+            PeerError: a peer has ended its training before the round; the message names it.
         """
         for rank, peer in self._peers.items():
             if peer.progress.has_ended and round_index >= peer.progress.rounds:
                 raise self._ended_alone(rank, peer.progress.rounds)
 
     def behind(self, round_index: int) -> str:
-        """The clients that have not submitted a round, and what they do instead; empty where all have."""
+        """The clients that have not submitted a round, and what they do instead; empty if all have."""
         late = [rank for rank, peer in self._peers.items() if peer.progress.submitted < round_index]
         return "; ".join(
             f"{self._members.describe(r)} has not submitted round {round_index} ({self._where(r)})" for r in late
@@ -163,17 +163,17 @@ class Peers:
     # --- collectives --------------------------------------------------------------------------------------------------
 
     def missing(self, call: Call) -> list[int]:
-        """The peers that have not yet said that they enter a collective."""
+        """The peers that have not yet announced that they enter a collective."""
         return [rank for rank, peer in self._peers.items() if call.number not in peer.calls]
 
     def absent(self, call: Call) -> str:
-        """The same in words."""
+        """The peers that have not yet announced a collective, in words."""
         return "; ".join(
             f"{self._members.describe(r)} has not come to it ({self._where(r)})" for r in self.missing(call)
         )
 
     def forget(self, call: Call) -> None:
-        """Every rank has entered a collective."""
+        """Drop the announcements of a collective that every rank has entered."""
         for peer in self._peers.values():
             peer.calls.pop(call.number, None)
 
@@ -181,12 +181,12 @@ class Peers:
         """Raise if a peer enters another collective in this one's place, or has ended its training.
 
         Args:
-            call: What this rank is about to enter.
-            own: How far this rank has come.
+            call: Collective that this rank is about to enter.
+            own: Progress of this rank.
 
         Raises:
-            PeerError: a client has ended its training by itself, or has trained on without this collective.
-            ProtocolError: the ranks are in different collectives; the message says who is where.
+            PeerError: a client has ended its training by itself, or has continued training without this collective.
+            ProtocolError: the ranks are in different collectives; the message lists which rank is in which.
         """
         with self.changed:
             self._check_ended(call, own)
@@ -210,7 +210,7 @@ class Peers:
                 raise self._ended_alone(self._members.rank, own.rounds)
 
     def _check_passed(self, call: Call, own: Progress) -> None:
-        # A rank that has ended a round which this one is still in has left behind all that comes before its end.
+        # A rank that has ended a round which this one is still in has passed all collectives before the round's end.
         for rank in self.missing(call):
             if own.round >= 0 and own.submitted < self._peers[rank].progress.submitted:
                 raise PeerError(

@@ -1,7 +1,7 @@
-"""The messages of the watch's channel: all of one size, whatever they carry, so that gloo can always receive them.
+"""Messages of the watch's channel: all of the same size, so that gloo can always receive them.
 
-gloo ends the process where a message is longer than the buffer that waits for it. So the size is fixed for good, and a
-text that does not fit is cut. Little-endian layout::
+gloo ends the process if a message is longer than the buffer that waits for it. So the size is fixed forever, and a text
+that does not fit is truncated. Little-endian layout::
 
     offset bytes  field
      0      1     sign: 0 alive, 1 leaving, 2 failed, 3 arrived at a collective
@@ -42,10 +42,10 @@ class Sign(IntEnum):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a rank has come.
+    """Progress of a rank.
 
     Attributes:
-        rounds: Number of rounds in all once the rank has ended its training; -1 before.
+        rounds: Total number of rounds once the rank has ended its training; -1 before.
         submitted: Newest round whose exchange it has submitted; -1 for none.
         round: Round in which it trains; -1 outside of rounds.
         idle_ms: Milliseconds since its last step.
@@ -69,9 +69,9 @@ class Call:
     """A collective that a rank is about to enter.
 
     Attributes:
-        number: How many it has entered before, since the start of the run.
-        digest: Equal on two ranks where they may enter together.
-        text: In words.
+        number: Number of collectives the rank has entered before, since the start of the run.
+        digest: Digest of the collective's identity; ranks with equal digests may enter together.
+        text: Description of the collective.
     """
 
     number: int = -1
@@ -88,7 +88,7 @@ class Word:
     call: Call = Call()
 
     def pack(self) -> Tensor:
-        """The message, shape (256,), uint8."""
+        """Encode the message, shape (256,), uint8."""
         p, call = self.progress, self.call
         text = call.text.encode()[:_TEXT_BYTES]
         said = p.rounds, p.submitted, p.round, p.idle_ms, call.number, p.pledge
@@ -97,7 +97,7 @@ class Word:
 
     @staticmethod
     def unpack(message: Tensor) -> Word:
-        """Read a message, shape (256,), uint8."""
+        """Decode a message, shape (256,), uint8."""
         sign, rounds, submitted, round_, idle_ms, number, pledge, digest, text = _LAYOUT.unpack(
             message.numpy().tobytes()
         )
@@ -106,5 +106,5 @@ class Word:
 
 
 def digest_of(identity: str) -> bytes:
-    """Sixteen bytes that stand for a text of any length."""
+    """Digest of a text of any length, 16 bytes."""
     return hashlib.blake2b(identity.encode(), digest_size=16).digest()

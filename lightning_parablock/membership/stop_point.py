@@ -1,9 +1,9 @@
-"""At the end of which batch all ranks stop together, agreed without a collective.
+"""Agreement, without a collective, on the batch at whose end all ranks stop together.
 
-A collective per batch would make every rank as slow as the slowest. Here a rank that wants to stop, or hears of another
-that does, pledges not to pass the end of the batch it is in before it knows the pledges of all. The point is the latest
-of them. Ranks that are behind it can always reach it: whatever they merge or meet in before, the rank that pledged it
-has had, so every other rank has done its part.
+A collective per batch would make every rank as slow as the slowest. Instead, a rank that wants to stop, or hears of
+another that does, pledges not to pass the end of its current batch before it knows the pledges of all. The stop point
+is the latest of them. Ranks that are behind it can always reach it: all merges and collectives before it have been
+passed by the rank that pledged it, so every other rank has done its part in them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class StopPoint:
     """One rank's view of the agreement; it may be reached several times in a run.
 
     Args:
-        peers: The other ranks.
+        peers: Other ranks.
         tell: Sends this rank's pledge to all of them; must not block.
 
     Methods may be called from any thread, :meth:`request` from a signal handler.
@@ -37,7 +37,7 @@ class StopPoint:
         self._is_wanted = True
 
     def hear(self, rank: int, pledge: int) -> None:
-        """Take note of a peer's pledge, and make this rank's own: its training thread may be waiting for that peer."""
+        """Record a peer's pledge, and make this rank's own: its training thread may be waiting for that peer."""
         with self._changed:
             if pledge > self._reached:
                 self._pledges[rank] = pledge
@@ -45,10 +45,10 @@ class StopPoint:
             self._changed.notify_all()
 
     def pass_batch(self, check: Callable[[], object]) -> bool:
-        """Pass the end of a batch; waits there for the pledges of all ranks, if one wants to stop.
+        """Pass the end of a batch; waits for the pledges of all ranks if any of them wants to stop.
 
         Args:
-            check: Called several times a second while this rank waits; raises where a peer is lost.
+            check: Called several times per second while this rank waits; raises if a peer is lost.
 
         Returns:
             Whether this is where all ranks stop.

@@ -1,9 +1,9 @@
-"""Who is still there, and where: the signs of life of all ranks, and collectives that none of them enters alone.
+"""Liveness and progress of all ranks, and collectives that no rank enters alone.
 
 A :class:`Watch` keeps one receive pending from every peer: it fails within milliseconds of the peer's death, even in
-the middle of a transfer (the canary), and brings the peer's heartbeats, whose absence shows a frozen process or a cut
-link.
-On the same channel each rank says which collective it is about to enter, and enters it once all have said the same.
+the middle of a transfer (the canary), and delivers the peer's heartbeats, whose absence reveals a frozen process or a
+broken link. On the same channel each rank announces the collective it is about to enter, and enters it once all ranks
+have announced the same one.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ _RAISE_THE_LIMIT = (
     "from the last checkpoint"
 )
 CLOSE_LIMIT_S = 30.0
-"""Seconds within which threads that talk to other ranks must have ended, where nothing is pending."""
+"""Time for threads that communicate with other ranks to end when nothing is pending, in seconds."""
 
 
 class Watch:
-    """Hears the signs of life of every peer and gives this rank's own.
+    """Receives the signs of life of every peer and sends this rank's own.
 
     Args:
-        membership: The ranks of the default process group. Collective: every rank must construct its watch at the same
+        membership: Ranks of the default process group. Collective: every rank must construct its watch at the same
             point, since it opens a gloo group that nothing else uses.
         heartbeat_s: Seconds between two signs of life.
         silence_limit_s: Seconds without one after which a peer counts as frozen or cut off.
 
     Attributes:
-        peers: What is known of the others.
-        stop_point: At the end of which batch all ranks stop together.
+        peers: This rank's view of the other ranks.
+        stop_point: Agreement on the batch at whose end all ranks stop together.
 
     Threads: two daemon threads per peer and one clock, started here; all methods may be called from any thread.
     """
@@ -80,10 +80,10 @@ class Watch:
             self._start(self._speak, rank, f"parablock-speak-{rank}")
         self._start(self._keep_time, None, "parablock-clock")
 
-    # --- what is known of the others ----------------------------------------------------------------------------------
+    # --- state of the peers -------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise what is known of peers that are lost or silent for too long; for the training thread.
+        """Raise an error if a peer is lost or has been silent for too long; for the training thread.
 
         Raises:
             PeerLostError: a peer's process ended or failed.
@@ -106,7 +106,7 @@ class Watch:
         return PeerLostError(f"the connection to {self._membership.describe(rank)} broke: {cause}")
 
     def cause_of(self, error: Exception) -> Exception:
-        """The loss of a peer that is behind an error, where there is one; else the error itself.
+        """The loss of a peer that caused an error, if there is one; otherwise the error itself.
 
         Waits a moment for the watch to notice, since a transfer may fail before the canary does.
         """
@@ -118,19 +118,19 @@ class Watch:
             )
         return self._trouble() or error
 
-    # --- what the others are to know of this rank ---------------------------------------------------------------------
+    # --- progress of this rank ----------------------------------------------------------------------------------------
 
     def note_step(self, round_index: int) -> None:
-        """Take note of a step in a round; the peers learn it with the next sign of life."""
+        """Record a step in a round; the peers learn of it with the next sign of life."""
         self._round, self._stepped_s = round_index, now_s()
 
     def note_submitted(self, round_index: int) -> None:
-        """Take note that the exchange of a round has been submitted; the peers learn it with the next sign of life."""
+        """Record that the exchange of a round has been submitted; the peers learn of it with the next sign of life."""
         self._submitted = round_index
 
     def announce_end(self, rounds: int) -> None:
         """Tell the peers, with the next sign of life, that this rank takes part in ``rounds`` rounds and no more."""
-        with self._changed:  # no word may be on its way out that was said before and has not been queued
+        with self._changed:  # no word built before this change may be queued after it
             self._rounds = rounds
 
     def _say_pledge(self, batch: int) -> None:
@@ -150,18 +150,18 @@ class Watch:
     def guard(self, what: str, collective: Callable[[], T], *, limit_s: float, detail: str = "") -> T:
         """Enter a collective operation of the default group together with all peers, or not at all.
 
-        No byte of it moves before every rank has said that it enters the same one: where gloo meets messages of
-        different lengths it ends the process. A lost peer ends the operation, and Ctrl-C and SIGTERM do, too.
+        No data is sent before every rank has announced the same operation: gloo ends the process when messages of
+        different lengths meet. A lost peer ends the operation, and so do Ctrl-C and SIGTERM.
 
         Args:
-            what: For messages and to be compared, e.g. "barrier pre_setup".
-            collective: Runs on a daemon thread of its own, which is left behind where it cannot end.
-            limit_s: Seconds to wait for the peers to come.
-            detail: To be compared as well: shapes and types.
+            what: Name of the operation, for messages and to be compared, e.g. "barrier pre_setup".
+            collective: The operation; runs on its own daemon thread, which is abandoned if it cannot end.
+            limit_s: Seconds to wait for the peers to arrive.
+            detail: Shapes and types, to be compared as well.
 
         Raises:
             PeerError: a peer was lost or silent for too long while the operation waited for it, or enters another one.
-            PeerTimeoutError: a peer is alive but has not come within the limit.
+            PeerTimeoutError: a peer is alive but has not arrived within the limit.
         """
         call = self._announce(" ".join(filter(None, (what, detail))))
         self._await_all(call, LimitedWait(limit_s, reports=LATE))
@@ -179,7 +179,7 @@ class Watch:
         thread = threading.Thread(target=run, daemon=True, name=f"parablock-{what}")
         thread.start()
         while not finished.wait(_POLL_S):
-            # A rank that failed may have done its part before; then all ranks can come to the same conclusion.
+            # A rank that failed may have done its part before; then the result is the same on all ranks.
             if self._trouble() is not None and not finished.wait(_GRACE_S):
                 self.check()
         thread.join(_GRACE_S)  # it has nothing left to do, and must not be alive when the process ends
@@ -217,13 +217,13 @@ class Watch:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def close(self, limit_s: float) -> list[int]:
-        """Say good-bye, wait until every peer has done so, at most ``limit_s``, and then release the group.
+        """Sign off, wait until every peer has done so, at most ``limit_s``, and then release the group.
 
         Returns:
-            The ranks that had not said good-bye by then.
+            The ranks that had not signed off by then.
 
         Raises:
-            PeerError: a peer was lost before it had said good-bye.
+            PeerError: a peer was lost before it had signed off.
         """
         self._say_last(Sign.LEAVING, "")
         wait = LimitedWait(limit_s, reports=LATE)
@@ -233,7 +233,7 @@ class Watch:
             with self._changed:
                 self._changed.wait_for(lambda: not self.peers.remaining(), timeout=_POLL_S)
         self.check()
-        # All of them, not only the speakers: Python aborts a process that ends while a thread frees a process group.
+        # All threads, not only those that send: Python aborts if the process ends while a thread frees a process group.
         deadline_s = time.monotonic() + CLOSE_LIMIT_S
         for thread in self._threads if not remaining else []:
             thread.join(max(0.0, deadline_s - time.monotonic()))
@@ -247,11 +247,11 @@ class Watch:
         return ", ".join(map(self._membership.describe, ranks))
 
     def abort(self, last_words: str) -> None:
-        """Tell the peers that this rank ends on an error, and on which; waits only a moment for them to do the same."""
+        """Tell the peers that this rank ends with an error, and which; waits only briefly for them to do the same."""
         self._say_last(Sign.FAILED, last_words)
         self._descriptors.release()
         deadline_s = time.monotonic() + _GRACE_S
-        # Python aborts a process that ends while a thread comes back from gloo; clients often fail together.
+        # Python aborts if the process ends while a thread returns from gloo; clients often fail together.
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
 
@@ -278,7 +278,7 @@ class Watch:
                     self.peers.lose(rank, f"ended on an error of its own: {words}")
                 else:
                     self.peers.hear(rank, word)
-            except Exception as error:  # gloo raises RuntimeError and others; whatever it is, nothing more can come
+            except Exception as error:  # gloo raises RuntimeError and others; in any case nothing more can arrive
                 self.peers.lose(rank, f"was lost: its process ended or its connection closed ({reason_of(error)})")
 
     def _speak(self, rank: int) -> None:
@@ -290,7 +290,7 @@ class Watch:
                 saying = list(words)
                 words.clear()
                 if last is not None or not saying:
-                    # The last words follow in full, but may not arrive where gloo's own thread has given up.
+                    # The full last words follow, but may not arrive if gloo's own thread has aborted.
                     begun = Call(text=self._last_words)
                     saying.append(Word(Sign.ALIVE if last is None else last, self._progress(), begun))
             try:
@@ -304,7 +304,7 @@ class Watch:
                 return
 
     def _keep_time(self) -> None:
-        """Where the training thread is stuck in a blocking call of other code, only this thread can end the process."""
+        """Watch the limits: if the training thread is stuck in other code, only this thread can end the process."""
         tick_s, known_since_s = min(self._heartbeat_s, 0.2), None
         while self._last_word is None:
             with self._changed:
@@ -319,7 +319,7 @@ class Watch:
                 self._end_process(error)
 
     def _hear_abort(self) -> None:
-        """Called in the thread of gloo that has given up, whose reason C++ has printed."""
+        """Handle an abort, on the gloo thread that caused it; C++ has printed the reason."""
         shortage = self._descriptors.shortage()
         if shortage is not None:
             self._cannot_continue(shortage, _RAISE_THE_LIMIT)

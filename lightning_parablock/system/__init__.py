@@ -1,1 +1,1 @@
-"""What the program needs of its surroundings: files, threads, imports, the command that started it."""
+"""System services: files, threads, lazy imports, the command line that started the process."""

@@ -1,4 +1,4 @@
-"""The command that started this process, for messages that say how to continue."""
+"""The command that started this process, for messages that explain how to continue."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _FRESH = "--strategy.missing_client_state"
 
 
 def command_to_resume(path: str, *, fresh: bool = False) -> str:
-    """The command that continues this run from a checkpoint, on each machine; a call where this process is a script's.
+    """The command that resumes this run from a checkpoint, on each machine; a Python call if a script runs it.
 
     Args:
         path: Path of the checkpoint.
-        fresh: Whether the checkpoint has the weights alone, so that the clients' own state starts fresh.
+        fresh: Whether the checkpoint has only the weights, so that the clients' own state starts afresh.
     """
     words = sys.argv
     if Path(words[0]).name not in _OWN_NAMES or "fit" not in words:

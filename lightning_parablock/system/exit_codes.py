@@ -1,4 +1,4 @@
-"""The end of the process with an exit code, whatever threads and other processes there still are."""
+"""Exit of the process with an exit code, whatever threads and other processes are still running."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import sys
 import threading
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
-"""Exit codes; the last two are what shells use for SIGINT and SIGTERM."""
+"""Exit codes; the last two are those of shells for SIGINT and SIGTERM."""
 
 
 def end(code: int) -> int:
-    """End what this process has started, where it failed; the exit code, unless the process cannot end by itself."""
+    """Stop all processes started by this one if it failed; returns the exit code, or exits if threads are stuck."""
     launcher = sys.modules.get("lightning_parablock.launching.launcher")  # otherwise nothing was started
     if code and launcher is not None:
         launcher.end_others()
@@ -27,9 +27,9 @@ def has_stuck_threads() -> bool:
 
 
 def _leave(code: int) -> None:
-    """End the process here, because a thread is stuck in a receive from a client that is lost.
+    """Exit at once, because a thread is stuck in a receive from a lost client.
 
-    Nothing can free such a thread, and Python's own way out aborts when the thread wakes up in the middle of it.
+    Nothing can free such a thread, and Python's normal exit aborts if the thread wakes up during it.
     """
     logging.shutdown()
     sys.stdout.flush()

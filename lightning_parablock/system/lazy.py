@@ -1,4 +1,4 @@
-"""Packages that import their parts when they are used, and actions that wait for another package."""
+"""Packages that import their modules at first use, and actions that wait for the import of another package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def attributes_of(package: str, modules: Mapping[str, str]) -> Callable[[str], A
 
     Args:
         package: Name of the package.
-        modules: The module of every public name.
+        modules: Module of every public name.
     """
 
     def get(name: str) -> Any:
@@ -33,7 +33,7 @@ def attributes_of(package: str, modules: Mapping[str, str]) -> Callable[[str], A
 
 
 def after_import(name: str, action: Callable[[], None]) -> None:
-    """Do something once the module has been imported: now if it has been already, else right after its import."""
+    """Run an action once the module has been imported: now if it already has been, otherwise right after its import."""
     if name in sys.modules:
         action()
     else:
@@ -41,7 +41,7 @@ def after_import(name: str, action: Callable[[], None]) -> None:
 
 
 class _Waiting(MetaPathFinder):
-    """Finds one module as the other finders do, and adds the action to the end of its execution."""
+    """Finds one module like the other finders, and runs the action at the end of its execution."""
 
     def __init__(self, name: str, action: Callable[[], None]) -> None:
         self._name, self._action = name, action
@@ -67,7 +67,7 @@ class _Waiting(MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            del loader.exec_module  # the class's own again
+            del loader.exec_module  # restores the class's own method
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
                 self._action()

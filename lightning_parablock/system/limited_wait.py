@@ -1,4 +1,4 @@
-"""A wait with a limit that is never silent: it reports for what and how long it still waits."""
+"""Waits with a limit and with reports on what they wait for, and for how much longer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reports:
-    """When a wait reports, and in which words.
+    """Times and wording of a wait's reports.
 
     Attributes:
         first_s: Seconds before the first report.
         every_s: Seconds between two reports.
-        line: With the fields ``what``, ``waited_s``, ``remaining_s`` and ``limit_s``.
+        line: Format string with the fields ``what``, ``waited_s``, ``remaining_s`` and ``limit_s``.
         say: Writes one line for the user.
     """
 
@@ -36,19 +36,19 @@ def _to_stderr(line: str) -> None:
 
 
 SOON = Reports(5.0, 15.0, "parablock: waiting for {what}; gives up in {remaining_s:.0f} s", _to_stderr)
-"""For the start of a run, which users watch, before any logging is set up."""
+"""Reports at the start of a run, which users watch, before any logging is set up."""
 
 LATE = Reports(31.0, 60.0, "parablock: waiting for {waited_s:.0f} s (limit {limit_s:g} s): {what}", log.warning)
-"""For training, where short waits are part of every round."""
+"""Reports during training, where short waits are part of every round."""
 
 
 class LimitedWait:
-    """One limit for a sequence of waits.
+    """A common limit for a sequence of waits.
 
     Args:
         limit_s: Seconds from now until the last of them must be over.
-        say: Writes one line for the user; None as ``reports`` does.
-        reports: When and in which words it reports.
+        say: Writes one line for the user; None for that of ``reports``.
+        reports: Times and wording of the reports.
     """
 
     def __init__(self, limit_s: float, say: Callable[[str], object] | None = None, reports: Reports = SOON) -> None:
@@ -68,10 +68,10 @@ class LimitedWait:
         return self.remaining_s == 0
 
     def report(self, what: Callable[[], str]) -> None:
-        """Write a line if one is due; to be called again and again while the wait lasts.
+        """Write a line if one is due; to be called repeatedly during the wait.
 
         Args:
-            what: Returns for what and for whom it waits, in words.
+            what: Returns what it waits for, and which ranks, in words.
         """
         now_s = time.monotonic()
         if now_s < self._report_s:
@@ -85,16 +85,16 @@ class LimitedWait:
 
 
 def run_reported(action: Callable[[], object], wait: LimitedWait, what: Callable[[], str]) -> None:
-    """Run what waits for other ranks by itself, in silence and perhaps for long.
+    """Run an action that waits silently for other ranks, with a limit and reports.
 
     Args:
-        action: Runs on a daemon thread, which is left behind where it does not end.
-        wait: The limit.
-        what: For whom it waits, see :meth:`LimitedWait.report`.
+        action: Runs on a daemon thread, which is abandoned if it does not end.
+        wait: Limit and reports.
+        what: Returns what it waits for, see :meth:`LimitedWait.report`.
 
     Raises:
-        TimeoutError: it has not ended within the limit.
-        Exception: what it has raised.
+        TimeoutError: the action has not ended within the limit.
+        Exception: any exception raised by the action.
     """
 
     def look() -> None:

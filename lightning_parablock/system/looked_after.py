@@ -1,4 +1,4 @@
-"""Runs what waits for others by itself, in silence and perhaps for long, while this thread looks after it."""
+"""Actions that wait silently for other ranks, run on a thread that the calling thread supervises."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ _POLL_S = 0.05
 
 
 def run_looked_after(action: Callable[[], object], look: Callable[[], object], name: str) -> BaseException | None:
-    """Run an action on a thread of its own and look after it from this one, many times a second.
+    """Run an action on its own thread and supervise it from this one, many times per second.
 
     Args:
-        action: Runs on a daemon thread, which is left behind where ``look`` raises.
-        look: Raises to end the wait.
+        action: Runs on a daemon thread, which is abandoned if ``look`` raises.
+        look: Called repeatedly; raises to end the wait.
         name: Name of the thread.
 
     Returns:
-        What the action has raised, if it has.
+        The exception raised by the action, if any.
     """
     failure: list[BaseException] = []
 

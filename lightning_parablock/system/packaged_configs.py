@@ -1,4 +1,4 @@
-"""The configurations that come with the package, by name: ``quickstart``, ``methods/fedbcd``."""
+"""Configurations included in the package, by name: ``quickstart``, ``methods/fedbcd``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGED = Path(__file__).resolve().parent.parent / "configs"
-"""In a checkout a link to the folder of that name at its top; in an installed package the files themselves."""
+"""Folder of the configurations: in a checkout a link to its top-level folder, in an installed package the files."""
 
 _ENDS = (".yaml", ".yml")
 _OPTIONS = ("--config", "-c")
@@ -19,7 +19,7 @@ _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RA
 def packaged_config(name: str) -> Path | None:
     """The packaged file of a name, with or without a leading ``configs/`` and a final ``.yaml``; None if there is none.
 
-    A file of that very name in the working directory is the user's own and comes first: then this is None, too.
+    A file of that name in the working directory is the user's own and takes precedence: the result is None then, too.
     """
     bare = name.removeprefix("./").removeprefix("configs/")
     if os.path.exists(name) or not bare or bare.startswith(("/", "~")) or ".." in bare.split("/"):
@@ -34,7 +34,7 @@ def packaged_names() -> list[str]:
 
 
 def with_packaged_configs(args: Sequence[str]) -> list[str]:
-    """The command line with the paths of packaged files in place of their names; each is reported once, on stderr."""
+    """The command line with names of packaged files replaced by their paths; each is reported once, on stderr."""
     replaced: list[str] = []
     for before, word in zip(["", *args], args, strict=False):
         option, equals, value = word.partition("=")

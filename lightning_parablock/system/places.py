@@ -1,4 +1,4 @@
-"""Files and folders to be written, checked before hours are spent on what is to be written there."""
+"""Checks that files and folders can be written, before hours are spent on their contents."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from lightning_parablock.errors import ConfigurationError
 
 
 def refuse_unwritable(path: Path, what: str) -> None:
-    """Make sure that a file or folder can be created at a path, or written into where it is a folder already.
+    """Make sure that a file or folder can be created at a path, or that an existing folder can be written.
 
-    Nothing is left behind; the folders above the path are not created.
+    Leaves nothing behind; missing parent folders are not created.
 
     Args:
-        path: The file or folder.
-        what: How a message names it, such as ``run_dir``.
+        path: Path of the file or folder.
+        what: Name of it in messages, such as ``run_dir``.
 
     Raises:
-        ConfigurationError: a file is in the way, or the disk does not let itself be written there.
+        ConfigurationError: a file is in the way, or the disk cannot be written there.
     """
     existing = path
     while not existing.exists() and existing != existing.parent:
@@ -38,10 +38,10 @@ def refuse_unwritable(path: Path, what: str) -> None:
 
 
 def refuse_unwritable_file(path: Path, what: str) -> None:
-    """The same of a file, which may be there and is then replaced.
+    """Make sure that a file can be created at a path, or an existing one replaced.
 
     Raises:
-        ConfigurationError: a folder is there, or see :func:`refuse_unwritable`.
+        ConfigurationError: the path is a folder, or see :func:`refuse_unwritable`.
     """
     if path.is_dir():
         raise ConfigurationError(f"{what} {path} is a folder; name a file")
@@ -49,5 +49,5 @@ def refuse_unwritable_file(path: Path, what: str) -> None:
 
 
 def reason(error: OSError) -> str:
-    """What the operating system says, such as ``Read-only file system``."""
+    """The operating system's message, such as ``Read-only file system``."""
     return error.strerror or (os.strerror(error.errno) if error.errno else str(error))
