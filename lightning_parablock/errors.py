@@ -12,7 +12,7 @@ class ConfigurationError(ParaBlockError, ValueError):
 
 
 class DataError(ConfigurationError):
-    """A data file, a column or a partition that cannot be used; the message names file and line where there is one."""
+    """A data file, a column or a partition that cannot be used; the message names file and line if there is one."""
 
 
 class CheckpointError(ConfigurationError):
@@ -62,7 +62,7 @@ class PeerTimeoutError(PeerError):
 
 
 class ProtocolError(PeerError):
-    """A message that does not belong where it arrived: version, round, block, length or checksum differ."""
+    """A message that was not expected: its version, round, block, length or checksum differs."""
 
 
 class ResourceError(ParaBlockError):

@@ -109,7 +109,7 @@ def refuse_file(path: Path) -> None:
     """Refuse a file that cannot be created, before anything is predicted.
 
     Raises:
-        ConfigurationError: it exists, or its folder does not.
+        ConfigurationError: the file exists, or its folder does not.
     """
     if path.exists():
         raise ConfigurationError(f"predictions: {path} exists and is not overwritten; name another file or remove it")

@@ -115,7 +115,7 @@ class RoundProgressBar(RichProgressBar):
 
 
 def _of_total(trainer: Trainer) -> str:
-    """`` of 30`` where the number of rounds is known."""
+    """Text such as `` of 30`` if the number of rounds is known; otherwise empty."""
     strategy: Any = trainer.strategy
     steps = trainer.estimated_stepping_batches
     if not hasattr(strategy, "round_steps"):

@@ -82,7 +82,7 @@ class Losses:
     def own(self) -> float | None:
         """Mean loss over the last loader; None if it is a shard of rows that all clients share, or no loss is known.
 
-        Must be called before Lightning forgets what the module has logged.
+        Must be called before Lightning resets the metrics that the module has logged.
         """
         of_loader = {i: tuple(sums.tolist()) for i, sums in self._of_loader.items()} or self._logged()
         if not of_loader:
@@ -120,7 +120,7 @@ def _sums(outputs: Any, batch: Any, module: Any) -> Tensor | None:
 
 
 def _labels(loader: Any) -> tuple[list[list[int]], list[str]]:
-    """Label numbers of the rows in each batch of a loader, and the labels' names; empty where there are none."""
+    """Label numbers of the rows in each batch of a loader, and the labels' names; empty if there are none."""
     names: list[str] = list(getattr(getattr(loader, "dataset", None), "label_names", ()))
     if len(names) > MAX_LABELS:
         log.info("no validation loss by label: %d labels, at most %d are shown", len(names), MAX_LABELS)

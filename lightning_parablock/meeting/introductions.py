@@ -60,7 +60,7 @@ class Introduction:
         return f"a run of {self.n_ranks} processes" + (f" (job {self.job})" if self.job else "")
 
     def describe(self) -> str:
-        """For messages: ``site a (pid 12 on h)`` or ``rank 0 (pid 12 on h)``."""
+        """Name for messages: ``site a (pid 12 on h)`` or ``rank 0 (pid 12 on h)``."""
         return f"{f'rank {self.rank}' if self.site is None else f'site {self.site}'} ({self.process})"
 
 

@@ -67,6 +67,6 @@ class Channel:
 
 
 def reason_of(error: Exception) -> str:
-    """What gloo reports about a broken connection, without the place in its source and its guesses."""
+    """Gloo's message on a broken connection, without its source location and its guesses."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return re.sub(r"^\[[^\]]*\] ", "", line).partition(". This is typically")[0][:160]

@@ -38,7 +38,7 @@ class Membership:
         return [rank for rank in range(self.n_ranks) if rank != self.rank]
 
     def describe(self, rank: int) -> str:
-        """For messages: ``client 2 (rank 2 on c)``, or ``site hub (client 2, rank 2 on c)`` where sites have names."""
+        """Name for messages, ``client 2 (rank 2 on c)`` or ``site hub (client 2, rank 2 on c)`` if sites have names."""
         clients = self.clients[rank]
         who = f"client {clients[0]}" if len(clients) == 1 else f"clients {', '.join(map(str, clients))}"
         where = f"rank {rank} on {self.hosts[rank]}"

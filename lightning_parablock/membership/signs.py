@@ -10,9 +10,9 @@ that does not fit is truncated. Little-endian layout::
     16      8     newest round that the rank has submitted, -1 for none
     24      8     round in which the rank trains, -1 outside of rounds
     32      8     milliseconds since its last step
-    40      8     number of the collective, -1 where the sign is another one
+    40      8     number of the collective, -1 with any other sign
     48      8     batch whose end the rank has pledged not to pass alone, 0 for none
-    56     16     digest of what the ranks must agree on before they enter the collective
+    56     16     digest of the collective's identity, on which the ranks must agree before they enter it
     72    184     the collective or the beginning of the last words, UTF-8, padded with zeros
 """
 

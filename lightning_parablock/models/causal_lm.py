@@ -96,7 +96,7 @@ class CausalLM(pl.LightningModule):
         add_adapters(self.network, adapters)
         # a few architectures of transformers have no such option
         self._cuts_logits = "logits_to_keep" in inspect.signature(self.network.forward).parameters
-        # from_pretrained leaves a model in eval mode and Lightning keeps what it finds: dropout would stay off
+        # from_pretrained leaves a model in eval mode and Lightning keeps that mode: dropout would stay off
         self.network.train()
         if activation_checkpointing:
             _enable_activation_checkpointing(self.network)
@@ -191,7 +191,7 @@ class CausalLM(pl.LightningModule):
     def _architecture(self) -> str:
         """The configuration as JSON text: LightningCLI, which reads it back, would take a dict apart."""
         config: dict[str, Any] = json.loads(self.network.config.to_json_string(use_diff=False))
-        # a path of this machine, and the labels of a classifier: of no use where the checkpoint is loaded
+        # a path on this machine, and the labels of a classifier: useless when the checkpoint is loaded elsewhere
         return json.dumps({name: value for name, value in config.items() if name not in _NOT_KEPT})
 
     def _resolve(self) -> str:

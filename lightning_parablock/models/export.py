@@ -96,7 +96,7 @@ def the_network(module: torch.nn.Module) -> PreTrainedModel:
     """The one transformers model that is an attribute of the module.
 
     Raises:
-        ConfigurationError: there is none, or there are several.
+        ConfigurationError: the module has no transformers model, or several.
     """
     found = {name: child for name, child in module.named_children() if isinstance(child, PreTrainedModel)}
     if len(found) != 1:

@@ -52,7 +52,7 @@ def print_dry_run(console: Console, trainer: Trainer, module: LightningModule, d
 
 
 def _described(trainer: Trainer, module: LightningModule, datamodule: Any, n_ranks: int) -> dict[str, Any] | None:
-    """What the data module reports of the first client's data; None if it reports nothing."""
+    """Description of the first client's data by the data module; None if it gives none."""
     if datamodule is None or not hasattr(datamodule, "describe"):
         return None
     module.trainer = datamodule.trainer = trainer

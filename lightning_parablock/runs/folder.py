@@ -1,4 +1,4 @@
-"""The folder of a run: where its logs, configuration, manifest and timeline are stored."""
+"""The folder of a run, with its logs, configuration, manifest and timeline."""
 
 from __future__ import annotations
 
