@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from typing_extensions import override
 
@@ -80,13 +81,32 @@ class ProcessLauncher(ScriptLauncher):
 
 
 class FunctionLauncher(ForkLauncher):
-    """Lightning's launcher of functions in processes of their own, whose runs end together."""
+    """Lightning's launcher of functions in processes of their own, whose runs end together.
+
+    Args:
+        strategy: The strategy whose processes it starts.
+        start_method: "fork" or "spawn".
+    """
+
+    def __init__(self, strategy: Any, start_method: Literal["fork", "spawn"]) -> None:
+        super().__init__(strategy, start_method=start_method)
+        self._run = _to_the_end if start_method == "spawn" else _to_the_end_on_one_core
 
     @override
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         if isinstance(self.strategy.cluster_environment, LightningEnvironment):
             refuse_lonely_nodes(self.strategy.num_nodes)
-        return super().launch(partial(_to_the_end, function), *args, trainer=trainer, **kwargs)
+        return super().launch(partial(self._run, function), *args, trainer=trainer, **kwargs)
+
+
+def _to_the_end_on_one_core(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """:func:`_to_the_end` in a forked process.
+
+    A fork does not copy the threads on which its parent has computed, and OpenMP would wait for them without limit.
+    With one thread it needs no others.
+    """
+    torch.set_num_threads(1)
+    return _to_the_end(function, *args, **kwargs)
 
 
 def _to_the_end(function: Any, *args: Any, **kwargs: Any) -> Any:

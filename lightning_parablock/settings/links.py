@@ -16,6 +16,9 @@ def _check_chunk(name: str, value: Any) -> None:
     require(value % _PAYLOAD_MULTIPLE == 0, f"{name} must be a multiple of {_PAYLOAD_MULTIPLE}, got {value}")
 
 
+_port_range = keeps(PortRange)(read_ports)
+
+
 @record
 class LinkOptions(OptionGroup):
     """Links and time limits."""
@@ -56,7 +59,7 @@ class LinkOptions(OptionGroup):
     ports: PortRange | None = option(
         default=None,
         kind="own",
-        converter=keeps(PortRange)(read_ports),
+        converter=_port_range,
         help='Range of TCP ports on which this rank accepts connections from other ranks, such as "40000-40099"; None '
         "means any port. Set it where a firewall opens certain ports alone. The only other port in use is the "
         "rendezvous port. The kernel picks ports from its own range, so this range should contain about 100 of those: "

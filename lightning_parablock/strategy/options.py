@@ -74,7 +74,7 @@ class ProcessOptions(OptionGroup):
         kind="path",
         check=_check_start_method,
         help='How processes are started without a launcher such as torchrun: "popen", "spawn" or "fork". "popen" '
-        'starts whole programs; "fork" works in notebooks.',
+        'starts whole programs; "fork" works in notebooks, and each of its processes computes on one core.',
     )
 
 
