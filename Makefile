@@ -15,6 +15,7 @@ MODEL := $(VENV)/.model-installed
 PEERS := $(VENV)/.peers-installed
 DOCS := $(VENV)/.docs-installed
 PYTEST_ARGS ?=
+WORKERS ?= 2
 
 .PHONY: help install demo test check options docs bench bench-quick clean
 
@@ -26,8 +27,8 @@ install: $(PACKAGES) $(MODEL) ## make .venv with this package, its tools and the
 demo: install ## two clients fine-tune SmolLM2-135M, each on its own data
 	$(BIN)/torchrun --standalone --nproc-per-node 2 -m lightning_parablock fit --config configs/quickstart.yaml
 
-test: install ## run the whole suite; PYTEST_ARGS="-k name" picks
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+test: install ## run the whole suite in two processes; PYTEST_ARGS="-k name" picks, WORKERS=0 takes one
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 check: install ## lint, format, types and the direction of imports
 	$(BIN)/ruff check .
