@@ -111,6 +111,16 @@ def wrap_data_setup(trainer: Trainer, wrap: Callable[[Callable[[], None]], None]
         replace_method(loop, "setup_data", partial(wrap, partial(type(loop).setup_data, loop)))
 
 
+def training_loaders(trainer: Trainer) -> list[Any]:
+    """The training loaders that the trainer iterates now or will iterate next; empty before they are made.
+
+    Lightning may make them several times before it iterates them once. Without this, a loader that has been replaced
+    could be taken for the one that trains.
+    """
+    combined = trainer.fit_loop._combined_loader  # pyright: ignore[reportPrivateUsage]
+    return combined.flattened if combined is not None else []
+
+
 def batches_fetched_ahead(trainer: Trainer) -> int:
     """Number of batches that Lightning has fetched and not trained on: one, where the loaders have no length.
 

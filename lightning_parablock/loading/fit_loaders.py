@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_parablock.federation.names import ClientNames
-from lightning_parablock.lightning_private.fit import batches_fetched_ahead
+from lightning_parablock.lightning_private.fit import batches_fetched_ahead, training_loaders
 from lightning_parablock.loading.client_loaders import ClientsLoader, TurnId
 from lightning_parablock.loading.clients_data import (
     HostedClients,
@@ -36,16 +36,21 @@ class LoaderRules:
     """How the loaders of a run are shared among its clients.
 
     Attributes:
-        settings: The run's settings.
+        newest: Returns the run's settings as far as they are known; a checkpoint or the clients may settle more.
         hosted: This rank and the clients that it hosts.
         n_ranks: Number of ranks.
         cuts: Whether equal data sets are cut into one shard per client.
     """
 
-    settings: Settings
+    newest: Callable[[], Settings]
     hosted: HostedClients
     n_ranks: int
     cuts: bool
+
+    @property
+    def settings(self) -> Settings:
+        """The run's settings now."""
+        return self.newest()
 
 
 class FitLoaders:
@@ -55,7 +60,6 @@ class FitLoaders:
         trainer: Whose loaders these are.
         rules: How they are shared.
         whose_turn: The turn whose batch comes next, where clients take turns.
-        passed: Position from which each training loader resumes, by the loader's index; empty for a new fit.
 
     Attributes:
         rows_shown: One line per hosted client on how many of its rows it trains on.
@@ -64,21 +68,21 @@ class FitLoaders:
         uneven_evaluation: Whether clients have different or unknown numbers of batches in an evaluation.
     """
 
-    def __init__(
-        self, trainer: Trainer, rules: LoaderRules, whose_turn: Callable[[], TurnId], passed: Mapping[int, Position]
-    ) -> None:
+    def __init__(self, trainer: Trainer, rules: LoaderRules, whose_turn: Callable[[], TurnId]) -> None:
         self.rows_shown: list[str] = []
         self.client_samples: tuple[int, ...] = ()
         self.uneven_training = self.uneven_evaluation = False
         self._trainer, self._rules, self._whose_turn = trainer, rules, whose_turn
-        self._passed = dict(passed)
-        self._training: list[TrainingLoader] = []
-        self._is_iterated = False
+        self._passed: dict[int, Position] = {}
 
     @property
     def n_training(self) -> int:
         """Number of training loaders."""
-        return len(self._training)
+        return len(training_loaders(self._trainer))
+
+    def resume_at(self, positions: Mapping[int, Position]) -> None:
+        """Let each training loader, by its index, begin at the position of a checkpoint."""
+        self._passed = dict(positions)
 
     def process(self, loader: object, stage: RunningStage) -> object:
         """The loader to iterate in place of the user's; collective.
@@ -90,23 +94,24 @@ class FitLoaders:
         if stage != RunningStage.TRAINING:
             return self._agree_on_length(self._cut(loader, stage), stage)
         if self._rules.settings.takes_turns:
-            return self._keep(self._take_turns(loader))
+            return self._take_turns(loader)
         loader = self._cut(loader, stage)
         self._account_for({self._rules.hosted.clients[0]: loader})
-        return self._keep(PositionedLoader(self._agree_on_length(loader, stage), self._start))
+        return PositionedLoader(self._agree_on_length(loader, stage), self._start)
 
     def skips_batch(self) -> bool:
         """Whether the client has run out of data, so that the batch that comes is not trained on; asked once a batch.
 
         Where clients take turns each of them goes through its data again and again.
         """
-        idles = [loader.idles() for loader in self._training if hasattr(loader, "idles")]  # type: ignore[union-attr]
+        idles = [loader.idles() for loader in training_loaders(self._trainer) if hasattr(loader, "idles")]
         return any(idles)
 
     def positions(self) -> list[Position | None]:
         """Where the training is in each training loader; None before the first batch."""
         ahead = batches_fetched_ahead(self._trainer)
-        return [self._passed.get(i) or _position(loader, ahead) for i, loader in enumerate(self._training)]
+        loaders = training_loaders(self._trainer)
+        return [self._passed.get(i) or _position(loader, ahead) for i, loader in enumerate(loaders)]
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -162,22 +167,13 @@ class FitLoaders:
             self.uneven_training = goes_on
         return loader
 
-    def _keep(self, loader: TrainingLoader) -> TrainingLoader:
-        """Lightning processes all training loaders before it iterates the first, and may do so again later."""
-        if self._is_iterated:
-            self._training.clear()
-            self._is_iterated = False
-        self._training.append(loader)
-        return loader
-
     def _start(self, loader: TrainingLoader) -> LoaderStart:
         """Where an iteration over a loader begins; asked when its first batch is wanted."""
-        self._is_iterated = True
-        index = next(i for i, other in enumerate(self._training) if other is loader)
+        index = next(i for i, other in enumerate(training_loaders(self._trainer)) if other is loader)
         seed = derive_seed(self._rules.settings.seed, "loader", self._rules.hosted.rank, index)
         epoch: Any = self._trainer.fit_loop.epoch_progress.current
         return LoaderStart(seed, epoch.processed, self._passed.pop(index, None))
 
 
-def _position(loader: TrainingLoader, ahead: int) -> Position | None:
+def _position(loader: Any, ahead: int) -> Position | None:
     return loader.position(ahead) if isinstance(loader, ClientsLoader) else position_of(loader, ahead)

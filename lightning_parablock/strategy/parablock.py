@@ -82,6 +82,8 @@ class ParaBlockStrategy(SessionHost):
             self.refuse_differences(facts)
         if self._is_fit:
             self.refuse_differences(meeting_facts(self._trainer))
+        self._loaders = self._open_loaders()
+        self.rows_shown = self._loaders.rows_shown
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -94,7 +96,7 @@ class ParaBlockStrategy(SessionHost):
 
     @override
     def setup(self, trainer: pl.Trainer) -> None:
-        self._set_up_loaders(trainer)
+        self._loaders.resume_at({} if self._resumed is None else self._resumed.positions())
         self._set_up_module(trainer)
         if self._is_fit:
             self._set_up_fit(trainer)
@@ -103,14 +105,6 @@ class ParaBlockStrategy(SessionHost):
         self.setup_precision_plugin()
         if self._is_fit:
             optimizers_to_device(self.optimizers, self.root_device)
-
-    def _set_up_loaders(self, trainer: pl.Trainer) -> None:
-        names = ClientNames.of(self)
-        hosted = HostedClients(self.hosted_clients, self.global_rank, self.settings.seed, self.gather_objects, names)
-        rules = LoaderRules(self.settings, hosted, self.world_size, self._cuts_loaders)
-        passed = {} if self._resumed is None else self._resumed.positions()
-        self._loaders = FitLoaders(trainer, rules, lambda: self.session.training.whose_turn, passed)
-        self.rows_shown = self._loaders.rows_shown
 
     def _set_up_module(self, trainer: pl.Trainer) -> None:
         assert self.accelerator is not None and self.model is not None
@@ -204,6 +198,12 @@ class ParaBlockStrategy(SessionHost):
         self._checkpoints().remove(filepath)
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _open_loaders(self) -> FitLoaders:
+        names = ClientNames.of(self)
+        hosted = HostedClients(self.hosted_clients, self.global_rank, self.settings.seed, self.gather_objects, names)
+        rules = LoaderRules(lambda: self.settings, hosted, self.world_size, self._cuts_loaders)
+        return FitLoaders(self._trainer, rules, lambda: self.session.training.whose_turn)
 
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(self, self.checkpoint_io, self.settings)

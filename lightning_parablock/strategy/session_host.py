@@ -49,7 +49,7 @@ class SessionHost(RankStrategy):
         self._resumed: Resumed | None = None
 
     _trainer: pl.Trainer  # since connect(), the first of all hooks
-    _loaders: FitLoaders  # since setup(), before any data loader is made
+    _loaders: FitLoaders  # since setup_environment(): modules may ask for the length of an epoch while they are set up
 
     # --- facts --------------------------------------------------------------------------------------------------------
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.errors import CheckpointError
-from tests.support.lightning_run import TaskModule, loader_of, patterns_of, trainer_for
+from tests.support.lightning_run import Steps, TaskModule, adamw_default, loader_of, patterns_of, trainer_for
 from tests.tasks import assert_same_bits, mlp_task
 
 TASK, STEPS, SAVED, K = mlp_task(), 22, 10, 4
@@ -96,3 +97,44 @@ def test_the_weights_alone_are_refused_by_name_and_taken_with_fresh_state(tmp_pa
         fit(tmp_path, ckpt_path=path)
     trained = fit(tmp_path, ckpt_path=path, missing_client_state="fresh")
     assert any(not torch.equal(trained[name], value) for name, value in content["state_dict"].items())
+
+
+class AsksForItsLength(TaskModule):
+    """Lightning makes the loaders when it is asked for the number of steps, however early, and then perhaps again."""
+
+    def configure_model(self) -> None:
+        assert self.trainer.estimated_stepping_batches == 3 * STEPS
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.trainer.estimated_stepping_batches == 3 * STEPS
+        return super().configure_optimizers()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("reload_every_epochs", [0, 1])
+@pytest.mark.parametrize("saved_at", [STEPS, STEPS + SAVED], ids=["an epoch's end", "inside an epoch"])
+def test_loaders_that_are_made_several_times_resume_exactly(
+    tmp_path: Path, reload_every_epochs: int, saved_at: int
+) -> None:
+    class Saves(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == saved_at > STEPS:
+                trainer.save_checkpoint(tmp_path / "x.ckpt")
+
+        def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == saved_at:
+                trainer.save_checkpoint(tmp_path / "x.ckpt")
+
+    def fit(*callbacks: Callback, **options: Any) -> dict[str, torch.Tensor]:
+        module = AsksForItsLength(TASK, adamw_default)
+        trainer = trainer_for(
+            ParaBlockStrategy(local_steps=K, blocks=patterns_of(TASK), seed=3),
+            default_root_dir=str(tmp_path),
+            callbacks=list(callbacks),
+            max_epochs=3,
+            reload_dataloaders_every_n_epochs=reload_every_epochs,
+        )
+        trainer.fit(module, DataLoader(Steps(STEPS, 0), batch_size=1, shuffle=True), **options)
+        return module.weights()
+
+    expected = fit(Saves())
+    assert_same_bits(fit(ckpt_path=tmp_path / "x.ckpt"), expected)
