@@ -57,9 +57,10 @@ def cut_into_blocks(ranks: RankStrategy, module: pl.LightningModule, settings: S
     ranks.refuse_differences({"number of blocks": str(len(blocks)), **facts, **kinds(module)})
     matched = {name for block in blocks for name in block.parameter_names}
     unmatched = [p for name, p in module.named_parameters() if p.requires_grad and name not in matched]
-    for parameter in unmatched:
+    made = FitBlocks(FlatBlocks(module, blocks), unmatched)
+    for parameter in unmatched:  # last: the caller, which has the result, undoes it
         parameter.requires_grad_(False)
-    return FitBlocks(FlatBlocks(module, blocks), unmatched)
+    return made
 
 
 def check_optimizer(optimizers: Sequence[Any], module: nn.Module, blocks: FitBlocks, settings: Settings) -> None:
