@@ -13,7 +13,6 @@ import importlib
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -25,8 +24,6 @@ import torch
 Scenario = Callable[[], object]
 DUMP_STACKS = signal.SIGUSR2
 """Makes a rank print the stacks of all of its threads."""
-
-THREADS_LIMIT_S = 10.0
 
 
 def after(*names: str) -> Callable[[Scenario], Scenario]:
@@ -63,17 +60,8 @@ def serve(file: str, commands: Connection) -> None:
         commands.send(failure)
     # A thread that is left may abort the process on its way out, exit code -6.
     if not getattr(found, "LEAVES_THREADS", False):
-        assert threads_left() == []
-
-
-def threads_left() -> list[str]:
-    """Names of the package's threads that do not end by themselves: those of a failed run may take a moment."""
-    deadline_s = time.monotonic() + THREADS_LIMIT_S
-    while True:
         left = [thread.name for thread in threading.enumerate() if thread.name.startswith("parablock")]
-        if not left or time.monotonic() > deadline_s:
-            return left
-        time.sleep(0.02)
+        assert left == [], left
 
 
 def _prepared(file: str) -> ModuleType:

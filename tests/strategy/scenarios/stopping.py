@@ -131,6 +131,8 @@ def the_others_do_not_come() -> None:
         assert [path.name for path in (SCRATCH / "late").iterdir()] == ["rescued.ckpt"]
 
 
+LEAVES_THREADS = True  # those of the transport of each fit that is told to end
+
 SCENARIOS: dict[str, Scenario] = {
     "SLURM's signal": requeued(10, 0, 1),
     "SLURM's signal, one task": requeued(7, 1),
