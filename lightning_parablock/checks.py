@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from lightning_parablock.errors import ConfigurationError
 
 _CUTOFF = 0.7
+C = TypeVar("C")
 
 
 def require(condition: bool, message: str) -> None:
@@ -39,6 +40,24 @@ def check_int(name: str, value: Any, *, at_least: int, unit: str) -> None:
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Require one of several words; the message lists them and names the nearest one."""
     require(value in choices, f"{name}={value!r} is not known; {nearest(str(value), choices)}")
+
+
+def chosen(name: str, value: str | C, base: type[C], choices: Mapping[str, type[C]]) -> C:
+    """The object that a value of an option stands for.
+
+    Args:
+        name: The option, for the message.
+        value: An object with its own settings, or the word for a class, which is made with its defaults.
+        base: Base of the classes.
+        choices: The classes by their words.
+
+    Raises:
+        ConfigurationError: the word is not known.
+    """
+    if isinstance(value, base):
+        return value
+    check_choice(name, value, tuple(choices))
+    return choices[str(value)]()
 
 
 def check_pattern(name: str, pattern: Any) -> None:

@@ -150,11 +150,6 @@ def options_of(cls: type) -> tuple[Option, ...]:
     )
 
 
-def option_named(cls: type, name: str) -> Option:
-    """One option of a record."""
-    return next(each for each in options_of(cls) if each.name == name)
-
-
 def picked(cls: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the given options that are options of a record."""
     return {each.name: options[each.name] for each in options_of(cls)}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from typing_extensions import override
 
-from lightning_parablock.checks import check_choice, check_int, require
+from lightning_parablock.checks import check_int, chosen, require
 from lightning_parablock.errors import ConfigurationError
 
 CompressionName = Literal["none", "bf16", "int8", "int4", "topk"]
@@ -94,10 +94,7 @@ COMPRESSIONS: dict[str, type[Compression]] = {
 
 def resolve_compression(value: CompressionName | Compression) -> Compression:
     """Turn a name ("none", "bf16", "int8", "int4", "topk") or an object with its own settings into the object."""
-    if isinstance(value, Compression):
-        return value
-    check_choice("compression", value, tuple(COMPRESSIONS))
-    return COMPRESSIONS[value]()
+    return chosen("compression", value, Compression, COMPRESSIONS)
 
 
 def _check_group(group: Any) -> None:

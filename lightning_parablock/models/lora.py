@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -51,10 +51,6 @@ class Adapters:
         """Adapters of a CausalLM with these hyperparameters."""
         given = {name: hyperparameters.get(f"lora_{name}") for name in ("rank", "alpha", "targets")}
         return cls(**{name: value for name, value in given.items() if value is not None})
-
-    def as_options(self) -> dict[str, Any]:
-        """The corresponding options of CausalLM."""
-        return {f"lora_{name}": value for name, value in asdict(self).items()}
 
 
 def add_adapters(network: PreTrainedModel, adapters: Adapters) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from typing_extensions import override
 
-from lightning_parablock.checks import check_choice, check_int, require
+from lightning_parablock.checks import check_choice, check_int, chosen, require
 
 Decay = Literal["constant", "linear", "cosine"]
 ServerOptimizerName = Literal["sgd", "nesterov", "adam", "yogi"]
@@ -128,7 +128,4 @@ SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {
 
 def resolve_server_optimizer(value: ServerOptimizerName | ServerOptimizer) -> ServerOptimizer:
     """Turn a name ("sgd", "nesterov", "adam", "yogi") or an object with its own settings into the object."""
-    if isinstance(value, ServerOptimizer):
-        return value
-    check_choice("server_optimizer", value, tuple(SERVER_OPTIMIZERS))
-    return SERVER_OPTIMIZERS[value]()
+    return chosen("server_optimizer", value, ServerOptimizer, SERVER_OPTIMIZERS)

@@ -24,11 +24,6 @@ class OwnSteps:
         self._began_s = time.monotonic()
         self._decided: tuple[int, bool] = (0, False)
 
-    @property
-    def are_all(self) -> bool:
-        """Whether the client trains on all of them."""
-        return self._steps is None and self._seconds is None
-
     def begin(self) -> None:
         """The client's part of a round begins."""
         self._began_s, self._decided = time.monotonic(), (0, False)

@@ -1,22 +1,5 @@
-"""Fits in this process: one thread, and no trace of Lightning's environment variables afterwards."""
+"""Every test here fits in this process."""
 
-from __future__ import annotations
+from tests.support.in_process import as_found
 
-import os
-import warnings
-from collections.abc import Iterator
-
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def as_found() -> Iterator[None]:
-    threads, variables = torch.get_num_threads(), dict(os.environ)
-    torch.set_num_threads(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals
-        yield
-    torch.set_num_threads(threads)
-    os.environ.clear()
-    os.environ.update(variables)
+__all__ = ["as_found"]
