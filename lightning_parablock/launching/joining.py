@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTimeoutError
 from lightning_parablock.launching.site_environment import SiteEnvironment
 from lightning_parablock.lightning_private.processes import open_default_group
+from lightning_parablock.meeting.default_group import gather_in_group
 from lightning_parablock.meeting.devices import on_listeners
 from lightning_parablock.meeting.group_opening import open_together
 from lightning_parablock.meeting.introductions import NO_NUMBER, Introduction, Meeting, in_order, this_system
@@ -140,11 +141,11 @@ def job_of(environment: ClusterEnvironment) -> str:
 
 def _meet_again(own: Introduction, limit_s: float) -> Meeting:
     """The ranks of a default group that is open already, by an earlier fit or by the program itself."""
-    ranks: list[Any] = [None] * dist.get_world_size()
-    own = replace(own, rank=dist.get_rank(), n_ranks=len(ranks))
+    ranks: list[Introduction] = []
+    own = replace(own, rank=dist.get_rank(), n_ranks=dist.get_world_size())
     others = "the other processes of the run, which this one has met before"
     try:
-        run_reported(lambda: dist.all_gather_object(ranks, own), LimitedWait(limit_s), lambda: others)
+        run_reported(lambda: ranks.extend(gather_in_group(own)), LimitedWait(limit_s), lambda: others)
     except (RuntimeError, TimeoutError) as error:
         lost = PeerTimeoutError if isinstance(error, TimeoutError) else PeerLostError
         raise lost(

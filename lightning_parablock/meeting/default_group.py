@@ -1,6 +1,7 @@
-"""The default process group, for code that runs without a watch: strategies of other packages, and the probe.
+"""The default process group. Nothing here notices a lost rank before the group's own timeout.
 
-Nothing here notices a lost rank before the group's own timeout. Within a run use the strategy's collectives.
+Within a run use the strategy's collectives, which run these under the watch. Without it are the probe, strategies of
+other packages, and ranks that meet again.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ def own_rank() -> int:
 
 def gather_objects(value: T) -> list[T]:
     """The value of each rank, in rank order, on every rank; collective. ``[value]`` if no group is open."""
-    if not is_open():
-        return [value]
+    return gather_in_group(value) if is_open() else [value]
+
+
+def gather_in_group(value: T) -> list[T]:
+    """The same, over a group that must be open."""
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered

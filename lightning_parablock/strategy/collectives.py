@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launching.agreement import refuse_differences
 from lightning_parablock.lightning_private.processes import LaunchingStrategy, default_backend, reduce_over
+from lightning_parablock.meeting.default_group import gather_in_group
 from lightning_parablock.membership.stop_point import StopPoint
 from lightning_parablock.membership.watch import Watch
 from lightning_parablock.settings import Settings
@@ -161,11 +162,9 @@ class GuardedCollectives(LaunchingStrategy):
 
     def gather_objects(self, value: T) -> list[T]:
         """The value of every rank, in rank order; collective."""
-        gathered: list[Any] = [None] * self.world_size
         if self.world_size == 1:
             return [value]
-        self.guard("gather", lambda: dist.all_gather_object(gathered, value), f"in {_caller_name()}")
-        return gathered
+        return self.guard("gather", lambda: gather_in_group(value), f"in {_caller_name()}")
 
     def broadcast_tensors(self, tensors: Sequence[Tensor], what: str) -> None:
         """Overwrite tensors with those of rank 0; collective.

@@ -42,10 +42,11 @@ class CommittedView:
         self._own_buffers: Replaced = []
         self._random: RandomState | None = None  # while validation runs: the training's
 
-    def show(self) -> None:
-        """Show W until :meth:`undo`; collective where buffers are averaged."""
+    def show(self) -> dict[int, Tensor]:
+        """Show W until :meth:`undo`, and return the values that it hides; collective where buffers are averaged."""
         self._own_buffers = self.show_buffers()
         self._replaced = self._training.engine.show_committed()
+        return self._replaced
 
     def undo(self) -> None:
         """Put the trained values and this client's own buffers back, if W is shown."""
@@ -62,17 +63,14 @@ class CommittedView:
         """
         if self._replaced is not None:
             return read()
-        engine = self._training.engine
-        own_buffers = self.show_buffers()
-        replaced = engine.show_committed()
-        changed = {p.data_ptr() for block in replaced for p in engine.flat.parameters(block)}
-        changed |= {buffer.data_ptr() for buffer, _ in own_buffers}
+        replaced = self.show()
+        changed = {p.data_ptr() for block in replaced for p in self._training.engine.flat.parameters(block)}
+        changed |= {buffer.data_ptr() for buffer, _ in self._own_buffers}
         state = read()
         for name, value in state.items():
             if isinstance(value, Tensor) and value.data_ptr() in changed:
                 state[name] = value.detach().clone()
-        engine.undo_show_committed(replaced)
-        put_back(own_buffers)
+        self.undo()
         return state
 
     def show_buffers(self) -> Replaced:
