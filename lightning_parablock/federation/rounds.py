@@ -64,6 +64,7 @@ class RoundEngine(RoundState):
     @profiled("begin_round")
     def begin_round(self, work: Work | None = None) -> list[int | None]:
         """Look up who trains what in the round, unless ``work`` says so already; returns :attr:`turns`."""
+        self.transport.await_round(self.round)
         self.work = self.schedule.work_of(self.round, self.norms) if work is None else work
         cohort = {client for clients in self.work.values() for client in clients}
         hosted = [client for client in self.clients if client in cohort]

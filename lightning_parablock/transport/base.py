@@ -125,6 +125,10 @@ class Transport(ABC):
             cohort: Ids of all clients that trained the block in the round, ascending.
         """
 
+    def await_round(self, round_index: int) -> None:
+        """Wait until a round may begin. With fixed members it always may."""
+        del round_index
+
     def describe_client(self, client: int) -> str:
         """Name the client in messages."""
         return f"client {client}"
