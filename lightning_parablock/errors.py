@@ -65,6 +65,30 @@ class ProtocolError(PeerError):
     """A message that was not expected: its version, round, block, length or checksum differs."""
 
 
+class MembershipError(ParaBlockError):
+    """A site cannot take part in the run, or the run cannot go on with the sites that are left; names them."""
+
+
+class TooFewSitesError(MembershipError):
+    """Fewer sites are here than ``min_clients``: there is no regroup until more have come."""
+
+
+class WeightsLostError(MembershipError):
+    """No site that is here holds the committed model, and those that are here may not start the run anew."""
+
+
+class SealedError(MembershipError):
+    """A site that has sealed a generation was asked for that one or an older one.
+
+    Attributes:
+        sealed: The newest generation that it has sealed.
+    """
+
+    def __init__(self, message: str, sealed: int = -1) -> None:
+        super().__init__(message)
+        self.sealed = sealed
+
+
 class ResourceError(ParaBlockError):
     """This process cannot continue: it is out of file descriptors, or native code has aborted."""
 

@@ -36,10 +36,12 @@ class Record:
     Attributes:
         generation: Its number; numbers grow and may leave gaps.
         members: Client ids, ascending.
-        joiners: Those members that did not continue from the generation before without a break, ascending.
+        joiners: Those members that did not continue from the generation before without a break, ascending; in the first
+            record all of them.
         order: The members in the order in which they serve the shards of a block; in a star the first one serves all.
         first_round: n: rounds from this one on have cohorts of these members; earlier ones keep what they had.
-        kept: Newest kept exchange: newer ones of earlier generations are redone.
+        kept: Newest kept exchange: newer ones of earlier generations are redone. In the first record of a run that
+            begins with a checkpoint it names the last block of the round before.
         sites: Name of each client's site, of all clients that the run has ever had.
         samples: Number of training samples of each joiner.
         gone: Why each member of the generation before is no member any more.
@@ -97,6 +99,12 @@ class MembershipLog:
     def and_then(self, record: Record) -> MembershipLog:
         """The log with one more record."""
         return MembershipLog((*self.records, record))
+
+    def client_of(self, site: str) -> int | None:
+        """Client id of a site, also of one that is no member any more; None if the run has never had it."""
+        if not self.records:
+            return None
+        return next((client for client, name in self.newest.sites.items() if name == site), None)
 
     def members_at(self, round_index: int) -> tuple[int, ...]:
         """Client ids, ascending, from which the cohort of a round is drawn."""

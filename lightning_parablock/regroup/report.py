@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from lightning_parablock.regroup.keys import BEFORE_ALL, Key
-from lightning_parablock.regroup.log import MembershipLog, Record
+from lightning_parablock.regroup.log import MembershipLog, Record, as_key
 
 Label = tuple[Key, int]
-"""A version of a piece of server state: the exchange after which it was taken, and the generation that served it."""
+"""A version of a piece of server state: the exchange after which it was taken, and the generation that served it.
+
+The state with which a server begins a generation has the label (newest kept exchange, that generation).
+"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,25 @@ class Standing:
         default_factory=dict[tuple[int, int], tuple[Label, ...]]
     )
 
+    def to_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            "log": self.log.to_json(),
+            "landed": self.landed,
+            "served": [[block, labels] for block, labels in self.served.items()],
+            "backups": [[*piece, labels] for piece, labels in self.backups.items()],
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Standing:
+        """What :meth:`to_json` wrote."""
+        return cls(
+            log=MembershipLog.from_json(said["log"]),
+            landed=as_key(said["landed"]),
+            served={int(block): _labels(labels) for block, labels in said["served"]},
+            backups={(int(block), int(server)): _labels(labels) for block, server, labels in said["backups"]},
+        )
+
 
 @dataclass(frozen=True)
 class Report:
@@ -38,13 +61,16 @@ class Report:
 
     Attributes:
         site: Name of the site.
-        client: Its client id; None for a site that the run has never had.
+        client: The client id that it asks for where the run has never had it; None for any. A site that the run has had
+            keeps its id.
         opened: Where it stands in the newest generation that it has opened; None for a site that holds nothing.
         acknowledged: Where it would stand in a newer generation that it has acknowledged and not opened; or None.
         started: Newest round that its training has started; -1 for none.
         is_leaving: Whether it gives what it has and goes.
         samples: Number of its training samples.
         checkpoint_round: For a founder: round at which the checkpoint begins that it would continue from; -1 for none.
+        was_member: Whether the site has started a round of this run before, holds nothing of it any more, and so must
+            not found it anew without a checkpoint.
     """
 
     site: str
@@ -55,6 +81,36 @@ class Report:
     is_leaving: bool = False
     samples: int = 0
     checkpoint_round: int = -1
+    was_member: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            "site": self.site,
+            "client": self.client,
+            "opened": None if self.opened is None else self.opened.to_json(),
+            "acknowledged": None if self.acknowledged is None else self.acknowledged.to_json(),
+            "started": self.started,
+            "is_leaving": self.is_leaving,
+            "samples": self.samples,
+            "checkpoint_round": self.checkpoint_round,
+            "was_member": self.was_member,
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Report:
+        """What :meth:`to_json` wrote."""
+        return cls(
+            site=str(said["site"]),
+            client=None if said["client"] is None else int(said["client"]),
+            opened=None if said["opened"] is None else Standing.from_json(said["opened"]),
+            acknowledged=None if said["acknowledged"] is None else Standing.from_json(said["acknowledged"]),
+            started=int(said["started"]),
+            is_leaving=bool(said["is_leaving"]),
+            samples=int(said["samples"]),
+            checkpoint_round=int(said["checkpoint_round"]),
+            was_member=bool(said["was_member"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +141,7 @@ class Decision:
         donor: Client id of the member from which survivors take kept commits that they lack, and joiners W; None where
             the run is founded and nobody holds W yet.
         sources: For servers with state: where each piece comes from.
+        refused: Sites that asked to join and may not, each with the reason.
     """
 
     record: Record
@@ -92,3 +149,44 @@ class Decision:
     landed: Mapping[int, Key]
     donor: int | None
     sources: tuple[Source, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            "log": self.log.to_json(),
+            "landed": list(self.landed.items()),
+            "donor": self.donor,
+            "sources": [asdict(source) for source in self.sources],
+            "refused": dict(self.refused),
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Decision:
+        """What :meth:`to_json` wrote."""
+        log = MembershipLog.from_json(said["log"])
+        return cls(
+            record=log.newest,
+            log=log,
+            landed={int(client): as_key(key) for client, key in said["landed"]},
+            donor=None if said["donor"] is None else int(said["donor"]),
+            sources=tuple(_source(one) for one in said["sources"]),
+            refused={str(site): str(why) for site, why in said["refused"].items()},
+        )
+
+
+def _labels(said: Sequence[Any]) -> tuple[Label, ...]:
+    return tuple(map(_label, said))
+
+
+def _label(said: Sequence[Any]) -> Label:
+    return as_key(said[0]), int(said[1])
+
+
+def _source(said: Mapping[str, Any]) -> Source:
+    return Source(
+        block=int(said["block"]),
+        server=int(said["server"]),
+        holder=None if said["holder"] is None else int(said["holder"]),
+        label=None if said["label"] is None else _label(said["label"]),
+    )
