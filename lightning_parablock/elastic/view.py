@@ -1,0 +1,129 @@
+"""What the rest of the package asks of a site with elastic membership, whichever process or test double provides it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from lightning_parablock.regroup.log import MembershipLog
+
+
+@dataclass(frozen=True)
+class HeldCheckpoint:
+    """The checkpoint from which a site would continue the run.
+
+    Attributes:
+        round: The round at whose beginning it was saved.
+        log: The membership log up to then.
+    """
+
+    round: int
+    log: MembershipLog
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a site comes into a run.
+
+    Attributes:
+        is_founder: Whether it founds the run together with others; else it is a guest until it is admitted.
+        client: Its client id.
+        sites: Name of each client's site: the founders', and this site's own.
+        first_round: The round that begins first: 0, or the one of the checkpoint from which the founders continue. For
+            a guest the one from which the founders started.
+        agreed: For a guest: what the founders agreed on while they were set up, as :meth:`SiteView.keep_agreed` got it.
+    """
+
+    is_founder: bool
+    client: int
+    sites: Mapping[int, str]
+    first_round: int = 0
+    agreed: bytes = b""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """How a guest becomes a member.
+
+    Attributes:
+        round: n: the round in which its training begins.
+        trainer_state: Of the donor at the start of that round, as :meth:`SiteView.keep_round_start` got it.
+    """
+
+    round: int
+    trainer_state: bytes
+
+
+class SiteView(Protocol):
+    """One site of a run: who is present, and payloads gathered from all of them.
+
+    Attributes:
+        client: Own client id; known after :meth:`enter`.
+        run_id: Identifier of the run, the same at all sites; known after :meth:`enter`.
+        log: The membership log as far as this site has opened it; grows while the run goes on.
+    """
+
+    client: int
+    run_id: str
+    log: MembershipLog
+
+    def enter(self, facts: Mapping[str, str], checkpoint: HeldCheckpoint | None = None) -> Entry:
+        """Block until the run is founded, with this site as a founder, or found, with this site as its guest.
+
+        Args:
+            facts: Printable values that must be the same at all sites: versions, settings, options of the trainer.
+            checkpoint: What this site would continue from; None for a new run. A guest's is of no use.
+
+        Raises:
+            ConfigurationError: the facts differ from those of the run; names the first that does.
+            PeerError: the run was not founded, or not found, within the limit.
+        """
+        ...
+
+    def present(self, round_index: int) -> tuple[int, ...]:
+        """Client ids, ascending, of the members of a round that are still members.
+
+        Until the founding round has begun, these are the founders; for a guest, the founders and itself.
+        """
+        ...
+
+    def gather(self, what: str, payload: bytes, round_index: int) -> dict[int, bytes]:
+        """The payload of every client that is present in the round, by client id; a collective, numbered per round.
+
+        Args:
+            what: Its name, the same at all sites, for messages and checks.
+            payload: This site's.
+            round_index: The round whose local steps have begun last. Collectives between two rounds (validation, the
+                end of an epoch) belong to the earlier one: a site that joins at round n makes its first one after the
+                first batch of round n has begun, and all sites count from there.
+
+        Raises:
+            PeerError: the membership does not come to an agreement within the limit, or this site is no member any
+                more.
+        """
+        ...
+
+    def keep_agreed(self, record: bytes) -> None:
+        """Keep, for later guests, what the founders have agreed on while they were set up. Guests keep it, too."""
+        ...
+
+    def keep_round_start(self, round_index: int, state: bytes) -> None:
+        """Keep, for joiners, where this site's trainer is at the first step of a round; the newest few are enough."""
+        ...
+
+    def await_admission(self) -> Admission:
+        """As a guest that is set up: block until this site is a member, holding all that it was given.
+
+        Raises:
+            PeerError: it was not admitted within the limit.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Hand over what this site keeps, and go: SIGTERM or Ctrl-C. Takes a limited time."""
+        ...
+
+    def close(self) -> None:
+        """End the threads; what is not handed over is lost."""
+        ...
