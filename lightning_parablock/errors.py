@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 
 class ParaBlockError(RuntimeError):
     """Base of all errors of this package."""
@@ -87,6 +91,32 @@ class SealedError(MembershipError):
     def __init__(self, message: str, sealed: int = -1) -> None:
         super().__init__(message)
         self.sealed = sealed
+
+
+class UnreachableError(PeerError):
+    """Another site's desk gave no answer: nobody listens there, the connection was cut, or it stayed silent.
+
+    Attributes:
+        kind: ``"refused"``: nobody listens at the address; ``"cut"``: the connection ended; ``"silent"``: nothing came
+            within the limit; ``"foreign"``: what answered is no desk.
+    """
+
+    def __init__(self, message: str, kind: str = "cut") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class RefusedError(PeerError):
+    """Another site's desk answered with an error; its handlers raise it to choose the kind.
+
+    Attributes:
+        kind: Which error it is, in one word: the name of the error's class, or what the handler chose.
+        details: Values for JSON that the handler adds for the caller's code.
+    """
+
+    def __init__(self, message: str, kind: str = "refused", details: Mapping[str, Any] = MappingProxyType({})) -> None:
+        super().__init__(message)
+        self.kind, self.details = kind, details
 
 
 class ResourceError(ParaBlockError):

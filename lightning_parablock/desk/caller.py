@@ -1,0 +1,232 @@
+"""Calls to the desks of other sites: every wait has a limit, and every failure a name."""
+
+from __future__ import annotations
+
+import http.client
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning_parablock.desk.listener import SILENCE_S
+from lightning_parablock.desk.message import SAID, SLICE_BYTES, WAIT, Identity, Reply, decoded, encoded, length, slices
+from lightning_parablock.errors import ProtocolError, RefusedError, UnreachableError
+
+NOBODY = Identity()
+_CONNECT_S = 10.0
+_LOOK_S = 0.2
+_SPARE_S = 2.0
+"""Added to the limit of the caller's own wait: an answer that says that the time is over needs some to travel."""
+_MOST_BYTES = 1 << 28
+
+_local = threading.local()
+
+
+def call(
+    address: str,
+    name: str,
+    said: Mapping[str, Any],
+    body: bytes | bytearray | memoryview | None = None,
+    limit_s: float = 30.0,
+    *,
+    caller: Identity = NOBODY,
+    repeatable: bool = False,
+    look: Callable[[], object] | None = None,
+    most_bytes: int = _MOST_BYTES,
+) -> Reply:
+    """Call another site's desk and return its answer.
+
+    Args:
+        address: ``host:port`` of the desk.
+        name: Of the call.
+        said: JSON object.
+        body: Bytes beside it (a memoryview of single bytes); read, never changed.
+        limit_s: Seconds for the handler to answer, and longest time for which the connection may stay silent while
+            bytes travel: a message may take longer as long as something of it arrives. A desk lets no caller wait
+            longer than ``desk.service.LONGEST_S`` for something to happen.
+        caller: Who calls.
+        repeatable: Whether the call may reach the desk twice: it is sent once more where a connection that was kept
+            from an earlier call broke.
+        look: Called several times a second while the answer is awaited; raises to give up.
+        most_bytes: Longest answer that is accepted.
+
+    Returns:
+        The answer; its body is a memoryview of bytes that belong to the caller.
+
+    Raises:
+        UnreachableError: no answer came.
+        RefusedError: the answer is an error.
+
+    Threads: each thread has connections of its own, which stay open from call to call.
+    """
+    task = _Task(name, said, body or b"", limit_s, caller, look, most_bytes)
+    kept = _kept(address)
+    if kept is not None:
+        try:
+            return task.carry_out(address, kept)
+        except UnreachableError as error:
+            if not repeatable or error.kind == "silent":
+                raise
+    return task.carry_out(address, _connected(address, name, limit_s))
+
+
+def close_connections() -> None:
+    """Close the connections that this thread has kept."""
+    for connection, _ in _connections().values():
+        connection.close()
+    _connections().clear()
+
+
+class _Task:
+    """One call, on whichever connection."""
+
+    def __init__(
+        self,
+        name: str,
+        said: Mapping[str, Any],
+        body: bytes | bytearray | memoryview,
+        limit_s: float,
+        caller: Identity,
+        look: Callable[[], object] | None,
+        most_bytes: int,
+    ) -> None:
+        self._name, self._said, self._body = name, encoded(said), memoryview(body)
+        self._limit_s, self._caller_looks, self._most_bytes = limit_s, look, most_bytes
+        self._gave_up: Exception | None = None
+        self._headers = {
+            **caller.headers(),
+            SAID: str(len(self._said)),
+            WAIT: f"{limit_s:.3f}",
+            "Content-Length": str(len(self._said) + len(self._body)),
+        }
+
+    def carry_out(self, address: str, connection: http.client.HTTPConnection) -> Reply:
+        """Send it and wait for the answer; the connection is kept where it is sound."""
+        is_sound = False
+        try:
+            reply, is_sound = self._exchange(connection)
+        except Exception as error:
+            is_sound = isinstance(error, RefusedError)
+            raise self._named(error, address) from (None if is_sound else error)
+        finally:
+            if is_sound and connection.sock is not None:
+                _connections()[address] = (connection, time.monotonic())
+            else:
+                connection.close()
+        return reply
+
+    def _named(self, error: Exception, address: str) -> Exception:
+        match error:
+            case _ if error is self._gave_up:
+                return error
+            case RefusedError():
+                return RefusedError(f"{self._name!r} at {address}: {error}", error.kind, error.details)
+            case TimeoutError():
+                kind, how = "silent", f"no answer to {self._name!r}: silent for {self._limit_s:g} s"
+            case OSError() | http.client.IncompleteRead():
+                kind, how = "cut", f"no answer to {self._name!r}: {getattr(error, 'strerror', None) or error}"
+            case http.client.HTTPException() | ProtocolError():
+                kind, how = "foreign", f"no proper answer to {self._name!r}: {error or type(error).__name__}"
+            case _:
+                return error
+        return UnreachableError(f"{address} gave {how}", kind)
+
+    def _look(self) -> None:
+        if self._caller_looks is None:
+            return
+        try:
+            self._caller_looks()
+        except Exception as error:
+            self._gave_up = error
+            raise
+
+    def _exchange(self, connection: http.client.HTTPConnection) -> tuple[Reply, bool]:
+        sock: socket.socket = connection.sock
+        sock.settimeout(self._limit_s + _SPARE_S)
+        is_all_sent = self._send(connection)
+        self._await(sock)
+        reply, is_sound = self._received(connection)
+        return reply, is_sound and is_all_sent
+
+    def _send(self, connection: http.client.HTTPConnection) -> bool:
+        """Send the call; False where the answer came first, which then is a refusal."""
+        connection.putrequest("POST", f"/{self._name}", skip_accept_encoding=True)
+        for header, value in self._headers.items():
+            connection.putheader(header, value)
+        connection.endheaders(self._said)
+        for part in slices(self._body):
+            self._look()
+            if _has_something(connection.sock, 0.0):
+                return False
+            connection.send(part)
+        return True
+
+    def _await(self, sock: socket.socket) -> None:
+        ends_s = time.monotonic() + self._limit_s + _SPARE_S
+        while not _has_something(sock, _LOOK_S):
+            self._look()
+            if time.monotonic() > ends_s:
+                raise TimeoutError
+
+    def _received(self, connection: http.client.HTTPConnection) -> tuple[Reply, bool]:
+        response = connection.getresponse()
+        if SAID not in response.headers:
+            raise ProtocolError("what listens there is not the desk of a site")
+        total = length(response.headers, "Content-Length", self._most_bytes)
+        of_json = length(response.headers, SAID, total)
+        whole = memoryview(bytearray(total))
+        done = 0
+        while done < total:
+            self._look()
+            got = response.readinto(whole[done : done + SLICE_BYTES])
+            if not got:
+                raise http.client.IncompleteRead(b"", total - done)
+            done += got
+        said = decoded(whole[:of_json])
+        if response.status != 200:
+            raise RefusedError(
+                str(said.get("text", "")), str(said.get("kind", "refused")), dict(said.get("details") or {})
+            )
+        return Reply(said, whole[of_json:]), not response.will_close
+
+
+def _connected(address: str, name: str, limit_s: float) -> http.client.HTTPConnection:
+    host, _, port = address.rpartition(":")
+    connection = http.client.HTTPConnection(
+        host.removeprefix("[").removesuffix("]"), int(port), timeout=min(_CONNECT_S, limit_s)
+    )
+    try:
+        connection.connect()
+    except OSError as error:
+        connection.close()
+        kind = "silent" if isinstance(error, TimeoutError) else "refused"
+        raise UnreachableError(
+            f"{address} cannot be reached for {name!r}: {error.strerror or error or type(error).__name__}", kind
+        ) from error
+    return connection
+
+
+def _kept(address: str) -> http.client.HTTPConnection | None:
+    """This thread's connection of an earlier call, if it is still open as far as one can tell."""
+    connection, used_s = _connections().pop(address, (None, 0.0))
+    if connection is None:
+        return None
+    is_fresh = time.monotonic() - used_s < SILENCE_S / 2
+    if is_fresh and connection.sock is not None and not _has_something(connection.sock, 0.0):
+        return connection
+    connection.close()  # what arrives outside a call can only be its end
+    return None
+
+
+def _has_something(sock: socket.socket, within_s: float) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(1000 * within_s))
+
+
+def _connections() -> dict[str, tuple[http.client.HTTPConnection, float]]:
+    if not hasattr(_local, "connections"):
+        _local.connections = {}
+    return _local.connections

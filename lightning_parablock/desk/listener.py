@@ -1,0 +1,292 @@
+"""Listens for the calls of a desk: HTTP/1.1 with connections that stay open, on the standard library's server."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Protocol, cast
+
+from typing_extensions import override
+
+from lightning_parablock.desk.message import (
+    SAID,
+    SLICE_BYTES,
+    WAIT,
+    Identity,
+    Reply,
+    decoded,
+    encoded,
+    length,
+    slices,
+)
+from lightning_parablock.errors import ConfigurationError, ParaBlockError, ProtocolError, RefusedError
+from lightning_parablock.settings.ports import PortRange
+
+log = logging.getLogger(__name__)
+
+SILENCE_S = 60.0
+"""A connection on which nothing moves for so long is closed; callers do not reuse one that rests for half of it."""
+_MOST_CONNECTIONS = 512
+_DRAIN_BYTES, _DRAIN_S = 1 << 20, 2.0
+"""How much of a refused message is still read, so that its sender sees the reason and not a broken connection."""
+_LONGEST_PATH = 200
+
+
+class Answers(Protocol):
+    """What answers the calls."""
+
+    def admit(self, name: str, caller: Identity) -> None:
+        """Raises for a call that is refused before its body is read."""
+        ...
+
+    def reply(self, name: str, said: Mapping[str, Any], body: memoryview, caller: Identity, wait_s: float) -> Reply:
+        """The answer to a call."""
+        ...
+
+
+class _BrokenError(Exception):
+    """The connection ended, or was silent for too long, within a message."""
+
+
+class Listener:
+    """Accepts connections, and hands every call on them to what answers.
+
+    Args:
+        host: Address to listen at.
+        port: TCP port; 0 for any, or for one of ``ports``.
+        ports: Where ``port`` is 0: range of ports to take one of.
+        answers: Answers the calls.
+        most_bytes: Longest message that is accepted.
+
+    Attributes:
+        address: ``host:port``.
+
+    Raises:
+        ConfigurationError: no port could be opened.
+    """
+
+    def __init__(self, host: str, port: int, ports: PortRange | None, answers: Answers, most_bytes: int) -> None:
+        tried = [port] if port or ports is None else list(range(ports.first, ports.last + 1))
+        self._server = _opened(host, tried, answers, most_bytes)
+        bound = int(self._server.server_address[1])
+        self.address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), daemon=True, name="parablock-desk"
+        )
+        self._thread.start()
+
+    def close(self, limit_s: float) -> None:
+        """Free the port at once, give calls under way some time, and cut their connections then."""
+        ends_s = time.monotonic() + limit_s
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+        while self._server.busy and time.monotonic() < ends_s:
+            time.sleep(0.01)
+        self._server.cut()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(self, host: str, port: int, answers: Answers, most_bytes: int) -> None:
+        self.answers, self.most_bytes = answers, most_bytes
+        self.busy = 0
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Connection)
+
+    @override
+    def server_bind(self) -> None:
+        # HTTPServer's looks up the machine's name, which may take long where no name server answers.
+        socket_of_server = self.socket
+        socket_of_server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        socket_of_server.bind(self.server_address)
+        self.server_address = socket_of_server.getsockname()
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    @override
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            is_full = len(self._open) >= _MOST_CONNECTIONS
+            if not is_full:
+                self._open.add(request)
+        if is_full:
+            log.warning("the desk has %d connections open and accepts no more for now", _MOST_CONNECTIONS)
+            self.shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
+
+    @override
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.discard(request)
+        super().shutdown_request(request)
+
+    @override
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.debug("the connection of %s ended", client_address, exc_info=True)
+
+    def working(self, change: int) -> None:
+        """Count the calls that are being answered."""
+        with self._lock:
+            self.busy += change
+
+    def cut(self) -> None:
+        """End all connections; threads that wait on them end, too."""
+        with self._lock:
+            still = list(self._open)
+        for connection in still:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Connection(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "parablock-desk", ""
+    timeout = SILENCE_S
+    disable_nagle_algorithm = True
+    wbufsize = SLICE_BYTES  # head and JSON leave together, and each piece has the whole limit to leave
+    _unread = 0
+    """Bytes of the message that have not been read."""
+
+    def do_POST(self) -> None:
+        """Answer one call."""
+        server = cast(_Server, self.server)
+        server.working(+1)
+        try:
+            self._unread = self._stated()
+            status, reply = self._answered(server)
+            if self._unread <= _DRAIN_BYTES:
+                self._drain()
+            self._send(status, reply)
+            self._drain()
+        finally:
+            server.working(-1)
+
+    def _stated(self) -> int:
+        """Bytes of the message that are on their way, as the sender says."""
+        text = self.headers.get("Content-Length", "0")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else 0
+
+    def _answered(self, server: _Server) -> tuple[int, Reply]:
+        try:
+            if len(self.path) > _LONGEST_PATH:
+                raise RefusedError("the name of the call is too long", "unknown")
+            if "Transfer-Encoding" in self.headers:
+                self.close_connection = True
+                raise ProtocolError("a message must state its length; chunked ones are not accepted")
+            name, caller = self.path.lstrip("/"), Identity.of(self.headers)
+            server.answers.admit(name, caller)
+            total = length(self.headers, "Content-Length", server.most_bytes)
+            of_json = length(self.headers, SAID, total)
+            wait_s = self._wait_s()
+            message = self._read(total)
+            said = decoded(message[:of_json])
+            return 200, server.answers.reply(name, said, message[of_json:], caller, wait_s)
+        except _BrokenError:
+            raise  # there is nobody to tell
+        except Exception as error:
+            return 400 if isinstance(error, ParaBlockError) else 500, Reply(error_said(error))
+
+    def _wait_s(self) -> float:
+        text = self.headers.get(WAIT, "0")
+        try:
+            return max(0.0, min(float(text), 1e6))
+        except ValueError as error:
+            raise ProtocolError(f"header {WAIT} must be a number of seconds, got {text[:40]!r}") from error
+
+    def _read(self, total: int) -> memoryview:
+        whole = memoryview(bytearray(total))
+        done = 0
+        while done < total:
+            done += self._read_into(whole[done : done + SLICE_BYTES])
+        return whole.toreadonly()
+
+    def _read_into(self, part: memoryview) -> int:
+        try:
+            got = cast(io.BufferedReader, self.rfile).readinto1(part)
+        except OSError as error:
+            raise _BrokenError from error
+        if not got:
+            raise _BrokenError
+        self._unread -= got
+        return got
+
+    def _drain(self) -> None:
+        """Read what is left of a refused message, within limits, so that its sender sees the reason, not a reset."""
+        if not self._unread:
+            return
+        self.close_connection |= self._unread > _DRAIN_BYTES
+        ends_s = time.monotonic() + _DRAIN_S
+        self.connection.settimeout(_DRAIN_S)
+        waste = memoryview(bytearray(SLICE_BYTES))
+        try:
+            while self._unread and time.monotonic() < ends_s:
+                self._read_into(waste[: self._unread])
+        except _BrokenError:
+            self._unread = 0
+        self.close_connection |= self._unread > 0
+        self.connection.settimeout(SILENCE_S)
+
+    def _send(self, status: int, reply: Reply) -> None:
+        try:
+            said = encoded(reply.said)
+        except (TypeError, ValueError) as error:
+            status, reply = 500, Reply(error_said(error))
+            said = encoded(reply.said)
+        self.send_response(status)
+        self.send_header(SAID, str(len(said)))
+        self.send_header("Content-Length", str(len(said) + memoryview(reply.body).nbytes))
+        if self.close_connection or self._unread:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(said)
+        for part in slices(reply.body):
+            if reply.pace is not None:
+                reply.pace(len(part))
+            self.wfile.write(part)
+        self.wfile.flush()
+
+    @override
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What is wrong with the HTTP itself, in the form of every other error."""
+        self.close_connection = True
+        self._send(code, Reply({"kind": "http", "text": message or self.responses[code][0]}))
+
+    @override
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)
+
+
+def error_said(error: Exception) -> dict[str, Any]:
+    """What a caller is told of an error: its kind and its text, and never where in the code it arose."""
+    if isinstance(error, RefusedError):
+        return {"kind": error.kind, "text": str(error), "details": dict(error.details)}
+    if not isinstance(error, ParaBlockError):
+        log.warning("a call could not be answered", exc_info=error)
+    return {"kind": type(error).__name__, "text": str(error)[:2000]}
+
+
+def _opened(host: str, ports: list[int], answers: Answers, most_bytes: int) -> _Server:
+    problem: OSError | None = None
+    for port in ports:
+        try:
+            return _Server(host, port, answers, most_bytes)
+        except OSError as error:
+            problem = error
+    assert problem is not None, "a range has a port"
+    which = f"port {ports[0]}" if len(ports) == 1 else f"one of the ports {ports[0]}-{ports[-1]}"
+    raise ConfigurationError(
+        f"{socket.gethostname()} cannot listen at {host}, {which}: {problem.strerror or problem}; end the program that "
+        "uses it, choose other ports, or name the interface that the other sites reach"
+    ) from problem
