@@ -11,6 +11,7 @@ from lightning_parablock.options import options_of, record
 from lightning_parablock.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
 from lightning_parablock.settings.blocks import BlockOptions
 from lightning_parablock.settings.clients import ClientOptions
+from lightning_parablock.settings.elastic import ElasticOptions
 from lightning_parablock.settings.exchange import ExchangeOptions
 from lightning_parablock.settings.fit import FitOptions
 from lightning_parablock.settings.links import LinkOptions
@@ -20,7 +21,16 @@ from lightning_parablock.settings.rounds import AUTO, RoundOptions, resolve_step
 
 # The fields of a dataclass begin with those of its last base: signatures, help and fingerprint keep that order.
 @record
-class MethodOptions(FitOptions, LinkOptions, LocalOptions, ExchangeOptions, ClientOptions, BlockOptions, RoundOptions):
+class MethodOptions(
+    ElasticOptions,
+    FitOptions,
+    LinkOptions,
+    LocalOptions,
+    ExchangeOptions,
+    ClientOptions,
+    BlockOptions,
+    RoundOptions,
+):
     """Every option of the method and its transport."""
 
 
@@ -60,6 +70,11 @@ class Settings(MethodOptions):
             "local_steps='auto' needs every rank to train one client a round; with clients, cohort or availability "
             "give it a number",
         )
+        require(
+            not self.is_elastic or self.silence_s >= 2 * self.heartbeat_s,
+            f"silence_s ({self.silence_s:g}) must be at least twice heartbeat_s ({self.heartbeat_s:g}), else a healthy "
+            "site looks lost",
+        )
 
     def _settle_given_steps(self) -> None:
         """None and "auto" concern both step counts, so no converter of one of them can replace these."""
@@ -81,8 +96,15 @@ class Settings(MethodOptions):
         return dataclasses.replace(self, seed=seed)
 
     def fingerprint(self) -> dict[str, str]:
-        """One printable value per setting that all ranks must share, that is all but a rank's own."""
-        shared = [option.name for option in options_of(Settings) if option.kind != "own"]
+        """One printable value per setting that all ranks must share, that is all but a rank's own.
+
+        Those of elastic membership are part of it where there is one: a run without it is the run that it always was.
+        """
+        shared = [
+            option.name
+            for option in options_of(Settings)
+            if option.kind != "own" and (self.is_elastic or option.group is not ElasticOptions)
+        ]
         return {name: repr(AUTO if name in self.pending else getattr(self, name)) for name in shared}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.options import options_of
 from lightning_parablock.settings import (
     BF16,
     COMPRESSIONS,
@@ -28,6 +29,7 @@ from lightning_parablock.settings import (
     resolve_compression,
     resolve_server_optimizer,
 )
+from lightning_parablock.settings.elastic import ElasticOptions
 
 WHOLE_NUMBERS = [
     ("local_steps", [0, -1, 1.5, "16", True, None]),
@@ -258,7 +260,8 @@ def test_the_fingerprint_tells_every_setting() -> None:
     differing = {name for name in one.fingerprint() if one.fingerprint()[name] != other.fingerprint()[name]}
     assert differing == {"server_optimizer"}
     assert Settings(compression=Int8()).fingerprint() != Settings(compression=Int8(64)).fingerprint()
-    assert set(one.fingerprint()) == set(Settings.__dataclass_fields__) - {"pending", *OWN_SETTINGS}
+    elastic = {option.name for option in options_of(ElasticOptions)}
+    assert set(one.fingerprint()) == set(Settings.__dataclass_fields__) - {"pending", *OWN_SETTINGS, *elastic}
 
 
 @pytest.mark.parametrize(("delay_steps", "pending", "agreed"), [(None, ["delay_steps"], 9), (3, [], 3), (300, [], 300)])
