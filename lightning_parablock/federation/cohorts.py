@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lightning_parablock.seeds import derive_seed
@@ -23,6 +23,7 @@ class Cohorts:
         seed: The run's seed.
         samples: Number of training samples per client, for "size".
         availability: Which clients can be reached when, see :data:`~lightning_parablock.settings.Availability`.
+        members_at: Round -> ids of the clients that are members in it, ascending; None for all clients in every round.
     """
 
     n_clients: int
@@ -31,10 +32,11 @@ class Cohorts:
     seed: int = 0
     samples: tuple[int, ...] = ()
     availability: Availability = ()
+    members_at: Callable[[int], Sequence[int]] | None = None
 
     def of_round(self, round_index: int) -> tuple[int, ...]:
         """Ids of the clients that train in the round, ascending; fewer than ``size`` where fewer can be reached."""
-        available: Sequence[int] = range(self.n_clients)
+        available = range(self.n_clients) if self.members_at is None else self.members_at(round_index)
         if self.availability:
             available = self.availability[round_index % len(self.availability)]
         if self.size is None or self.size >= len(available):

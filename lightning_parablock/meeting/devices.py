@@ -111,6 +111,25 @@ def open_group(backend: str, timeout_s: float) -> dist.ProcessGroup:
     return group
 
 
+def open_apart(store: distributed_c10d.Store, rank: int, size: int, timeout_s: float) -> dist.ProcessGroupGloo:
+    """Open a gloo group that is no part of torch's default group or its registry; all its ranks call at once.
+
+    Args:
+        store: A store that only this group uses.
+        rank: Rank of this process in the group.
+        size: Number of ranks.
+        timeout_s: Limit for connecting to all others.
+
+    Raises:
+        RuntimeError: another rank did not connect in time.
+    """
+    gloo: Any = dist.ProcessGroupGloo  # torch's type stubs lack its options
+    options = gloo._Options()
+    options._devices = [listener.device for listener in _listeners] or [gloo.create_default_device()]
+    options._timeout = timedelta(seconds=timeout_s)
+    return gloo(store, rank, size, options)
+
+
 def _class_on(devices: list[Any]) -> type[dist.ProcessGroupGloo]:
     gloo: Any = dist.ProcessGroupGloo  # torch's type stubs lack its options
 

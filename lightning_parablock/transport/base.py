@@ -77,6 +77,13 @@ class Exchange(ABC):
         received = self._received()
         return received.add_(before()) if self._brings_increment else received
 
+    def when_over(self, note: Callable[[], None]) -> None:
+        """Call ``note`` once, when :meth:`wait` would no longer have to wait, also after an error.
+
+        It is called on any thread, here at once: an exchange that is under way after its submission has its own way.
+        """
+        note()
+
     @abstractmethod
     def _received(self) -> Tensor:
         """Block until the commit is here and return what was received of it, which the caller may change."""

@@ -40,6 +40,10 @@ class CommunicationThread:
         self._jobs.put(lambda: _logged(job))
         self._jobs.put(None)
 
+    def end(self) -> None:
+        """Ask the thread to end after its jobs."""
+        self._jobs.put(None)
+
     def join(self, limit_s: float) -> bool:
         """Wait at most ``limit_s`` for the thread to end; returns whether it has."""
         self._thread.join(max(0.0, limit_s))

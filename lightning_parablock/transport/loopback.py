@@ -48,7 +48,8 @@ class LoopbackTransport(Transport):
         aggregate = self._aggregator.aggregate(received, whole.stop)
         unsent = torch.empty(self._coder.codec.payload_bytes(whole.stop), dtype=torch.uint8)
         commit = self._server.commit(round_index, block, whole, aggregate.mean, unsent)
-        own = commit.to(uploads[cohort[0]].delta.device, copy=True)
+        device = uploads[cohort[0]].delta.device if cohort else commit.device
+        own = commit.to(device, copy=True)
         return _Done(own, start_s, aggregate.gradient_norm, brings_increment=self._coder.is_lossy)
 
     @override

@@ -49,6 +49,7 @@ class PendingExchange(Exchange):
         self._error: BaseException | None = None
         self._facts: ExchangeFacts | None = None
         self._n_bringing = n_bringing
+        self._notes: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._prepared = threading.Barrier(n_threads, timeout=self._limit_s + settings.exchange_timeout_s)
 
@@ -71,8 +72,10 @@ class PendingExchange(Exchange):
 
     def succeed(self, commit: Tensor, facts: ExchangeFacts) -> None:
         """Called by a communication thread."""
-        self._commit, self._facts = commit, facts
-        self._finished.set()
+        with self._lock:
+            self._commit, self._facts = commit, facts
+            self._finished.set()
+        self._notify()
 
     def fail(self, error: BaseException) -> None:
         """Called by a communication thread; the first error counts, and none once the commit is complete."""
@@ -81,6 +84,20 @@ class PendingExchange(Exchange):
                 self._error = error
                 self._finished.set()
         self._prepared.abort()
+        self._notify()
+
+    @override
+    def when_over(self, note: Callable[[], None]) -> None:
+        with self._lock:
+            self._notes.append(note)
+        if self._finished.is_set():
+            self._notify()
+
+    def _notify(self) -> None:
+        with self._lock:
+            notes, self._notes = self._notes, []
+        for note in notes:
+            note()
 
     @override
     def _received(self) -> Tensor:

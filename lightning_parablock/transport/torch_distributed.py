@@ -22,7 +22,7 @@ from typing_extensions import override
 from lightning_parablock.blocks.partition import Block
 from lightning_parablock.errors import PeerError
 from lightning_parablock.membership.membership import Membership
-from lightning_parablock.membership.watch import CLOSE_LIMIT_S, Watch
+from lightning_parablock.membership.watch import CLOSE_LIMIT_S
 from lightning_parablock.server.aggregation import MeanAggregator
 from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import Settings
@@ -33,6 +33,7 @@ from lightning_parablock.transport.lanes import LOCKSTEP, STREAMING, Lane, LaneC
 from lightning_parablock.transport.pacing import Pacer
 from lightning_parablock.transport.pending import PendingExchange
 from lightning_parablock.transport.staging import staging_of
+from lightning_parablock.transport.watching import Watching
 from lightning_parablock.transport.wires import GlooWire, NcclWire, Ticket, Wire
 
 
@@ -43,32 +44,35 @@ class TorchDistributedTransport(Transport):
 
     Args:
         membership: The ranks and their clients.
-        watch: Knows which ranks are alive; its owner closes it.
+        watch: Knows which ranks are alive, such as :class:`~lightning_parablock.membership.watch.Watch`; its owner
+            closes it.
         settings: Limits, chunk size, topology, codec.
         server: This rank's shard of the server.
         blocks: The partition, for sizes and names.
         device: The model's device. On CUDA messages stay on the GPU with the "nccl" backend, and are staged through
             pinned memory with "gloo".
         backend: "gloo" or "nccl".
+        wire: Carries the messages; None for a new group over the ranks of the default one.
     """
 
     def __init__(
         self,
         membership: Membership,
-        watch: Watch,
+        watch: Watching,
         settings: Settings,
         server: ServerShard,
         *,
         blocks: Sequence[Block],
         device: torch.device,
         backend: str,
+        wire: Wire | None = None,
     ) -> None:
         super().__init__(server)
         self._membership, self._watch = membership, watch
         self._settings, self._blocks = settings, blocks
         self._context = ExchangeContext(membership, settings, server, MeanAggregator())
         self._staging = staging_of(device)
-        self._wire = self._open_wire(device, backend)
+        self._wire = self._open_wire(device, backend) if wire is None else wire
         lane_context = LaneContext(
             membership, self._wire, self._finish, Pacer(settings.upload_bps), settings.compression, settings.cohort
         )

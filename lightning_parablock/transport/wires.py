@@ -62,7 +62,14 @@ class Wire(ABC):
         """Release the group; only when nothing is pending."""
 
 
-class _GlooTicket(Ticket):
+class GlooTicket(Ticket):
+    """A transfer of gloo.
+
+    Args:
+        transfer: The message.
+        work: What gloo has started.
+    """
+
     def __init__(self, transfer: Transfer, work: dist.Work) -> None:
         super().__init__(transfer)
         self._work = work  # dropping the work would cancel the transfer silently
@@ -103,7 +110,7 @@ class GlooWire(Wire):
     def _start(self, verb: Callable[..., dist.Work | None], transfer: Transfer) -> Ticket:
         work = verb(transfer.message, transfer.rank, group=self._group, tag=int(transfer.kind))
         assert work is not None, "this rank is not in the dedicated group"
-        return _GlooTicket(transfer, work)
+        return GlooTicket(transfer, work)
 
 
 class _NcclTicket(Ticket):

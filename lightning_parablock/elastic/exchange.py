@@ -1,0 +1,73 @@
+"""What the engine waits for: an exchange under its key, whichever generation carries it out in the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_parablock.errors import CallOrderError
+from lightning_parablock.regroup.keys import Key
+from lightning_parablock.transport.base import Exchange, ExchangeFacts, Upload
+
+
+class Landing(Protocol):
+    """What an exchange needs to know about its transport."""
+
+    def await_landed(self, exchange: ElasticExchange) -> Tensor:
+        """Wait until the exchange has landed; returns W of its block after it, on the host, not to be changed."""
+        ...
+
+
+class ElasticExchange(Exchange):
+    """An exchange of an elastic run. The attempt behind it changes with the generation; what it brings does not.
+
+    Args:
+        key: Its round and block.
+        cohort: The clients that trained the block in the round.
+        landing: Lands it.
+        device: Where the engine wants the commit.
+
+    Attributes:
+        uploads: Those of this site, by client; none where it has no client in the cohort, or begins later.
+        attempt: The exchange in the generation that is open; None before an opening and after the exchange has landed.
+        is_over: Whether the attempt is.
+    """
+
+    def __init__(self, key: Key, cohort: Sequence[int], landing: Landing, device: torch.device) -> None:
+        super().__init__(brings_increment=False)
+        self.key, self.cohort = key, tuple(cohort)
+        self.uploads: Mapping[int, Upload] = {}
+        self.attempt: Exchange | None = None
+        self.is_over = False
+        self._landing, self._device = landing, device
+        self._start_s = time.time()
+        self._facts: ExchangeFacts | None = None
+
+    def note_landed(self) -> None:
+        """It has landed, here or elsewhere: what a redo needs is released."""
+        if self._facts is not None:
+            return
+        attempt, self.attempt, self.uploads = self.attempt, None, {}
+        now_s = time.time()
+        self._facts = attempt.facts if attempt is not None else ExchangeFacts(self._start_s, now_s, now_s, 0, 0)
+
+    @override
+    def wait(self, before: Callable[[], Tensor]) -> Tensor:
+        del before  # the store has W before it
+        return self._received()
+
+    @override
+    def _received(self) -> Tensor:
+        return self._landing.await_landed(self).to(self._device, copy=True)
+
+    @property
+    @override
+    def facts(self) -> ExchangeFacts:
+        if self._facts is None:
+            raise CallOrderError("the facts are complete only after wait() has returned")
+        return self._facts
