@@ -9,18 +9,17 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.constants import default_pg_timeout as DEFAULT_TIMEOUT
 from typing_extensions import override
 
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launching.agreement import refuse_differences
-from lightning_parablock.lightning_private.processes import LaunchingStrategy, default_backend, reduce_over
-from lightning_parablock.meeting.default_group import gather_in_group
+from lightning_parablock.lightning_private.processes import LaunchingStrategy, default_backend
 from lightning_parablock.membership.stop_point import StopPoint
 from lightning_parablock.membership.watch import Watch
 from lightning_parablock.settings import Settings
+from lightning_parablock.strategy.groups import FixedGroup, Group
 from lightning_parablock.transport.link_probe import LinkSample, probe_links
 from lightning_parablock.transport.opening import Federation
 
@@ -98,44 +97,37 @@ class GuardedCollectives(LaunchingStrategy):
 
     # --- collectives --------------------------------------------------------------------------------------------------
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other rank takes part in collectives, now or later."""
+        return self.world_size == 1
+
+    @property
+    def group(self) -> Group:
+        """Runs the collectives, all of which this rank may enter."""
+        return FixedGroup(self, super().all_gather)
+
     @override
     def barrier(self, name: str | None = None) -> None:
-        if self.world_size > 1 and dist.is_initialized() and not self.has_failed:
-            devices = [self.root_device.index] if self.process_group_backend == "nccl" else None
-            self.guard(f"barrier {name or ''}".strip(), lambda: dist.barrier(device_ids=devices))
+        if not self.is_alone and not self.has_failed:
+            self.group.barrier(name or "")
 
     @override
     def broadcast(self, obj: T, src: int = 0) -> T:
-        if self.world_size == 1 or not dist.is_initialized() or self.has_failed:
-            return obj
-        objects = [obj]
-        self.guard("broadcast", lambda: dist.broadcast_object_list(objects, src), f"from rank {src}")
-        return objects[0]
+        return obj if self.is_alone or self.has_failed else self.group.broadcast(obj, src)
 
     @override
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        if not isinstance(tensor, Tensor) or self.world_size == 1 or self.has_failed:
+        if not isinstance(tensor, Tensor) or self.is_alone or self.has_failed:
             return tensor
         if not tensor.is_floating_point() and reduce_op in ("mean", "avg"):
             # Lightning divides summed metrics by the mean of the clients' sample counts, which is no whole number.
             tensor = tensor.float()
-
-        def reduce() -> Tensor:
-            return reduce_over(tensor, group, reduce_op)
-
-        if not _is_default(group):
-            return reduce()
-        return self.guard("reduce", reduce, f"({reduce_op}) of {_kind_of(tensor)}")
+        return self.group.reduce(tensor, group, reduce_op)
 
     @override
     def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
-        gather = super().all_gather
-        if sync_grads:  # autograd belongs to the thread that calls
-            self.guard("all_gather", lambda: None, f"with gradients of {_kind_of(tensor)}")
-            return gather(tensor, group, sync_grads)
-        if not _is_default(group):
-            return gather(tensor, group)
-        return self.guard("all_gather", lambda: gather(tensor, group), f"of {_kind_of(tensor)}")
+        return self.group.all_gather(tensor, group, sync_grads)
 
     def guard(self, what: str, collective: Callable[[], T], detail: str = "") -> T:
         """Run a collective of the default group, which either all ranks enter or none.
@@ -162,9 +154,7 @@ class GuardedCollectives(LaunchingStrategy):
 
     def gather_objects(self, value: T) -> list[T]:
         """The value of every rank, in rank order; collective."""
-        if self.world_size == 1:
-            return [value]
-        return self.guard("gather", lambda: gather_in_group(value), f"in {_caller_name()}")
+        return [value] if self.is_alone else self.group.gather_objects(value, _caller_name())
 
     def broadcast_tensors(self, tensors: Sequence[Tensor], what: str) -> None:
         """Overwrite tensors with those of rank 0; collective.
@@ -173,12 +163,7 @@ class GuardedCollectives(LaunchingStrategy):
             tensors: Of the same shapes and types on every rank.
             what: Names them in messages.
         """
-
-        def broadcast() -> None:
-            for tensor in tensors:
-                dist.broadcast(tensor, src=0)
-
-        self.guard(f"broadcast of {what}", broadcast)
+        self.group.broadcast_tensors(tensors, what)
 
     def time_links(self, settings: Settings) -> LinkSample | None:
         """A timed exchange in the pattern of the run's topology, None where there is one rank; collective."""
@@ -197,21 +182,11 @@ class GuardedCollectives(LaunchingStrategy):
 
     def refuse_differences(self, facts: Mapping[str, str]) -> None:
         """Raise the same ConfigurationError on every rank where these facts are not the same on all; collective."""
-        members = self.federation.membership
-        refuse_differences(self.gather_objects(dict(facts)), [members.describe(r) for r in range(members.n_ranks)])
+        refuse_differences(self.gather_objects(dict(facts)), [self.describe(r) for r in range(self.world_size)])
 
     @property
     def _limit_s(self) -> float:
         return (self._timeout or DEFAULT_TIMEOUT).total_seconds()
-
-
-def _is_default(group: Any) -> bool:
-    """Whether a collective runs on the default group; groups that the user has made are the user's responsibility."""
-    return group is None or group is dist.group.WORLD
-
-
-def _kind_of(tensor: object) -> str:
-    return f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
 
 
 def _caller_name() -> str:
