@@ -21,7 +21,13 @@ from lightning_parablock.loading.clients_data import (
     shared_loaders,
     streams_of,
 )
-from lightning_parablock.loading.lengths import FIRST_WINDOW_BATCHES, Epoch, agree_on_length, lengths_in_words
+from lightning_parablock.loading.lengths import (
+    FIRST_WINDOW_BATCHES,
+    Epoch,
+    agree_on_length,
+    lengths_in_words,
+    refuse_unsized,
+)
 from lightning_parablock.loading.positioned import LoaderStart, Position, PositionedLoader, position_of
 from lightning_parablock.loading.row_accounts import show_here
 from lightning_parablock.loading.shards import Cutting, cut_or_keep, rows_line
@@ -29,6 +35,20 @@ from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import Settings
 
 TrainingLoader = PositionedLoader | ClientsLoader
+
+
+@dataclass(frozen=True)
+class JoiningRules:
+    """What differs where sites come and go.
+
+    Attributes:
+        settled: Returns the number of batches per epoch on which the founders have agreed, given what this site has
+            worked out; collective.
+        is_newcomer: Whether this site was not among the founders.
+    """
+
+    settled: Callable[[int], int]
+    is_newcomer: bool
 
 
 @dataclass(frozen=True)
@@ -40,12 +60,19 @@ class LoaderRules:
         hosted: This rank and the clients that it hosts.
         n_ranks: Number of ranks.
         cuts: Whether equal data sets are cut into one shard per client.
+        joining: What differs where sites come and go; None with a fixed membership.
     """
 
     newest: Callable[[], Settings]
     hosted: HostedClients
     n_ranks: int
     cuts: bool
+    joining: JoiningRules | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is no other rank, now or later."""
+        return self.n_ranks == 1 and self.joining is None
 
     @property
     def settings(self) -> Settings:
@@ -116,10 +143,12 @@ class FitLoaders:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _cut(self, loader: object, stage: RunningStage) -> object:
-        if not self._rules.cuts or self._rules.n_ranks == 1:
+        if not self._rules.cuts or self._rules.is_alone:
             return loader
         hosted = self._rules.hosted
-        loader, what = cut_or_keep(loader, stage, Cutting(hosted.rank, self._rules.settings.seed, hosted.gather))
+        is_newcomer = self._rules.joining is not None and self._rules.joining.is_newcomer
+        cutting = Cutting(hosted.rank, self._rules.settings.seed, hosted.gather, has_shard=not is_newcomer)
+        loader, what = cut_or_keep(loader, stage, cutting)
         if stage != RunningStage.SANITY_CHECKING:
             rank_zero_info(f"parablock: {stage.value}: {what}")
         return loader
@@ -145,13 +174,18 @@ class FitLoaders:
 
     def _agree_on_length(self, loader: object, stage: RunningStage) -> object:
         """Clients with different numbers of batches make epochs of one length, so that all make the same rounds."""
-        if self._rules.n_ranks == 1:
+        if self._rules.is_alone:
             return loader
-        settings, hosted = self._rules.settings, self._rules.hosted
+        settings, hosted, joining = self._rules.settings, self._rules.hosted, self._rules.joining
+        if joining is not None:  # sites that come later may have other lengths
+            self.uneven_training = self.uneven_evaluation = True
+            refuse_unsized(loader, stage.value)
         goes_on = settings.uneven_clients == "go_on"
         window = FIRST_WINDOW_BATCHES if settings.pending else settings.local_steps
         ranks = ClientNames(hosted.names.sites)  # loaders are counted by rank here
-        loader, lengths = agree_on_length(loader, Epoch(stage.value, window, hosted.gather, goes_on, ranks))
+        settled = None if joining is None else joining.settled
+        epoch = Epoch(stage.value, window, hosted.gather, goes_on, ranks, settled)
+        loader, lengths = agree_on_length(loader, epoch)
         uneven = None in lengths or len(set(lengths)) > 1
         if stage != RunningStage.TRAINING:
             self.uneven_evaluation = self.uneven_evaluation or uneven
@@ -164,13 +198,13 @@ class FitLoaders:
                     else "every client trains on as many as the shortest one has"
                 )
             )
-            self.uneven_training = goes_on
+            self.uneven_training = self.uneven_training or goes_on
         return loader
 
     def _start(self, loader: TrainingLoader) -> LoaderStart:
         """Where an iteration over a loader begins; asked when its first batch is wanted."""
         index = next(i for i, other in enumerate(training_loaders(self._trainer)) if other is loader)
-        seed = derive_seed(self._rules.settings.seed, "loader", self._rules.hosted.rank, index)
+        seed = derive_seed(self._rules.settings.seed, "loader", self._rules.hosted.clients[0], index)
         epoch: Any = self._trainer.fit_loop.epoch_progress.current
         return LoaderStart(seed, epoch.processed, self._passed.pop(index, None))
 

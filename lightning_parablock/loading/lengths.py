@@ -10,7 +10,7 @@ ever waits in an epoch that another one has left.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -34,6 +34,8 @@ class Epoch:
         window_batches: Batches to fetch ahead where lengths are not known.
         gather: Collects a value of every client, in client order; collective.
         names: How clients are named in messages.
+        settled: Replaces the number of batches of a training epoch that the clients' lengths give by the one that the
+            founders of a run have agreed on; collective. None where there are no others than those who agree now.
     """
 
     stage: str
@@ -41,6 +43,7 @@ class Epoch:
     gather: Gather
     goes_on: bool = False
     names: ClientNames = NO_NAMES
+    settled: Callable[[int], int] | None = None
 
 
 class EqualLengthLoader(LoaderProxy):
@@ -142,11 +145,26 @@ def agree_on_length(loader: Any, epoch: Epoch) -> tuple[Any, list[int | None]]:
     if len(known) == len(lengths):
         if epoch.stage != "train" or own is None:
             return loader, lengths
-        return SizedLoader(loader, epoch, own, max(known) if epoch.goes_on else min(known)), lengths
+        n_batches = max(known) if epoch.goes_on else min(known)
+        return SizedLoader(loader, epoch, own, epoch.settled(n_batches) if epoch.settled else n_batches), lengths
     if epoch.stage == "train":
         return StreamLoader(loader, epoch), lengths
     # Lightning adds up lengths over the clients, which waits forever for those who have none.
     return LoaderProxy(loader), lengths
+
+
+def refuse_unsized(loader: Any, stage: str) -> None:
+    """Refuse a training loader without a length, where sites come and go.
+
+    Raises:
+        DataError: its epoch would end where all that take part find nothing more, and these change within an epoch.
+    """
+    if stage == "train" and length_of(loader) is None:
+        raise DataError(
+            "the training loader has no length, and with elastic membership (lighthouse) an epoch has the number of "
+            "batches on which the founders of the run agree; give its data set a __len__, or cut it into pieces of a "
+            "known number of batches"
+        )
 
 
 def length_of(loader: Any) -> int | None:

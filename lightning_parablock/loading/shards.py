@@ -46,11 +46,13 @@ class Cutting:
         client: Number of this client.
         seed: Random seed of the shards and of the order within them.
         gather: Collects a value from every client, in client order; collective.
+        has_shard: Whether shards are made for this client, too: not for one that comes when others train already.
     """
 
     client: int
     seed: int
     gather: Gather
+    has_shard: bool = True
 
 
 class ShardSampler(Sampler[int]):
@@ -108,6 +110,14 @@ def cut_or_keep(loader: object, stage: RunningStage, cutting: Cutting) -> tuple[
     same = [client for client, other in enumerate(prints) if other == prints[cutting.client]]
     if len(same) == 1:
         return loader, "each client keeps its own data set: it differs from all others"
+    if not cutting.has_shard:
+        if stage != RunningStage.TRAINING:
+            return loader, "a site that is new in the run uses all of its data"
+        others = ", ".join(str(client) for client in same if client != cutting.client)
+        raise DataError(
+            f"this site is new in the run and has the training set of clients {others}, which they have cut into "
+            "shards among themselves; give it data of its own, or start it together with them"
+        )
     what, compared = f"clients {', '.join(map(str, same))} have identical data sets", _compared(loader)
     if not isinstance(loader, DataLoader):
         return loader, f"{what} in a {type(loader).__name__}, which cannot be cut: each uses all of it ({compared})"

@@ -12,7 +12,7 @@ from lightning_parablock.training.outside import OutsideParameters
 
 def broadcast_model(ranks: RankStrategy, module: nn.Module) -> None:
     """Give every rank rank 0's weights and buffers; they are sent only if some rank has others. Collective."""
-    if ranks.world_size == 1:
+    if ranks.is_alone:
         return
     tensors = [*(p.detach() for p in module.parameters()), *module.buffers()]
     if len(set(ranks.gather_objects(hash_tensors(tensors)))) == 1:
@@ -34,7 +34,7 @@ def agree_on_weights(ranks: RankStrategy, flat: FlatBlocks) -> str:
 
 def changed_outside(ranks: RankStrategy, outside: OutsideParameters) -> dict[str, Tensor]:
     """The parameters in no block that any client has changed, by name; collective."""
-    return {} if ranks.world_size == 1 else outside.of_all(ranks.gather_objects(outside.changed()))
+    return {} if ranks.is_alone else outside.of_all(ranks.gather_objects(outside.changed()))
 
 
 def _raise_divergence(ranks: RankStrategy, flat: FlatBlocks) -> None:

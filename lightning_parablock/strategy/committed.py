@@ -87,7 +87,7 @@ class CommittedView:
             return []
         if switch is not None:
             return switch.show(self._first_client)
-        if self._training.engine.settings.buffers == "local" or ranks.world_size == 1:
+        if self._training.engine.settings.buffers == "local" or ranks.is_alone:
             return []
         ranks.refuse_differences(kinds(self._module))
         others = changed_outside(ranks, self._outside)

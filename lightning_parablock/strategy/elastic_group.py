@@ -88,8 +88,12 @@ class ElasticGroup(Group):
             return (self._site.client,)
         if self._in_rounds or self._entry.is_founder:
             return self._site.present(self.round)
-        founders = self.agreed.results[0][1] if self.agreed.results else self._entry.sites
-        return tuple(sorted({*founders, self._site.client}))
+        return tuple(sorted({*self.founders, self._site.client}))
+
+    @property
+    def founders(self) -> tuple[int, ...]:
+        """Client ids of those that founded the run, ascending."""
+        return tuple(sorted(self.agreed.results[0][1] if self.agreed.results else self._entry.sites))
 
     @contextmanager
     def alone(self) -> Generator[None]:

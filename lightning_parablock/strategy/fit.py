@@ -54,6 +54,7 @@ class FitSession:
         resumed: What the fit resumes from, until everything is restored; None for a new fit.
         has_finished: Whether this rank has merged every exchange, so that its model is the finished one.
         weights_sha256: SHA-256 over the blocks of the finished model; None before it is known.
+        begun_round: The round whose local steps have begun last; -1 before any has.
     """
 
     ranks: RankStrategy
@@ -70,6 +71,7 @@ class FitSession:
     resumed: Resumed | None
     has_finished: bool = False
     weights_sha256: str | None = None
+    begun_round: int = -1
 
     @property
     def engine(self) -> RoundEngine:
@@ -116,7 +118,7 @@ class FitSession:
         resumed, self.resumed = self.resumed, None
         training = self.training
         if resumed is None or resumed.own is None:
-            training.seed(self.ranks.global_rank)
+            training.seed(self.ranks.hosted_clients[0])
             return
         training.load_state(resumed.own)
         restore_exact_optimizer(training.engine, self.ranks.optimizers, resumed)
@@ -124,6 +126,12 @@ class FitSession:
         self.outside.load(resumed.own["outside"])
 
     # --- steps --------------------------------------------------------------------------------------------------------
+
+    def begin_batch(self) -> None:
+        """A batch has been fetched; it may be the first one of a round."""
+        if self.begun_round != self.engine.round:
+            self.begun_round = self.engine.round
+            self.ranks.begin_round(self.begun_round, lambda: b"")
 
     def trains_on_next_batch(self) -> bool:
         """Whether a client of this rank trains on the batch that comes; asked once per batch."""
@@ -143,7 +151,7 @@ class FitSession:
             return with_backward(output)
         self.training.discount_batch()
         # With more than one rank Lightning ends the run at a None.
-        return None if self.ranks.world_size == 1 else loss_of_nothing(self.ranks.root_device)
+        return None if self.ranks.is_alone else loss_of_nothing(self.ranks.root_device)
 
     def after_batch(self) -> None:
         """Advance the clock if the batch brought an optimizer step; at a turn's end switch to the next block."""
@@ -185,7 +193,8 @@ class FitSession:
         self.view.show_buffers()
         self.engine.transport.close()
         if is_wanted(self.trainer):
-            save_final(self.ranks, self.ranks.checkpoint_io, self.trainer)
+            with self.ranks.alone():
+                save_final(self.ranks, self.ranks.checkpoint_io, self.trainer)
         self.freezer.thaw()
 
     def rescue(self, exception: BaseException, *, first_is_lost: bool) -> None:

@@ -20,8 +20,10 @@ from lightning_parablock.loading.fit_loaders import FitLoaders
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.auto_steps import StepClock
 from lightning_parablock.strategy.committed import CommittedView
+from lightning_parablock.strategy.elastic_ranks import ElasticRanks
 from lightning_parablock.strategy.fit import FitSession
 from lightning_parablock.strategy.hosting import Hosting
+from lightning_parablock.strategy.leaving import Leaving
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.strategy.refusals import refuse_rate_steps, refuse_uneven_loaders, refuse_untrained
 from lightning_parablock.strategy.skipped_steps import SkippedSteps, refuse_scaler
@@ -49,7 +51,7 @@ class FitParts:
         resumed: What the fit resumes from; None for a new one.
     """
 
-    ranks: RankStrategy
+    ranks: ElasticRanks
     trainer: pl.Trainer
     module: pl.LightningModule
     flat: FlatBlocks
@@ -75,7 +77,7 @@ def open_session(parts: FitParts) -> FitSession:
         parts.module,
         parts.flat.blocks,
         takes_turns=len(clients) > 1,
-        is_alone=ranks.world_size == 1,
+        is_alone=ranks.is_alone,
         is_averaged=settings.buffers == "average",
     )
     return FitSession(
@@ -89,9 +91,17 @@ def open_session(parts: FitParts) -> FitSession:
         skipped=skipped,
         clock=StepClock(ranks.root_device),
         freezer=BlockFreezer(parts.module),
-        stopping=Stopping(ranks, parts.trainer, ranks.stop_point, partial(_check_peers, ranks, training.engine)),
+        stopping=_stopping(parts, training.engine),
         resumed=parts.resumed,
     )
+
+
+def _stopping(parts: FitParts, engine: RoundEngine) -> Stopping:
+    ranks, check = parts.ranks, partial(_check_peers, parts.ranks, engine)
+    if ranks.elastic is not None:
+        run = ranks.elastic
+        return Leaving(ranks, parts.trainer, run.site, run.name_of(run.client), check)
+    return Stopping(ranks, parts.trainer, ranks.stop_point, check)
 
 
 def _open_training(parts: FitParts) -> LocalTraining:

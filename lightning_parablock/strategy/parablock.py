@@ -25,6 +25,8 @@ from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
 from lightning_parablock.options import accepts, picked
 from lightning_parablock.settings import MethodOptions, Settings
 from lightning_parablock.strategy.agreements import broadcast_model
+from lightning_parablock.strategy.elastic_metrics import sync_metrics
+from lightning_parablock.strategy.elastic_refusals import refuse_elastic_trainer
 from lightning_parablock.strategy.fit_setup import check_optimizer, cut_into_blocks
 from lightning_parablock.strategy.options import ProcessOptions, StrategyOptions, TrainerOptions
 from lightning_parablock.strategy.refusals import refuse_trainer, refusing_several_optimizers
@@ -65,6 +67,8 @@ class ParaBlockStrategy(SessionHost):
         self._trainer = model.trainer
         if self._is_fit:
             refuse_trainer(self._trainer, model)
+            if self.settings.is_elastic:
+                refuse_elastic_trainer(self._trainer)
             self._session = None  # of an earlier fit
         # Only once: a second fit of the same trainer would find the flag as we left it.
         self._cuts_loaders = take_sampler_flag(self._trainer) or self._cuts_loaders
@@ -113,6 +117,8 @@ class ParaBlockStrategy(SessionHost):
         self.model_to_device()
 
     def _set_up_fit(self, trainer: pl.Trainer) -> None:
+        if self.elastic is not None:
+            self._cleanup.callback(sync_metrics(self._module(), self.elastic.group))
         share_monitored_values(trainer, self.broadcast)
         self._cleanup.callback(unshare_monitored_values, trainer)
         self._checkpoints().check_folders(checkpoint_folders(trainer))
@@ -191,7 +197,8 @@ class ParaBlockStrategy(SessionHost):
         if self.has_failed or self._session is None or not self._is_fit or "optimizer_states" not in checkpoint:
             save_plain(self, self.checkpoint_io, checkpoint, filepath, storage_options)  # never waits for peers
             return
-        self._checkpoints().save(checkpoint, filepath, self._session.own_state(), self.blocks, storage_options)
+        with self.alone():
+            self._checkpoints().save(checkpoint, filepath, self._session.own_state(), self.blocks, storage_options)
 
     @override
     def remove_checkpoint(self, filepath: Any) -> None:
@@ -202,7 +209,7 @@ class ParaBlockStrategy(SessionHost):
     def _open_loaders(self) -> FitLoaders:
         names = ClientNames.of(self)
         hosted = HostedClients(self.hosted_clients, self.global_rank, self.settings.seed, self.gather_objects, names)
-        rules = LoaderRules(lambda: self.settings, hosted, self.world_size, self._cuts_loaders)
+        rules = LoaderRules(lambda: self.settings, hosted, self.world_size, self._cuts_loaders, self.joining_rules())
         return FitLoaders(self._trainer, rules, lambda: self.session.training.whose_turn)
 
     def _checkpoints(self) -> Checkpoints:

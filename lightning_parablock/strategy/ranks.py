@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,6 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from typing_extensions import override
 
 from lightning_parablock.errors import ConfigurationError, PeerError
+from lightning_parablock.launching.elastic_environment import ElasticEnvironment
 from lightning_parablock.launching.joining import join_run
 from lightning_parablock.launching.launched import adopt_mpi, launched_devices, refuse_other_sizes
 from lightning_parablock.launching.launcher import FunctionLauncher, ProcessLauncher, end_others, while_others_live
@@ -110,13 +113,25 @@ class RankStrategy(GuardedCollectives):
         """For each rank the name of its site, once the ranks have met; empty where sites have no names."""
         return self._site_names
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Until the end of the block: what looks like a collective is this site's own, where sites come and go."""
+        return nullcontext()
+
+    def begin_round(self, round_index: int, state: Callable[[], bytes]) -> None:
+        """The first local step of a round begins.
+
+        Args:
+            round_index: The round.
+            state: Returns where this site's trainer is, for sites that join.
+        """
+
     # --- the start ----------------------------------------------------------------------------------------------------
 
     @override
     def make_launcher(self) -> ProcessLauncher | FunctionLauncher:
         assert self.cluster_environment is not None
         start_method = self._start_method
-        if isinstance(self.cluster_environment, SiteEnvironment):
+        if isinstance(self.cluster_environment, (SiteEnvironment, ElasticEnvironment)):
             self.cluster_environment.validate_settings(self.num_processes, self.num_nodes)
         else:
             refuse_other_sizes(self.num_processes, self.num_nodes)

@@ -16,21 +16,22 @@ from lightning_parablock.errors import PeerError
 from lightning_parablock.loading.fit_loaders import FitLoaders
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.settings import Settings
+from lightning_parablock.strategy.elastic_files import keep_checkpoints_apart
+from lightning_parablock.strategy.elastic_ranks import ElasticRanks
 from lightning_parablock.strategy.fit import FitSession
 from lightning_parablock.strategy.fit_opening import FitParts, open_session
 from lightning_parablock.strategy.fit_setup import FitBlocks
-from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.strategy.sync_guard import SyncGuard, located
 
 T = TypeVar("T")
 
 
-class SessionHost(RankStrategy):
+class SessionHost(ElasticRanks):
     """Ranks that run fits, one after the other.
 
     Args:
         settings: The settings as the user gave them.
-        **ranks: The other arguments of :class:`~lightning_parablock.strategy.ranks.RankStrategy`.
+        **ranks: The other arguments of :class:`~lightning_parablock.strategy.elastic_ranks.ElasticRanks`.
 
     Attributes:
         rows_shown: One line per client of this rank on how many of its rows the run trains on.
@@ -90,6 +91,11 @@ class SessionHost(RankStrategy):
         return self._session if self._session is not None and self._session.engine.is_running else None
 
     @property
+    @override
+    def _takes_part(self) -> bool:
+        return self._is_fit
+
+    @property
     def _is_fit(self) -> bool:
         return self._trainer.state.fn == TrainerFn.FITTING
 
@@ -103,6 +109,13 @@ class SessionHost(RankStrategy):
         self._session = open_session(FitParts(self, self._trainer, self._module(), flat, loaders, resumed))
         self._cleanup.callback(self._session.close)
         self._session.begin(self.early_signals)
+
+    @override
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        if self.elastic is not None:
+            name = self.elastic.name_of(self.elastic.client)
+            self._cleanup.callback(keep_checkpoints_apart(self._trainer, name, self.alone))
 
     @override
     def guard(self, what: str, collective: Callable[[], T], detail: str = "") -> T:

@@ -31,7 +31,8 @@ LIMITS_S = {signal.SIGINT: 60.0, signal.SIGTERM: 20.0}
 """How long a process that was told to end waits for the others; schedulers kill it about 30 s after SIGTERM."""
 
 _SAME_S = 1.0  # launchers forward to their processes what the terminal has already sent to these
-_ENDING = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+ENDING = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+"""The signals that end a process, in words."""
 
 
 class Stopping:
@@ -90,14 +91,16 @@ class Stopping:
             return
         self._signal = noted
         self._point.request()
-        if noted in _ENDING:
+        if noted in ENDING:
             self._told, self._told_s = noted, now_s
-            again = "; Ctrl-C again ends this one at once" if noted == signal.SIGINT else ""
-            log.warning(
-                "parablock: %s: all clients save at the end of a batch, within %g s%s",
-                *(_ENDING[noted], LIMITS_S[noted], again),
-            )
+            self._announce(noted, LIMITS_S[noted])
             self._start_limit(noted, LIMITS_S[noted])
+
+    def _announce(self, noted: signal.Signals, limit_s: float) -> None:
+        again = "; Ctrl-C again ends this one at once" if noted == signal.SIGINT else ""
+        log.warning(
+            "parablock: %s: all clients save at the end of a batch, within %g s%s", ENDING[noted], limit_s, again
+        )
 
     def _start_limit(self, noted: signal.Signals, limit_s: float) -> None:
         main_thread = threading.main_thread().ident
@@ -133,8 +136,12 @@ class Stopping:
             return
         # Taken before anything is done with it: a signal that is noted from here on is obeyed at a later batch.
         own, self._signal = self._signal, None
+        self._obey(own)
+
+    def _obey(self, own: signal.Signals | None) -> None:
+        """Do, together with all others, what the signals of all of them say."""
         signals = self._ranks.gather_objects(own)
-        if any(noted in _ENDING for noted in signals):
+        if any(noted in ENDING for noted in signals):
             self._cancel_limit()
             self._end(signals)
         # Without any, the signal that asked for this batch was noted just in time for the one before.
@@ -156,9 +163,9 @@ class Stopping:
             saved = f"all clients have saved at step {step}; to continue exactly from there: {command_to_resume(path)}"
         own = self._told
         if own is not None:
-            log.warning("parablock: %s: %s", _ENDING[own], saved)
+            log.warning("parablock: %s: %s", ENDING[own], saved)
             raise self._ending(own)
-        told = [f"{self._ranks.describe(r)} by {_ENDING[s]}" for r, s in enumerate(signals) if s and s in _ENDING]
+        told = [f"{self._ranks.describe(r)} by {ENDING[s]}" for r, s in enumerate(signals) if s and s in ENDING]
         raise PeerLostError(f"stopped: {', '.join(told)}; {saved}")
 
     def _ending(self, noted: signal.Signals) -> BaseException:

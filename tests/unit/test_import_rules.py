@@ -16,7 +16,7 @@ import lightning_parablock
 ROOT = Path(lightning_parablock.__file__).parent
 ROOMS = ("meeting", "membership", "transport")
 """How ranks find each other, how they notice a loss, how blocks travel."""
-FILES = ("launching/joining.py", "strategy/collectives.py")
+FILES = ("launching/joining.py", "strategy/collectives.py", "strategy/groups.py")
 """Joins the default group that Lightning opens; Lightning's collectives under the watch."""
 
 

@@ -1,0 +1,178 @@
+"""The strategy as a site of an elastic run: how it enters, who else is there, and which files are its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+from lightning.pytorch import Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
+from typing_extensions import override
+
+from lightning_parablock.elastic.view import HeldCheckpoint
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.launching.agreement import versions_here
+from lightning_parablock.launching.elastic_environment import ElasticEnvironment, elastic_environment
+from lightning_parablock.loading.fit_loaders import JoiningRules
+from lightning_parablock.regroup.log import MembershipLog
+from lightning_parablock.settings import Settings
+from lightning_parablock.strategy.elastic_refusals import refuse_elastic_options
+from lightning_parablock.strategy.elastic_run import ElasticRun, open_site
+from lightning_parablock.strategy.groups import Group
+from lightning_parablock.strategy.hosting import Hosting
+from lightning_parablock.strategy.options import ProcessOptions
+from lightning_parablock.strategy.ranks import RankStrategy
+
+T = TypeVar("T")
+
+
+class ElasticRanks(RankStrategy):
+    """Ranks of a fixed membership, or with ``lighthouse`` one site of a membership that changes.
+
+    Only fits have a membership: evaluations and predictions of an elastic run are each site's own.
+
+    Args:
+        settings: The settings as the user gave them.
+        processes: How the processes start and meet.
+        **ranks: The other arguments of :class:`~lightning_parablock.strategy.ranks.RankStrategy`.
+    """
+
+    def __init__(self, settings: Settings, processes: ProcessOptions, **ranks: Any) -> None:
+        refuse_elastic_options(
+            settings,
+            site=processes.site,
+            rendezvous=processes.rendezvous,
+            backend=processes.process_group_backend,
+        )
+        self._elastic: ElasticRun | None = None
+        self._environment: ElasticEnvironment | None = None
+        if settings.lighthouse is not None:
+            if ranks["cluster_environment"] is not None:
+                raise ConfigurationError("lighthouse and cluster_environment both say how the sites meet; keep one")
+            ranks["cluster_environment"] = self._environment = elastic_environment(settings.lighthouse)
+        super().__init__(settings, processes, **ranks)
+
+    # --- facts --------------------------------------------------------------------------------------------------------
+
+    @property
+    def elastic(self) -> ElasticRun | None:
+        """This site's part in an elastic run; None with a fixed membership, and before the site has entered."""
+        return self._elastic
+
+    @property
+    def membership_log(self) -> MembershipLog:
+        """All generations of an elastic run, oldest first; empty with a fixed membership."""
+        return MembershipLog() if self._elastic is None else self._elastic.site.log
+
+    @property
+    @override
+    def is_global_zero(self) -> bool:
+        # No site can read the files of another: each writes its own.
+        return self._environment is not None or super().is_global_zero
+
+    @property
+    @override
+    def is_alone(self) -> bool:
+        return self._elastic is None and super().is_alone
+
+    @property
+    @override
+    def group(self) -> Group:
+        return super().group if self._elastic is None else self._elastic.group
+
+    @property
+    @override
+    def hosting(self) -> Hosting:
+        return super().hosting if self._elastic is None else self._elastic.hosting
+
+    @property
+    @override
+    def hosted_clients(self) -> tuple[int, ...]:
+        return super().hosted_clients if self._elastic is None else (self._elastic.client,)
+
+    @property
+    @override
+    def site_names(self) -> tuple[str, ...]:
+        return super().site_names if self._elastic is None else self._elastic.site_names
+
+    @override
+    def describe(self, rank: int) -> str:
+        return super().describe(rank) if self._elastic is None else self._elastic.describe(rank)
+
+    @override
+    def barrier(self, name: str | None = None) -> None:
+        if self._elastic is None or name != "Trainer.save_checkpoint":  # each site saves when it likes
+            super().barrier(name)
+
+    @override
+    def broadcast(self, obj: T, src: int = 0) -> T:
+        if self._elastic is not None and _is_for_log_dir():
+            return obj
+        return super().broadcast(obj, src)
+
+    @override
+    def alone(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._elastic is None else self._elastic.group.alone()
+
+    @override
+    def begin_round(self, round_index: int, state: Callable[[], bytes]) -> None:
+        if self._elastic is not None:
+            self._elastic.begin_round(round_index, state)
+
+    def joining_rules(self) -> JoiningRules | None:
+        """What differs for loaders where sites come and go."""
+        if self._elastic is None:
+            return None
+        return JoiningRules(self.broadcast, self._elastic.is_newcomer)
+
+    # --- start and end ------------------------------------------------------------------------------------------------
+
+    @override
+    def setup_environment(self) -> None:
+        self._elastic = None
+        if self._environment is not None:
+            self._environment.forget()
+        super().setup_environment()
+        if self._environment is not None and self._takes_part:
+            self._enter(self._environment)
+
+    def _enter(self, environment: ElasticEnvironment) -> None:
+        assert self._site is not None
+        facts = versions_here() | self.settings.fingerprint()
+        site = open_site(self.settings, self._site)
+        run = ElasticRun.enter(self, site, facts, self._held_checkpoint())
+        environment.follow(run.client, lambda: run.group.clients)
+        self._elastic = run
+        others = ", ".join(f"{name} (client {client})" for client, name in sorted(run.entry.sites.items()))
+        rank_zero_info(f"parablock: {'founded' if run.entry.is_founder else 'found'} the run of the sites {others}")
+
+    @property
+    def _takes_part(self) -> bool:
+        """Whether what the trainer does now has a membership."""
+        return True
+
+    def _held_checkpoint(self) -> HeldCheckpoint | None:
+        """What this site would continue from."""
+        return None
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        super().on_exception(exception)
+        self._close_site()
+
+    @override
+    def part(self) -> None:
+        super().part()
+        self._close_site()
+
+    def _close_site(self) -> None:
+        if self._elastic is not None:
+            self._elastic.site.close()
+
+
+def _is_for_log_dir() -> bool:
+    """Whether it is ``trainer.log_dir`` that asks for the first rank's folder: any callback may read it at any time."""
+    frame = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+    return frame.f_code.co_name == "log_dir" and isinstance(frame.f_locals.get("self"), Trainer)

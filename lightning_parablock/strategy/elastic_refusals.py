@@ -1,0 +1,66 @@
+"""What cannot work while sites come and go: refused by name before a site enters a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lightning_parablock.checks import require
+from lightning_parablock.settings import Settings
+
+_WITH = "with elastic membership (lighthouse)"
+
+
+def refuse_elastic_options(
+    settings: Settings, *, site: str | None, rendezvous: str | None, backend: str | None
+) -> None:
+    """Refuse options that cannot work together with a membership that changes.
+
+    Args:
+        settings: The run's settings; with a fixed membership nothing is refused.
+        site: Name of this process's site.
+        rendezvous: Where sites of a fixed membership meet.
+        backend: "gloo", "nccl", or None for the device's own.
+
+    Raises:
+        ConfigurationError: names the option, and what to do.
+    """
+    if not settings.is_elastic:
+        return
+    require(site is not None, f"lighthouse={settings.lighthouse!r} needs site: the name by which the others know it")
+    require(
+        rendezvous is None,
+        f"rendezvous={rendezvous!r} is for a fixed membership and lighthouse={settings.lighthouse!r} for one that "
+        "changes; keep one of them",
+    )
+    require(backend != "nccl", f"process_group_backend='nccl' has not been run {_WITH}; use 'gloo'")
+    for name in ("clients", "cohort"):
+        value = getattr(settings, name)
+        require(value is None, f"{name}={value} {_WITH} is not supported: each site hosts one client, in every round")
+    require(
+        not settings.availability, f"availability {_WITH} is not supported: the lighthouse says which sites are there"
+    )
+    require(
+        settings.block_order != "importance",
+        f"block_order='importance' {_WITH} is not supported: its norms go back when exchanges are redone",
+    )
+    require(
+        settings.buffers == "local",
+        f"buffers={settings.buffers!r} {_WITH} is not supported: sites that come and go have no common mean",
+    )
+    require(not settings.pending, f"local_steps='auto' {_WITH} is not supported yet; give local_steps a number")
+
+
+def refuse_elastic_trainer(trainer: Trainer) -> None:
+    """Refuse options of the trainer that would let sites meet where a newcomer does not.
+
+    Raises:
+        ConfigurationError: names the option, and what to do.
+    """
+    values: Any = trainer
+    require(
+        not values.reload_dataloaders_every_n_epochs,
+        f"Trainer(reload_dataloaders_every_n_epochs=...) {_WITH} is not supported: a site that joins has made its "
+        "loaders at another epoch than the others; leave it out",
+    )

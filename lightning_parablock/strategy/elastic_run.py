@@ -1,0 +1,86 @@
+"""A fit whose sites come and go, as this site's strategy sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lightning_parablock.elastic.view import Entry, HeldCheckpoint, SiteView
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.settings import Settings
+from lightning_parablock.strategy.elastic_group import ElasticGroup
+from lightning_parablock.strategy.groups import Guarded
+from lightning_parablock.strategy.hosting import Hosting
+
+
+@dataclass(eq=False)
+class ElasticRun:
+    """This site's part in a run.
+
+    Attributes:
+        site: This site.
+        entry: How it has come into the run.
+        group: The collectives.
+    """
+
+    site: SiteView
+    entry: Entry
+    group: ElasticGroup
+
+    @classmethod
+    def enter(
+        cls, ranks: Guarded, site: SiteView, facts: Mapping[str, str], checkpoint: HeldCheckpoint | None
+    ) -> ElasticRun:
+        """Found the run, or find it; blocks until then. See :meth:`SiteView.enter` for errors."""
+        entry = site.enter(facts, checkpoint)
+        return cls(site, entry, ElasticGroup(ranks, site, entry))
+
+    @property
+    def client(self) -> int:
+        """Own client id."""
+        return self.site.client
+
+    @property
+    def is_newcomer(self) -> bool:
+        """Whether the site was not among those that founded the run."""
+        return self.client not in self.group.founders
+
+    @property
+    def hosting(self) -> Hosting:
+        """One client per site that takes part."""
+        return Hosting(tuple((client,) for client in self.group.clients), 1)
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of the sites that take part, in the order of their numbers."""
+        return tuple(self.name_of(client) for client in self.group.clients)
+
+    def name_of(self, client: int) -> str:
+        """Name of a client's site."""
+        log = self.site.log
+        known = {**self.entry.sites, **(log.newest.sites if log.records else {})}
+        return known.get(client, str(client))
+
+    def describe(self, rank: int) -> str:
+        """A number in words, for messages."""
+        client = self.group.clients[rank]
+        return f"site {self.name_of(client)} (client {client})"
+
+    def begin_round(self, round_index: int, state: Callable[[], bytes]) -> None:
+        """The first local step of a round begins.
+
+        Args:
+            round_index: The round.
+            state: Returns where this site's trainer is, for sites that join at this round.
+        """
+        self.group.begin_round(round_index)
+        self.site.keep_round_start(round_index, state())
+
+
+def open_site(settings: Settings, name: str) -> SiteView:
+    """The site of this process, which has entered no run yet.
+
+    Raises:
+        ConfigurationError: what elastic membership needs is not there.
+    """
+    raise ConfigurationError(f"lighthouse={settings.lighthouse!r}: site {name} cannot enter an elastic run yet")

@@ -1,0 +1,107 @@
+"""Fits of one site whose run is shared memory: what Lightning sees of an elastic run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.errors import ConfigurationError, DataError
+from tests.elastic.fake_site import Board, FakeSite
+from tests.support.lightning_run import TaskModule, loader_of, patterns_of, trainer_for
+from tests.tasks import adamw_default, mlp_task
+
+TASK = mlp_task()
+K, EPOCHS, BATCHES = 4, 2, 7
+
+
+def strategy(**options: Any) -> ParaBlockStrategy:
+    return ParaBlockStrategy(**{"local_steps": K, "blocks": patterns_of(TASK), "seed": 3, **options})
+
+
+def elastic(**options: Any) -> ParaBlockStrategy:
+    return strategy(**{"lighthouse": "hub:29510", "min_clients": 1, "site": "a", **options})
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> Board:
+    """A run of one founder, which the strategies of this test enter."""
+    made = Board({0: "a"})
+    monkeypatch.setattr(
+        "lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name: FakeSite(made, 0)
+    )
+    return made
+
+
+class Noted(Callback):
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.seen.append((trainer.current_epoch, batch_idx, trainer.global_step, trainer.world_size))
+
+
+def fit(used: ParaBlockStrategy, root: Path, **options: Any) -> tuple[Trainer, TaskModule]:
+    module = options.pop("module", None) or TaskModule(TASK, adamw_default)
+    train = options.pop("train", None) or loader_of(BATCHES, 0)
+    trainer = trainer_for(used, **{"max_epochs": EPOCHS, "default_root_dir": str(root), **options})
+    trainer.fit(module, train, loader_of(3, 0))
+    return trainer, module
+
+
+def test_a_single_site_trains_the_bits_of_a_fixed_membership(board: Board, tmp_path: Path) -> None:
+    trainer, found = fit(elastic(), tmp_path, callbacks=[EarlyStopping("val_loss", patience=9)])
+    _, plain = fit(strategy(), tmp_path)
+    assert all(torch.equal(value, plain.weights()[name]) for name, value in found.weights().items())
+    assert trainer.is_global_zero and rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    assert trainer.strategy.membership_log == board.log  # type: ignore[attr-defined]
+    assert board.agreed and sorted(board.round_starts) == [0, 1, 2, 3]
+
+
+def test_checkpoints_are_in_the_folder_of_the_site(board: Board, tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path / "kept", monitor="val_loss", save_last=True)
+    fit(elastic(), tmp_path, callbacks=[saving], enable_checkpointing=True)
+    assert {path.parent for path in tmp_path.rglob("*.ckpt")} == {tmp_path / "kept" / "a"}
+    assert Path(saving.best_model_path).is_file()
+    assert not [name for name in vars(saving) if name.startswith("on_")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"site": None}, "needs site"),
+        ({"rendezvous": "hub:1"}, "keep one of them"),
+        ({"process_group_backend": "nccl"}, "has not been run with elastic membership"),
+        ({"clients": 2}, "clients=2 with elastic membership"),
+        ({"clients": None, "cohort": 1}, "cohort=1 with elastic membership"),
+        ({"block_order": "importance"}, "block_order='importance' with elastic membership"),
+        ({"buffers": "average"}, "buffers='average' with elastic membership"),
+        ({"local_steps": "auto"}, "local_steps='auto' with elastic membership"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_by_name(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        elastic(**options)
+
+
+def test_trainers_that_cannot_work_are_refused_by_name(board: Board, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="reload_dataloaders_every_n_epochs"):
+        fit(elastic(), tmp_path, reload_dataloaders_every_n_epochs=1)
+    with pytest.raises(ConfigurationError, match="must be 1, got 2 and 1"):
+        trainer_for(elastic(), devices=2)
+    with pytest.raises(DataError, match="the training loader has no length"):
+        fit(elastic(), tmp_path, train=iter_of(BATCHES))
+
+
+class iter_of:
+    def __init__(self, n_batches: int) -> None:
+        self.n_batches = n_batches
+
+    def __iter__(self) -> Any:
+        return iter(loader_of(self.n_batches, 0))
