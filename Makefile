@@ -17,7 +17,7 @@ DOCS := $(VENV)/.docs-installed
 PYTEST_ARGS ?=
 WORKERS ?= 2
 
-.PHONY: help install demo test check options docs bench bench-quick clean
+.PHONY: help install demo test soak check options docs bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -38,6 +38,9 @@ check: install ## lint, format, types and the direction of imports
 
 options: install ## write docs/options.md and configs/base.yaml anew from the options' fields
 	$(BIN)/python -m docs.hooks.options_reference
+
+soak: install ## 2,000 random histories of elastic membership, some minutes
+	ELASTIC_HISTORIES=2000 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/elastic
 
 docs: install $(DOCS) ## build the documentation site in site/, run its notebook and check its links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -54,6 +54,7 @@ class VersionedShard(ServerShard):
         kept: Of each block the newest kept exchange: the state that is loaded is that after it.
 
     Attributes:
+        generation: Number of the generation.
         on_served: Called with an exchange when this server's part of it is complete, on the thread that serves.
     """
 
@@ -70,7 +71,7 @@ class VersionedShard(ServerShard):
     ) -> None:
         super().__init__(optimizer, initial, first, compression=compression, as_held=as_held)
         self.on_served: Callable[[Key], None] = lambda key: None
-        self._generation = generation
+        self.generation = generation
         self._older: list[list[tuple[Label, State]]] = [[] for _ in initial]
         self._newest: list[Label | None] = [(key, generation) for key in kept]
         self._served_scalars = 0
@@ -104,7 +105,7 @@ class VersionedShard(ServerShard):
             self._served_scalars += scalars
             is_complete = self._served_scalars == self.values[block].numel()
             if is_complete:
-                self._newest[block] = (key, self._generation)
+                self._newest[block] = (key, self.generation)
             return is_complete
 
     @override

@@ -108,13 +108,13 @@ class CommittedStore:
             return [key for key, _ in self._versions[block]]
 
     def value_before(self, block: int, round_index: int) -> tuple[Key, Tensor]:
-        """The newest version of the block from rounds up to and with ``round_index``.
+        """The newest version of the block from rounds up to and with ``round_index``; at least the initial one.
 
         Raises:
             CallOrderError: it is not kept any more.
         """
         with self._lock:
-            older = [version for version in self._versions[block] if version[0][0] <= round_index]
+            older = [version for version in self._versions[block] if version[0][0] <= max(round_index, -1)]
         if not older:
             raise CallOrderError(f"W of block {block} as of round {round_index} is not kept any more")
         return older[-1]

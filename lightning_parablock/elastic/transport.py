@@ -23,7 +23,7 @@ from lightning_parablock.elastic.exchange import ElasticExchange
 from lightning_parablock.elastic.shard import Backup, Backups, VersionedShard
 from lightning_parablock.elastic.staging import Staged, overlap, stage
 from lightning_parablock.elastic.store import CommittedStore, first_key
-from lightning_parablock.errors import CallOrderError, PeerTimeoutError
+from lightning_parablock.errors import CallOrderError, MembershipError, PeerTimeoutError
 from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.regroup.keys import Key, newest_due_at_start
 from lightning_parablock.regroup.log import MembershipLog
@@ -201,13 +201,13 @@ class ElasticTransport(Transport):
             carrier, self._carrier = self._carrier, None
             for exchange in self._exchanges.values():
                 exchange.attempt = None
+            if carrier is not None:
+                # Before the report: what leaves later could land elsewhere, and be kept without its state here.
+                carrier.close()
             self._changed.notify_all()
             served = self._shard.labels() if self._shard is not None else {}
             backups = self._backups.labels(self._log.generation)
-            standing, started = Standing(self._log, self.store.landed, served, backups), self._started
-        if carrier is not None:
-            carrier.close()
-        return standing, started
+            return Standing(self._log, self.store.landed, served, backups), self._started
 
     def acknowledged_standing(self) -> Standing | None:
         """Where this member would stand in the staged generation."""
@@ -244,7 +244,22 @@ class ElasticTransport(Transport):
 
     def commit_of(self, key: Key) -> Tensor:
         """W of the exchange's block after it, shape (numel,), float32, on the host; for a member that lacks it."""
+        with self._changed:
+            staged = self._staged
+            if staged is not None and key in staged.commits:
+                return staged.commits[key]
         return self.store.at(key)
+
+    def values_at_start(self, round_index: int) -> dict[int, Tensor]:
+        """W of each block as of what is merged when a round begins, for an engine that begins with it.
+
+        Waits for the exchanges that are merged by then and have not landed here yet, as :meth:`await_landed` does.
+        """
+        due = newest_due_at_start(round_index, *self._settings.delay_rounds_and_steps)
+        if due >= self._log.records[0].first_round:
+            last = (due, max(self._calendar.work_of(self._log, due)))
+            self._wait_for(lambda: self.store.landed >= last, lambda: f"the commits of rounds up to {due}")
+        return {block: self.store.value_before(block, due)[1] for block in range(len(self._blocks))}
 
     def newest_keys(self) -> list[Key]:
         """Of each block the newest exchange that has landed here: what a guest can take ahead."""
@@ -270,12 +285,16 @@ class ElasticTransport(Transport):
         Raises:
             CallOrderError: it is not here.
         """
-        assert source.label is not None
+        label = source.label
+        assert label is not None
         with self._changed:
-            if source.server == self.client and self._shard is not None:
-                found = self._shard.piece(source.block, source.label)
+            # Others may have opened what this member has acknowledged, and ask before it has heard so.
+            staged = None if self._staged is None else self._staged.server
+            shards = [shard for shard in (self._shard, staged) if shard is not None and shard.generation == label[1]]
+            if source.server == self.client:
+                found = next((shard.piece(source.block, label) for shard in shards), None)
             else:
-                found = self._backups.piece(source.block, source.server, source.label)
+                found = self._backups.piece(source.block, source.server, label)
         if found is None:
             raise CallOrderError(f"the server state {source} is not here")
         return found
@@ -289,7 +308,16 @@ class ElasticTransport(Transport):
             decision: What was decided.
             commits: What :meth:`lacking` has named.
             state: The pieces that :meth:`needed_state` has named.
+
+        Raises:
+            CallOrderError: a commit is missing.
+            MembershipError: this process was a member before, and the run has continued without it.
         """
+        if self._begins_anew(decision) and self._started >= 0:
+            raise MembershipError(
+                f"the run has continued without {self.describe_client(self.client)}: what it has trained since then "
+                "counts for nothing, and only a new process can join again"
+            )
         with self._changed:
             ahead = dict(self._ahead)
         own = [piece for source in decision.sources if source.holder == self.client for piece in self.state_of(source)]
@@ -338,17 +366,19 @@ class ElasticTransport(Transport):
             for block in range(len(self._blocks)):
                 self._send_backup(staged.server, block)
 
-    def note_landed(self, client: int, key: Key) -> None:
-        """A member has said what has landed there."""
+    def note_landed(self, client: int, key: Key, generation: int) -> None:
+        """A member has said what has landed there; what it said in another generation counts for nothing."""
         with self._changed:
-            if client in self._known and key > self._known[client]:
+            if generation == self._log.generation and client in self._known and key > self._known[client]:
                 self._known[client] = key
                 self._prune()
 
     def take_backup(self, block: int, server: int, label: Label, pieces: Iterable[StatePiece]) -> None:
         """Keep a version of another server's state."""
         with self._changed:
-            if label[1] >= self._log.generation:
+            if label[1] > self._log.generation:
+                self._backups.take(block, server, label, pieces)
+            elif label[1] == self._log.generation and not self._is_sealed:  # else it would replace what was reported
                 self._backups.take(block, server, label, pieces)
                 self._backups.release(self.store.landed)
 

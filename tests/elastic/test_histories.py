@@ -1,0 +1,33 @@
+"""Random histories of losses, returns, joins and leaves, with the real engine: the bits of the plain loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+import torch
+
+from tests.elastic.histories import History
+
+N_HISTORIES = int(os.environ.get("ELASTIC_HISTORIES", "160"))
+"""``make soak`` runs 2,000."""
+GROUPS = 8
+
+
+@pytest.fixture(autouse=True)
+def _one_core() -> Generator[None]:
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_random_histories_have_the_bits_of_the_plain_loop(group: int) -> None:
+    for seed in range(group, N_HISTORIES, GROUPS):
+        try:
+            History(seed).check()
+        except Exception as error:
+            error.add_note(f"history {seed}: History({seed}).check() repeats it")
+            raise
