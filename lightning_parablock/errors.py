@@ -93,6 +93,22 @@ class SealedError(MembershipError):
         self.sealed = sealed
 
 
+class ReplacedError(MembershipError):
+    """A newer process of the same site has taken this one's place, so that this one must end."""
+
+
+class ArbiterError(MembershipError):
+    """The arbiter gave no list of the processes that are alive.
+
+    Attributes:
+        is_away: Whether it could not be reached; otherwise it was still waiting for the word of another process.
+    """
+
+    def __init__(self, message: str, is_away: bool = True) -> None:
+        super().__init__(message)
+        self.is_away = is_away
+
+
 class UnreachableError(PeerError):
     """Another site's desk gave no answer: nobody listens there, the connection was cut, or it stayed silent.
 
@@ -133,3 +149,7 @@ class DivergenceError(ParaBlockError):
 
 class NonFiniteError(ParaBlockError):
     """A client's delta, or the server's commit, contains NaN or infinity; the message names round and block."""
+
+
+class DroppedError(MembershipError):
+    """The run has continued without this site while it was silent: what it holds counts for nothing any more."""

@@ -16,9 +16,15 @@ import lightning_parablock
 ROOT = Path(lightning_parablock.__file__).parent
 ROOMS = ("meeting", "membership", "transport")
 """How ranks find each other, how they notice a loss, how blocks travel."""
-FILES = ("elastic/generation.py", "launching/joining.py", "strategy/collectives.py", "strategy/groups.py")
-"""Connects a generation of members; joins the default group that Lightning opens; Lightning's collectives under the
-watch."""
+FILES = (
+    "elastic/generation.py",
+    "elastic/stores.py",
+    "launching/joining.py",
+    "strategy/collectives.py",
+    "strategy/groups.py",
+)
+"""Connects a generation of members, and where its members meet; joins the default group that Lightning opens;
+Lightning's collectives under the watch."""
 
 
 def uses(source: str) -> Iterator[int]:

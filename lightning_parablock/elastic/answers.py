@@ -1,0 +1,207 @@
+"""A site's part in a regroup, as its desk answers the coordinator: prepare, decision, connect, open.
+
+Nothing here waits for the training thread. What takes long, transfers and connections, runs on a thread of its own, and
+the coordinator asks again until it is done. A newer attempt ends the work for an older one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from lightning_parablock.desk.message import Reply
+from lightning_parablock.desk.service import Call, Desk
+from lightning_parablock.elastic.fetching import Fetcher
+from lightning_parablock.elastic.seat import Seat
+from lightning_parablock.elastic.transport import ElasticTransport
+from lightning_parablock.errors import MembershipError, SealedError
+from lightning_parablock.regroup.report import Decision, Report, Standing
+from lightning_parablock.transport.base import Transport
+
+log = logging.getLogger(__name__)
+
+
+class _Job:
+    """Work for one step of one attempt, on its own thread."""
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        self._work = work
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # the coordinator gets it with its next question
+            self.error = error
+
+    def is_done_within(self, limit_s: float) -> bool:
+        """Wait for its end; raises the error with which it ended."""
+        self._thread.join(limit_s)
+        if self.error is not None:
+            raise self.error
+        return not self._thread.is_alive()
+
+
+class Answers:
+    """Answers the calls of a coordinator.
+
+    Args:
+        seat: State of this site.
+        on_open: Called after each opening, on a thread of the desk, with the decision.
+    """
+
+    def __init__(self, seat: Seat, on_open: Callable[[Decision], None]) -> None:
+        self._seat, self._on_open = seat, on_open
+        self._rounds: ElasticTransport | None = None
+        self._fetcher: Fetcher | None = None
+        self._jobs: dict[tuple[str, int], _Job] = {}
+        self._carriers: dict[int, Transport] = {}
+        self._lock = threading.Lock()
+
+    def attach(self, rounds: ElasticTransport, fetcher: Fetcher) -> None:
+        """From now on there are exchanges; until then a site has nothing to give and nothing to lose."""
+        with self._seat.changed:
+            self._rounds, self._fetcher = rounds, fetcher
+
+    def seal(self) -> None:
+        """Take part in no exchange until the next opening."""
+        if self._rounds is not None:
+            self._rounds.seal()
+
+    def register(self, desk: Desk) -> None:
+        """Answer at the desk."""
+        desk.answer("prepare", self.prepare)
+        desk.answer("decision", self.decision)
+        desk.answer("connect", self.connect)
+        desk.answer("open", self.open)
+
+    def prepare(self, call: Call) -> Reply:
+        """Seal, and report what there is."""
+        generation = int(call.said["generation"])
+        seat = self._seat
+        with seat.changed:
+            if seat.error is not None:
+                raise seat.error
+            member = seat.membership
+            member.seal(generation)
+            opened, acknowledged, started = self._standings()
+            seat.changed.notify_all()
+            report = Report(
+                site=seat.options.site,
+                client=seat.asked_client,
+                opened=opened,
+                acknowledged=acknowledged,
+                started=started,
+                is_leaving=seat.is_leaving,
+                samples=seat.options.samples,
+                checkpoint_round=seat.checkpoint_round,
+                was_member=seat.was_member,
+            )
+        return Reply({"report": report.to_json()})
+
+    def _standings(self) -> tuple[Standing | None, Standing | None, int]:
+        member, rounds = self._seat.membership, self._rounds
+        standing, started = (Standing(member.log), -1) if rounds is None else rounds.seal()
+        waiting = member.acknowledged
+        acknowledged = None
+        if waiting is not None:
+            staged = None if rounds is None else rounds.acknowledged_standing()
+            acknowledged = replace(staged or Standing(waiting.log, waiting.record.kept), log=waiting.log)
+        return (replace(standing, log=member.log) if member.generation >= 0 else None), acknowledged, started
+
+    def decision(self, call: Call) -> Reply:
+        """Pull what is missing here, and acknowledge."""
+        generation = int(call.said["generation"])
+        decision = Decision.from_json(call.said["decision"])
+        run = str(call.said["run"])
+        incarnations = {int(client): str(one) for client, one in call.said["incarnations"].items()}
+
+        def work() -> None:
+            self._take(decision, run, incarnations)
+
+        return self._do("decision", generation, work, call)
+
+    def _take(self, decision: Decision, run: str, incarnations: dict[int, str]) -> None:
+        seat, generation = self._seat, decision.record.generation
+        with seat.changed:
+            adopted = seat.membership.adopt(decision)
+            if adopted is not None and self._rounds is not None:
+                self._rounds.open(None)
+        site = seat.options.site
+        if site in decision.refused:
+            seat.fail(MembershipError(f"site {site!r} cannot join: {decision.refused[site]}"))
+            return
+        if decision.log.client_of(site) not in decision.record.members:
+            return  # it leaves; it only gives
+        if self._fetcher is not None:
+            self._fetcher.stage(decision, lambda: self._require(generation))
+        with seat.changed:
+            seat.membership.acknowledge(decision)
+            seat.next_incarnations, seat.next_run = incarnations, run
+
+    def connect(self, call: Call) -> Reply:
+        """Connect with the other members of the generation that has been acknowledged."""
+        generation, store = int(call.said["generation"]), str(call.said["store"])
+        decision = self._acknowledged(generation)
+
+        def work() -> None:
+            if self._fetcher is not None:
+                carrier = self._fetcher.connect(decision, store, lambda: self._require(generation))
+                with self._seat.changed:
+                    self._carriers = {generation: carrier}
+
+        return self._do("connect", generation, work, call)
+
+    def open(self, call: Call) -> Reply:
+        """Open the generation, or go if this site leaves."""
+        seat, generation = self._seat, int(call.said["generation"])
+        with seat.changed:
+            if seat.is_leaving and seat.membership.sealed == generation:
+                seat.has_left = True
+                seat.changed.notify_all()
+                return Reply({})
+            decision = seat.membership.open(generation)
+            seat.incarnations, seat.run, seat.opened = seat.next_incarnations, seat.next_run, decision
+            if site_joins_late(decision, seat.options.site):
+                seat.in_rounds = True
+            if self._rounds is not None:
+                self._rounds.open(self._carriers.pop(generation, None))
+            seat.changed.notify_all()
+        self._on_open(decision)
+        return Reply({})
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _do(self, step: str, generation: int, work: Callable[[], None], call: Call) -> Reply:
+        with self._lock:
+            self._require(generation)
+            job = self._jobs.get((step, generation))
+            if job is None:
+                self._jobs = {key: one for key, one in self._jobs.items() if key[1] == generation}
+                job = self._jobs[step, generation] = _Job(work, f"parablock-{step}")
+        return Reply({"is_done": job.is_done_within(0.8 * call.remaining_s)})
+
+    def _require(self, generation: int) -> None:
+        """Raise an error where a newer attempt has begun."""
+        sealed = self._seat.membership.sealed
+        if sealed != generation:
+            raise SealedError(f"site {self._seat.options.site!r} has sealed generation {sealed} meanwhile", sealed)
+
+    def _acknowledged(self, generation: int) -> Decision:
+        with self._seat.changed:
+            self._require(generation)
+            decision = self._seat.membership.acknowledged
+        if decision is None:
+            raise SealedError(
+                f"site {self._seat.options.site!r} has not acknowledged generation {generation}", generation
+            )
+        return decision
+
+
+def site_joins_late(decision: Decision, site: str) -> bool:
+    """Whether a site becomes a member of a run whose rounds have begun."""
+    return len(decision.log.records) > 1 and decision.log.client_of(site) in decision.record.joiners

@@ -1,0 +1,143 @@
+"""One attempt at a regroup, driven by its coordinator: reports, decision, transfers, connections, opening.
+
+Each step is a call to the desks of all participants at once. Where one of them fails the attempt is over: what has been
+sealed stays sealed, and the next attempt has a greater number.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from lightning_parablock.desk.caller import call
+from lightning_parablock.desk.message import Reply
+from lightning_parablock.elastic.arbiter import Candidate
+from lightning_parablock.elastic.seat import Seat
+from lightning_parablock.errors import MembershipError, ParaBlockError
+from lightning_parablock.regroup.candidates import next_generation
+from lightning_parablock.regroup.decide import Rules, decide
+from lightning_parablock.regroup.report import Decision, Report
+
+log = logging.getLogger(__name__)
+
+_ANSWER_S = 10.0
+"""Seconds for a participant to answer what it can answer at once."""
+
+
+class AbandonedError(MembershipError):
+    """A participant was lost during the attempt."""
+
+
+class Attempt:
+    """One attempt.
+
+    Args:
+        seat: State of the coordinator's site.
+        participants: Processes that take part: members that stay or leave, and guests that are ready.
+        is_founding: Whether nobody holds W yet.
+
+    Attributes:
+        has_opened: Whether all of them have opened the generation.
+    """
+
+    def __init__(self, seat: Seat, participants: Sequence[Candidate], *, is_founding: bool) -> None:
+        self._seat, self._participants, self._is_founding = seat, list(participants), is_founding
+        self.has_opened = False
+        self._n_blocks = seat.n_blocks
+        self._lost: set[str] = set()
+        self._thread = threading.Thread(target=self._run, name="parablock-regroup", daemon=True)
+        self.generation = next_generation([seat.membership.sealed, *(one.sealed for one in seat.candidates)])
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def join(self, limit_s: float) -> None:
+        """Wait for its end."""
+        self._thread.join(max(0.0, limit_s))
+
+    def is_alive(self) -> bool:
+        """Whether it is still going on."""
+        return self._thread.is_alive()
+
+    def look(self, candidates: Iterable[Candidate]) -> None:
+        """Compare with the arbiter's newest list: without one of the participants the attempt cannot succeed."""
+        alive = {one.incarnation for one in candidates}
+        self._lost |= {one.site for one in self._participants if one.incarnation not in alive}
+
+    def _check(self) -> None:
+        self._seat.check()
+        if self._lost:
+            raise AbandonedError(f"{', '.join(sorted(self._lost))} was lost")
+
+    def _run(self) -> None:
+        names = ", ".join(one.site for one in self._participants)
+        log.info("parablock: generation %d begins with %s", self.generation, names)
+        try:
+            self._carry_out()
+        except ParaBlockError as error:
+            log.warning("parablock: generation %d with %s did not open: %s", self.generation, names, error)
+        except Exception:
+            log.exception("parablock: generation %d with %s did not open", self.generation, names)
+
+    def _carry_out(self) -> None:
+        generation = self.generation
+        said = {"generation": generation}
+        answers = self._ask_all("prepare", said)
+        reports = [Report.from_json(reply.said["report"]) for reply in answers]
+        if self._is_founding and any(report.opened is not None for report in reports):
+            raise AbandonedError("the run has been founded by others meanwhile")
+        decision = self._decide(reports)
+        run = self._seat.run or uuid.uuid4().hex
+        incarnations = self._incarnations(decision)
+        decided = {**said, "decision": decision.to_json(), "run": run, "incarnations": incarnations}
+        self._ask_all("decision", decided)
+        store = {**said, "store": self._seat.store_address}
+        members = {decision.record.sites[client] for client in decision.record.members}
+        self._ask_all("connect", store, [one for one in self._participants if one.site in members])
+        self._ask_all("open", said)
+        self.has_opened = True
+
+    def _decide(self, reports: Sequence[Report]) -> Decision:
+        options = self._seat.options
+        rules = Rules(
+            topology=options.topology,
+            min_clients=options.min_clients,
+            n_blocks=self._n_blocks,
+            has_server_state=options.has_server_state,
+        )
+        return decide(self.generation, reports, rules, self._why_gone())
+
+    def _why_gone(self) -> dict[int, str]:
+        if not self._seat.log.records:
+            return {}
+        record = self._seat.log.newest
+        here = {one.site for one in self._participants}
+        again = {one.site for one in self._seat.candidates}
+        return {
+            client: "lost: its process was started again" if record.sites[client] in again else "lost: no sign of life"
+            for client in record.members
+            if record.sites[client] not in here
+        }
+
+    def _incarnations(self, decision: Decision) -> dict[str, str]:
+        by_site = {one.site: one.incarnation for one in self._participants}
+        return {str(client): by_site[decision.record.sites[client]] for client in decision.record.members}
+
+    def _ask_all(self, name: str, said: Mapping[str, Any], whom: Sequence[Candidate] | None = None) -> list[Reply]:
+        """Call all participants at once; the first failure ends the attempt."""
+        whom = self._participants if whom is None else whom
+        with ThreadPoolExecutor(max(1, len(whom)), "parablock-regroup") as pool:
+            return list(pool.map(partial(self._ask, name, said), whom))
+
+    def _ask(self, name: str, said: Mapping[str, Any], one: Candidate) -> Reply:
+        """Call until the step is done: a desk lets nobody wait for long, and transfers may take long."""
+        while True:
+            reply = call(one.desk, name, said, limit_s=_ANSWER_S, caller=self._seat.identity, look=self._check)
+            if reply.said.get("is_done", True):
+                return reply

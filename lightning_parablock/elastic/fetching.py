@@ -1,0 +1,128 @@
+"""What a site fetches from others: W while it is a guest, and what a decision says that it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from lightning_parablock.desk.message import Reply
+from lightning_parablock.desk.tensors import pull_tensor
+from lightning_parablock.elastic.giving import source_as_json
+from lightning_parablock.elastic.seat import Seat
+from lightning_parablock.elastic.transport import ElasticTransport
+from lightning_parablock.errors import PeerTimeoutError, ProtocolError, RefusedError, UnreachableError
+from lightning_parablock.regroup.keys import Key
+from lightning_parablock.regroup.log import as_key
+from lightning_parablock.regroup.report import Decision, Source
+from lightning_parablock.server.shard import StatePiece
+from lightning_parablock.system.limited_wait import LATE, LimitedWait
+from lightning_parablock.transport.base import Transport
+
+_PAUSE_S = 0.2
+_ANSWER_S = 10.0
+_SILENT_S = 30.0
+
+Look = Callable[[], None]
+
+
+class Connect(Protocol):
+    """Connects the members of a generation; all of them do so at once."""
+
+    def __call__(self, decision: Decision, store: str, look: Look) -> Transport:
+        """Returns what carries the exchanges of the generation."""
+        ...
+
+
+class Fetcher:
+    """Brings a site what it lacks.
+
+    Args:
+        seat: State of this site.
+        transport: Its exchanges.
+        connect: See :class:`Connect`.
+    """
+
+    def __init__(self, seat: Seat, transport: ElasticTransport, connect: Connect) -> None:
+        self._seat, self._transport, self._connect = seat, transport, connect
+
+    def stage(self, decision: Decision, look: Look) -> None:
+        """Pull what is missing, and make everything ready for the new generation."""
+        transport = self._transport
+        transport.client = self._seat.client_in(decision.log)
+        commits = dict[Key, Tensor]()
+        for key in transport.lacking(decision):
+            assert decision.donor is not None
+            commits[key] = self._pull(self._address(decision, decision.donor), "commit", {"key": key}, look)
+        state = [piece for source in transport.needed_state(decision) for piece in self._state(decision, source, look)]
+        look()
+        transport.stage(decision, commits, state)
+
+    def connect(self, decision: Decision, store: str, look: Look) -> Transport:
+        """Connect the members of the staged generation."""
+        return self._connect(decision, store, look)
+
+    def follow(self, is_enough: Callable[[], bool]) -> None:
+        """As a guest: take W of all blocks ahead, then of those that have changed since, until ``is_enough``.
+
+        The site lets itself be admitted as soon as it is no more than one round behind.
+
+        Raises:
+            PeerTimeoutError: no member gave anything for ``rejoin_timeout_s``.
+        """
+        seat, limit_s = self._seat, self._seat.options.rejoin_timeout_s
+        held, wait = dict[int, Key](), LimitedWait(limit_s, reports=LATE)
+        while not is_enough():
+            seat.check()
+            try:
+                begun = self._catch_up(held)
+                wait = LimitedWait(limit_s, reports=LATE)
+                if self._newest()[0][0] - begun[0] <= 1:
+                    with seat.changed:
+                        seat.is_ready = True
+            except (UnreachableError, RefusedError, ProtocolError) as error:  # the donor was lost, or has moved on
+                if wait.is_over:
+                    raise PeerTimeoutError(f"no member gave W within {wait.limit_s:g} s: {error}") from error
+                wait.report(lambda error=error: f"W from a member ({error})")
+            with seat.changed:
+                seat.changed.wait_for(is_enough, _PAUSE_S)
+
+    def _catch_up(self, held: dict[int, Key]) -> Key:
+        landed, keys = self._newest()
+        address = self._donor()
+        for key in keys:
+            if held.get(key[1]) != key:
+                self._transport.take_ahead(key, self._pull(address, "commit", {"key": key}, self._seat.check))
+                held[key[1]] = key
+        return landed
+
+    def _newest(self) -> tuple[Key, list[Key]]:
+        said = self._ask(self._donor(), "newest", {}, self._seat.check).said
+        return as_key(said["landed"]), [as_key(key) for key in said["keys"]]
+
+    def _state(self, decision: Decision, source: Source, look: Look) -> list[StatePiece]:
+        assert source.holder is not None
+        address, said = self._address(decision, source.holder), {"source": source_as_json(source)}
+        names = self._ask(address, "state", said, look).said["pieces"]
+        return [
+            StatePiece(int(block), str(name), int(first), self._pull(address, "piece", {**said, "index": i}, look))
+            for i, (block, name, first) in enumerate(names)
+        ]
+
+    def _ask(self, address: str, name: str, said: Mapping[str, object], look: Look) -> Reply:
+        return self._seat.call(address, name, said, _ANSWER_S, look)
+
+    def _pull(self, address: str, name: str, said: Mapping[str, object], look: Look) -> Tensor:
+        return pull_tensor(address, name, said, _SILENT_S, caller=self._seat.identity, look=look)
+
+    def _address(self, decision: Decision, client: int) -> str:
+        return self._seat.address_of(decision.log.newest.sites[client])
+
+    def _donor(self) -> str:
+        """Desk of the member that gives: the lowest client id of the newest generation."""
+        members = [one for one in self._seat.candidates if one.opened >= 0 and not one.is_leaving]
+        if not members:
+            raise UnreachableError("the lighthouse names no member of the run", "refused")
+        newest = max(one.opened for one in members)
+        return min((one for one in members if one.opened == newest), key=lambda one: one.client).desk

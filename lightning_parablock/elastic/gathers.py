@@ -1,0 +1,269 @@
+"""Collectives of the trainer that survive a change of members: numbered gathers of one payload per participant.
+
+The trainer's collectives run on whichever members take part in the round, and are numbered within it. One of them, the
+hub, collects the payloads: the lowest client id of the newest generation. After a regroup those who still wait ask the
+new hub, with the same number. A member that has left a collective with its result keeps that result, and the hub takes
+it from there: so nobody gets another result than the others (METHOD: "Elastic membership", rule 13).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lightning_parablock.desk.message import Reply
+from lightning_parablock.desk.service import Call
+from lightning_parablock.errors import PeerTimeoutError, ProtocolError, RefusedError, UnreachableError
+from lightning_parablock.regroup.log import MembershipLog
+from lightning_parablock.system.limited_wait import LATE, LimitedWait
+
+_POLL_S = 5.0
+"""How long the hub holds a question that it cannot answer yet."""
+_PAUSE_S = 0.1
+_ASK_S = 0.5
+"""How often the hub asks the others whether they have left a collective already."""
+_KEPT = 8
+_OTHER = "other collective"
+
+Gathered = dict[int, bytes]
+"""Client id -> its payload, ascending."""
+Number = tuple[int, int]
+"""A collective: the round, and how many this round has had before."""
+
+
+class Neighbours(Protocol):
+    """The other sites, as a collective sees them."""
+
+    @property
+    def client(self) -> int:
+        """Own client id."""
+        ...
+
+    @property
+    def log(self) -> MembershipLog:
+        """The log up to the generation that is open here."""
+        ...
+
+    def ask(self, client: int, name: str, said: Mapping[str, object], body: bytes, limit_s: float) -> Reply:
+        """Call another member's desk."""
+        ...
+
+    def check(self) -> None:
+        """Raise the error that ends this site's part in the run, if there is one."""
+        ...
+
+    def describe(self, client: int) -> str:
+        """A member in words, for messages."""
+        ...
+
+
+@dataclass
+class _Slot:
+    """What the hub has of one collective."""
+
+    what: str
+    payloads: Gathered = field(default_factory=Gathered)
+    result: Gathered | None = None
+    fetched: set[int] = field(default_factory=set[int])
+    asked_s: float = 0.0
+
+
+class Gathers:
+    """One member's part in the collectives, and the hub's where this member is it.
+
+    Args:
+        site: The other sites.
+        limit_s: Seconds after which a collective that does not complete is an error.
+    """
+
+    def __init__(self, site: Neighbours, limit_s: float) -> None:
+        self._site, self._limit_s = site, limit_s
+        self._changed = threading.Condition()
+        self._slots: dict[Number, _Slot] = {}
+        self._results: dict[Number, Gathered] = {}
+        self._next: Number = (-1, 0)
+
+    def gather(self, what: str, payload: bytes, round_index: int) -> Gathered:
+        """The payload of every participant, by client id, the same on all of them; collective.
+
+        Args:
+            what: Names the collective; the same on all participants.
+            payload: This member's.
+            round_index: The running round: its members take part, as far as they are still members.
+
+        Raises:
+            PeerTimeoutError: the others did not come within the limit.
+            ProtocolError: another member is in another collective.
+        """
+        if round_index != self._next[0]:
+            self._next = (round_index, 0)
+        number, wait = self._next, LimitedWait(self._limit_s, reports=LATE)
+        while True:
+            self._site.check()
+            result = self._ask_hub(number, what, payload)
+            if result is not None:
+                break
+            if wait.is_over:
+                raise PeerTimeoutError(f"{_named(number, what)}: {self._missing(number)} within {wait.limit_s:g} s")
+            wait.report(lambda: f"{_named(number, what)}: {self._missing(number)}")
+        with self._changed:
+            self._results[number] = result
+            _forget_old(self._results)
+            self._changed.notify_all()
+        self._next = (number[0], number[1] + 1)
+        return result
+
+    def await_fetched(self, limit_s: float) -> None:
+        """As the hub: wait until the others have the result of the last collective, or are gone."""
+        number = (self._next[0], self._next[1] - 1)
+        with self._changed:
+            slot = self._slots.get(number)
+            if slot is not None:
+                self._changed.wait_for(
+                    lambda: slot.fetched >= set(self._present(number)) - {self._site.client}, timeout=limit_s
+                )
+
+    def _ask_hub(self, number: Number, what: str, payload: bytes) -> Gathered | None:
+        me = self._site.client
+        own = self._known(number)
+        if own is not None:
+            return own
+        hub = min(self._site.log.newest.members)
+        said = {"number": number, "what": what, "client": me}
+        if hub == me:
+            return self._collect(number, what, me, payload)
+        try:
+            reply = self._site.ask(hub, "gather", said, payload, _POLL_S + 5.0)
+        except UnreachableError:  # a regroup will name another hub, or the limit ends the wait
+            time.sleep(_PAUSE_S)
+            return self._kept_elsewhere(number)
+        except RefusedError as refusal:
+            if refusal.kind == _OTHER:
+                raise ProtocolError(str(refusal)) from refusal
+            time.sleep(_PAUSE_S)  # it has not opened the generation in which it is the hub
+            return None
+        return _unpacked(reply) if reply.said["is_complete"] else None
+
+    def _missing(self, number: Number) -> str:
+        slot = self._slots.get(number)
+        if slot is None:
+            return f"no answer from {self._site.describe(min(self._site.log.newest.members))}, which collects"
+        absent = [c for c in self._present(number) if c not in slot.payloads]
+        return f"{', '.join(map(self._site.describe, absent)) or 'nobody'} has not come"
+
+    # --- the hub's part -----------------------------------------------------------------------------------------------
+
+    def answer_gather(self, call: Call) -> Reply:
+        """Desk: take a participant's payload; answers with all of them, or that they are not complete yet."""
+        client = int(call.said["client"])
+        result = self._collect(_number(call), str(call.said["what"]), client, bytes(call.body))
+        if result is None:
+            return Reply({"is_complete": False})
+        with self._changed:
+            if _number(call) in self._slots:
+                self._slots[_number(call)].fetched.add(client)
+                self._changed.notify_all()
+        return _packed(result)
+
+    def answer_kept(self, call: Call) -> Reply:
+        """Desk: the result with which this member has left a collective, if it has."""
+        result = self._known(_number(call))
+        return Reply({"is_complete": False}) if result is None else _packed(result)
+
+    def _known(self, number: Number) -> Gathered | None:
+        with self._changed:
+            slot = self._slots.get(number)
+            return self._results.get(number) or (slot.result if slot is not None else None)
+
+    def _present(self, number: Number) -> tuple[int, ...]:
+        log = self._site.log
+        return log.present(max(number[0], log.records[0].first_round))
+
+    def _collect(self, number: Number, what: str, client: int, payload: bytes) -> Gathered | None:
+        deadline_s = time.monotonic() + _POLL_S
+        with self._changed:
+            slot = self._slots.setdefault(number, _Slot(what))
+            if slot.what != what:
+                raise RefusedError(
+                    f"{_named(number, what)} at {self._site.describe(client)} is {slot.what!r} elsewhere: do callbacks "
+                    "or modules differ between the sites?",
+                    _OTHER,
+                )
+            slot.payloads[client] = payload
+            _forget_old(self._slots)
+            self._changed.notify_all()
+        while time.monotonic() < deadline_s:
+            with self._changed:
+                result = self._results.get(number) or self._complete(number, slot)
+                if result is not None:
+                    return result
+                self._changed.wait(_PAUSE_S)
+            self._ask_who_has_left(number, slot)
+            if client == self._site.client:
+                self._site.check()
+        return None
+
+    def _complete(self, number: Number, slot: _Slot) -> Gathered | None:
+        participants = self._present(number)
+        if slot.result is None and all(client in slot.payloads for client in participants):
+            slot.result = {client: slot.payloads[client] for client in participants}
+            self._changed.notify_all()
+        return slot.result
+
+    def _ask_who_has_left(self, number: Number, slot: _Slot) -> None:
+        with self._changed:
+            if time.monotonic() < slot.asked_s + _ASK_S:
+                return
+            slot.asked_s = time.monotonic()
+            absent = [client for client in self._present(number) if client not in slot.payloads]
+        result = self._kept_by(number, absent)
+        if result is not None:
+            with self._changed:
+                slot.result = slot.result or result
+                self._changed.notify_all()
+
+    def _kept_elsewhere(self, number: Number) -> Gathered | None:
+        """The result, where another participant has left with it and the hub has gone."""
+        return self._kept_by(number, self._present(number))
+
+    def _kept_by(self, number: Number, clients: Sequence[int]) -> Gathered | None:
+        for client in clients:
+            if client == self._site.client:
+                continue
+            try:
+                reply = self._site.ask(client, "kept", {"number": number}, b"", 1.0)
+            except (UnreachableError, RefusedError):
+                continue
+            if reply.said["is_complete"]:
+                return _unpacked(reply)
+        return None
+
+
+def _named(number: Number, what: str) -> str:
+    return f"collective {number[1]} of round {number[0]} ({what})"
+
+
+def _number(call: Call) -> Number:
+    round_index, index = call.said["number"]
+    return int(round_index), int(index)
+
+
+def _forget_old(by_number: dict[Number, Any]) -> None:
+    for old in sorted(by_number)[:-_KEPT]:
+        del by_number[old]
+
+
+def _packed(result: Gathered) -> Reply:
+    sizes = [[client, len(payload)] for client, payload in result.items()]
+    return Reply({"is_complete": True, "sizes": sizes}, b"".join(result.values()))
+
+
+def _unpacked(reply: Reply) -> Gathered:
+    result, at = Gathered(), 0
+    for client, size in reply.said["sizes"]:
+        result[int(client)] = bytes(reply.body[at : at + size])
+        at += size
+    return result

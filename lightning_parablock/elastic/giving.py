@@ -1,0 +1,83 @@
+"""What a member's desk gives to sites that lack it: commits, W for joiners, and pieces of server state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning_parablock.desk.message import Reply
+from lightning_parablock.desk.service import Call, Desk
+from lightning_parablock.desk.tensors import chunk_reply
+from lightning_parablock.elastic.herald import backup_pieces
+from lightning_parablock.elastic.transport import ElasticTransport
+from lightning_parablock.regroup.log import as_key
+from lightning_parablock.regroup.report import Source
+
+
+class Giver:
+    """Gives what has landed at this site.
+
+    Args:
+        transport: The exchanges of this site.
+        pace: Called before bytes leave, with their number; sleeps where the site's rate is capped.
+    """
+
+    def __init__(self, transport: ElasticTransport, pace: Callable[[int], None] | None = None) -> None:
+        self._transport, self._pace = transport, pace
+
+    def register(self, desk: Desk) -> None:
+        """Answer at the desk."""
+        desk.answer("newest", self._newest)
+        desk.answer("commit", self._commit)
+        desk.answer("state", self._state)
+        desk.answer("piece", self._piece)
+        desk.answer("landed", self._landed)
+        desk.answer("backup", self._backup)
+
+    def _newest(self, call: Call) -> Reply:
+        """Which exchange is the newest of each block, and of all."""
+        return Reply({"landed": self._transport.store.landed, "keys": self._transport.newest_keys()})
+
+    def _commit(self, call: Call) -> Reply:
+        """A part of W of a block after an exchange."""
+        key = as_key(call.said["key"])
+        return chunk_reply(call.said, self._transport.commit_of(key), str(key), self._pace)
+
+    def _state(self, call: Call) -> Reply:
+        """Which tensors a piece of server state consists of."""
+        pieces = self._transport.state_of(source_from(call.said["source"]))
+        return Reply({"pieces": [[piece.block, piece.name, piece.first] for piece in pieces]})
+
+    def _piece(self, call: Call) -> Reply:
+        """A part of one of them."""
+        piece = self._transport.state_of(source_from(call.said["source"]))[int(call.said["index"])]
+        return chunk_reply(call.said, piece.values, str(call.said["source"]), self._pace)
+
+    def _landed(self, call: Call) -> Reply:
+        """A member says what has landed there."""
+        said = call.said
+        self._transport.note_landed(int(said["client"]), as_key(said["key"]), int(said["generation"]))
+        return Reply({})
+
+    def _backup(self, call: Call) -> Reply:
+        """A server's state, to be kept in case it is lost."""
+        said, (key, generation) = call.said, call.said["label"]
+        label = (as_key(key), int(generation))
+        self._transport.take_backup(int(said["block"]), int(said["server"]), label, backup_pieces(said, call.body))
+        return Reply({})
+
+
+def source_as_json(source: Source) -> dict[str, Any]:
+    """As plain values for JSON."""
+    return {"block": source.block, "server": source.server, "holder": source.holder, "label": source.label}
+
+
+def source_from(said: Any) -> Source:
+    """What :func:`source_as_json` wrote."""
+    label = said["label"]
+    return Source(
+        int(said["block"]),
+        int(said["server"]),
+        None if said["holder"] is None else int(said["holder"]),
+        None if label is None else (as_key(label[0]), int(label[1])),
+    )

@@ -1,0 +1,129 @@
+"""Tells the other members what has landed here, and sends them the backups that they keep: behind everything else."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lightning_parablock.desk.tensors import as_message, from_message
+from lightning_parablock.elastic.seat import Seat
+from lightning_parablock.elastic.shard import Backup
+from lightning_parablock.errors import ParaBlockError
+from lightning_parablock.regroup.keys import BEFORE_ALL, Key
+from lightning_parablock.server.shard import StatePiece
+
+log = logging.getLogger(__name__)
+
+_ANSWER_S = 30.0
+_WAKE_S = 0.5
+_MOST_WAITING = 64
+
+
+class Herald:
+    """A thread of a site that speaks to the other members; what it says may be late, and may be lost.
+
+    Args:
+        seat: State of this site.
+        pace: Called before bytes leave, with their number; sleeps where the site's rate is capped.
+    """
+
+    def __init__(self, seat: Seat, pace: Callable[[int], None] | None = None) -> None:
+        self._seat, self._pace = seat, pace or _at_once
+        self._changed = threading.Condition()
+        self._landed: Key = BEFORE_ALL
+        self._backups: list[tuple[int, Backup]] = []
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="parablock-herald", daemon=True)
+
+    def start(self) -> None:
+        """Begin to speak."""
+        self._thread.start()
+
+    def note_landed(self, key: Key) -> None:
+        """An exchange has landed here; only the newest is told."""
+        with self._changed:
+            self._landed = max(self._landed, key)
+            self._changed.notify_all()
+
+    def note_backup(self, client: int, backup: Backup) -> None:
+        """A version of this server's state is to be kept by another member; old ones give way where it is slow."""
+        with self._changed:
+            self._backups = [*self._backups, (client, backup)][-_MOST_WAITING:]
+            self._changed.notify_all()
+
+    def close(self, limit_s: float) -> None:
+        """End the thread."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._thread.join(limit_s)
+
+    def _run(self) -> None:
+        said: Key = BEFORE_ALL
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda said=said: self._has_news(said), _WAKE_S)
+                if self._is_closing:
+                    return
+                landed, backups, self._backups = self._landed, self._backups[:1], self._backups[1:]
+            if landed > said and self._tell_all(landed):
+                said = landed
+            for client, backup in backups:
+                self._send(client, backup)
+
+    def _has_news(self, said: Key) -> bool:
+        return self._is_closing or self._landed > said or bool(self._backups)
+
+    def _tell_all(self, landed: Key) -> bool:
+        seat = self._seat
+        if not seat.log.records:
+            return False
+        said = {"client": seat.client, "key": landed, "generation": seat.membership.generation}
+        for client in seat.log.newest.members:
+            if client != seat.client:
+                self._try(client, "landed", said, b"")
+        return True
+
+    def _send(self, client: int, backup: Backup) -> None:
+        pieces = backup.read()
+        if pieces is None:
+            return
+        said, body = backup_message(backup, pieces)
+        self._pace(len(body))
+        self._try(client, "backup", said, body)
+
+    def _try(self, client: int, name: str, said: Mapping[str, object], body: bytes) -> None:
+        try:
+            self._seat.ask(client, name, said, body, _ANSWER_S)
+        except ParaBlockError as error:  # whoever is gone need not be told; the arbiter says who is
+            log.debug("parablock: %s to client %d: %s", name, client, error)
+
+
+def backup_message(backup: Backup, pieces: Sequence[StatePiece]) -> tuple[dict[str, Any], bytes]:
+    """A backup as JSON and bytes."""
+    messages = [as_message(piece.values) for piece in pieces]
+    said = {
+        "block": backup.block,
+        "server": backup.server,
+        "label": backup.label,
+        "pieces": [
+            [piece.name, piece.first, about, len(body)] for piece, (about, body) in zip(pieces, messages, strict=True)
+        ],
+    }
+    return said, b"".join(body for _, body in messages)
+
+
+def backup_pieces(said: Mapping[str, Any], body: memoryview) -> list[StatePiece]:
+    """The tensors of a backup that :func:`backup_message` wrote."""
+    pieces, at = list[StatePiece](), 0
+    for name, first, about, n_bytes in said["pieces"]:
+        values = from_message(about, body[at : at + int(n_bytes)])
+        pieces.append(StatePiece(int(said["block"]), str(name), int(first), values))
+        at += int(n_bytes)
+    return pieces
+
+
+def _at_once(n_bytes: int) -> None:
+    """No rate is capped."""

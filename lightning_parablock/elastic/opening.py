@@ -1,0 +1,139 @@
+"""Opens the exchanges of a fit at a site: founders connect, and a guest gets ready to be admitted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.elastic.calendar import Calendar
+from lightning_parablock.elastic.fetching import Fetcher
+from lightning_parablock.elastic.generation import open_generation
+from lightning_parablock.elastic.giving import Giver
+from lightning_parablock.elastic.herald import Herald
+from lightning_parablock.elastic.site import Site
+from lightning_parablock.elastic.store import CommittedStore
+from lightning_parablock.elastic.stores import join_store
+from lightning_parablock.elastic.transport import ElasticTransport
+from lightning_parablock.errors import PeerTimeoutError
+from lightning_parablock.federation.schedule import Schedule
+from lightning_parablock.regroup.keys import BEFORE_ALL, newest_due_at_start
+from lightning_parablock.regroup.report import Decision
+from lightning_parablock.settings import Settings
+from lightning_parablock.system.limited_wait import LATE, LimitedWait
+from lightning_parablock.transport.base import Transport
+from lightning_parablock.transport.pacing import Pacer
+
+_CONNECT_S = 10.0
+_PAUSE_S = 0.05
+
+
+def open_elastic(
+    site: Site,
+    flat: FlatBlocks,
+    settings: Settings,
+    schedule: Schedule,
+    *,
+    device: torch.device,
+) -> ElasticTransport:
+    """Open the exchanges of a fit.
+
+    A founder's are connected afterwards; collective among founders. A guest's have no generation until
+    :meth:`Site.await_admission` has returned.
+
+    Args:
+        site: This site, which has entered the run.
+        flat: The model's blocks, holding the founders' common starting value W.
+        settings: The run's settings.
+        schedule: The run's schedule.
+        device: The model's device.
+    """
+    seat = site.seat
+    initial = [flat.pack(block).to("cpu", torch.float32, copy=True) for block in range(len(flat.blocks))]
+    is_lossy = settings.compression.is_lossy
+    store = CommittedStore(initial, flat.as_held if is_lossy and not flat.is_exact else None)
+
+    def as_held(block: int, first: int, values: Tensor) -> Tensor:
+        return flat.as_held(block, values, first)
+
+    is_founder = seat.membership.generation >= 0
+    transport = ElasticTransport(
+        flat.blocks,
+        settings,
+        schedule,
+        store,
+        client=seat.client if is_founder else -1,
+        rejoin_timeout_s=seat.options.rejoin_timeout_s,
+        as_held=None if flat.is_exact else as_held,
+        device=device,
+        check=seat.check,
+    )
+    pace = Pacer(settings.upload_bps).wait if settings.upload_bps else None
+    herald = Herald(seat, pace)
+    transport.on_landed, transport.send_backup = herald.note_landed, herald.note_backup
+    transport.on_trouble = site.note_trouble
+
+    def connect(decision: Decision, store: str, look: Callable[[], None]) -> Transport:
+        look()
+        staged = transport.staged
+        assert staged is not None, "staging comes before connecting"
+        return open_generation(
+            decision.record,
+            transport.client,
+            join_store(store, limit_s),
+            staged.server,
+            settings,
+            flat.blocks,
+            device=device,
+            limit_s=limit_s,
+        )
+
+    limit_s = max(_CONNECT_S, 2 * seat.options.silence_s)
+    fetcher = Fetcher(seat, transport, connect)
+    Giver(transport, pace).register(site.desk)
+    site.attach(transport, fetcher)
+    site.closes(lambda: herald.close(2.0))
+    herald.start()
+    if is_founder:
+        _begin(site, transport, fetcher)
+    return transport
+
+
+def _begin(site: Site, transport: ElasticTransport, fetcher: Fetcher) -> None:
+    """The founders' first generation opens once all of them are set up."""
+    seat = site.seat
+    decision = seat.opened
+    assert decision is not None, "a founder has opened the first generation"
+    site.gather("the first round", b"", decision.record.first_round - 1)
+    with seat.changed:
+        seat.in_rounds = True
+    transport.stage(decision, {})
+    transport.open(fetcher.connect(decision, seat.store_of(min(decision.record.members)), seat.check))
+
+
+def committed_at(transport: ElasticTransport, schedule: Schedule, settings: Settings, round_index: int) -> list[Tensor]:
+    """W of each block at the start of a round, as every member has it; waits until what is due before it has landed.
+
+    Args:
+        transport: Of a site that has been admitted.
+        schedule: The run's schedule.
+        settings: The run's settings.
+        round_index: The round.
+
+    Raises:
+        PeerTimeoutError: the exchanges did not land within ``straggler_timeout_s``.
+    """
+    store, log = transport.store, transport.log
+    due = newest_due_at_start(round_index, *settings.delay_rounds_and_steps)
+    last = max(Calendar(schedule).between(log, BEFORE_ALL, due + 1), default=BEFORE_ALL)
+    wait = LimitedWait(settings.straggler_timeout_s, reports=LATE)
+    while store.landed < last:
+        transport.check(*last)
+        if wait.is_over:
+            raise PeerTimeoutError(f"round {last[0]} has not landed here within {wait.limit_s:g} s")
+        wait.report(lambda: f"the commits of round {last[0]}, with which this site begins round {round_index}")
+        time.sleep(_PAUSE_S)
+    return [store.value_before(block, max(due, -1))[1] for block in range(store.n_blocks)]

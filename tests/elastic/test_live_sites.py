@@ -1,0 +1,111 @@
+"""Whole sites in one process: founding, losses, returns, new sites, leaving, and collectives across all of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+
+from lightning_parablock.settings import Settings
+from tests.elastic.live_sites import KilledError, ToySite
+from tests.support.local_arbiter import LocalLighthouse
+
+_LIMIT_S = 60.0
+
+
+def _started(
+    names: str, lighthouse: LocalLighthouse, settings: Settings, rounds: int, **how: float
+) -> dict[str, ToySite]:
+    sites = {
+        name: ToySite(name, lighthouse, settings, rounds, pause_s=how.get("pause_s", 0.02), min_clients=2)
+        for name in names
+    }
+    for site in sites.values():
+        site.start()
+    return sites
+
+
+def _until(is_so: Callable[[], bool], sites: Iterable[ToySite]) -> None:
+    deadline_s = time.monotonic() + _LIMIT_S
+    while not is_so():
+        for site in sites:
+            if site.error is not None and not isinstance(site.error, KilledError):
+                raise site.error
+        assert time.monotonic() < deadline_s, [(site.site_name, site.engine and site.engine.round) for site in sites]
+        time.sleep(0.01)
+
+
+def _ended(sites: list[ToySite]) -> None:
+    _until(lambda: not any(site.is_alive() for site in sites), sites)
+    for site in sites:
+        if site.error is not None:
+            raise site.error
+    first = sites[0]
+    for site in sites[1:]:
+        for mine, other in zip(first.weights, site.weights, strict=True):
+            assert torch.equal(mine, other)
+        assert site.gathered == first.gathered
+        assert site.site.log == first.site.log or site.site.log.records == first.site.log.records
+
+
+@pytest.mark.parametrize("topology", ["star", "sharded"])
+def test_founders_train_together(topology: str) -> None:
+    lighthouse = LocalLighthouse(founders=3)
+    sites = _started("abc", lighthouse, Settings(local_steps=2, topology=topology), 5)
+    _ended(list(sites.values()))
+    assert sites["a"].gathered == [{0: b"a", 1: b"b", 2: b"c"}]
+    for site in sites.values():
+        site.site.close()
+
+
+@pytest.mark.parametrize("victim", ["a", "c"])
+@pytest.mark.parametrize("topology", ["star", "sharded"])
+def test_a_lost_site_does_not_end_the_run(topology: str, victim: str) -> None:
+    lighthouse = LocalLighthouse(founders=3)
+    sites = _started("abc", lighthouse, Settings(local_steps=2, topology=topology), 30)
+    _until(lambda: all(s.engine is not None and s.engine.round >= 3 for s in sites.values()), sites.values())
+    sites[victim].kill()
+    rest = [site for name, site in sites.items() if name != victim]
+    _ended(rest)
+    log = rest[0].site.log
+    assert log.records[0].members == (0, 1, 2)
+    assert set(log.newest.members) == {0, 1, 2} - {"abc".index(victim)}
+    for site in rest:
+        site.site.close()
+
+
+@pytest.mark.parametrize("topology", ["star", "sharded"])
+def test_a_new_site_and_a_returning_one_join(topology: str) -> None:
+    lighthouse = LocalLighthouse(founders=3)
+    settings = Settings(local_steps=2, topology=topology)
+    sites = _started("abc", lighthouse, settings, 120)
+    _until(lambda: all(s.engine is not None and s.engine.round >= 3 for s in sites.values()), sites.values())
+    sites["b"].kill()
+    others = [sites["a"], sites["c"]]
+    _until(lambda: len(sites["a"].site.log.newest.members) == 2, others)
+    again = ToySite("b", lighthouse, settings, 120, pause_s=0.02, min_clients=2)
+    new = ToySite("n", lighthouse, settings, 120, pause_s=0.02, min_clients=2)
+    again.start()
+    new.start()
+    everybody = [*others, again, new]
+    _ended(everybody)
+    assert again.site.client == 1 and new.site.client == 3
+    assert 0 < again.started_at < 120 and 0 < new.started_at < 120
+    assert sites["a"].gathered == [{0: b"a", 1: b"b", 2: b"c", 3: b"n"}]
+    for site in everybody:
+        site.site.close()
+
+
+def test_a_site_that_leaves_is_let_go() -> None:
+    lighthouse = LocalLighthouse(founders=3)
+    sites = _started("abc", lighthouse, Settings(local_steps=2), 40)
+    _until(lambda: all(s.engine is not None and s.engine.round >= 3 for s in sites.values()), sites.values())
+    assert sites["a"].leave()
+    rest = [sites["b"], sites["c"]]
+    sites["a"].site.close()
+    _ended(rest)
+    assert rest[0].site.log.newest.gone == {0: "left"}
+    for site in rest:
+        site.site.close()
