@@ -26,8 +26,20 @@ class Peers:
     @property
     def are_met(self) -> bool:
         """Whether there are several, and they can exchange objects."""
+        if self._run is not None:
+            return True  # also where others only come later
         # A dry run has a trainer of several processes, and is one of them.
         return self._trainer is not None and self._trainer.world_size > 1 and default_group.is_open()
+
+    @property
+    def is_newcomer(self) -> bool:
+        """Whether this process comes to a run whose sites have agreed on their data already."""
+        return self._run is not None and self._run.is_newcomer
+
+    @property
+    def _run(self) -> Any:
+        """The run whose sites come and go, if this is one."""
+        return getattr(getattr(self._trainer, "strategy", None), "elastic", None)
 
     def together(self, work: Callable[[], T]) -> list[T]:
         """The result of the same work on every rank; an error on one rank is an error on all. Collective."""

@@ -128,6 +128,24 @@ def refuse_uneven_validation(made: Sequence[tuple[bool, bool]], who: Callable[[]
             )
 
 
+def refuse_shared(sharing: Sequence[int], hosted: Sequence[int]) -> None:
+    """Refuse a source that other clients have cut among themselves before this site came.
+
+    Args:
+        sharing: The clients that have the source.
+        hosted: This site's among them.
+
+    Raises:
+        DataError: there are others.
+    """
+    others = [client for client in sharing if client not in hosted]
+    if others:
+        raise DataError(
+            f"this site is new in the run, and its rows are those of clients {', '.join(map(str, others))}, which they "
+            "have cut among themselves; give it a source of its own, or set partition: own to train on all of it"
+        )
+
+
 def _refuse_unhosted(offers: Sequence[Offer], who: Sequence[str]) -> None:
     hosts: dict[int, list[str]] = {client: [] for client in range(offers[0].n_clients)}
     for offer, name in zip(offers, who, strict=True):

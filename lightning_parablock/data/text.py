@@ -17,7 +17,13 @@ from lightning_parablock.data.own import OwnExamples
 from lightning_parablock.data.peers import Peers
 from lightning_parablock.data.rows import Row
 from lightning_parablock.data.sampler import ClientSampler, order_seed
-from lightning_parablock.data.sharing import Offer, refuse_uneven_validation, rows_fingerprint, sharing_clients
+from lightning_parablock.data.sharing import (
+    Offer,
+    refuse_shared,
+    refuse_uneven_validation,
+    rows_fingerprint,
+    sharing_clients,
+)
 from lightning_parablock.data.sources import Source, check_source
 from lightning_parablock.data.split import Split, load_split, load_test_rows
 from lightning_parablock.data.tokenize import TokenExamples, Tokenizer, make_examples
@@ -258,6 +264,8 @@ class FederatedTextDataModule(pl.LightningDataModule):
         if len(offers) > 1:
             assert self.trainer is not None
             sharing = sharing_clients(offers, self.trainer.global_rank, self._peers.names())
+            if self._peers.is_newcomer:
+                refuse_shared(sharing, self.clients[1])
         else:
             n_clients, hosted = self.clients
             sharing = hosted if self.options.partition == "own" else tuple(range(n_clients))

@@ -111,6 +111,19 @@ class FitLoaders:
         """Let each training loader, by its index, begin at the position of a checkpoint."""
         self._passed = dict(positions)
 
+    def begin_at(self, epoch: int, batch: int) -> None:
+        """Let each training loader begin at a batch of an epoch, before any has been fetched.
+
+        A loader that has a state of its own begins at its first batch.
+
+        Args:
+            epoch: From 0.
+            batch: From 0.
+        """
+        loaders = training_loaders(self._trainer)
+        position = {"epoch": epoch, "cycle": 0, "batches": batch, "stream": None}
+        self._passed = {i: position for i, one in enumerate(loaders) if batch and not hasattr(one, "load_state_dict")}
+
     def process(self, loader: object, stage: RunningStage) -> object:
         """The loader to iterate in place of the user's; collective.
 

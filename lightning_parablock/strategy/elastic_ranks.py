@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from typing_extensions import override
 
-from lightning_parablock.elastic.view import HeldCheckpoint
+from lightning_parablock.elastic.view import Admission, HeldCheckpoint
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launching.agreement import versions_here
 from lightning_parablock.launching.elastic_environment import ElasticEnvironment, elastic_environment
@@ -115,6 +115,12 @@ class ElasticRanks(RankStrategy):
     @override
     def alone(self) -> AbstractContextManager[None]:
         return nullcontext() if self._elastic is None else self._elastic.group.alone()
+
+    @override
+    def joined(self) -> Admission | None:
+        if self._elastic is None or self._elastic.entry.is_founder:
+            return None
+        return self._elastic.site.await_admission()
 
     @override
     def begin_round(self, round_index: int, state: Callable[[], bytes]) -> None:

@@ -25,6 +25,7 @@ from lightning_parablock.strategy.auto_steps import StepClock, settle_local_step
 from lightning_parablock.strategy.cautions import caution
 from lightning_parablock.strategy.committed import CommittedView
 from lightning_parablock.strategy.ranks import RankStrategy
+from lightning_parablock.strategy.round_start import apply_round_start, capture_round_start
 from lightning_parablock.strategy.skipped_steps import SkippedSteps, refuse_meeting_logs
 from lightning_parablock.strategy.stopping import Stopping
 from lightning_parablock.training.block_freezer import BlockFreezer
@@ -100,7 +101,12 @@ class FitSession:
         self.stopping.open()
         for signum in early_signals:
             self.stopping.note(signum)
-        if self.resumed is not None:
+        joined = self.ranks.joined()
+        if joined is not None:
+            engine.begin_at(joined.round)
+            apply_round_start(self.trainer, self.module, self.loaders, joined.trainer_state)
+            self._stop_at_max_rounds()
+        elif self.resumed is not None:
             continue_rounds(engine, self.resumed)
             self._stop_at_max_rounds()
         elif not settings.pending:
@@ -131,7 +137,7 @@ class FitSession:
         """A batch has been fetched; it may be the first one of a round."""
         if self.begun_round != self.engine.round:
             self.begun_round = self.engine.round
-            self.ranks.begin_round(self.begun_round, lambda: b"")
+            self.ranks.begin_round(self.begun_round, lambda: capture_round_start(self.trainer, self.module))
 
     def trains_on_next_batch(self) -> bool:
         """Whether a client of this rank trains on the batch that comes; asked once per batch."""

@@ -12,6 +12,7 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning_utilities.core.rank_zero import rank_zero_only
 from typing_extensions import override
 
+from lightning_parablock.elastic.view import Admission
 from lightning_parablock.errors import ConfigurationError, PeerError
 from lightning_parablock.launching.elastic_environment import ElasticEnvironment
 from lightning_parablock.launching.joining import join_run
@@ -116,6 +117,10 @@ class RankStrategy(GuardedCollectives):
     def alone(self) -> AbstractContextManager[None]:
         """Until the end of the block: what looks like a collective is this site's own, where sites come and go."""
         return nullcontext()
+
+    def joined(self) -> Admission | None:
+        """For a site that comes to a run under way: how it becomes a member, once it is one; None for all others."""
+        return None
 
     def begin_round(self, round_index: int, state: Callable[[], bytes]) -> None:
         """The first local step of a round begins.

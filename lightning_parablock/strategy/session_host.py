@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_parablock.blocks.partition import Block
 from lightning_parablock.checkpointing.resumed import Resumed
 from lightning_parablock.errors import PeerError
+from lightning_parablock.lightning_private.round_start import set_up_validation
 from lightning_parablock.loading.fit_loaders import FitLoaders
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.settings import Settings
@@ -105,6 +106,8 @@ class SessionHost(ElasticRanks):
         """Open the session of the fit and begin its first round; collective."""
         assert self._blocks is not None
         resumed, self._resumed = self._resumed, None
+        if self.elastic is not None:
+            set_up_validation(self._trainer)
         flat, loaders = self._blocks.flat, self._loaders
         self._session = open_session(FitParts(self, self._trainer, self._module(), flat, loaders, resumed))
         self._cleanup.callback(self._session.close)

@@ -91,7 +91,9 @@ class FakeSite:
             board.wait(lambda: "result" in slot or self._completes(slot), what)
             board.changed.notify_all()
             if slot["result"] is None:
-                raise ProtocolError(f"collective {self.number}: {what!r} in round {round_index}, others in {slot}")
+                raise ProtocolError(
+                    f"collective {self.number}: {what!r} in round {round_index}, others in {slot['what']!r}"
+                )
             self.number += 1
             self.gathered.append((what, round_index))
             return slot["result"]
