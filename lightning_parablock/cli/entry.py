@@ -6,6 +6,7 @@ lightning-parablock export --ckpt_path last.ckpt --output model
 lightning-parablock evaluate --ckpt_path last.ckpt --data.source gsm8k_test.jsonl --data.format gsm8k
 lightning-parablock compare --config quickstart --trainer.devices 2 --strategies parablock,fedavg,fedit
 lightning-parablock report runs/20260131-120000
+lightning-parablock lighthouse --port 29510
 lightning-parablock plan --model llama3-8b --clients 10 --rate 1gbit --step_s 2.5 --dtype bfloat16
 
 Only the commands that need Lightning import it, which takes seconds; help, versions and errors appear at once.

@@ -70,6 +70,12 @@ _TABLE = (
         parser="cli.commands.init:init_parser",
     ),
     Command(
+        "lighthouse",
+        "Say which sites of an elastic run are alive; the sites ask it all the time.",
+        run="cli.commands.lighthouse:run_lighthouse",
+        parser="cli.commands.lighthouse:lighthouse_parser",
+    ),
+    Command(
         "plan",
         "What a run would take: bytes, memory, seconds per round, and the settings to choose.",
         run="cli.commands.plan_command:run_plan",

@@ -24,7 +24,19 @@ PACKAGES = (
     "lightning_parablock.models",
 )
 NAMES = ("parablock", "fedbcd", "fedavg", "fedcybgd", "diloco")
-COMMANDS = ("fit", "validate", "test", "predict", "compare", "evaluate", "export", "init", "plan", "report")
+COMMANDS = (
+    "fit",
+    "validate",
+    "test",
+    "predict",
+    "compare",
+    "evaluate",
+    "export",
+    "init",
+    "lighthouse",
+    "plan",
+    "report",
+)
 AVAILABILITY = "0 1 2 3 4 5\n0 2 4\n"
 """A trace of two rounds, as a file has it."""
 OF_LIGHTNING = ("--trainer.", "--optimizer", "--lr_scheduler", "--seed_everything", "--print_config", "--verbose")

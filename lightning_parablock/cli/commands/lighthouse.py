@@ -1,0 +1,70 @@
+"""``lightning-parablock lighthouse``: says which sites of an elastic run are alive, until it is told to end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Sequence
+
+from lightning_parablock.checks import require
+from lightning_parablock.cli.parser import CommandParser
+from lightning_parablock.cli.table import COMMANDS
+
+PORT, SILENCE_S = 29510, 5.0
+_COMMAND = COMMANDS["lighthouse"]
+_EVERYWHERE = ("0.0.0.0", "::")
+_LAST_PORT = 65535
+_LOOK_S = 0.5
+
+
+def lighthouse_parser() -> CommandParser:
+    """The options of the command."""
+    parser = CommandParser(
+        prog=_COMMAND.prog,
+        description=f"{_COMMAND.help} One for each run. It holds nothing of the run and may be restarted at any time; "
+        "as long as it is away, the sites go on with those that they have.",
+    )
+    parser.add_argument("--port", type=int, default=PORT, help="TCP port to listen at; 0 for any.")
+    parser.add_argument(
+        "--host",
+        type=str,
+        default="0.0.0.0",
+        help="Address of this machine to listen at. Whoever reaches it can disturb the run: where there is a private "
+        "network, name the address in it. Default: all of this machine.",
+    )
+    parser.add_argument(
+        "--silence_s",
+        type=float,
+        default=SILENCE_S,
+        help="Seconds without a sign of life after which a site counts as lost: the same number as the sites' "
+        "--strategy.silence_s.",
+    )
+    return parser
+
+
+def run_lighthouse(args: Sequence[str]) -> None:
+    """Run ``lighthouse`` on the words that follow it, until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigurationError: the port is taken, torchft is not installed, or an option is out of its range.
+    """
+    options = lighthouse_parser().parse_args(list(args))
+    require(0 <= options.port <= _LAST_PORT, f"port must be 0 to {_LAST_PORT}, got {options.port}")
+    require(options.silence_s > 0, f"silence_s must be above 0 seconds, got {options.silence_s:g}")
+    from lightning_parablock.elastic.lighthouse_server import LighthouseServer  # late: an optional dependency
+
+    ended = threading.Event()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, lambda _number, _frame: ended.set())
+    server = LighthouseServer(options.host, options.port, options.silence_s)
+    everywhere = options.host in _EVERYWHERE
+    host = socket.gethostname() if everywhere else options.host
+    shown = f"[{host}]" if ":" in host else host
+    print(f"lighthouse: every site is started with --strategy.lighthouse {shown}:{server.port}", flush=True)
+    if everywhere:
+        print(f"Where {host} is not known by its name, its address takes the name's place.", flush=True)
+    while not ended.wait(_LOOK_S):  # in turns: a signal is handled between two of them
+        pass
+    server.close()
+    print("lighthouse: ended; the sites wait for the next one at this address", flush=True)

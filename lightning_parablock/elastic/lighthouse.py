@@ -1,0 +1,231 @@
+"""The arbiter of an elastic run: torchft's lighthouse, asked again and again from threads of its own.
+
+The lighthouse answers when every process that it knows to be alive has asked: a quorum is a barrier. So each process
+asks all the time, several times in ``silence_s``, whether or not anybody waits for the answer; nobody holds up the
+others, however long it is busy with something else.
+
+Measured with three processes on one machine, heartbeats by a thread of their own:
+
+* A quorum takes 1.0 ms (median) once all have asked. Everybody in it gets the same list with the same data.
+* A process that is killed or stopped is missing ``silence_s`` after its last heartbeat: 1.8 to 1.9 s for
+  ``heartbeat_timeout_ms=2000``. Until then nobody gets a list. A stopped one that continues is back at its next call.
+* A new process is in the list 0.1 s after its first call, or as soon as the others ask again.
+* A lighthouse that is restarted knows nobody: the first list holds whoever asked first, and the second one, one call
+  later, everybody. Calls to one that is away fail at once, and succeed again as soon as it is back.
+* A process that sends heartbeats and does not ask holds up the others for ``join_timeout_ms`` and is missing then.
+
+What follows for the options is in :mod:`lightning_parablock.elastic.lighthouse_server`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from typing_extensions import override
+
+from lightning_parablock.elastic.arbiter import Arbiter, Candidate, of_run
+from lightning_parablock.elastic.torchft import coordination
+from lightning_parablock.errors import ArbiterError
+
+log = logging.getLogger(__name__)
+
+_CALLS_IN_SILENCE = 10
+_BEATS_IN_SILENCE = 5
+_LONGEST_PAUSE_S = 2.0
+_CONNECT_S = 2.0
+
+
+class Lighthouse(Arbiter):
+    """The arbiter behind a lighthouse.
+
+    Args:
+        address: ``host:port`` of the lighthouse, which need not run yet.
+        silence_s: The lighthouse's own: seconds without a heartbeat after which a process is missing in the list.
+
+    Raises:
+        ConfigurationError: torchft is not installed.
+
+    Threads: two of its own, from the first :meth:`ask` to :meth:`close`. One thread at a time may ask.
+    """
+
+    def __init__(self, address: str, silence_s: float = 5.0) -> None:
+        self._module = coordination()
+        self._address, self._silence_s = address, silence_s
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        self._me: Candidate | None = None
+        self._n_asked = 0
+        self._list: tuple[int, tuple[Candidate, ...]] = (0, ())
+        """The newest list, and the number of the newest :meth:`ask` that it answers."""
+        self._problem: str | None = None
+        """What the last call failed with; None where it did not fail."""
+        self._client = _Client(self._module, address)
+        self._seen = _Seen(silence_s)
+        self._threads: list[threading.Thread] = []
+
+    @override
+    def ask(self, me: Candidate, limit_s: float) -> tuple[Candidate, ...]:
+        ends_s = time.monotonic() + limit_s
+        with self._changed:
+            self._me, self._n_asked = me, self._n_asked + 1
+            number = self._n_asked
+            self._changed.notify_all()
+            self._start_threads()
+            while True:
+                answers, found = self._list
+                if answers >= number:
+                    return of_run(found, me)
+                left_s = ends_s - time.monotonic()
+                if left_s <= 0:
+                    raise self._error(limit_s)
+                self._changed.wait(left_s)
+
+    @override
+    def close(self) -> None:
+        self._closed.set()
+        with self._changed:
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(0.2)  # one within a call ends with the call, which has a limit
+
+    def _error(self, limit_s: float) -> ArbiterError:
+        if self._problem is not None or not self._client.is_open:
+            port = self._address.rpartition(":")[2]
+            return ArbiterError(
+                f"the lighthouse at {self._address} cannot be reached for {limit_s:g} s "
+                f"({self._problem or 'no connection'}); start it there with `lightning-parablock lighthouse --port "
+                f"{port}`, or let this machine reach it. It may be started again at any time"
+            )
+        return ArbiterError(
+            f"the lighthouse at {self._address} has given no list of sites within {limit_s:g} s: it waits for a "
+            f"process that has sent a sign of life in the last {self._silence_s:g} s",
+            is_away=False,
+        )
+
+    def _start_threads(self) -> None:
+        if not self._threads:
+            for name, work in (("calls", self._call_on), ("heartbeats", self._beat_on)):
+                thread = threading.Thread(target=work, daemon=True, name=f"parablock-lighthouse-{name}")
+                self._threads.append(thread)
+                thread.start()
+
+    # --- the two threads ----------------------------------------------------------------------------------------------
+
+    def _call_on(self) -> None:
+        every_s, pause_s = self._silence_s / _CALLS_IN_SILENCE, 0.0
+        while not self._closed.is_set():
+            with self._changed:
+                me, number = self._me, self._n_asked
+            assert me is not None, "an ask starts the thread"
+            try:
+                quorum = self._client.call(lambda connected, me=me, number=number: self._quorum(connected, me, number))
+            except Exception as error:
+                pause_s = min(_LONGEST_PAUSE_S, max(every_s, 2 * pause_s))
+                self._note_problem(error)
+                self._closed.wait(pause_s)
+                continue
+            pause_s = 0.0
+            self._note_list(quorum, me)
+            with self._changed:
+                self._changed.wait_for(lambda number=number: self._n_asked > number or self._closed.is_set(), every_s)
+
+    def _quorum(self, client: Any, me: Candidate, number: int) -> Any:
+        # Longer than any barrier: an answer that is given up would take this process out of the next list.
+        limit = timedelta(seconds=3 * self._silence_s + _CONNECT_S)
+        said = {"parablock": me.to_json(), "number": number}
+        return client.quorum(_id_of(me), limit, store_address=me.desk, step=max(0, me.opened), data=said)
+
+    def _note_list(self, quorum: Any, me: Candidate) -> None:
+        found: dict[str, Candidate] = {}
+        answers = 0
+        for member in quorum.participants:
+            said = member.data or {}
+            one = Candidate.from_json(said.get("parablock"))
+            if one is None:
+                continue  # another program uses this lighthouse
+            found[member.replica_id] = one
+            if member.replica_id == _id_of(me):
+                answers = int(said["number"])
+        with self._changed:
+            self._problem = None
+            if self._seen.is_credible(quorum.quorum_id, set(found)):
+                self._list = (answers, tuple(found.values()))
+                self._changed.notify_all()
+
+    def _note_problem(self, error: Exception) -> None:
+        text = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        with self._changed:
+            if self._problem is None and not self._closed.is_set():
+                log.warning("the lighthouse at %s does not answer, and is asked again: %s", self._address, text)
+            self._problem = text
+            self._seen.note_absence()
+
+    def _beat_on(self) -> None:
+        client = _Client(self._module, self._address)
+        limit = timedelta(seconds=self._silence_s)
+        while not self._closed.wait(self._silence_s / _BEATS_IN_SILENCE):
+            with self._changed:
+                me = self._me
+            assert me is not None, "an ask starts the thread"
+            try:
+                client.call(lambda connected, me=me: connected.heartbeat(_id_of(me), limit))
+            except Exception as error:
+                log.debug("a heartbeat was lost: %s", error)  # the calls report it
+
+
+class _Client:
+    """A connection to the lighthouse that is opened again after an error: a broken one may hang for minutes."""
+
+    def __init__(self, module: Any, address: str) -> None:
+        self._module, self._address = module, f"http://{address}"
+        self._open: Any = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, as far as one knows."""
+        return self._open is not None
+
+    def call(self, action: Callable[[Any], Any]) -> Any:
+        """Let an action use the connection; any error closes it and is raised."""
+        if self._open is None:
+            self._open = self._module.LighthouseClient(self._address, timedelta(seconds=_CONNECT_S))
+        try:
+            return action(self._open)
+        except BaseException:
+            self._open = None
+            raise
+
+
+class _Seen:
+    """Which lists may be believed: after a restart the lighthouse first learns anew who is alive."""
+
+    def __init__(self, silence_s: float) -> None:
+        self._silence_s = silence_s
+        self._last: set[str] = set()
+        self._quorum_id = -1
+        self._was_away = False
+        self._learns_until_s = 0.0
+
+    def note_absence(self) -> None:
+        """A call has failed."""
+        self._was_away = True
+
+    def is_credible(self, quorum_id: int, ids: set[str]) -> bool:
+        """Whether a list is to be passed on: not if it lacks a process that may not have had time to call again."""
+        now_s = time.monotonic()
+        if self._was_away or quorum_id < self._quorum_id:
+            self._learns_until_s = now_s + self._silence_s
+        self._was_away, self._quorum_id = False, quorum_id
+        if now_s < self._learns_until_s and not self._last <= ids:
+            return False
+        self._last = ids
+        return True
+
+
+def _id_of(me: Candidate) -> str:
+    return f"{me.site} {me.incarnation}"

@@ -1,0 +1,59 @@
+"""Lighthouses and processes that end with the test."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lightning_parablock.elastic.lighthouse import Lighthouse
+from lightning_parablock.elastic.lighthouse_server import LighthouseServer
+
+SILENCE_S = 1.0
+
+
+@pytest.fixture
+def server() -> Iterator[LighthouseServer]:
+    server = LighthouseServer("127.0.0.1", 0, SILENCE_S)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def arbiter() -> Iterator[Callable[[int], Lighthouse]]:
+    """Makes arbiters of this process for a port."""
+    made: list[Lighthouse] = []
+
+    def make(port: int) -> Lighthouse:
+        made.append(Lighthouse(f"127.0.0.1:{port}", SILENCE_S))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+Process = subprocess.Popen[str]
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., Process]]:
+    """Starts Python programs; what they print is read line by line."""
+    processes: list[Process] = []
+
+    def start(*words: str) -> Process:
+        command = [sys.executable, *words]
+        processes.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1, cwd=Path(__file__).parents[2])
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()

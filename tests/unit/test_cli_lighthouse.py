@@ -1,0 +1,45 @@
+"""``lightning-parablock lighthouse``: its mistakes; that it serves is tested where processes ask it."""
+
+from __future__ import annotations
+
+import inspect
+import socket
+
+import pytest
+
+from lightning_parablock.cli import main
+from lightning_parablock.cli.commands.lighthouse import SILENCE_S
+from lightning_parablock.elastic.lighthouse import Lighthouse
+from lightning_parablock.settings import Settings
+
+
+def test_a_port_in_use(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["lighthouse", "--host", "127.0.0.1", "--port", str(port)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {socket.gethostname()} cannot open a lighthouse at 127.0.0.1, port {port}: ")
+    assert "Address already in use" in error and "choose another port" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--port", "65536"], "port must be 0 to 65535, got 65536"),
+        (["--port", "-1"], "port must be 0 to 65535, got -1"),
+        (["--silence_s", "0"], "silence_s must be above 0 seconds, got 0"),
+    ],
+)
+def test_values_that_cannot_be(capsys: pytest.CaptureFixture[str], words: list[str], text: str) -> None:
+    assert main(["lighthouse", *words]) == 2
+    assert capsys.readouterr().err == f"error: {text}\n"
+
+
+def test_a_misspelt_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["lighthouse", "--prt", "3"])
+    assert ended.value.code == 2 and "--port" in capsys.readouterr().err
+
+
+def test_the_lighthouse_and_the_sites_wait_equally_long() -> None:
+    assert Settings().silence_s == SILENCE_S == inspect.signature(Lighthouse).parameters["silence_s"].default
