@@ -136,28 +136,29 @@ def _of_generation(current: int, reports: Sequence[Report]) -> tuple[MembershipL
     """The log up to the current generation, its members that are here by client id, and all other reports.
 
     A member that has acknowledged the generation has everything that it opens with, so it counts as having opened it.
-    A generation that was acknowledged and that no reporter has opened never existed.
+    A generation that was acknowledged and that no reporter has opened never existed; nor did one of another coordinator
+    that happens to have the same number.
     """
-    log: MembershipLog | None = None
+    opened = [report for report in reports if report.opened and report.opened.log.generation == current]
+    logs = [report.opened.log for report in opened if report.opened]
+    log = logs[0]
+    for report, other in zip(opened, logs, strict=True):
+        if other != log:
+            raise MembershipError(
+                f"the membership logs of {_sites([opened[0].site, report.site])} differ although both end with "
+                f"generation {current}: two runs have met, or the run has split; stop one side and start its sites "
+                "again, so that they join the other one"
+            )
     here: dict[int, _Here] = {}
     others: list[Report] = []
     for report in reports:
-        standing = next(
-            (one for one in (report.opened, report.acknowledged) if one is not None and one.log.generation == current),
-            None,
-        )
-        client = None if standing is None else standing.log.client_of(report.site)
-        if standing is None or client not in standing.log.newest.members:
+        client = log.client_of(report.site)
+        standing = next((one for one in (report.opened, report.acknowledged) if one and one.log == log), None)
+        if standing is None or client not in log.newest.members:
             others.append(report)
-            continue
-        if log is not None and log != standing.log:
-            raise MembershipError(
-                f"the membership logs of {_sites([report.site])} and {_sites([next(iter(here.values())).report.site])} "
-                f"differ although both end with generation {current}: two runs have met, or the run has split; "
-                "stop one side and start its sites again, so that they join the other one"
-            )
-        log, here[client] = standing.log, _Here(report, standing)
-    if log is None:
+        else:
+            here[client] = _Here(report, standing)
+    if not here:
         raise WeightsLostError(
             f"no member of generation {current} is here, only sites that are none any more: "
             f"{_sites([report.site for report in others])}; start all sites again with ckpt_path set to the newest "
