@@ -40,7 +40,7 @@ options: install ## write docs/options.md and configs/base.yaml anew from the op
 	$(BIN)/python -m docs.hooks.options_reference
 
 soak: install ## 2,000 random histories of elastic membership, some minutes
-	ELASTIC_HISTORIES=2000 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/elastic
+	ELASTIC_HISTORIES=2000 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/elastic tests/regroup
 
 docs: install $(DOCS) ## build the documentation site in site/, run its notebook and check its links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -1,7 +1,4 @@
-"""Random histories of a simulated run have, bit for bit, the results of a plain loop that replays their logs.
-
-``PARABLOCK_HISTORIES=2000 pytest tests/regroup`` runs more of them than the suite does.
-"""
+"""Random histories of a simulated run have, bit for bit, the results of a plain loop that replays their logs."""
 
 from __future__ import annotations
 
@@ -14,7 +11,8 @@ from tests.regroup import history
 from tests.regroup.site import Site
 from tests.regroup.spoilt import SPOILT
 
-N_HISTORIES = int(os.environ.get("PARABLOCK_HISTORIES", "600"))
+N_HISTORIES = int(os.environ.get("ELASTIC_HISTORIES", "600"))
+"""``make soak`` runs 2,000."""
 N_PARTS = 4
 
 
