@@ -107,7 +107,7 @@ def _begin(site: Site, transport: ElasticTransport, fetcher: Fetcher) -> None:
     seat = site.seat
     decision = seat.opened
     assert decision is not None, "a founder has opened the first generation"
-    site.gather("the first round", b"", decision.record.first_round - 1)
+    site.gather("the first round", b"", decision.record.first_round)
     with seat.changed:
         seat.in_rounds = True
     transport.stage(decision, {})

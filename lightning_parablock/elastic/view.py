@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
+from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.federation.rounds import RoundEngine
+from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.regroup.log import MembershipLog
+from lightning_parablock.settings import Settings
+from lightning_parablock.transport.base import Transport
 
 
 @dataclass(frozen=True)
@@ -56,17 +63,22 @@ class Admission:
 
 
 class SiteView(Protocol):
-    """One site of a run: who is present, and payloads gathered from all of them.
+    """One site of a run: who is present, and payloads gathered from all of them."""
 
-    Attributes:
-        client: Own client id; known after :meth:`enter`.
-        run_id: Identifier of the run, the same at all sites; known after :meth:`enter`.
-        log: The membership log as far as this site has opened it; grows while the run goes on.
-    """
+    @property
+    def client(self) -> int:
+        """Own client id; known after :meth:`enter`."""
+        ...
 
-    client: int
-    run_id: str
-    log: MembershipLog
+    @property
+    def run_id(self) -> str:
+        """Identifier of the run, the same at all sites; known after :meth:`enter`."""
+        ...
+
+    @property
+    def log(self) -> MembershipLog:
+        """The membership log as far as this site has opened it; grows while the run goes on."""
+        ...
 
     def enter(self, facts: Mapping[str, str], checkpoint: HeldCheckpoint | None = None) -> Entry:
         """Block until the run is founded, with this site as a founder, or found, with this site as its guest.
@@ -112,6 +124,21 @@ class SiteView(Protocol):
         """Keep, for joiners, where this site's trainer is at the first step of a round; the newest few are enough."""
         ...
 
+    def open_rounds(self, flat: FlatBlocks, settings: Settings, schedule: Schedule, device: torch.device) -> Transport:
+        """Open the exchanges of a fit: collective among founders; a guest's carry nothing before its admission.
+
+        Args:
+            flat: The model's blocks, holding the founders' common starting value W.
+            settings: The run's settings.
+            schedule: The run's schedule, whose cohorts are drawn from the members of each round.
+            device: The model's device.
+        """
+        ...
+
+    def begin_engine(self, engine: RoundEngine, round_index: int) -> None:
+        """As a joiner: make a fresh engine begin with a round, with W as all members have it there."""
+        ...
+
     def await_admission(self) -> Admission:
         """As a guest that is set up: block until this site is a member, holding all that it was given.
 
@@ -120,8 +147,20 @@ class SiteView(Protocol):
         """
         ...
 
-    def leave(self) -> None:
-        """Hand over what this site keeps, and go: SIGTERM or Ctrl-C. Takes a limited time."""
+    def finish(self, round_index: int) -> None:
+        """This site holds every commit: wait until all members do, since one that lacks some may ask for them.
+
+        Args:
+            round_index: The last round.
+        """
+        ...
+
+    def leave(self) -> bool:
+        """Hand over what this site keeps, and go: SIGTERM or Ctrl-C. Takes a limited time.
+
+        Returns:
+            Whether the others have let it go.
+        """
         ...
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lightning_parablock.elastic.view import Admission, HeldCheckpoint
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.launching.agreement import versions_here
 from lightning_parablock.launching.elastic_environment import ElasticEnvironment, elastic_environment
 from lightning_parablock.loading.fit_loaders import JoiningRules
@@ -121,6 +122,16 @@ class ElasticRanks(RankStrategy):
         if self._elastic is None or self._elastic.entry.is_founder:
             return None
         return self._elastic.site.await_admission()
+
+    @override
+    def begin_engine(self, engine: RoundEngine, round_index: int) -> None:
+        assert self._elastic is not None, "only sites of an elastic run join"
+        self._elastic.site.begin_engine(engine, round_index)
+
+    @override
+    def end_rounds(self, round_index: int) -> None:
+        if self._elastic is not None:
+            self._elastic.site.finish(round_index)
 
     @override
     def begin_round(self, round_index: int, state: Callable[[], bytes]) -> None:

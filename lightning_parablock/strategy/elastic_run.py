@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from lightning_parablock.elastic.lighthouse import Lighthouse
+from lightning_parablock.elastic.run_site import RunSite, site_options
 from lightning_parablock.elastic.view import Entry, HeldCheckpoint, SiteView
-from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.meeting.addresses import own_address
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.elastic_group import ElasticGroup
 from lightning_parablock.strategy.groups import Guarded
@@ -55,6 +57,10 @@ class ElasticRun:
         """Names of the sites that take part, in the order of their numbers."""
         return tuple(self.name_of(client) for client in self.group.clients)
 
+    def members_at(self, round_index: int) -> tuple[int, ...]:
+        """Client ids, ascending, of those from whom the cohort of a round is drawn."""
+        return self.site.log.members_at(round_index)
+
     def name_of(self, client: int) -> str:
         """Name of a client's site."""
         log = self.site.log
@@ -81,6 +87,9 @@ def open_site(settings: Settings, name: str) -> SiteView:
     """The site of this process, which has entered no run yet.
 
     Raises:
-        ConfigurationError: what elastic membership needs is not there.
+        ConfigurationError: torchft, which the arbiter needs, is not installed, or the lighthouse's name is unknown.
     """
-    raise ConfigurationError(f"lighthouse={settings.lighthouse!r}: site {name} cannot enter an elastic run yet")
+    assert settings.lighthouse is not None
+    host = own_address(settings.lighthouse.rpartition(":")[0], one_host=False)
+    arbiter = Lighthouse(settings.lighthouse, settings.silence_s)
+    return RunSite(site_options(settings, name), arbiter, host, settings)

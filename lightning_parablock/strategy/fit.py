@@ -103,7 +103,7 @@ class FitSession:
             self.stopping.note(signum)
         joined = self.ranks.joined()
         if joined is not None:
-            engine.begin_at(joined.round)
+            self.ranks.begin_engine(engine, joined.round)
             apply_round_start(self.trainer, self.module, self.loaders, joined.trainer_state)
             self._stop_at_max_rounds()
         elif self.resumed is not None:
@@ -196,6 +196,7 @@ class FitSession:
         self.outside.check_turn(place, discarded=self.engine.discarded)
         self.has_finished = True
         self._refuse_divergence()
+        self.ranks.end_rounds(self.engine.round - 1)
         self.view.show_buffers()
         self.engine.transport.close()
         if is_wanted(self.trainer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -108,8 +108,13 @@ def _open_training(parts: FitParts) -> LocalTraining:
     ranks, flat, module = parts.ranks, parts.flat, parts.module
     settings, hosting = ranks.settings, ranks.hosting
     device, backend = ranks.root_device, ranks.process_group_backend
-    transport = open_transport(ranks.federation, flat, settings, device=device, backend=backend)
-    schedule = _schedule(settings, [block.name for block in flat.blocks], hosting, parts.loaders.client_samples)
+    members_at = None if ranks.elastic is None else ranks.elastic.members_at
+    names = [block.name for block in flat.blocks]
+    schedule = _schedule(settings, names, hosting, parts.loaders.client_samples, members_at)
+    if ranks.elastic is not None:
+        transport = ranks.elastic.site.open_rounds(flat, settings, schedule, device)
+    else:
+        transport = open_transport(ranks.federation, flat, settings, device=device, backend=backend)
     engine = RoundEngine(flat, settings, ranks.hosted_clients, transport, schedule, hosting.turns)
     optimizer = partial(_local_optimizer, ranks)
     switch = None
@@ -120,7 +125,13 @@ def _open_training(parts: FitParts) -> LocalTraining:
     return LocalTraining(engine, optimizer, own_steps, switch, before)
 
 
-def _schedule(settings: Settings, block_names: Sequence[str], hosting: Hosting, samples: tuple[int, ...]) -> Schedule:
+def _schedule(
+    settings: Settings,
+    block_names: Sequence[str],
+    hosting: Hosting,
+    samples: tuple[int, ...],
+    members_at: Callable[[int], Sequence[int]] | None,
+) -> Schedule:
     cohorts = Cohorts(
         hosting.n_clients,
         settings.cohort,
@@ -128,6 +139,7 @@ def _schedule(settings: Settings, block_names: Sequence[str], hosting: Hosting, 
         settings.seed,
         samples,
         availability=settings.availability,
+        members_at=members_at,
     )
     factors = draw_factors(settings.visit_more, list(block_names))
     schedule = Schedule(settings.block_order, len(block_names), settings.seed, cohorts, factors)

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lightning_parablock.elastic.view import Admission
 from lightning_parablock.errors import ConfigurationError, PeerError
+from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.launching.elastic_environment import ElasticEnvironment
 from lightning_parablock.launching.joining import join_run
 from lightning_parablock.launching.launched import adopt_mpi, launched_devices, refuse_other_sizes
@@ -121,6 +122,17 @@ class RankStrategy(GuardedCollectives):
     def joined(self) -> Admission | None:
         """For a site that comes to a run under way: how it becomes a member, once it is one; None for all others."""
         return None
+
+    def begin_engine(self, engine: RoundEngine, round_index: int) -> None:
+        """For a site that has joined: make the engine begin with a round."""
+        engine.begin_at(round_index)
+
+    def end_rounds(self, round_index: int) -> None:
+        """This rank has merged everything; wait for the others where they may need something of it.
+
+        Args:
+            round_index: The last round.
+        """
 
     def begin_round(self, round_index: int, state: Callable[[], bytes]) -> None:
         """The first local step of a round begins.

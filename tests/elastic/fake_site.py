@@ -7,9 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from lightning_parablock.blocks.flat import FlatBlocks
 from lightning_parablock.elastic.view import Admission, Entry, HeldCheckpoint
 from lightning_parablock.errors import PeerLostError, ProtocolError
+from lightning_parablock.federation.rounds import RoundEngine
+from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.regroup.log import MembershipLog, Record
+from lightning_parablock.settings import Settings
+from lightning_parablock.transport.base import Transport
+from tests.support.engine import loopback
 
 LIMIT_S = 60.0
 
@@ -60,7 +68,7 @@ class FakeSite:
         self.run_id, self.number = "run", 0
         self.facts: Mapping[str, str] = {}
         self.checkpoint: HeldCheckpoint | None = None
-        self.has_left = self.is_closed = False
+        self.has_left = self.is_closed = self.has_finished = False
         self.gathered: list[tuple[str, int]] = []
 
     @property
@@ -114,13 +122,23 @@ class FakeSite:
             self.board.round_starts[round_index] = state
             self.board.changed.notify_all()
 
+    def open_rounds(self, flat: FlatBlocks, settings: Settings, schedule: Schedule, device: torch.device) -> Transport:
+        return loopback(flat, settings.server_optimizer, settings.compression)
+
+    def begin_engine(self, engine: RoundEngine, round_index: int) -> None:
+        engine.begin_at(round_index)
+
+    def finish(self, round_index: int) -> None:
+        self.has_finished = True
+
     def await_admission(self) -> Admission:
         with self.board.changed:
             self.board.wait(lambda: self.board.admitted_at in self.board.round_starts, "the donor's round")
             return Admission(self.board.admitted_at, self.board.round_starts[self.board.admitted_at])
 
-    def leave(self) -> None:
+    def leave(self) -> bool:
         self.has_left = True
+        return True
 
     def close(self) -> None:
         self.is_closed = True
