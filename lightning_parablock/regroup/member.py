@@ -68,6 +68,9 @@ class Membership:
     def adopt(self, decision: Decision) -> Decision | None:
         """Open the acknowledged generation if others have opened it, as the decision for the next one tells.
 
+        If the decision does not know it, it never existed: the site forgets it, and what it has staged for it may give
+        way to what the decision asks for.
+
         Returns:
             The decision of the generation that is opened with this call, whose state the caller has to put in place
             before anything else; None if there is nothing to open.
@@ -77,9 +80,12 @@ class Membership:
         """
         self._require_attempt(decision.record.generation, "take the decision for")
         waiting = self.acknowledged
-        if waiting is None or waiting.record not in decision.log.records[:-1]:
+        if waiting is None or waiting.record.generation == decision.record.generation:
             return None
-        self.log, self.acknowledged = waiting.log, None
+        self.acknowledged = None
+        if waiting.record not in decision.log.records[:-1]:
+            return None
+        self.log = waiting.log
         return waiting
 
     def acknowledge(self, decision: Decision) -> None:

@@ -12,7 +12,7 @@ from lightning_parablock.regroup.log import MembershipLog, Record, as_key
 Label = tuple[Key, int]
 """A version of a piece of server state: the exchange after which it was taken, and the generation that served it.
 
-The state with which a server begins a generation has the label (newest kept exchange, that generation).
+The state with which a server begins a generation counts as served in that one, after the newest kept exchange.
 """
 
 

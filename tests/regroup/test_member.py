@@ -100,7 +100,10 @@ def test_a_generation_that_nobody_has_opened_is_not_adopted() -> None:
     mine.seal(2)
     made = regroup(2, first, "b", "c")
     assert mine.adopt(made) is None
+    assert mine.acknowledged is None  # what is staged for it may go
     mine.acknowledge(made)
+    assert mine.adopt(made) is None  # told twice
+    assert mine.acknowledged is made
     assert mine.open(2).record.members == (1, 2)
 
 
