@@ -306,7 +306,7 @@ class Regroups:
         assert client is not None
         self.client, self.peers = client, {c: prepared.processes[c] for c in record.members}
         mine.log, mine.layout = decision.log, parts(self.task, record)
-        mine.known = dict.fromkeys(record.members, record.kept)
+        mine.known, self.drained = dict.fromkeys(record.members, record.kept), set()
         if prepared.snapshot is not None:
             w, merged = prepared.snapshot
             mine.w = w.copy()
@@ -323,7 +323,6 @@ class Regroups:
         mine.served = {block: [(label, state)] for block, state in prepared.states.items()}
         mine.backups.clear()
         mine.backups.update(backups)
-        self.drained = set()
         self.go_on(label)
         self.world.note_opening(self, record)
 

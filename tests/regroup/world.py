@@ -83,7 +83,7 @@ class World(Faults):
                     return self.end("too few")
                 raise Hang(f"at {self.now:.0f}, {self.n_events} events")
             call(*args)
-        return self.outcome
+        return self.end("lost")
 
     def alive(self) -> list[Site]:
         return [site for site in self.processes.values() if site.is_alive]
