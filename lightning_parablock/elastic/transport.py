@@ -19,7 +19,7 @@ from lightning_parablock.elastic.landing import LandingTransport
 from lightning_parablock.elastic.shard import Backup, VersionedShard
 from lightning_parablock.elastic.staging import Staged, overlap, stage
 from lightning_parablock.elastic.store import first_key
-from lightning_parablock.errors import CallOrderError, MembershipError
+from lightning_parablock.errors import CallOrderError, MembershipError, SealedError
 from lightning_parablock.regroup.keys import Key, newest_due_at_start
 from lightning_parablock.regroup.report import Decision, Label, Source, Standing
 from lightning_parablock.server.shard import StatePiece
@@ -153,6 +153,7 @@ class ElasticTransport(LandingTransport):
         Raises:
             CallOrderError: a commit is missing.
             MembershipError: this process was a member before, and the run has continued without it.
+            SealedError: a newer generation is staged or open.
         """
         if self._begins_anew(decision) and self._started >= 0:
             raise MembershipError(
@@ -173,7 +174,12 @@ class ElasticTransport(LandingTransport):
             as_held=self._as_held,
             wanted=self._for_joiner(decision) if self._begins_anew(decision) else None,
         )
+        generation = decision.record.generation
         with self._changed:
+            waiting = -1 if self._staged is None else self._staged.decision.record.generation
+            if generation <= self._log.generation or generation < waiting:  # this took longer than its attempt lasted
+                newest = max(self._log.generation, waiting)
+                raise SealedError(f"generation {generation} is staged too late: {newest} is here already", newest)
             self._staged = staged
         return staged.server
 
