@@ -17,8 +17,8 @@ from lightning_parablock.errors import ProtocolError, RefusedError, UnreachableE
 NOBODY = Identity()
 _CONNECT_S = 10.0
 _LOOK_S = 0.2
-_SPARE_S = 2.0
-"""Added to the limit of the caller's own wait: an answer that says that the time is over needs some to travel."""
+_MOST_SPARE_S = 2.0
+"""Added to the caller's own wait, or half of the limit if that is less: the answer has to travel, too."""
 _MOST_BYTES = 1 << 28
 
 _local = threading.local()
@@ -94,6 +94,7 @@ class _Task:
     ) -> None:
         self._name, self._said, self._body = name, encoded(said), memoryview(body)
         self._limit_s, self._caller_looks, self._most_bytes = limit_s, look, most_bytes
+        self._silence_s = limit_s + min(_MOST_SPARE_S, limit_s / 2)
         self._gave_up: Exception | None = None
         self._headers = {
             **caller.headers(),
@@ -144,7 +145,7 @@ class _Task:
 
     def _exchange(self, connection: http.client.HTTPConnection) -> tuple[Reply, bool]:
         sock: socket.socket = connection.sock
-        sock.settimeout(self._limit_s + _SPARE_S)
+        sock.settimeout(self._silence_s)
         is_all_sent = self._send(connection)
         self._await(sock)
         reply, is_sound = self._received(connection)
@@ -164,7 +165,7 @@ class _Task:
         return True
 
     def _await(self, sock: socket.socket) -> None:
-        ends_s = time.monotonic() + self._limit_s + _SPARE_S
+        ends_s = time.monotonic() + self._silence_s
         while not _has_something(sock, _LOOK_S):
             self._look()
             if time.monotonic() > ends_s:

@@ -1,18 +1,20 @@
 """The arbiter of an elastic run: torchft's lighthouse, asked again and again from threads of its own.
 
 The lighthouse answers when every process that it knows to be alive has asked: a quorum is a barrier. So each process
-asks all the time, several times in ``silence_s``, whether or not anybody waits for the answer; nobody holds up the
-others, however long it is busy with something else.
+asks all the time, at least every 0.5 s, whether or not anybody waits for the answer: nobody holds up the others,
+however long it is busy with something else.
 
-Measured with three processes on one machine, heartbeats by a thread of their own:
+Measured with three processes on one machine that ask all the time, and send heartbeats from a thread of their own:
 
-* A quorum takes 1.0 ms (median) once all have asked. Everybody in it gets the same list with the same data.
-* A process that is killed or stopped is missing ``silence_s`` after its last heartbeat: 1.8 to 1.9 s for
-  ``heartbeat_timeout_ms=2000``. Until then nobody gets a list. A stopped one that continues is back at its next call.
-* A new process is in the list 0.1 s after its first call, or as soon as the others ask again.
-* A lighthouse that is restarted knows nobody: the first list holds whoever asked first, and the second one, one call
-  later, everybody. Calls to one that is away fail at once, and succeed again as soon as it is back.
-* A process that sends heartbeats and does not ask holds up the others for ``join_timeout_ms`` and is missing then.
+* A list takes 1 to 2 ms (median) once all have asked. Everybody in a quorum gets the same list with the same data.
+* A process that is killed is missing 1.0 s after it should have asked (``join_timeout_ms``) where more than half of the
+  others ask, and otherwise ``silence_s`` after its last heartbeat; until then nobody gets a list. One that is stopped
+  or cut off is missing then, too, and counts as alive until ``silence_s`` has passed: see
+  :mod:`lightning_parablock.elastic.roll`. A stopped one that continues is back at its next call.
+* A new process is in the list 0.2 to 0.4 s after its first call, as soon as the others ask again.
+* A lighthouse that is started anew knows nobody: its first list holds whoever asked first, and the next one, a call
+  later, everybody. Calls to one that is away fail at once and succeed within 2 s after it is back; no list that
+  :meth:`Lighthouse.ask` returns lacked a process then.
 
 What follows for the options is in :mod:`lightning_parablock.elastic.lighthouse_server`.
 """
@@ -29,13 +31,16 @@ from typing import Any
 from typing_extensions import override
 
 from lightning_parablock.elastic.arbiter import Arbiter, Candidate, of_run
+from lightning_parablock.elastic.roll import Roll
 from lightning_parablock.elastic.torchft import coordination
 from lightning_parablock.errors import ArbiterError
 
 log = logging.getLogger(__name__)
 
-_CALLS_IN_SILENCE = 10
-_BEATS_IN_SILENCE = 5
+_CALL_S, _BEAT_S = 0.5, 1.0
+"""Longest times from one call to the next, and from one heartbeat to the next."""
+_CALLS_IN_SILENCE, _BEATS_IN_SILENCE = 10, 5
+"""Fewest of both while a process may be silent."""
 _LONGEST_PAUSE_S = 2.0
 _CONNECT_S = 2.0
 
@@ -65,7 +70,7 @@ class Lighthouse(Arbiter):
         self._problem: str | None = None
         """What the last call failed with; None where it did not fail."""
         self._client = _Client(self._module, address)
-        self._seen = _Seen(silence_s)
+        self._roll = Roll(silence_s)
         self._threads: list[threading.Thread] = []
 
     @override
@@ -117,7 +122,7 @@ class Lighthouse(Arbiter):
     # --- the two threads ----------------------------------------------------------------------------------------------
 
     def _call_on(self) -> None:
-        every_s, pause_s = self._silence_s / _CALLS_IN_SILENCE, 0.0
+        every_s, pause_s = min(_CALL_S, self._silence_s / _CALLS_IN_SILENCE), 0.0
         while not self._closed.is_set():
             with self._changed:
                 me, number = self._me, self._n_asked
@@ -151,24 +156,23 @@ class Lighthouse(Arbiter):
             found[member.replica_id] = one
             if member.replica_id == _id_of(me):
                 answers = int(said["number"])
+        alive = self._roll.read(quorum.quorum_id, found, time.monotonic())
         with self._changed:
-            self._problem = None
-            if self._seen.is_credible(quorum.quorum_id, set(found)):
-                self._list = (answers, tuple(found.values()))
-                self._changed.notify_all()
+            self._problem, self._list = None, (answers, alive)
+            self._changed.notify_all()
 
     def _note_problem(self, error: Exception) -> None:
         text = (str(error).splitlines() or [type(error).__name__])[0][:300]
         with self._changed:
             if self._problem is None and not self._closed.is_set():
-                log.warning("the lighthouse at %s does not answer, and is asked again: %s", self._address, text)
+                log.info("the lighthouse at %s does not answer, and is asked again: %s", self._address, text)
             self._problem = text
-            self._seen.note_absence()
+            self._roll.note_absence()
 
     def _beat_on(self) -> None:
         client = _Client(self._module, self._address)
         limit = timedelta(seconds=self._silence_s)
-        while not self._closed.wait(self._silence_s / _BEATS_IN_SILENCE):
+        while not self._closed.wait(min(_BEAT_S, self._silence_s / _BEATS_IN_SILENCE)):
             with self._changed:
                 me = self._me
             assert me is not None, "an ask starts the thread"
@@ -199,32 +203,6 @@ class _Client:
         except BaseException:
             self._open = None
             raise
-
-
-class _Seen:
-    """Which lists may be believed: after a restart the lighthouse first learns anew who is alive."""
-
-    def __init__(self, silence_s: float) -> None:
-        self._silence_s = silence_s
-        self._last: set[str] = set()
-        self._quorum_id = -1
-        self._was_away = False
-        self._learns_until_s = 0.0
-
-    def note_absence(self) -> None:
-        """A call has failed."""
-        self._was_away = True
-
-    def is_credible(self, quorum_id: int, ids: set[str]) -> bool:
-        """Whether a list is to be passed on: not if it lacks a process that may not have had time to call again."""
-        now_s = time.monotonic()
-        if self._was_away or quorum_id < self._quorum_id:
-            self._learns_until_s = now_s + self._silence_s
-        self._was_away, self._quorum_id = False, quorum_id
-        if now_s < self._learns_until_s and not self._last <= ids:
-            return False
-        self._last = ids
-        return True
 
 
 def _id_of(me: Candidate) -> str:

@@ -3,10 +3,10 @@
 Why its options are what they are (measured, see :mod:`lightning_parablock.elastic.lighthouse`):
 
 * ``min_replicas=1``: how many sites are enough is the run's business, which knows ``min_clients`` and who holds what.
-* ``heartbeat_timeout_ms`` = ``silence_s``: a process without a heartbeat for so long is missing in the next list.
-* ``join_timeout_ms`` = ``silence_s``, too: one that sends heartbeats and does not ask holds up the others no longer
-  than one that is dead. Only a foreign program does that: a :class:`~lightning_parablock.elastic.lighthouse.Lighthouse`
-  asks all the time.
+* ``heartbeat_timeout_ms`` = ``silence_s``: a process without a heartbeat for so long holds up nobody.
+* ``join_timeout_ms`` = 1 s, or half of ``silence_s`` where that is less: how long the others wait for one that sent a
+  heartbeat and does not ask, as one that was killed a moment ago. A list without it is given only if more than half
+  have asked. Whether it is gone or slow is found out by those who get the list, so a short time loses nobody.
 * ``quorum_tick_ms=50``: how late the end of ``silence_s`` is noticed. Calls are looked at when they come.
 """
 
@@ -19,6 +19,7 @@ from lightning_parablock.elastic.torchft import coordination
 from lightning_parablock.errors import ConfigurationError
 
 _TICK_MS = 50
+_JOIN_MS = 1000
 
 
 class LighthouseServer:
@@ -43,7 +44,7 @@ class LighthouseServer:
             self._server: Any = coordination().LighthouseServer(
                 bind=f"{bare}:{port}",
                 min_replicas=1,
-                join_timeout_ms=silence_ms,
+                join_timeout_ms=min(_JOIN_MS, silence_ms // 2),
                 quorum_tick_ms=_TICK_MS,
                 heartbeat_timeout_ms=silence_ms,
             )

@@ -23,12 +23,12 @@ def server() -> Iterator[LighthouseServer]:
 
 
 @pytest.fixture
-def arbiter() -> Iterator[Callable[[int], Lighthouse]]:
+def arbiter() -> Iterator[Callable[..., Lighthouse]]:
     """Makes arbiters of this process for a port."""
     made: list[Lighthouse] = []
 
-    def make(port: int) -> Lighthouse:
-        made.append(Lighthouse(f"127.0.0.1:{port}", SILENCE_S))
+    def make(port: int, silence_s: float = SILENCE_S) -> Lighthouse:
+        made.append(Lighthouse(f"127.0.0.1:{port}", silence_s))
         return made[-1]
 
     yield make
