@@ -42,12 +42,13 @@ class Attempt:
         is_founding: Whether nobody holds W yet.
 
     Attributes:
+        participants: As given.
         has_opened: Whether all of them have opened the generation.
     """
 
     def __init__(self, seat: Seat, participants: Sequence[Candidate], *, is_founding: bool) -> None:
-        self._seat, self._participants, self._is_founding = seat, list(participants), is_founding
-        self.has_opened = False
+        self._seat, self.participants, self._is_founding = seat, list(participants), is_founding
+        self.has_opened = self._has_failed = False
         self._n_blocks = seat.n_blocks
         self._lost: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="parablock-regroup", daemon=True)
@@ -68,19 +69,22 @@ class Attempt:
     def look(self, candidates: Iterable[Candidate]) -> None:
         """Compare with the arbiter's newest list: without one of the participants the attempt cannot succeed."""
         alive = {one.incarnation for one in candidates}
-        self._lost |= {one.site for one in self._participants if one.incarnation not in alive}
+        self._lost |= {one.site for one in self.participants if one.incarnation not in alive}
 
     def _check(self) -> None:
         self._seat.check()
         if self._lost:
             raise AbandonedError(f"{', '.join(sorted(self._lost))} was lost")
+        if self._has_failed:
+            raise AbandonedError("another participant has failed")
 
     def _run(self) -> None:
-        names = ", ".join(one.site for one in self._participants)
+        names = ", ".join(one.site for one in self.participants)
         log.info("parablock: generation %d begins with %s", self.generation, names)
         try:
             self._carry_out()
         except ParaBlockError as error:
+            self._seat.problem = str(error)
             log.warning("parablock: generation %d with %s did not open: %s", self.generation, names, error)
         except Exception:
             log.exception("parablock: generation %d with %s did not open", self.generation, names)
@@ -99,7 +103,7 @@ class Attempt:
         self._ask_all("decision", decided)
         store = {**said, "store": self._seat.store_address}
         members = {decision.record.sites[client] for client in decision.record.members}
-        self._ask_all("connect", store, [one for one in self._participants if one.site in members])
+        self._ask_all("connect", store, [one for one in self.participants if one.site in members])
         self._ask_all("open", said)
         self.has_opened = True
 
@@ -117,7 +121,7 @@ class Attempt:
         if not self._seat.log.records:
             return {}
         record = self._seat.log.newest
-        here = {one.site for one in self._participants}
+        here = {one.site for one in self.participants}
         again = {one.site for one in self._seat.candidates}
         return {
             client: "lost: its process was started again" if record.sites[client] in again else "lost: no sign of life"
@@ -126,18 +130,22 @@ class Attempt:
         }
 
     def _incarnations(self, decision: Decision) -> dict[str, str]:
-        by_site = {one.site: one.incarnation for one in self._participants}
+        by_site = {one.site: one.incarnation for one in self.participants}
         return {str(client): by_site[decision.record.sites[client]] for client in decision.record.members}
 
     def _ask_all(self, name: str, said: Mapping[str, Any], whom: Sequence[Candidate] | None = None) -> list[Reply]:
         """Call all participants at once; the first failure ends the attempt."""
-        whom = self._participants if whom is None else whom
+        whom = self.participants if whom is None else whom
         with ThreadPoolExecutor(max(1, len(whom)), "parablock-regroup") as pool:
             return list(pool.map(partial(self._ask, name, said), whom))
 
     def _ask(self, name: str, said: Mapping[str, Any], one: Candidate) -> Reply:
         """Call until the step is done: a desk lets nobody wait for long, and transfers may take long."""
-        while True:
-            reply = call(one.desk, name, said, limit_s=_ANSWER_S, caller=self._seat.identity, look=self._check)
-            if reply.said.get("is_done", True):
-                return reply
+        try:
+            while True:
+                reply = call(one.desk, name, said, limit_s=_ANSWER_S, caller=self._seat.identity, look=self._check)
+                if reply.said.get("is_done", True):
+                    return reply
+        except ParaBlockError:
+            self._has_failed = name != "open"  # who can open opens: the others take it over with the next decision
+            raise

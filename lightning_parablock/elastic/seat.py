@@ -68,6 +68,7 @@ class Seat:
         n_blocks: Number of blocks of the model, once it is known.
         next_run: Id of the run, as of the generation that is acknowledged.
         next_incarnations: The same for :attr:`incarnations`.
+        problem: Why the last attempt at a regroup that this site coordinated has failed.
         opened: What led to the newest generation.
         error: What ends its part in the run.
     """
@@ -93,6 +94,7 @@ class Seat:
     next_run: str = ""
     next_incarnations: dict[int, str] = field(default_factory=dict[int, str])
     opened: Decision | None = None
+    problem: str = ""
     error: ParaBlockError | None = None
 
     def __post_init__(self) -> None:

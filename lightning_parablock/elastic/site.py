@@ -15,6 +15,7 @@ from lightning_parablock.elastic.answers import Answers
 from lightning_parablock.elastic.arbiter import Arbiter
 from lightning_parablock.elastic.fetching import Fetcher
 from lightning_parablock.elastic.gathers import Gathered, Gathers
+from lightning_parablock.elastic.reach import Reach
 from lightning_parablock.elastic.seat import Seat, SiteOptions
 from lightning_parablock.elastic.stores import host_store
 from lightning_parablock.elastic.transport import ElasticTransport
@@ -71,6 +72,7 @@ class Site:
             "kept": self.gathers.answer_kept,
             "agreed": self._answer_agreed,
             "trainer": self._answer_trainer,
+            "reach": Reach(self._seat).answer,
         }.items():
             self._desk.answer(name, handler)
         self._desk.answer("enter", self._answer_enter, for_strangers=True)
@@ -158,7 +160,8 @@ class Site:
                 "site reach it by TCP"
             )
         here = sorted(one.site for one in seat.candidates)
-        return f"{len(here)} of min_clients={seat.options.min_clients} sites are here ({', '.join(here)})"
+        problem = f"; {seat.problem}" if seat.problem else ""
+        return f"{len(here)} of min_clients={seat.options.min_clients} sites are here ({', '.join(here)}){problem}"
 
     def _enter_running(self) -> Entry | None:
         """Ask a member of the run, if there is one, to let this site in as a guest."""

@@ -6,10 +6,11 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from lightning_parablock.elastic.arbiter import Arbiter, Candidate
 from lightning_parablock.elastic.attempt import Attempt
+from lightning_parablock.elastic.roster import Roster
 from lightning_parablock.elastic.seat import Seat
 from lightning_parablock.errors import (
     ArbiterError,
@@ -17,7 +18,6 @@ from lightning_parablock.errors import (
     MembershipError,
     ParaBlockError,
     PeerLostError,
-    RefusedError,
 )
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 _EVERY_S = 0.3
 _AGAIN_S = 2.0
 _SAY_S = 30.0
-_PING_S = 1.0
 
 
 class Watcher:
@@ -38,9 +37,8 @@ class Watcher:
     """
 
     def __init__(self, seat: Seat, arbiter: Arbiter, newest_round: Callable[[], int]) -> None:
-        self._seat, self._arbiter, self._newest_round = seat, arbiter, newest_round
+        self._seat, self._arbiter, self._roster = seat, arbiter, Roster(seat, newest_round)
         self._attempt: Attempt | None = None
-        self._since_s: dict[str, float] = {}
         self._not_before_s = 0.0
         self._closing = threading.Event()
         self._away_since_s = self._said_s = 0.0
@@ -106,16 +104,18 @@ class Watcher:
             self._attempt.look(seat.candidates)
             if self._attempt.is_alive():
                 return
-            if not self._attempt.has_opened:
+            ended, self._attempt = self._attempt, None
+            if not ended.has_opened:
                 self._not_before_s = time.monotonic() + _EVERY_S * (1 + random.random())
-            self._attempt = None
+            self._roster.note_end(ended.participants, has_opened=ended.has_opened)
         candidates = seat.candidates
         self._refuse_to_be_a_ghost(candidates)
         self._refuse_to_lose_a_founder(candidates)
         if not self._coordinates(candidates) or time.monotonic() < self._not_before_s:
             return
         is_founding = not _runs(candidates)
-        participants = self._founders(candidates) if is_founding else self._next_members(candidates)
+        roster = self._roster
+        participants = roster.founders(candidates) if is_founding else roster.next_members(candidates)
         if participants:
             self._attempt = Attempt(seat, participants, is_founding=is_founding)
             self._attempt.start()
@@ -156,82 +156,6 @@ class Watcher:
             raise PeerLostError(
                 f"{', '.join(lost)} was lost before the first round: its process has ended, or the lighthouse has not "
                 f"heard it for {seat.options.silence_s:g} s; see its log, and start all sites again"
-            )
-
-    def _founders(self, fresh: Sequence[Candidate]) -> list[Candidate]:
-        """All that are here, once they are enough to found the run."""
-        return list(fresh) if len(fresh) >= self._seat.options.min_clients else []
-
-    def _next_members(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Who takes part in a regroup; empty where none is due, or too few are here."""
-        seat = self._seat
-        record = seat.log.newest
-        by_site = {one.site: one for one in candidates}
-        here = [
-            one
-            for client in record.members
-            if (one := by_site.get(record.sites[client])) is not None
-            and one.incarnation == seat.incarnations.get(client)
-        ]
-        absent = {record.sites[client] for client in record.members} - {one.site for one in here}
-        behind = {one.site for one in here if one.opened < record.generation}
-        guests = [one for one in candidates if one.is_ready and one not in here]
-        is_late = self._newest_round() >= record.first_round + seat.options.admit_every_rounds - 1
-        if self._may_be_there(absent, by_site):
-            return []
-        changed = (
-            bool(absent)
-            or self._for_long("behind", behind)
-            or any(one.is_leaving for one in here)
-            or any(one.sealed > record.generation for one in here)
-            or (bool(guests) and is_late)
-        )
-        staying = [one for one in here if not one.is_leaving]
-        if not changed:
-            return []
-        if len(staying) + len(guests) < seat.options.min_clients:
-            self._note_too_few(record.members, here)
-            return []
-        return here + guests
-
-    def _may_be_there(self, absent: set[str], by_site: Mapping[str, Candidate]) -> bool:
-        """Whether a member that the list lacks still answers, so that the list may be short of it.
-
-        A lighthouse that has just been started knows only those who have asked it since. It is believed once the
-        silence limit has passed, whoever answers.
-        """
-        vanished = {site for site in absent if site not in by_site}
-        if not vanished:
-            return False
-        return not self._for_long("absent", vanished) and all(map(self._answers, vanished))
-
-    def _answers(self, site: str) -> bool:
-        try:
-            self._seat.call(self._seat.address_of(site), "log", {}, _PING_S)
-        except RefusedError:
-            return True
-        except ParaBlockError:
-            return False
-        return True
-
-    def _for_long(self, what: str, sites: set[str]) -> bool:
-        """Whether something has been so of some of these sites for the silence limit."""
-        now_s = time.monotonic()
-        fresh = {f"{what} {site}" for site in sites}
-        self._since_s = {k: s for k, s in self._since_s.items() if k in fresh or not k.startswith(f"{what} ")}
-        return any(now_s - self._since_s.setdefault(key, now_s) > self._seat.options.silence_s for key in fresh)
-
-    def _note_too_few(self, members: Sequence[int], here: Sequence[Candidate]) -> None:
-        if time.monotonic() - self._said_s > _SAY_S:
-            self._said_s = time.monotonic()
-            log.warning(
-                "parablock: %d of %d sites are left (%s), and min_clients is %d: waiting up to %g s for more; start "
-                "the lost ones again with the same command",
-                len(here),
-                len(members),
-                ", ".join(one.site for one in here),
-                self._seat.options.min_clients,
-                self._seat.options.rejoin_timeout_s,
             )
 
 

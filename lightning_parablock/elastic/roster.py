@@ -1,0 +1,124 @@
+"""Who takes part in the next regroup, as the coordinator sees it: members that are left, and guests that are ready."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from lightning_parablock.elastic.arbiter import Candidate
+from lightning_parablock.elastic.reach import Reach, who_goes
+from lightning_parablock.elastic.seat import Seat
+from lightning_parablock.errors import DroppedError
+
+log = logging.getLogger(__name__)
+
+_SAY_S = 30.0
+_FAILURES = 2
+"""Attempts that fail in a row before the sites are asked whom they reach."""
+
+
+class Roster:
+    """Decides who is to take part.
+
+    Args:
+        seat: State of this site.
+        newest_round: Round that the training has started last; admissions are counted by it.
+    """
+
+    def __init__(self, seat: Seat, newest_round: Callable[[], int]) -> None:
+        self._seat, self._newest_round = seat, newest_round
+        self._reach = Reach(seat)
+        self._since_s: dict[str, float] = {}
+        self._out: set[str] = set()
+        self._failures = 0
+        self._said_s = 0.0
+
+    def founders(self, fresh: Sequence[Candidate]) -> list[Candidate]:
+        """All that are here, once they are enough to found the run."""
+        fresh = [one for one in fresh if one.incarnation not in self._out]
+        return fresh if len(fresh) >= self._seat.options.min_clients else []
+
+    def next_members(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Who takes part in a regroup; empty where none is due, or too few are here."""
+        seat, record = self._seat, self._seat.log.newest
+        processes = {process: client for client, process in seat.incarnations.items()}
+        listed = [one for one in candidates if one.incarnation in processes]
+        here = [one for one in listed if one.incarnation not in self._out]
+        guests = [one for one in candidates if one.is_ready and one not in listed and one.incarnation not in self._out]
+        is_late = self._newest_round() >= record.first_round + seat.options.admit_every_rounds - 1
+        if self._may_be_there(candidates):
+            return []
+        changed = (
+            len(here) < len(record.members)
+            or self._for_long("behind", {one.site for one in here if one.opened < record.generation})
+            or any(one.is_leaving for one in here)
+            or any(one.sealed > record.generation for one in here)
+            or (bool(guests) and is_late)
+        )
+        if not changed:
+            return []
+        staying = [one for one in here if not one.is_leaving]
+        if len(staying) + len(guests) < seat.options.min_clients:
+            self._note_too_few(here)
+            return []
+        return here + guests
+
+    def note_end(self, participants: Sequence[Candidate], *, has_opened: bool) -> None:
+        """An attempt has ended. After two in a row that failed, whoever is badly connected is left out.
+
+        Raises:
+            DroppedError: it is this site.
+        """
+        self._failures = 0 if has_opened else self._failures + 1
+        if self._failures < _FAILURES:
+            return
+        self._failures = 0
+        clients = {process: client for client, process in self._seat.incarnations.items()}
+        order = sorted(participants, key=lambda one: (clients.get(one.incarnation, 1 << 30), one.site))
+        site = who_goes(self._reach.of_all(order), [one.site for one in order])
+        if site is None:
+            return
+        if site == self._seat.options.site:
+            raise DroppedError(
+                f"site {site!r} reaches the lighthouse, and fewer of the other sites than they reach each other: it "
+                "gives up its place, so that they continue; look at the network between it and them"
+            )
+        log.warning("parablock: site %s is left out: not all of the other sites reach it, although it is alive", site)
+        self._out |= {one.incarnation for one in participants if one.site == site}
+
+    def _may_be_there(self, candidates: Sequence[Candidate]) -> bool:
+        """Whether a member that the list lacks still answers, so that the list may be short of it.
+
+        A lighthouse that has just been started knows only those who have asked it since. It is believed once the
+        silence limit has passed, whoever answers.
+        """
+        listed = {one.site for one in candidates}
+        vanished = {name for c in self._seat.log.newest.members if (name := self._seat.site_of(c)) not in listed}
+        if not vanished:
+            return False
+        if self._for_long("absent", vanished):
+            return False
+        return all(self._reach.answers(self._seat.address_of(site)) for site in vanished)
+
+    def _for_long(self, what: str, sites: set[str]) -> bool:
+        """Whether something has been so of some of these sites for the silence limit."""
+        now_s = time.monotonic()
+        fresh = {f"{what} {site}" for site in sites}
+        self._since_s = {k: s for k, s in self._since_s.items() if k in fresh or not k.startswith(f"{what} ")}
+        return any(now_s - self._since_s.setdefault(key, now_s) > self._seat.options.silence_s for key in fresh)
+
+    def _note_too_few(self, here: Sequence[Candidate]) -> None:
+        if time.monotonic() - self._said_s < _SAY_S:
+            return
+        self._said_s = time.monotonic()
+        options = self._seat.options
+        log.warning(
+            "parablock: %d of %d sites are left (%s), and min_clients is %d: waiting up to %g s for more; start the "
+            "lost ones again with the same command",
+            len(here),
+            len(self._seat.log.newest.members),
+            ", ".join(one.site for one in here),
+            options.min_clients,
+            options.rejoin_timeout_s,
+        )
