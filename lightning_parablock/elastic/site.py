@@ -16,6 +16,7 @@ from lightning_parablock.elastic.arbiter import Arbiter
 from lightning_parablock.elastic.fetching import Fetcher
 from lightning_parablock.elastic.gathers import Gathered, Gathers
 from lightning_parablock.elastic.reach import Reach
+from lightning_parablock.elastic.run_record import RunRecord
 from lightning_parablock.elastic.seat import Seat, SiteOptions
 from lightning_parablock.elastic.stores import host_store
 from lightning_parablock.elastic.transport import ElasticTransport
@@ -50,9 +51,18 @@ class Site:
         arbiter: Says who is alive.
         host: Address at which the other sites reach this one.
         ports: Range of ports for the desk; None for any.
+        record: Where the site notes the run that it takes part in; None for nowhere.
     """
 
-    def __init__(self, options: SiteOptions, arbiter: Arbiter, host: str, ports: PortRange | None = None) -> None:
+    def __init__(
+        self,
+        options: SiteOptions,
+        arbiter: Arbiter,
+        host: str,
+        ports: PortRange | None = None,
+        record: RunRecord | None = None,
+    ) -> None:
+        self._record = record or RunRecord()
         self._desk = Desk(host, ports=ports, check=self._refuse_strangers)
         self.store = host_store()
         self._seat = Seat(options, self._desk.address, f"{host}:{self.store.port}")
@@ -136,6 +146,7 @@ class Site:
         """
         seat = self._seat
         seat.facts, seat.checkpoint_round = dict(facts), -1 if checkpoint is None else checkpoint.round
+        seat.was_member = bool(self._record.read())
         self._watcher.start()
         wait = LimitedWait(seat.options.rejoin_timeout_s, reports=SOON)
         while True:
@@ -161,6 +172,9 @@ class Site:
             )
         here = sorted(one.site for one in seat.candidates)
         problem = f"; {seat.problem}" if seat.problem else ""
+        if seat.was_member and seat.checkpoint_round < 0:
+            problem += f"; this site has started run {self._record.read()[:8]} before and waits for its members: "
+            problem += self._record.advice
         return f"{len(here)} of min_clients={seat.options.min_clients} sites are here ({', '.join(here)}){problem}"
 
     def _enter_running(self) -> Entry | None:
@@ -225,6 +239,8 @@ class Site:
 
     def keep_round_start(self, round_index: int, state: bytes) -> None:
         """A round begins here, with this state of the trainer."""
+        if self._round < 0:
+            self._record.write(self._seat.run)
         with self._seat.changed:
             self._round = round_index
             self._starts[round_index] = state
@@ -272,6 +288,7 @@ class Site:
         """
         self.gathers.gather("the end", b"", round_index)
         self._seat.is_over = True
+        self._record.forget()
         self.gathers.await_fetched(_LEAVE_S)
 
     def note_trouble(self, error: Exception) -> None:

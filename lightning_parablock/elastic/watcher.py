@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _EVERY_S = 0.3
 _AGAIN_S = 2.0
+_FOUND_AGAIN_S = 10.0
 _SAY_S = 30.0
 
 
@@ -39,7 +40,7 @@ class Watcher:
     def __init__(self, seat: Seat, arbiter: Arbiter, newest_round: Callable[[], int]) -> None:
         self._seat, self._arbiter, self._roster = seat, arbiter, Roster(seat, newest_round)
         self._attempt: Attempt | None = None
-        self._not_before_s = 0.0
+        self._not_before_s, self._failures = 0.0, 0
         self._closing = threading.Event()
         self._away_since_s = self._said_s = 0.0
         self._thread = threading.Thread(target=self._run, name="parablock-arbiter", daemon=True)
@@ -105,8 +106,11 @@ class Watcher:
             if self._attempt.is_alive():
                 return
             ended, self._attempt = self._attempt, None
-            if not ended.has_opened:
-                self._not_before_s = time.monotonic() + _EVERY_S * (1 + random.random())
+            self._failures = 0 if ended.has_opened else self._failures + 1
+            if self._failures:
+                longest_s = _AGAIN_S if seat.in_rounds else _FOUND_AGAIN_S
+                pause_s = min(longest_s, _EVERY_S * 2 ** min(self._failures, 10))
+                self._not_before_s = time.monotonic() + pause_s * (1 + random.random()) / 2
             self._roster.note_end(ended.participants, has_opened=ended.has_opened)
         candidates = seat.candidates
         self._refuse_to_be_a_ghost(candidates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import Trainer
@@ -158,7 +159,7 @@ class ElasticRanks(RankStrategy):
     def _enter(self, environment: ElasticEnvironment) -> None:
         assert self._site is not None
         facts = versions_here() | self.settings.fingerprint()
-        site = open_site(self.settings, self._site)
+        site = open_site(self.settings, self._site, self._site_folder)
         run = ElasticRun.enter(self, site, facts, self._held_checkpoint())
         environment.follow(run.client, lambda: run.group.clients)
         self._elastic = run
@@ -169,6 +170,11 @@ class ElasticRanks(RankStrategy):
     def _takes_part(self) -> bool:
         """Whether what the trainer does now has a membership."""
         return True
+
+    @property
+    def _site_folder(self) -> Path | None:
+        """Where the site may note something."""
+        return None
 
     def _held_checkpoint(self) -> HeldCheckpoint | None:
         """What this site would continue from."""

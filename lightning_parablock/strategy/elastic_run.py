@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from lightning_parablock.elastic.lighthouse import Lighthouse
+from lightning_parablock.elastic.run_record import RunRecord
 from lightning_parablock.elastic.run_site import RunSite, site_options
 from lightning_parablock.elastic.view import Entry, HeldCheckpoint, SiteView
 from lightning_parablock.meeting.addresses import own_address
@@ -83,13 +85,19 @@ class ElasticRun:
         self.site.keep_round_start(round_index, state())
 
 
-def open_site(settings: Settings, name: str) -> SiteView:
+def open_site(settings: Settings, name: str, folder: Path | None) -> SiteView:
     """The site of this process, which has entered no run yet.
+
+    Args:
+        settings: The run's settings.
+        name: Of the site.
+        folder: Where it notes that it has started the run; None for nowhere.
 
     Raises:
         ConfigurationError: torchft, which the arbiter needs, is not installed, or the lighthouse's name is unknown.
     """
     assert settings.lighthouse is not None
     host = own_address(settings.lighthouse.rpartition(":")[0], one_host=False)
+    record = RunRecord(None if folder is None else folder / f"parablock-run-of-{name}.json")
     arbiter = Lighthouse(settings.lighthouse, settings.silence_s)
-    return RunSite(site_options(settings, name), arbiter, host, settings)
+    return RunSite(site_options(settings, name), arbiter, host, settings, record)

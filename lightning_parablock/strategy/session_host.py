@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -95,6 +96,11 @@ class SessionHost(ElasticRanks):
     @override
     def _takes_part(self) -> bool:
         return self._is_fit
+
+    @property
+    @override
+    def _site_folder(self) -> Path:
+        return Path(self._trainer.default_root_dir)
 
     @property
     def _is_fit(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_parablock.blocks.flat import FlatBlocks
 from lightning_parablock.elastic.opening import committed_at, open_elastic
+from lightning_parablock.elastic.run_record import RunRecord
 from lightning_parablock.elastic.seat import SiteOptions
 from lightning_parablock.elastic.site import Site
 from lightning_parablock.elastic.transport import ElasticTransport
@@ -49,6 +50,8 @@ class ToySite(threading.Thread):
         *,
         pause_s: float,
         min_clients: int,
+        rejoin_timeout_s: float = 30.0,
+        record: RunRecord | None = None,
     ) -> None:
         super().__init__(name=f"site {name}", daemon=True)
         self.site_name, self.lighthouse, self.settings, self.rounds = name, lighthouse, settings, rounds
@@ -57,13 +60,13 @@ class ToySite(threading.Thread):
             site=name,
             lighthouse="here:1",
             min_clients=min_clients,
-            rejoin_timeout_s=30.0,
+            rejoin_timeout_s=rejoin_timeout_s,
             admit_every_rounds=1,
             silence_s=lighthouse.silence_s,
             topology=settings.topology,
             has_server_state=False,
         )
-        self.site = Site(options, lighthouse.arbiter(), "127.0.0.1")
+        self.site = Site(options, lighthouse.arbiter(), "127.0.0.1", record=record)
         self.transport: ElasticTransport | None = None
         self.engine: RoundEngine | None = None
         self.weights: list[Tensor] = []

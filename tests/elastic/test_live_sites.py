@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 import torch
 
+from lightning_parablock.elastic.run_record import RunRecord
+from lightning_parablock.errors import PeerTimeoutError
 from lightning_parablock.settings import Settings
 from tests.elastic.live_sites import KilledError, ToySite
 from tests.support.local_arbiter import LocalLighthouse
@@ -108,4 +111,29 @@ def test_a_site_that_leaves_is_let_go() -> None:
     _ended(rest)
     assert rest[0].site.log.newest.gone == {0: "left"}
     for site in rest:
+        site.site.close()
+
+
+def test_a_site_that_has_started_a_run_does_not_found_it_again(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path / "run.json")
+    first = ToySite("a", LocalLighthouse(), Settings(local_steps=2), 2, pause_s=0.0, min_clients=1, record=record)
+    first.start()
+    _ended([first])
+    assert not record.read(), "the run has ended as it should"
+    record.write("some run")
+    again = ToySite(
+        "a",
+        LocalLighthouse(),
+        Settings(local_steps=2),
+        2,
+        pause_s=0.0,
+        min_clients=1,
+        record=record,
+        rejoin_timeout_s=3.0,
+    )
+    again.start()
+    again.join(_LIMIT_S)
+    with pytest.raises(PeerTimeoutError, match=r"some run.*ckpt_path, or delete .*run\.json to begin a new run"):
+        raise again.error or AssertionError("it has founded the run")
+    for site in (first, again):
         site.site.close()

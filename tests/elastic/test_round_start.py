@@ -97,7 +97,7 @@ class Told(Callback):
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, site: FakeSite) -> None:
-    monkeypatch.setattr("lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name: site)
+    monkeypatch.setattr("lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name, folder: site)
 
 
 def fit(root: Path, module: Module, **options: Any) -> Told:

@@ -1,0 +1,51 @@
+"""A file in which a site notes the run that it takes part in, so that it never founds the same run a second time.
+
+A site that has started a round and then lost everything may come back to the run, or continue it from a checkpoint. If
+it were allowed to found it anew, a site that is alone for a moment would start from scratch, and its model would become
+everybody's (METHOD: "Elastic membership", rule 11).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+
+class RunRecord:
+    """The note of one site.
+
+    Args:
+        path: Of the file; None to note nothing.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+
+    def read(self) -> str:
+        """Id of the run in which the site has started a round that it has not finished; empty for none."""
+        if self.path is None or not self.path.exists():
+            return ""
+        with contextlib.suppress(ValueError, OSError):
+            said = json.loads(self.path.read_text())
+            return str(said.get("run", "")) if isinstance(said, dict) else "unknown"  # pyright: ignore
+        return "unknown"
+
+    def write(self, run: str) -> None:
+        """The site starts a round of a run."""
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps({"run": run}) + "\n")
+
+    def forget(self) -> None:
+        """The run has ended as it should."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    @property
+    def advice(self) -> str:
+        """What to do where no site of the run is left."""
+        return (
+            "where no site of it is left, continue from a checkpoint with ckpt_path, or delete "
+            f"{self.path} to begin a new run"
+        )
