@@ -11,7 +11,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning_parablock.desk.listener import SILENCE_S
-from lightning_parablock.desk.message import SAID, SLICE_BYTES, WAIT, Identity, Reply, decoded, encoded, length, slices
+from lightning_parablock.desk.message import (
+    MOST_BYTES,
+    SAID,
+    SLICE_BYTES,
+    WAIT,
+    Identity,
+    Reply,
+    decoded,
+    encoded,
+    length,
+    slices,
+)
 from lightning_parablock.errors import ProtocolError, RefusedError, UnreachableError
 
 NOBODY = Identity()
@@ -19,8 +30,6 @@ _CONNECT_S = 10.0
 _LOOK_S = 0.2
 _MOST_SPARE_S = 2.0
 """Added to the caller's own wait, or half of the limit if that is less: the answer has to travel, too."""
-_MOST_BYTES = 1 << 28
-
 _local = threading.local()
 
 
@@ -34,7 +43,8 @@ def call(
     caller: Identity = NOBODY,
     repeatable: bool = False,
     look: Callable[[], object] | None = None,
-    most_bytes: int = _MOST_BYTES,
+    most_bytes: int = MOST_BYTES,
+    pace: Callable[[int], None] | None = None,
 ) -> Reply:
     """Call another site's desk and return its answer.
 
@@ -51,6 +61,7 @@ def call(
             from an earlier call broke.
         look: Called several times a second while the answer is awaited; raises to give up.
         most_bytes: Longest answer that is accepted.
+        pace: Called before each slice of the body with its number of bytes; sleeps where a rate is capped.
 
     Returns:
         The answer; its body is a memoryview of bytes that belong to the caller.
@@ -61,7 +72,7 @@ def call(
 
     Threads: each thread has connections of its own, which stay open from call to call.
     """
-    task = _Task(name, said, body or b"", limit_s, caller, look, most_bytes)
+    task = _Task(name, said, body or b"", limit_s, caller, look, most_bytes, pace)
     kept = _kept(address)
     if kept is not None:
         try:
@@ -91,9 +102,10 @@ class _Task:
         caller: Identity,
         look: Callable[[], object] | None,
         most_bytes: int,
+        pace: Callable[[int], None] | None,
     ) -> None:
         self._name, self._said, self._body = name, encoded(said), memoryview(body)
-        self._limit_s, self._caller_looks, self._most_bytes = limit_s, look, most_bytes
+        self._limit_s, self._caller_looks, self._most_bytes, self._pace = limit_s, look, most_bytes, pace
         self._silence_s = limit_s + min(_MOST_SPARE_S, limit_s / 2)
         self._gave_up: Exception | None = None
         self._headers = {
@@ -161,6 +173,8 @@ class _Task:
             self._look()
             if _has_something(connection.sock, 0.0):
                 return False
+            if self._pace is not None:
+                self._pace(len(part))
             connection.send(part)
         return True
 

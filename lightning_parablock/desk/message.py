@@ -23,6 +23,9 @@ SAID, RUN, SITE, INCARNATION, WAIT = (
 )
 """Headers: bytes of JSON; the caller's run, site and incarnation; seconds for which the caller waits."""
 
+MOST_BYTES = 1 << 34
+"""Longest message that is accepted: the server state of a large block, and far less than what a typing error states."""
+
 SLICE_BYTES = 64 * 1024
 """Bytes that are sent or received at a time: each slice has the whole limit again, so slow links are not lost ones."""
 

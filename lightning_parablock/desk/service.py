@@ -15,7 +15,7 @@ from typing import Any
 
 from lightning_parablock.checks import closest
 from lightning_parablock.desk.listener import Listener
-from lightning_parablock.desk.message import Identity, Reply
+from lightning_parablock.desk.message import MOST_BYTES, Identity, Reply
 from lightning_parablock.errors import RefusedError
 from lightning_parablock.settings.ports import PortRange
 
@@ -104,7 +104,7 @@ class Desk:
         ports: PortRange | None = None,
         *,
         check: Callable[[Identity, str], None] | None = None,
-        most_bytes: int = 1 << 28,
+        most_bytes: int = MOST_BYTES,
     ) -> None:
         self._routes: Mapping[str, _Route] = MappingProxyType({})
         self._check = check

@@ -26,7 +26,7 @@ class Herald:
 
     Args:
         seat: State of this site.
-        pace: Called before bytes leave, with their number; sleeps where the site's rate is capped.
+        pace: Called before each piece of a backup leaves, with its number of bytes; sleeps where the rate is capped.
     """
 
     def __init__(self, seat: Seat, pace: Callable[[int], None] | None = None) -> None:
@@ -91,12 +91,11 @@ class Herald:
         if pieces is None:
             return
         said, body = backup_message(backup, pieces)
-        self._pace(len(body))
         self._try(client, "backup", said, body)
 
     def _try(self, client: int, name: str, said: Mapping[str, object], body: bytes) -> None:
         try:
-            self._seat.ask(client, name, said, body, _ANSWER_S)
+            self._seat.ask(client, name, said, body, _ANSWER_S, self._pace)
         except ParaBlockError as error:  # whoever is gone need not be told; the arbiter says who is
             log.debug("parablock: %s to client %d: %s", name, client, error)
 

@@ -16,6 +16,10 @@ Measured with three processes on one machine that ask all the time, and send hea
   later, everybody. Calls to one that is away fail at once and succeed within 2 s after it is back; no list that
   :meth:`Lighthouse.ask` returns lacked a process then.
 
+With three sites whose 10 Mbit/s links were saturated by calls between them, and the lighthouse on a fourth host, a list
+took 0.2 s (median), at most 1.1 s, and never lacked anybody. A cut link was a loss after 6 s (``silence_s=5``), and the
+site back 1 s after it was restored; a killed process was a loss after 1.0 to 1.4 s.
+
 What follows for the options is in :mod:`lightning_parablock.elastic.lighthouse_server`.
 """
 

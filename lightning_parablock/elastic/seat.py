@@ -199,9 +199,17 @@ class Seat:
         site = self.site_of(client)
         return next(one.store for one in self.candidates if one.site == site)
 
-    def ask(self, client: int, name: str, said: Mapping[str, object], body: bytes, limit_s: float) -> Reply:
+    def ask(
+        self,
+        client: int,
+        name: str,
+        said: Mapping[str, object],
+        body: bytes,
+        limit_s: float,
+        pace: Callable[[int], None] | None = None,
+    ) -> Reply:
         """Call another member's desk; may be sent twice."""
-        return self.call(self.address_of(self.site_of(client)), name, said, limit_s, body=body)
+        return self.call(self.address_of(self.site_of(client)), name, said, limit_s, body=body, pace=pace)
 
     def call(
         self,
@@ -211,7 +219,8 @@ class Seat:
         limit_s: float,
         look: Callable[[], object] | None = None,
         body: bytes = b"",
+        pace: Callable[[int], None] | None = None,
     ) -> Reply:
         """Call a desk; may be sent twice."""
         look = look or self.check
-        return call(address, name, said, body, limit_s, caller=self.identity, repeatable=True, look=look)
+        return call(address, name, said, body, limit_s, caller=self.identity, repeatable=True, look=look, pace=pace)

@@ -166,6 +166,14 @@ def test_a_message_that_is_too_long_is_refused_with_the_reason(opened: Opened) -
         call(desk.address, "long", {}, most_bytes=1000)
 
 
+def test_the_cap_sees_every_byte_of_a_message_before_it_leaves(desk: Desk) -> None:
+    desk.answer("echo", echo)
+    for n_bytes in (0, 1, 200_000):
+        paced: list[int] = []
+        assert len(call(desk.address, "echo", {}, bytes(n_bytes), pace=paced.append).body) == n_bytes
+        assert sum(paced) == n_bytes and max(paced, default=0) <= 65536
+
+
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
