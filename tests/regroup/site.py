@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from lightning_parablock.regroup.candidates import Candidate, coordinator_of
 from lightning_parablock.regroup.keys import Key
 from lightning_parablock.regroup.member import Membership
+from tests.regroup.coordinating import Attempt, Coordinates
 from tests.regroup.exchanging import Exchanges
-from tests.regroup.regrouping import Attempt, Prepared, Regroups
+from tests.regroup.regrouping import Prepared, Regroups
 from tests.regroup.toy import Values
 from tests.regroup.training import Training
 
@@ -20,7 +21,7 @@ LEAVING = 10.0  # a leaver waits no longer than this
 GUEST = 8.0  # most time for which W is streamed to a guest before it can be admitted
 
 
-class Site(Regroups):
+class Site(Coordinates, Regroups):
     """One process.
 
     Attributes:

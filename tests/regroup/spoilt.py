@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from lightning_parablock.regroup.decide import Rules, decide
-from lightning_parablock.regroup.keys import Key
 from lightning_parablock.regroup.log import MembershipLog, Restored
 from lightning_parablock.regroup.report import Decision, Label, Report
-from tests.regroup.exchanging import Exchanges, State, parts
+from tests.regroup.exchanging import State, parts
 from tests.regroup.regrouping import Prepared
 from tests.regroup.site import Site
+from tests.regroup.spoilt_exchanges import EXCHANGES, OneBackup
 from tests.regroup.toy import Values
-from tests.regroup.training import Training, encoded
+from tests.regroup.training import Training
 
 SPOILT: dict[str, type[Site]] = {}
 
@@ -34,15 +34,8 @@ def spoils(rule: int) -> Any:
     return register
 
 
-def with_exchanges(rule: int) -> Any:
-    """Register a site whose part in exchanges breaks a rule."""
-
-    def register(exchanges: type[Exchanges]) -> type[Exchanges]:
-        site = type(f"SiteWith{exchanges.__name__}", (Site,), {"exchanges_class": exchanges})
-        SPOILT[f"rule {rule}: {exchanges.__doc__}"] = site
-        return exchanges
-
-    return register
+for _rule, _exchanges in EXCHANGES.items():
+    SPOILT[_rule] = type(_exchanges.__name__, (Site,), {"exchanges_class": _exchanges})
 
 
 # --- rule 2: report ---------------------------------------------------------------------------------------------------
@@ -87,42 +80,6 @@ class KeepsLess(Site):
 
 
 # --- rule 4: redo -----------------------------------------------------------------------------------------------------
-
-
-@with_exchanges(4)
-class EncodesAnew(Exchanges):
-    """a delta is sent again from the residual of today"""
-
-    def __init__(self, site: Site) -> None:
-        super().__init__(site)
-        self.sent: set[Key] = set()
-
-    def encode(self, key: Key) -> Values:
-        delta, before = self.outgoing[key]
-        if key not in self.sent or self.site.training is None:
-            self.sent.add(key)
-            return encoded(self.task, delta, before)
-        return encoded(self.task, delta, self.site.training.residual[key[1]])
-
-
-@with_exchanges(4)
-class WaitsForLost(Exchanges):
-    """a redone exchange waits for the clients that were lost"""
-
-    def contributors(self, key: Key) -> tuple[int, ...]:
-        return self.work(key[0])[key[1]]
-
-
-@with_exchanges(4)
-class CountsReturned(Exchanges):
-    """a client that was lost and came back counts in redone exchanges"""
-
-    def contributors(self, key: Key) -> tuple[int, ...]:
-        left = set(self.work(key[0])[key[1]])
-        for record in self.log.records[1:]:
-            if record.first_round > key[0] and key > record.kept:
-                left &= set(record.members)
-        return tuple(sorted(left))
 
 
 @spoils(4)
@@ -192,48 +149,6 @@ class NOfLanded(Site):
         if len(decision.log.records) == 1:
             return decision
         return with_record(decision, first_round=max(decision.record.kept[0] + 1, decision.log.records[-2].first_round))
-
-
-@with_exchanges(5)
-class OldShards(Exchanges):
-    """redone exchanges of rounds below n keep their servers"""
-
-    def layout_of(self, key: Key) -> dict[int, slice]:
-        record = next(one for one in reversed(self.log.records) if one.first_round <= key[0])
-        return {server: part for server, part in parts(self.task, record).items() if server in self.site.peers}
-
-
-# --- rule 6: keep until -----------------------------------------------------------------------------------------------
-
-
-@with_exchanges(6)
-class ForgetsMerged(Exchanges):
-    """a commit is forgotten when it is merged here"""
-
-    def release(self) -> None:
-        super().release()
-        for key in [key for key in self.whole if key[0] <= self.site.merged]:
-            del self.whole[key]
-
-
-@with_exchanges(6)
-class ForgetsSent(Exchanges):
-    """a delta is forgotten when it is sent"""
-
-    def upload(self, key: Key) -> None:
-        super().upload(key)
-        if self.site.accepts(self.log.generation):
-            del self.outgoing[key]
-
-
-@with_exchanges(6)
-class ForgetsStateBefore(Exchanges):
-    """server state before an exchange is forgotten when it is served"""
-
-    def serve(self) -> None:
-        super().serve()
-        for versions in self.served.values():
-            del versions[:-1]
 
 
 # --- rule 7: opening --------------------------------------------------------------------------------------------------
@@ -311,15 +226,6 @@ class KeepsVoidBackups(Site):
         }
 
 
-@with_exchanges(9)
-class OneBackup(Exchanges):
-    """a holder keeps the newest backup only, and it is used whatever was kept"""
-
-    def on_backup(self, server: int, block: int, label: Label, state: State) -> None:
-        self.backups[block, server].clear()
-        super().on_backup(server, block, label, state)
-
-
 def decide_with_any_backup(generation: int, reports: Sequence[Report], rules: Rules) -> Decision:
     decision = decide(generation, reports, rules)
     held: dict[tuple[int, int], tuple[Label, int]] = {}
@@ -345,19 +251,6 @@ SPOILT[f"rule 9: {OneBackup.__doc__}"].decide = staticmethod(decide_with_any_bac
 
 
 # --- rule 10: leaving and ending --------------------------------------------------------------------------------------
-
-
-@with_exchanges(10)
-class CountsLeavers(Exchanges):
-    """a leaver's deltas count in redone exchanges"""
-
-    def contributors(self, key: Key) -> tuple[int, ...]:
-        left = set(self.work(key[0])[key[1]])
-        for before, record in zip(self.log.records, self.log.records[1:], strict=False):
-            if record.first_round > key[0] and key > record.kept:
-                leavers = {client for client, why in record.gone.items() if why == "left"} & set(before.members)
-                left &= (set(record.members) - set(record.joiners)) | leavers
-        return tuple(sorted(left))
 
 
 @spoils(10)
