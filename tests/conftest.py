@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-_OF_ONE_PROCESS = ("pins", "property", "unit")
+_OF_ONE_PROCESS = ("desk", "pins", "property", "regroup", "unit")
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

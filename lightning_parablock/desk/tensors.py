@@ -63,7 +63,8 @@ def chunk_reply(
 
     Args:
         said: What the call says; a handler finds out by it which tensor is meant.
-        tensor: The whole tensor; not changed while it is pulled.
+        tensor: The whole tensor, not changed while it is pulled. One that is not on the CPU, or has gaps, is copied
+            whole for each part.
         version: Names the tensor's values: another version has another name, which the puller notices.
         pace: See :class:`Reply`.
 
