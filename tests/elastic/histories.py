@@ -159,7 +159,7 @@ class History:
                 raise HistoryError(f"nothing happens any more: {self.standing()}")
             if self.run.outcome:
                 return seen + Counter([self.run.outcome])
-            sites = [s for s in self.run.sites if s.is_member and s.has_drained]
+            sites = [s for s in self.run.sites if (s.is_member and s.has_drained) or s.has_gone_home]
             if sites:
                 self.compare(sites)
                 seen[f"{len(self.run.log.records) - 1} regroups"] += 1

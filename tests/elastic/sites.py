@@ -90,7 +90,7 @@ class Site:
         self.carrier: Carrier | None = None
         self.actor: Actor | None = None
         self.joined: Record | None = None
-        self.is_late = False
+        self.is_late = self.has_gone_home = False
         self.is_alive, self.is_ready, self.is_leaving, self.has_drained = True, False, False, False
         self.frozen_until = 0.0
         self.pace = run.world.rng.choice([0.5, 1.0, 1.0, 3.0])
@@ -199,11 +199,14 @@ class Run:
 
     @property
     def log(self) -> MembershipLog:
-        return max((s.membership.log for s in self.sites if s.is_alive), key=lambda log: log.generation)
+        here = [s for s in self.sites if s.is_alive or s.has_gone_home]
+        return max((s.membership.log for s in here), key=lambda log: log.generation)
 
     @property
     def is_over(self) -> bool:
         if not self.coming and not any(s.is_alive for s in self.sites):
+            if any(s.has_gone_home for s in self.sites):
+                return True
             self.outcome = "all lost"
         if self.outcome:
             return True
