@@ -74,6 +74,8 @@ class History:
             "weighting": rng.choice(["uniform", "samples"]),
             "in_flight_value": rng.choice(["local", "local", "anchor"]),
             "min_clients": rng.choice([1, 1, 2]),
+            "dtype": rng.choice(["float32", "float32", "float32", "bfloat16"]),
+            "begin": rng.choice([-1, -1, -1, -1, 3]),
         }
         self.drawn |= fixed
         d = self.drawn
@@ -81,19 +83,23 @@ class History:
         self.settings = settings_of(d, seed)
         draw = torch.Generator().manual_seed(seed)
         sizes = [rng.choice([700, 2100, 3500]) for _ in range(d["blocks"])]
-        self.initial = [torch.randn(size, generator=draw) for size in sizes]
+        dtype, names = getattr(torch, d["dtype"]), NAMES[: d["n"]]
+        self.initial = [torch.randn(size, generator=draw).to(dtype).float() for size in sizes]
+        holders = frozenset(name for name in names if rng.random() < 0.5) or frozenset(names[-1])
         self.world = World(seed)
         cohorts = Cohorts(0, d["cohort"], d["sampling"], seed)
         self.setup = Setup(
             self.settings,
             Schedule(d["order"], d["blocks"], seed, cohorts),
             self.initial,
-            d["rounds"],
+            d["rounds"] + max(d["begin"], 0),
             step,
             samples,
             d["min_clients"],
+            dtype,
+            (d["begin"], holders),
         )
-        self.run = Run(self.world, self.setup, NAMES[: d["n"]])
+        self.run = Run(self.world, self.setup, names)
         self.plan_faults()
 
     def plan_faults(self) -> None:
@@ -206,8 +212,9 @@ class History:
 
         server = {name: value for name, value in SERVERS[d["server"]].items()}
         plan = Plan(
-            self.initial, d["rounds"], d["K"], d["delay"], step, cohort, weight,
-            local=d["in_flight_value"] == "local", server=d["server"], compression=d["compression"], **server,
+            self.initial, self.setup.rounds, d["K"], d["delay"], step, cohort, weight,
+            local=d["in_flight_value"] == "local", server=d["server"], compression=d["compression"],
+            hold=lambda value: value.to(self.setup.dtype).float(), **server,
         )  # fmt: skip
         return replay(plan, self.entries(log))
 

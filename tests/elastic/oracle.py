@@ -53,11 +53,12 @@ class Plan:
     betas: tuple[float, float] = (0.9, 0.99)
     tau: float = 1e-3
     compression: str = "none"
+    hold: Callable[[Tensor], Tensor] = lambda value: value  # what parameters can hold of it
 
 
 @dataclass
 class Outcome:
-    """W at the end, and W of its block after each exchange."""
+    """W at the end as parameters hold it, and what the server has of W after each exchange."""
 
     W: list[Tensor]
     after: dict[Key, Tensor]
@@ -80,6 +81,7 @@ def replay(plan: Plan, log: Sequence[Entry]) -> Outcome:
     K, D = plan.K, len(plan.initial)
     q, r = divmod(plan.delay, K)
     W = [value.clone() for value in plan.initial]
+    exact = [value.clone() for value in plan.initial]  # the server's W, where commits are W and not increments
     start = plan.tau**2 if plan.server in ("adam", "yogi") else 0.0
     state = [{"m": torch.zeros_like(w), "v": torch.full_like(w, start), "e": torch.zeros_like(w)} for w in plan.initial]
     fresh = [{name: value.clone() for name, value in of_block.items()} for of_block in state]
@@ -151,14 +153,15 @@ def replay(plan: Plan, log: Sequence[Entry]) -> Outcome:
         if plan.lr != 1:
             move = plan.lr * move
         if plan.compression == "none":
-            W[b] = W[b] + move
+            exact[b] = exact[b] + move
+            W[b] = plan.hold(exact[b])
         else:
             wanted = move + now["e"]
             before = W[b]
-            W[b] = before + arrives(plan.compression, wanted)
+            exact[b] = W[b] = plan.hold(before + arrives(plan.compression, wanted))
             now["e"] = wanted - (W[b] - before)
         newest[b] = (t, b)
-        after[t, b] = W[b]
+        after[t, b] = exact[b]
         save(b)
 
     def merge(t: int, active: dict[int, int]) -> None:
@@ -172,7 +175,7 @@ def replay(plan: Plan, log: Sequence[Entry]) -> Outcome:
         for i in X:
             in_flight[i] = [flight for flight in in_flight[i] if flight[0] != t]
             for b in blocks_of(t):
-                value = held(i, b)
+                value = plan.hold(held(i, b))
                 if active.get(i) == b:
                     X[i][b] = X[i][b] + (value - s[i])
                     s[i] = value
@@ -207,7 +210,7 @@ def replay(plan: Plan, log: Sequence[Entry]) -> Outcome:
                 sent[t, i] = arrives(plan.compression, wanted)
                 e[i][b] = wanted - sent[t, i]
             in_flight[i].append((t, b, Delta[i]))
-            X[i][b] = held(i, b)
+            X[i][b] = plan.hold(held(i, b))
         if not plan.delay:
             merge(t, {})
     for t in range(merged + 1, plan.rounds):

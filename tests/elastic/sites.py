@@ -43,6 +43,8 @@ class Setup:
     step: Step
     samples: Callable[[int, int], int]
     min_clients: int
+    dtype: torch.dtype = torch.float32
+    checkpoint: tuple[int, frozenset[str]] = (-1, frozenset())
 
     @property
     def sizes(self) -> list[int]:
@@ -57,9 +59,9 @@ class Setup:
 class Model(nn.Module):
     """One parameter a block."""
 
-    def __init__(self, values: Sequence[Tensor]) -> None:
+    def __init__(self, values: Sequence[Tensor], dtype: torch.dtype) -> None:
         super().__init__()
-        self.blocks = nn.ParameterList([nn.Parameter(value.clone()) for value in values])
+        self.blocks = nn.ParameterList([nn.Parameter(value.to(dtype, copy=True)) for value in values])
 
 
 class Site:
@@ -74,15 +76,20 @@ class Site:
     def __init__(self, run: Run, name: str, initial: Sequence[Tensor]) -> None:
         self.run, self.name = run, name
         self.membership = Membership(name)
-        self.model = Model(initial)
+        self.model = Model(initial, run.setup.dtype)
         self.flat = FlatBlocks(self.model, [Block(f"b{i}", (f"blocks.{i}",), v.numel()) for i, v in enumerate(initial)])
-        store = CommittedStore([value.clone() for value in initial])
+        is_exact, is_lossy = self.flat.is_exact, run.setup.settings.compression.is_lossy
+        store = CommittedStore(
+            [self.flat.pack(block) for block in range(len(initial))],
+            self.flat.as_held if is_lossy and not is_exact else None,
+        )
         self.transport = ElasticTransport(
             self.flat.blocks,
             run.setup.settings,
             run.setup.schedule,
             store,
             rejoin_timeout_s=1e6,
+            as_held=None if is_exact else lambda block, first, values: self.flat.as_held(block, values, first),
             changed=Baton(run.world),
         )
         self.transport.on_landed = self._note_landed
@@ -114,6 +121,7 @@ class Site:
 
     def report(self) -> Report:
         standing, started = self.transport.seal()
+        begin, holders = self.run.setup.checkpoint
         return Report(
             site=self.name,
             client=None,
@@ -123,6 +131,7 @@ class Site:
             is_leaving=self.is_leaving,
             samples=1,
             was_member=self.is_late,
+            checkpoint_round=begin if self.name in holders and not self.is_late else -1,
         )
 
     def start(self) -> None:
@@ -160,9 +169,8 @@ class Site:
 
     @torch.no_grad()
     def _step(self, block: int, step: int) -> None:
-        values = [parameter.detach() for parameter in self.model.blocks]
-        after = self.run.setup.step(values[block], values, block, self.client, step)
-        self.model.blocks[block].copy_(after)
+        values = [self.flat.pack(other) for other in range(len(self.model.blocks))]
+        self.flat.unpack(block, self.run.setup.step(values[block], values, block, self.client, step))
 
 
 @dataclass
@@ -182,7 +190,9 @@ class Run:
 
     def __init__(self, world: World, setup: Setup, names: Sequence[str]) -> None:
         self.world, self.setup = world, setup
-        self.sites = [Site(self, name, setup.initial) for name in names]
+        begin, holders = setup.checkpoint
+        zeros = [torch.zeros_like(value) for value in setup.initial]
+        self.sites = [Site(self, name, setup.initial if begin < 0 or name in holders else zeros) for name in names]
         self.carriers: dict[tuple[int, int], tuple[Site, Carrier]] = {}
         self.outcome = ""
         self.coming = 0
@@ -404,7 +414,9 @@ class Run:
                 self._stage(attempt, site, decision, commits, state)
 
         def ask(holder: int | None, give: Callable[[Site], Callable[[], object]]) -> None:
-            other = next((s for s in attempt.sites if s.is_alive and s.client == holder and s.is_member), None)
+            other = next(
+                (s for s in attempt.sites if s.is_alive and s.name == decision.log.newest.sites.get(holder or 0)), None
+            )
             if other is not None:
                 self.send(site, other, lambda: self._reply(attempt, other, site, give, arrived))
 

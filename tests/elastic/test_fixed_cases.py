@@ -1,4 +1,4 @@
-"""Two histories that random ones seldom meet, and a run that begins with a checkpoint."""
+"""Two histories that random ones seldom meet."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ BASE: dict[str, Any] = {
     "min_clients": 1,
     "compression": "none",
     "server": "nesterov",
+    "dtype": "float32",
+    "begin": -1,
 }
 
 

@@ -185,9 +185,10 @@ class Spoilt:
     fixed: Mapping[str, Any]
 
 
-LOSSY = {"compression": "int8", "server": "sgd"}
-PLAIN = {"compression": "none", "server": "sgd"}
-MOMENTUM = {"compression": "none", "server": "nesterov"}
+USUAL = {"dtype": "float32", "begin": -1}
+LOSSY = {**USUAL, "compression": "int8", "server": "sgd"}
+PLAIN = {**USUAL, "compression": "none", "server": "sgd"}
+MOMENTUM = {**USUAL, "compression": "none", "server": "nesterov"}
 
 ALL = [
     Spoilt(2, lands_after_its_report, PLAIN),
