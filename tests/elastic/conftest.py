@@ -12,7 +12,8 @@ import pytest
 from lightning_parablock.elastic.lighthouse import Lighthouse
 from lightning_parablock.elastic.lighthouse_server import LighthouseServer
 
-SILENCE_S = 1.0
+SILENCE_S = 3.0
+"""Longer than a busy machine makes a thread wait."""
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from lightning_parablock.errors import ArbiterError, ReplacedError
 
 
 def main(address: str, site: str, run: str) -> None:
-    arbiter = Lighthouse(address, silence_s=1.0)
+    arbiter = Lighthouse(address, silence_s=3.0)
     me, before = Candidate(site, new_incarnation(), "127.0.0.1:1", run=run), ""
     while True:
         try:

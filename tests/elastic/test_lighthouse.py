@@ -27,8 +27,13 @@ Make = Callable[..., Lighthouse]
 LIMIT_S = 60.0
 
 
+DESK = socket.create_server(("127.0.0.1", 0))
+"""Somebody listens at the desk of every candidate that is not said to be gone."""
+
+
 def candidate(site: str, **said: object) -> Candidate:
-    return replace(Candidate(site, new_incarnation(), f"127.0.0.1:{ord(site)}", run="r"), **said)  # type: ignore[arg-type]
+    one = Candidate(site, new_incarnation(), f"127.0.0.1:{DESK.getsockname()[1]}", run="r")
+    return replace(one, **said)  # type: ignore[arg-type]
 
 
 def lists_until(process: Process, last: str) -> list[str]:
@@ -48,7 +53,7 @@ def site(start: Start, port: int, name: str, run: str = "r") -> Process:
 
 def lighthouse(start: Start, port: int = 0) -> tuple[Process, int]:
     """The command in a process of its own, and its port."""
-    process = start(*f"-m lightning_parablock lighthouse --host 127.0.0.1 --port {port} --silence_s 1".split())
+    process = start(*f"-m lightning_parablock lighthouse --host 127.0.0.1 --port {port} --silence_s 3".split())
     assert process.stdout is not None
     return process, int(process.stdout.readline().rpartition(":")[2])
 
@@ -118,21 +123,20 @@ def test_processes_of_other_runs_and_programs_are_no_part_of_the_list(server: Li
 
 def test_a_lighthouse_that_is_away_is_found_again(arbiter: Make, started: Start) -> None:
     first, port = lighthouse(started)
-    with socket.create_server(("127.0.0.1", 0)) as desk:
-        a, b = candidate("a"), candidate("b", desk=f"127.0.0.1:{desk.getsockname()[1]}")
-        mine, theirs = arbiter(port), arbiter(port)
-        theirs.ask(b, LIMIT_S)
-        asked_until(mine, a, "a b")
-        first.kill()
-        first.wait()
-        said = rf"127\.0\.0\.1:{port} cannot be reached for .* lighthouse --port {port}"
-        with pytest.raises(ArbiterError, match=said) as raised:
-            while True:
-                mine.ask(a, 0.5)
-        assert raised.value.is_away
-        lighthouse(started, port)
-        # It knows nobody at first, and yet no list lacks the other process.
-        assert [mine.ask(a, LIMIT_S) for _ in range(3)] == [(a, b)] * 3
+    a, b = candidate("a"), candidate("b")
+    mine, theirs = arbiter(port), arbiter(port)
+    theirs.ask(b, LIMIT_S)
+    asked_until(mine, a, "a b")
+    first.kill()
+    first.wait()
+    said = rf"127\.0\.0\.1:{port} cannot be reached for .* lighthouse --port {port}"
+    with pytest.raises(ArbiterError, match=said) as raised:
+        while True:
+            mine.ask(a, 0.5)
+    assert raised.value.is_away
+    lighthouse(started, port)
+    # It knows nobody at first, and yet no list lacks the other process.
+    assert [mine.ask(a, LIMIT_S) for _ in range(3)] == [(a, b)] * 3
 
 
 def test_a_lighthouse_that_was_never_there(arbiter: Make) -> None:
@@ -199,18 +203,16 @@ def test_the_command_serves_until_it_is_told_to_end(started: Start, arbiter: Mak
 
 def test_a_process_that_is_killed_is_gone_and_one_that_is_silent_is_not_yet(arbiter: Make) -> None:
     patient = LighthouseServer("127.0.0.1", 0, LIMIT_S)
-    with socket.create_server(("127.0.0.1", 0)) as desk:
-        silent = candidate("s", desk=f"127.0.0.1:{desk.getsockname()[1]}")
-        those = [candidate("a"), candidate("b"), candidate("c"), candidate("g", desk="127.0.0.1:1"), silent]
-        arbiters = [arbiter(patient.port, LIMIT_S) for _ in those]
-        for each, me in zip(arbiters, those, strict=True):
-            each.ask(me, LIMIT_S)
-        asked_until(arbiters[0], those[0], "a b c g s")
-        for each in arbiters[3:]:
-            each.close()
-        assert asked_until(arbiters[0], those[0], "a b c s")[-1] == silent
-        assert arbiters[0].ask(those[0], LIMIT_S)[-1] == silent
-    asked_until(arbiters[0], those[0], "a b c")
+    silent = candidate("s")
+    those = [candidate("a"), candidate("b"), candidate("c"), candidate("g", desk="127.0.0.1:1"), silent]
+    arbiters = [arbiter(patient.port, LIMIT_S) for _ in those]
+    for each, me in zip(arbiters, those, strict=True):
+        each.ask(me, LIMIT_S)
+    asked_until(arbiters[0], those[0], "a b c g s")
+    for each in arbiters[3:]:
+        each.close()
+    assert asked_until(arbiters[0], those[0], "a b c s")[-1] == silent
+    assert arbiters[0].ask(those[0], LIMIT_S)[-1] == silent
     patient.close()
 
 
