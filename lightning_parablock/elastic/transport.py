@@ -19,7 +19,7 @@ from lightning_parablock.elastic.landing import LandingTransport
 from lightning_parablock.elastic.shard import Backup, VersionedShard
 from lightning_parablock.elastic.staging import Staged, overlap, stage
 from lightning_parablock.elastic.store import first_key
-from lightning_parablock.errors import CallOrderError, MembershipError, SealedError
+from lightning_parablock.errors import CallOrderError, DroppedError, SealedError
 from lightning_parablock.regroup.keys import Key, newest_due_at_start
 from lightning_parablock.regroup.report import Decision, Label, Source, Standing
 from lightning_parablock.server.shard import StatePiece
@@ -152,11 +152,11 @@ class ElasticTransport(LandingTransport):
 
         Raises:
             CallOrderError: a commit is missing.
-            MembershipError: this process was a member before, and the run has continued without it.
+            DroppedError: this process was a member before, and the run has continued without it.
             SealedError: a newer generation is staged or open.
         """
         if self._begins_anew(decision) and self._started >= 0:
-            raise MembershipError(
+            raise DroppedError(
                 f"the run has continued without {self.describe_client(self.client)}: what it has trained since then "
                 "counts for nothing, and only a new process can join again"
             )

@@ -82,6 +82,10 @@ def test_a_generation_follows_another_after_a_member_was_killed_in_mid_transfer(
         W = W + (delta_of(0, round_index) + delta_of(1, round_index)) / 2
         for exchange in exchanges:
             assert torch.equal(exchange.wait(lambda: torch.empty(0)), W)
+    alone = members[0]
+    alone.enter(decide(5, [alone.report()], Rules(topology=topology)))
+    third = alone.submit(2)
+    assert torch.equal(third.wait(lambda: torch.empty(0)), W + delta_of(0, 2))
     for thread in old:
         thread.join(60)
     assert not any(thread.is_alive() for thread in old), "threads of the generation that was abandoned come back"

@@ -1,0 +1,124 @@
+"""How the engine waits for an elastic transport: within limits, seeing errors, and saying what for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+import torch
+
+from lightning_parablock.blocks.partition import Block
+from lightning_parablock.codecs.compression import NoCompression
+from lightning_parablock.elastic.store import CommittedStore
+from lightning_parablock.elastic.transport import ElasticTransport
+from lightning_parablock.errors import CallOrderError, DroppedError, PeerTimeoutError
+from lightning_parablock.federation.cohorts import Cohorts
+from lightning_parablock.federation.schedule import Schedule
+from lightning_parablock.regroup.log import MembershipLog, Record
+from lightning_parablock.regroup.report import Decision
+from lightning_parablock.server.optimizers import ServerSGD
+from lightning_parablock.server.shard import ServerShard
+from lightning_parablock.settings import Settings
+from lightning_parablock.transport.base import Exchange, ExchangeFacts, Upload
+from lightning_parablock.transport.loopback import LoopbackTransport
+
+RECORD = Record(0, (0, 1), (0, 1), (0, 1), 0, sites={0: "a", 1: "b"})
+FOUNDING = Decision(RECORD, MembershipLog((RECORD,)), {}, None)
+
+
+class Never(Exchange):
+    """Comes to no end."""
+
+    def when_over(self, note: Callable[[], None]) -> None:
+        del note
+
+    def _received(self) -> torch.Tensor:
+        raise AssertionError("nobody waits for it")
+
+    @property
+    def facts(self) -> ExchangeFacts:
+        raise AssertionError("it is not over")
+
+
+class Silent(LoopbackTransport):
+    """A generation whose other members say nothing."""
+
+    def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:
+        return Never(brings_increment=False)
+
+
+def transport_of(
+    straggler_s: float = 100.0, rejoin_s: float = 100.0, check: Callable[[], None] = lambda: None
+) -> ElasticTransport:
+    settings = Settings(local_steps=1, delay_steps=1, straggler_timeout_s=straggler_s)
+    return ElasticTransport(
+        [Block("head", ("w",), 4)],
+        settings,
+        Schedule("sequential", 1, 0, Cohorts(0)),
+        CommittedStore([torch.zeros(4)]),
+        client=0,
+        rejoin_timeout_s=rejoin_s,
+        check=check,
+    )
+
+
+def silent() -> Silent:
+    return Silent(ServerShard(ServerSGD(), [torch.zeros(4)], compression=NoCompression()))
+
+
+def submitted(transport: ElasticTransport) -> Exchange:
+    transport.stage(FOUNDING, {})
+    transport.open(silent())
+    return transport.submit(0, 0, {0: Upload(torch.ones(4))}, (0, 1))
+
+
+def test_an_exchange_that_nobody_finishes_is_an_error_that_names_round_block_and_sites() -> None:
+    exchange = submitted(transport_of(straggler_s=0.2))
+    with pytest.raises(PeerTimeoutError, match=r"round 0, block 'head'.*generation 0, site a .*site b .*straggler"):
+        exchange.wait(lambda: torch.zeros(4))
+
+
+def test_while_no_generation_is_open_the_limit_is_that_of_coming_back() -> None:
+    transport = transport_of(rejoin_s=0.2)
+    exchange = submitted(transport)
+    transport.seal()
+    with pytest.raises(PeerTimeoutError, match=r"round 0, block 'head'.*rejoin_timeout_s"):
+        exchange.wait(lambda: torch.zeros(4))
+    with pytest.raises(PeerTimeoutError, match=r"round 3: .*rejoin_timeout_s"):
+        transport.await_round(3)
+    assert transport.started == -1, "a round that may not begin has not begun"
+
+
+def test_a_wait_sees_what_ends_the_sites_part() -> None:
+    def check() -> None:
+        raise DroppedError("the run has continued without this site")
+
+    with pytest.raises(DroppedError):
+        submitted(transport_of(check=check)).wait(lambda: torch.zeros(4))
+
+
+def test_a_round_begins_at_the_opening_and_counts_from_then_on() -> None:
+    transport = transport_of()
+    waiting = threading.Thread(target=lambda: transport.await_round(0))
+    waiting.start()
+    assert transport.seal()[1] == -1
+    transport.stage(FOUNDING, {})
+    transport.open(silent())
+    waiting.join(60)
+    assert not waiting.is_alive()
+    assert transport.seal()[1] == 0
+
+
+def test_what_is_out_of_order_is_refused() -> None:
+    transport = transport_of()
+    with pytest.raises(CallOrderError, match="staged"):
+        transport.open(silent())
+    submitted(transport)
+    transport.await_round(0)
+    again = Record(1, (0, 1), (0,), (1, 0), 1, sites={0: "a", 1: "b"})
+    with pytest.raises(DroppedError, match="continued without site a"):
+        transport.stage(Decision(again, MembershipLog((RECORD, again)), {1: (-1, -1)}, 1), {})
+    joiner = transport_of()
+    with pytest.raises(CallOrderError, match="lacks"):
+        joiner.stage(Decision(again, MembershipLog((RECORD, again)), {1: (-1, -1)}, 1), {})
