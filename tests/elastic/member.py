@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributed import TCPStore
 
 from lightning_parablock.blocks.partition import Block
+from lightning_parablock.codecs.feedback import Residuals
 from lightning_parablock.elastic.generation import open_generation
 from lightning_parablock.elastic.store import CommittedStore
 from lightning_parablock.elastic.transport import ElasticTransport
@@ -50,11 +52,20 @@ class Member:
     """
 
     def __init__(self, client: int, port: int, **options: Any) -> None:
-        settings = Settings(local_steps=1, delay_steps=1, chunk_bytes=65536, straggler_timeout_s=120.0, **options)
+        settings = Settings(
+            local_steps=1,
+            delay_steps=1,
+            chunk_bytes=65536,
+            straggler_timeout_s=120.0,
+            compression="int8",
+            server_optimizer="nesterov",
+            **options,
+        )
         blocks = [Block("w", ("w",), SIZE)]
         schedule = Schedule("sequential", 1, 0, Cohorts(0))
         self.settings, self.blocks, self.port = settings, blocks, port
         self.trouble = threading.Event()
+        self.residuals = Residuals()
         self.transport = ElasticTransport(
             blocks, settings, schedule, CommittedStore([torch.zeros(SIZE)]), client=client, rejoin_timeout_s=60.0
         )
@@ -65,11 +76,13 @@ class Member:
         standing, started = self.transport.seal()
         return Report(SITES[self.transport.client], None, standing, None, started)
 
-    def enter(self, decision: Decision) -> None:
-        """Stage a generation, connect to its members and open it."""
-        transport = self.transport
+    def enter(self, decision: Decision, members: Sequence[Member] = ()) -> None:
+        """Stage a generation, with what the other members hold, connect to them and open it."""
+        transport, holders = self.transport, {member.transport.client: member for member in members}
         assert transport.lacking(decision) == []
-        server = transport.stage(decision, {}, [])
+        needed = transport.needed_state(decision)
+        state = [piece for s in needed if s.holder is not None for piece in holders[s.holder].transport.state_of(s)]
+        server = transport.stage(decision, {}, state)
         store = TCPStore("127.0.0.1", self.port, is_master=False, timeout=timedelta(seconds=60))
         carrier = open_generation(
             decision.record,
@@ -86,8 +99,9 @@ class Member:
     def submit(self, round_index: int) -> Any:
         """Send its delta."""
         client = self.transport.client
-        cohort = self.transport.log.members_at(round_index)
-        return self.transport.submit(round_index, 0, {client: Upload(delta_of(client, round_index))}, cohort)
+        residual = self.residuals.begin(round_index, client, 0, SIZE)
+        upload = Upload(delta_of(client, round_index), residual=residual)
+        return self.transport.submit(round_index, 0, {client: upload}, self.transport.log.members_at(round_index))
 
 
 if __name__ == "__main__":

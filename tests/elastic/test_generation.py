@@ -5,16 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import timedelta
 
 import pytest
 import torch
+from torch import Tensor
 from torch.distributed import TCPStore
 
 from lightning_parablock.meeting import devices
 from lightning_parablock.regroup.decide import Rules, decide
+from lightning_parablock.transport.base import Exchange
 from tests.elastic.member import Member, delta_of, founding
+from tests.oracle_codecs import arrives
 
 
 @pytest.fixture
@@ -50,6 +53,34 @@ def lanes() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("parablock-")}
 
 
+class Plain:
+    """The same exchanges as a plain loop: int8 both ways with error feedback, and Nesterov's momentum."""
+
+    def __init__(self) -> None:
+        zeros = torch.zeros_like(delta_of(0, 0))
+        self.W, self.velocity, self.left_out = zeros, zeros, {client: zeros for client in (*range(2), "server")}
+
+    def commit(self, round_index: int, contributors: Sequence[int]) -> None:
+        """An exchange."""
+        sent = [self._through(client, delta_of(client, round_index)) for client in contributors]
+        mean = sum(sent[1:], sent[0]) / len(sent)
+        self.velocity = 0.9 * self.velocity + mean
+        wanted = 0.7 * (mean + 0.9 * self.velocity) + self.left_out["server"]
+        before, self.W = self.W, self.W + arrives("int8", wanted)
+        self.left_out["server"] = wanted - (self.W - before)
+
+    def _through(self, client: int, delta: Tensor) -> Tensor:
+        wanted = delta + self.left_out[client]
+        sent = arrives("int8", wanted)
+        self.left_out[client] = wanted - sent
+        return sent
+
+    def expect(self, exchanges: Iterable[Exchange]) -> None:
+        """What the exchanges have brought."""
+        for exchange in exchanges:
+            assert torch.equal(exchange.wait(lambda: torch.empty(0)), self.W)
+
+
 @pytest.mark.parametrize("topology", ["star", "sharded"])
 def test_a_generation_follows_another_after_a_member_was_killed_in_mid_transfer(
     port: int, topology: str, caplog: pytest.LogCaptureFixture
@@ -70,22 +101,31 @@ def test_a_generation_follows_another_after_a_member_was_killed_in_mid_transfer(
     killed.wait()
     assert members[0].trouble.wait(60), "the first one serves, so it is the first that misses something"
 
-    for generation in (1, 4):  # the second time nobody was lost
-        reports = [member.report() for member in members]
-        decision = decide(generation, reports, Rules(topology=topology))
-        assert decision.record.members == (0, 1)
-        at_once([lambda m=m, d=decision: m.enter(d) for m in members])
-    second = [member.submit(1) for member in members]
+    for member, other in (members, members[::-1]):
+        member.transport.send_backup = lambda client, backup, other=other: other.transport.take_backup(
+            backup.block, backup.server, backup.label, backup.read() or []
+        )
+    rules = Rules(topology=topology, has_server_state=True)
+    plain = Plain()
 
-    W = torch.zeros_like(delta_of(0, 0))
-    for round_index, exchanges in enumerate((first, second)):
-        W = W + (delta_of(0, round_index) + delta_of(1, round_index)) / 2
-        for exchange in exchanges:
-            assert torch.equal(exchange.wait(lambda: torch.empty(0)), W)
-    alone = members[0]
-    alone.enter(decide(5, [alone.report()], Rules(topology=topology)))
-    third = alone.submit(2)
-    assert torch.equal(third.wait(lambda: torch.empty(0)), W + delta_of(0, 2))
+    def regroup(generation: int, stay: list[Member]) -> None:
+        decision = decide(generation, [member.report() for member in stay], rules)
+        assert decision.record.members == tuple(range(len(stay)))
+        assert all(piece.as_of is not None for piece in decision.record.restored if piece.server == 1)
+        at_once([lambda m=m: m.enter(decision, members) for m in stay])
+
+    regroup(1, members)
+    regroup(2, members)  # at once, and nobody was lost
+    plain.commit(0, (0, 1))
+    plain.expect(first)
+    regroup(4, members)
+    second = [member.submit(1) for member in members]
+    plain.commit(1, (0, 1))
+    plain.expect(second)
+    regroup(5, members[:1])  # whose peer's momentum is in its backup
+    plain.commit(2, (0,))
+    plain.expect([members[0].submit(2)])
+
     for thread in old:
         thread.join(60)
     assert not any(thread.is_alive() for thread in old), "threads of the generation that was abandoned come back"
