@@ -111,8 +111,12 @@ class MembershipLog:
         return next(record for record in reversed(self.records) if record.first_round <= round_index).members
 
     def present(self, round_index: int) -> tuple[int, ...]:
-        """Members of a round that are still members, ascending: those that take part in its collectives."""
-        return tuple(client for client in self.members_at(round_index) if client in self.newest.members)
+        """Members of a round that have stayed members since, ascending: those that take part in its collectives."""
+        left = set(self.members_at(round_index))
+        for record in self.records:
+            if record.first_round > round_index:
+                left &= set(record.members) - set(record.joiners)
+        return tuple(sorted(left))
 
     def contributors(self, key: Key, cohort: Sequence[int]) -> tuple[int, ...]:
         """Clients whose deltas an exchange sums, ascending; without any, its mean is zero.

@@ -49,3 +49,9 @@ def test_a_decision_survives_json():
         {"x": "no id is free"},
     )
     assert through_json(decision) == decision
+
+
+def test_a_site_that_was_lost_and_came_back_takes_part_in_no_collective_of_the_rounds_before():
+    back = Record(4, (0, 1, 3), (0,), (1, 3, 0), 7, kept=(5, 1), sites=LOG.newest.sites)
+    log = LOG.and_then(back)
+    assert [log.present(t) for t in (3, 4, 6, 7, 9)] == [(1,), (1, 3), (1, 3), (0, 1, 3), (0, 1, 3)]
