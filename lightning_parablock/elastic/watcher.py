@@ -146,7 +146,8 @@ class Watcher:
         if member.generation >= 0 and member.was_dropped(newest):
             raise DroppedError(
                 f"site {self._seat.options.site!r} was silent for too long: the run has continued without it, with "
-                f"generation {newest}; it holds {member.generation} and comes back as a joiner"
+                f"generation {newest}; what it has done since generation {member.generation} is lost, and its command, "
+                "run again, brings it back with the newest model"
             )
 
     def _refuse_to_lose_a_founder(self, candidates: Sequence[Candidate]) -> None:

@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from lightning_parablock.elastic.view import Admission, HeldCheckpoint
-from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.errors import ConfigurationError, DroppedError
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.launching.agreement import versions_here
 from lightning_parablock.launching.elastic_environment import ElasticEnvironment, elastic_environment
@@ -26,6 +26,7 @@ from lightning_parablock.strategy.groups import Group
 from lightning_parablock.strategy.hosting import Hosting
 from lightning_parablock.strategy.options import ProcessOptions
 from lightning_parablock.strategy.ranks import RankStrategy
+from lightning_parablock.system.again import run_again
 
 T = TypeVar("T")
 
@@ -49,6 +50,7 @@ class ElasticRanks(RankStrategy):
             backend=processes.process_group_backend,
         )
         self._elastic: ElasticRun | None = None
+        self._dropped: DroppedError | None = None
         self._environment: ElasticEnvironment | None = None
         if settings.lighthouse is not None:
             if ranks["cluster_environment"] is not None:
@@ -149,7 +151,7 @@ class ElasticRanks(RankStrategy):
 
     @override
     def setup_environment(self) -> None:
-        self._elastic = None
+        self._elastic = self._dropped = None
         if self._environment is not None:
             self._environment.forget()
         super().setup_environment()
@@ -182,8 +184,21 @@ class ElasticRanks(RankStrategy):
 
     @override
     def on_exception(self, exception: BaseException) -> None:
+        if isinstance(exception, DroppedError):
+            self._dropped = exception
         super().on_exception(exception)
         self._close_site()
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether the others have gone on without this site: what it holds counts for nothing, and is not saved."""
+        return self._dropped is not None
+
+    @override
+    def teardown(self) -> None:
+        super().teardown()
+        if self._dropped is not None:
+            run_again(str(self._dropped))
 
     @override
     def part(self) -> None:

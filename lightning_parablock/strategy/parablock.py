@@ -194,6 +194,8 @@ class ParaBlockStrategy(SessionHost):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        if self.is_dropped:
+            return
         if self.has_failed or self._session is None or not self._is_fit or "optimizer_states" not in checkpoint:
             save_plain(self, self.checkpoint_io, checkpoint, filepath, storage_options)  # never waits for peers
             return

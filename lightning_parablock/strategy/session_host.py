@@ -139,7 +139,7 @@ class SessionHost(ElasticRanks):
         first_is_lost = self.has_lost(0)
         self.on_exception(exception)  # before anything is saved: the others wait for this rank until they know
         self.early_signals.clear()
-        if self._session is not None:
+        if self._session is not None and not self.is_dropped:
             self._session.rescue(exception, first_is_lost=first_is_lost)
 
     @override
