@@ -136,7 +136,7 @@ def _run_forked(work: Callable[[], None], environment: dict[str, str], log: Path
     work()
 
 
-def _run_module(arguments: Sequence[str]) -> None:
+def run_module(arguments: Sequence[str]) -> None:
     """What ``python -m module ...`` does."""
     flag, module, *sys.argv[1:] = arguments
     assert flag == "-m", arguments
@@ -194,7 +194,7 @@ def start_ranks(
     port, ranks = free_port(), list[Rank]()
     for rank, log in enumerate(logs):
         words, environment = [*arguments, *own_arguments(rank)], environment_of(rank, len(logs), port)
-        forked = functools.partial(_run_module, words)
+        forked = functools.partial(run_module, words)
         ranks.append(_Scratch(words, environment, log) if from_scratch else Fork(forked, environment, log))
     return ranks
 

@@ -1,0 +1,53 @@
+"""What the sites of a run of processes must hold at its end: the plain loop on the membership log that they wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from lightning_parablock.regroup.log import MembershipLog
+from tests.elastic.oracle import Entry, Plan, replay
+from tests.elastic.processes.toy import BLOCKS, K, Replica, batch_size
+
+
+def check_bits(folder: Path, sites: list[str], width: int) -> MembershipLog:
+    """Sites that have reached the end have one log and one model, and its bits are those of the plain loop.
+
+    Args:
+        folder: Of the run.
+        sites: Names of those that have reached the end.
+        width: Of the network.
+
+    Returns:
+        The membership log.
+    """
+    facts = {site: json.loads((folder / f"{site}.json").read_text()) for site in sites}
+    first = facts[sites[0]]
+    for site in sites:
+        for what in ("log", "hash", "steps"):
+            assert facts[site][what] == first[what], f"{what} of {site} differs from that of {sites[0]}"
+    common = set.intersection(*({step for step, _ in facts[site]["validated"]} for site in sites))
+    for site in sites:
+        seen = [one for one in facts[site]["validated"] if one[0] in common]
+        assert seen == [one for one in first["validated"] if one[0] in common], f"validation at {site} differs"
+    log = MembershipLog.from_json(first["log"])
+    replica = Replica(width, dict(log.newest.sites))
+    entries = [Entry(r.generation, r.members, r.joiners, r.first_round, r.kept) for r in log.records]
+
+    def cohort(t: int, members: tuple[int, ...]) -> dict[int, int]:
+        return {client: t % len(BLOCKS) for client in members}
+
+    def weight(client: int, t: int) -> int:
+        return K * batch_size(log.newest.sites[client])
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    plan = Plan(replica.initial(), first["steps"] // K, K, K, replica.step, cohort, weight)  # type: ignore[arg-type]
+    expected = replay(plan, entries).W
+    torch.set_num_threads(n_threads)
+    for site in sites:
+        for block, values in enumerate(torch.load(folder / f"{site}.pt", weights_only=True)):
+            assert torch.equal(values, expected[block]), f"block {block} of {site} differs from that of the plain loop"
+    return log

@@ -1,0 +1,100 @@
+"""Sites as processes: each is struck in the middle of what it does, and the others go on with the plain loop's bits."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.elastic.processes.run import ElasticRun
+
+pytestmark = pytest.mark.xdist_group("elastic processes")  # sites that compete for a core are lost for no reason
+
+
+def test_the_server_of_a_star_is_killed_while_it_uploads(tmp_path: Path) -> None:
+    with ElasticRun(tmp_path, topology="star") as run:
+        run.found("a", "b", "c")
+        run.kill("a", "uploading")
+        run.go_on("b", "c")
+        log = run.end("b", "c")
+    assert [record.members for record in log.records] == [(0, 1, 2), (1, 2)]
+    assert log.newest.order == (1, 2) and log.newest.gone == {0: "lost: no sign of life"}
+
+
+def test_the_first_site_is_killed_while_it_saves_and_comes_back(tmp_path: Path) -> None:
+    with ElasticRun(tmp_path) as run:
+        run.found("a", "b", "c")
+        run.kill("a", "saving")
+        run.go_on("b", "c")
+        run.come_back("a")
+        log = run.end("a", "b", "c")
+    assert [record.members for record in log.records] == [(0, 1, 2), (1, 2), (0, 1, 2)]
+    assert log.newest.joiners == (0,)
+
+
+def test_a_site_that_is_frozen_for_too_long_runs_its_command_again_and_joins(tmp_path: Path) -> None:
+    with ElasticRun(tmp_path, topology="star") as run:
+        run.found("a", "b", "c")
+        frozen = run.sites["b"]
+        run.strike("b", "computing", lambda: frozen.signal(signal.SIGSTOP))
+        run.go_on("a", "c")
+        starts = frozen.starts
+        frozen.signal(signal.SIGCONT)
+        run.until(lambda: frozen.starts > starts and frozen.round >= 0, "b joins")
+        assert frozen.code is None
+        assert frozen.output.count("running the same command again") == 1
+        log = run.end("a", "b", "c")
+    assert [record.members for record in log.records] == [(0, 1, 2), (0, 2), (0, 1, 2)]
+    assert not list(tmp_path.joinpath("b").rglob("*.ckpt"))
+
+
+def test_a_joiner_is_killed_while_it_takes_the_model(tmp_path: Path) -> None:
+    with ElasticRun(tmp_path) as run:
+        run.found("a", "b")
+        joiner = run.site("c")
+        joiner.arm("fetching", 2)
+        run.start("c")
+        run.until(lambda: joiner.has_arrived, "c has a part of the model")
+        joiner.end()
+        joiner.disarm()
+        run.go_on("a", "b")
+        run.come_back("c")
+        log = run.end("a", "b", "c")
+    assert [record.members for record in log.records] == [(0, 1), (0, 1, 2)]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_a_site_that_is_told_to_end_leaves_and_the_others_go_on_at_once(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    with ElasticRun(tmp_path, topology="star") as run:
+        run.found("a", "b", "c")
+        leaver = run.sites["a"]
+        run.strike("a", "computing", lambda: leaver.signal(number))
+        run.until(lambda: leaver.code is not None, "a leaves", may_end=["a"])
+        assert leaver.code == code, leaver.output
+        assert "this site has left" in leaver.output
+        log = run.end("b", "c", rounds=6)
+    assert log.newest.members == (1, 2) and log.newest.gone == {0: "left"}
+    assert list(tmp_path.joinpath("a").rglob("*.ckpt"))
+
+
+def test_four_faults_in_a_storm(tmp_path: Path) -> None:
+    with ElasticRun(tmp_path, topology="star") as run:
+        run.found("a", "b", "c", "d")
+        run.kill("a", "uploading")
+        run.kill("d", "regrouping")
+        run.start("a")
+        frozen = run.sites["c"]
+        run.until(lambda: run.sites["a"].round >= 0, "a joins")
+        run.strike("c", "merging", lambda: frozen.signal(signal.SIGSTOP))
+        run.kill_lighthouse()
+        run.start_lighthouse()
+        run.start("d")
+        run.go_on("a", "b")
+        starts = frozen.starts
+        frozen.signal(signal.SIGCONT)
+        run.until(lambda: frozen.starts > starts and frozen.round >= 0 and run.sites["d"].round >= 0, "c and d join")
+        log = run.end("a", "b", "c", "d")
+    assert log.newest.members == (0, 1, 2, 3)
