@@ -45,7 +45,8 @@ class Roster:
         processes = {process: client for client, process in seat.incarnations.items()}
         listed = [one for one in candidates if one.incarnation in processes]
         here = [one for one in listed if one.incarnation not in self._out]
-        guests = [one for one in candidates if one.is_ready and one not in listed and one.incarnation not in self._out]
+        ready = [] if seat.is_draining else [one for one in candidates if one.is_ready and one not in listed]
+        guests = [one for one in ready if one.incarnation not in self._out]
         is_late = self._newest_round() >= record.first_round + seat.options.admit_every_rounds - 1
         if self._may_be_there(candidates):
             return []

@@ -71,8 +71,9 @@ class RunSite(Site, SiteView):
     @override
     def keep_round_start(self, round_index: int, state: bytes) -> None:
         super().keep_round_start(round_index, state)
-        records, transport = self.log.records, self._transport
-        if transport is None or len(records) < 2 or records[-1].first_round != round_index or not records[-1].joiners:
+        transport = self._transport
+        is_first = any(one.first_round == round_index and one.joiners for one in self.log.records[1:])
+        if transport is None or not is_first:
             return
         due = max(newest_due_at_start(round_index, *self._delay), -1)
         values = [transport.store.value_before(block, due)[1] for block in range(transport.store.n_blocks)]
@@ -97,8 +98,7 @@ class RunSite(Site, SiteView):
         Raises:
             DivergenceError: they differ.
         """
-        record = self.log.newest
-        for client in (c for c in record.members if c not in record.joiners):
+        for client in (c for c in self.log.newest.members if c != self.client):
             try:
                 theirs = str(self.seat.ask(client, "hash", {"round": round_index}, b"", _HASH_S).said["sha256"])
             except (UnreachableError, RefusedError):

@@ -62,6 +62,7 @@ class Seat:
         is_leaving: Whether the site gives what it has and goes.
         has_left: Whether it has been let go.
         in_rounds: Whether its rounds have begun, so that others can be admitted.
+        is_draining: Whether this site has trained its last round, so that nobody is admitted any more.
         is_over: Whether all members have everything, so that it does not matter any more who goes.
         checkpoint_round: Round with which the checkpoint begins that a founder would continue from; -1 for none.
         was_member: Whether the site has started a round of the run before and holds nothing of it any more.
@@ -87,6 +88,7 @@ class Seat:
     is_leaving: bool = False
     has_left: bool = False
     in_rounds: bool = False
+    is_draining: bool = False
     is_over: bool = False
     checkpoint_round: int = -1
     was_member: bool = False

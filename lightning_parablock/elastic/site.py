@@ -24,6 +24,7 @@ from lightning_parablock.elastic.view import Admission, Entry, HeldCheckpoint
 from lightning_parablock.elastic.watcher import Watcher
 from lightning_parablock.errors import (
     ConfigurationError,
+    MembershipError,
     PeerTimeoutError,
     RefusedError,
     UnreachableError,
@@ -37,6 +38,7 @@ from lightning_parablock.system.limited_wait import LATE, SOON, LimitedWait
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.1
+_ASK_S = 2.0
 _LEAVE_S = 10.0
 _STATES_KEPT = 3
 _DIFFERENT = "different"
@@ -234,8 +236,9 @@ class Site:
         self._fetcher.follow(lambda: seat.membership.generation >= 0)
         with seat.changed:
             seat.is_ready = False
-        first = seat.log.newest.first_round
-        return Admission(first, self._round_start(first))
+        # A regroup may have followed already: this site's first round is that of the record with which it joined.
+        joined = next(record for record in reversed(seat.log.records) if seat.client in record.joiners)
+        return Admission(joined.first_round, self._round_start(joined.first_round))
 
     def keep_round_start(self, round_index: int, state: bytes) -> None:
         """A round begins here, with this state of the trainer."""
@@ -255,18 +258,33 @@ class Site:
         wait = LimitedWait(seat.options.rejoin_timeout_s, reports=LATE)
         while True:
             seat.check()
-            for client in (c for c in seat.log.newest.members if c not in seat.log.newest.joiners):
+            for client in (c for c in seat.log.newest.members if c != seat.client):
                 try:
-                    reply = seat.ask(client, "trainer", {"round": round_index}, b"", 2.0)
+                    reply = seat.ask(client, "trainer", {"round": round_index}, b"", _ASK_S)
                 except (UnreachableError, RefusedError):
                     continue
                 if reply.said["is_here"]:
                     return bytes(reply.body)
+                self._refuse_ended_run(round_index, is_over=bool(reply.said["is_over"]))
+            listed = {one.site for one in seat.candidates} - {seat.options.site}
+            self._refuse_ended_run(round_index, is_over=not listed)
+            time.sleep(_PAUSE_S)
             if wait.is_over:
                 raise PeerTimeoutError(f"no member has begun round {round_index} within {wait.limit_s:g} s")
             wait.report(lambda: f"a member to begin round {round_index}, with which this site starts")
 
+    def _refuse_ended_run(self, round_index: int, *, is_over: bool) -> None:
+        if is_over:
+            raise MembershipError(
+                f"the run has ended while this site was joining it: round {round_index} will not begin. The finished "
+                "model is at the other sites, and there is nothing left to train"
+            )
+
     # --- the end ------------------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """The last round has been trained: nobody who joins now could train any more."""
+        self._seat.is_draining = True
 
     def leave(self, limit_s: float = _LEAVE_S) -> bool:
         """Give what this site has, and go; returns whether the others have let it go within the limit."""
@@ -287,7 +305,9 @@ class Site:
             round_index: The last round.
         """
         self.gathers.gather("the end", b"", round_index)
-        self._seat.is_over = True
+        with self._seat.changed:
+            self._seat.is_over = True
+            self._seat.changed.notify_all()
         self._record.forget()
         self.gathers.await_fetched(_LEAVE_S)
 
@@ -373,6 +393,7 @@ class Site:
     def _answer_trainer(self, call: Call) -> Reply:
         round_index = int(call.said["round"])
         with self._seat.changed:
-            call.until(self._seat.changed, lambda: round_index in self._starts)
+            call.until(self._seat.changed, lambda: round_index in self._starts or self._seat.is_over)
             state = self._starts.get(round_index)
-        return Reply({"is_here": False}) if state is None else Reply({"is_here": True}, state)
+        said = {"is_here": state is not None, "is_over": self._seat.is_over}
+        return Reply(said, state or b"")

@@ -147,6 +147,10 @@ class SiteView(Protocol):
         """
         ...
 
+    def drain(self) -> None:
+        """This site has trained its last round: nobody is admitted any more."""
+        ...
+
     def finish(self, round_index: int) -> None:
         """This site holds every commit: wait until all members do, since one that lacks some may ask for them.
 

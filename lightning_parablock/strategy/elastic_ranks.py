@@ -132,6 +132,11 @@ class ElasticRanks(RankStrategy):
         self._elastic.site.begin_engine(engine, round_index)
 
     @override
+    def drain(self) -> None:
+        if self._elastic is not None:
+            self._elastic.site.drain()
+
+    @override
     def end_rounds(self, round_index: int) -> None:
         if self._elastic is not None:
             self._elastic.site.finish(round_index)

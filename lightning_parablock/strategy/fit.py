@@ -192,6 +192,7 @@ class FitSession:
         """Drain, make sure that every client holds the same bits, and save the finished model; collective."""
         self.stopping.close()  # from here on the run ends in any case
         place = self.place
+        self.ranks.drain()
         self.training.finish()
         self.outside.check_turn(place, discarded=self.engine.discarded)
         self.has_finished = True

@@ -127,6 +127,9 @@ class RankStrategy(GuardedCollectives):
         """For a site that has joined: make the engine begin with a round."""
         engine.begin_at(round_index)
 
+    def drain(self) -> None:
+        """This rank has trained its last round."""
+
     def end_rounds(self, round_index: int) -> None:
         """This rank has merged everything; wait for the others where they may need something of it.
 

@@ -68,7 +68,7 @@ class FakeSite:
         self.run_id, self.number = "run", 0
         self.facts: Mapping[str, str] = {}
         self.checkpoint: HeldCheckpoint | None = None
-        self.has_left = self.is_closed = self.has_finished = False
+        self.has_left = self.is_closed = self.is_draining = self.has_finished = False
         self.gathered: list[tuple[str, int]] = []
 
     @property
@@ -127,6 +127,9 @@ class FakeSite:
 
     def begin_engine(self, engine: RoundEngine, round_index: int) -> None:
         engine.begin_at(round_index)
+
+    def drain(self) -> None:
+        self.is_draining = True
 
     def finish(self, round_index: int) -> None:
         self.has_finished = True
