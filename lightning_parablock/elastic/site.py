@@ -15,6 +15,7 @@ from lightning_parablock.elastic.answers import Answers
 from lightning_parablock.elastic.arbiter import Arbiter
 from lightning_parablock.elastic.fetching import Fetcher
 from lightning_parablock.elastic.gathers import Gathered, Gathers
+from lightning_parablock.elastic.journal import FINISHED, LEFT, Journal
 from lightning_parablock.elastic.reach import Reach
 from lightning_parablock.elastic.run_record import RunRecord
 from lightning_parablock.elastic.seat import Seat, SiteOptions
@@ -67,6 +68,7 @@ class Site:
         self._record = record or RunRecord()
         self._desk = Desk(host, ports=ports, check=self._refuse_strangers)
         self.store = host_store()
+        self.journal = Journal(options.site)
         self._seat = Seat(options, self._desk.address, f"{host}:{self.store.port}")
         self.gathers = Gathers(self._seat, options.rejoin_timeout_s)
         self._answers = Answers(self._seat, self._note_opening)
@@ -77,6 +79,7 @@ class Site:
         self._round = -1
         self._founders: tuple[int, ...] = ()
         self._fetcher: Fetcher | None = None
+        self._rounds: ElasticTransport | None = None
         self._cleanup = ExitStack()
         self._answers.register(self._desk)
         for name, handler in {
@@ -222,7 +225,7 @@ class Site:
     def attach(self, rounds: ElasticTransport, fetcher: Fetcher) -> None:
         """The exchanges of the fit exist from now on; call before anybody is let in."""
         self._seat.n_blocks = rounds.store.n_blocks
-        self._fetcher = fetcher
+        self._fetcher, self._rounds = fetcher, rounds
         self._answers.attach(rounds, fetcher)
 
     def await_admission(self) -> Admission:
@@ -296,6 +299,7 @@ class Site:
             while not seat.has_left and seat.error is None and time.monotonic() < deadline_s:
                 seat.changed.wait(_PAUSE_S)
         self._watcher.await_attempt(deadline_s - time.monotonic())
+        self.journal.note_end(LEFT, seat.run, "" if seat.has_left else f"the others have not answered in {limit_s:g} s")
         return seat.has_left
 
     def finish(self, round_index: int) -> None:
@@ -309,6 +313,7 @@ class Site:
             self._seat.is_over = True
             self._seat.changed.notify_all()
         self._record.forget()
+        self.journal.note_end(FINISHED, self._seat.run)
         self.gathers.await_fetched(_LEAVE_S)
 
     def note_trouble(self, error: Exception) -> None:
@@ -339,6 +344,7 @@ class Site:
 
     def close(self) -> None:
         """End the threads; waits only briefly."""
+        self.journal.note_failure(self._seat.error, self._seat.run)
         self._cleanup.close()
         self._watcher.close(2.0)
         self._desk.close()
@@ -349,13 +355,8 @@ class Site:
         return self._round
 
     def _note_opening(self, decision: Decision) -> None:
-        record = decision.record
-        log.info(
-            "parablock: generation %d: %s from round %d on",
-            record.generation,
-            ", ".join(record.sites[client] for client in record.members),
-            record.first_round,
-        )
+        redone = () if self._rounds is None else self._rounds.reopened
+        self.journal.note_opening(decision.log, self._seat.run, redone)
 
     def _refuse_strangers(self, caller: Identity, name: str) -> None:
         run = self._seat.run

@@ -29,6 +29,9 @@ from lightning_parablock.transport.base import Transport
 class ElasticTransport(LandingTransport):
     """Carries the exchanges of one client through all generations; arguments are those of :class:`LandingTransport`."""
 
+    reopened: tuple[Key, ...] = ()
+    """The exchanges that the newest opening has attempted again, ascending."""
+
     @property
     def staged(self) -> Staged | None:
         """The generation that could open, with its server; None if there is none."""
@@ -205,6 +208,7 @@ class ElasticTransport(LandingTransport):
             if self.client in record.joiners:
                 self._serve_before(record.first_round)
             started = self.attempt([self._exchanges[key] for key in sorted(self._exchanges)])
+            self.reopened = tuple(exchange.key for exchange, _ in started)
             self._changed.notify_all()
         for key in landed:
             self.on_landed(key)

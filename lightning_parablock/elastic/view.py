@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.elastic.journal import Journal
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.regroup.log import MembershipLog
@@ -63,7 +64,13 @@ class Admission:
 
 
 class SiteView(Protocol):
-    """One site of a run: who is present, and payloads gathered from all of them."""
+    """One site of a run: who is present, and payloads gathered from all of them.
+
+    Attributes:
+        journal: Its account of the openings, and of its own end.
+    """
+
+    journal: Journal
 
     @property
     def client(self) -> int:

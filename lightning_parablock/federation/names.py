@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_parablock.federation.cohorts import hosted_clients
@@ -15,15 +16,23 @@ class ClientNames:
     Attributes:
         sites: Names of the sites in rank order; empty where they have none.
         n_clients: Number of clients; 0 for one per site.
+        by_client: Site of each client where sites come and go; then it alone counts.
     """
 
     sites: tuple[str, ...] = ()
     n_clients: int = 0
+    by_client: Mapping[int, str] = field(default_factory=dict[int, str])
 
     @classmethod
     def of(cls, strategy: Any) -> ClientNames:
         """The names under a strategy; any other strategy than this package's has clients without names."""
-        return cls(tuple(getattr(strategy, "site_names", ())), getattr(strategy, "n_clients", 0))
+        by_client: Mapping[int, str] = getattr(strategy, "client_sites", {})
+        return cls(tuple(getattr(strategy, "site_names", ())), getattr(strategy, "n_clients", 0), by_client)
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """Numbers of the clients, ascending; those that are known by their sites where sites come and go."""
+        return tuple(sorted(self.by_client)) or tuple(range(self.n_clients))
 
     def label(self, client: int) -> str:
         """``client 0``; ``site a`` where sites have names; ``client 3 (site b)`` where a site hosts several clients."""
@@ -39,9 +48,11 @@ class ClientNames:
 
     @property
     def _has_one_per_site(self) -> bool:
-        return self.n_clients in (0, len(self.sites))
+        return bool(self.by_client) or self.n_clients in (0, len(self.sites))
 
     def _site_of(self, client: int) -> str | None:
+        if self.by_client:
+            return self.by_client.get(client)
         if not self.sites:
             return None
         hosted = hosted_clients(self.n_clients or len(self.sites), len(self.sites))

@@ -46,6 +46,18 @@ def keep_checkpoints_apart(
     return undo
 
 
+def journal_folder(trainer: Trainer, site: str) -> Path | None:
+    """The folder of ``membership.jsonl``: a site's part of the trainer's, or of the working directory for a URL.
+
+    None with ``fast_dev_run``, which writes nothing.
+    """
+    values: Any = trainer
+    if values.fast_dev_run:
+        return None
+    root = trainer.default_root_dir
+    return Path(own_folder("." if is_remote(root) else root, site))
+
+
 def own_folder(folder: str, site: str) -> str:
     """A site's part of a folder in which several sites may work."""
     return folder if is_remote(folder) or site in Path(folder).parts else str(Path(folder, site))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from typing_extensions import override
 
+from lightning_parablock.elastic.journal import Line
 from lightning_parablock.elastic.view import Admission, HeldCheckpoint
 from lightning_parablock.errors import ConfigurationError, DroppedError
 from lightning_parablock.federation.rounds import RoundEngine
@@ -69,6 +70,16 @@ class ElasticRanks(RankStrategy):
     def membership_log(self) -> MembershipLog:
         """All generations of an elastic run, oldest first; empty with a fixed membership."""
         return MembershipLog() if self._elastic is None else self._elastic.site.log
+
+    @property
+    def membership_lines(self) -> tuple[Line, ...]:
+        """What this site has noted of the openings, with times, oldest first; empty with a fixed membership."""
+        return () if self._elastic is None else self._elastic.site.journal.lines
+
+    @property
+    def client_sites(self) -> Mapping[int, str]:
+        """Name of the site of each client that an elastic run has ever had; empty with a fixed membership."""
+        return {} if self._elastic is None else self._elastic.client_sites
 
     @property
     @override

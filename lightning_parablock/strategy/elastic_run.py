@@ -63,11 +63,15 @@ class ElasticRun:
         """Client ids, ascending, of those from whom the cohort of a round is drawn."""
         return self.site.log.members_at(round_index)
 
+    @property
+    def client_sites(self) -> Mapping[int, str]:
+        """Name of the site of each client that the run has ever had."""
+        log = self.site.log
+        return {**self.entry.sites, **(log.newest.sites if log.records else {})}
+
     def name_of(self, client: int) -> str:
         """Name of a client's site."""
-        log = self.site.log
-        known = {**self.entry.sites, **(log.newest.sites if log.records else {})}
-        return known.get(client, str(client))
+        return self.client_sites.get(client, str(client))
 
     def describe(self, rank: int) -> str:
         """A number in words, for messages."""

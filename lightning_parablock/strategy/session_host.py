@@ -18,7 +18,7 @@ from lightning_parablock.lightning_private.round_start import set_up_validation
 from lightning_parablock.loading.fit_loaders import FitLoaders
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.settings import Settings
-from lightning_parablock.strategy.elastic_files import keep_checkpoints_apart
+from lightning_parablock.strategy.elastic_files import journal_folder, keep_checkpoints_apart
 from lightning_parablock.strategy.elastic_ranks import ElasticRanks
 from lightning_parablock.strategy.fit import FitSession
 from lightning_parablock.strategy.fit_opening import FitParts, open_session
@@ -125,6 +125,8 @@ class SessionHost(ElasticRanks):
         if self.elastic is not None:
             name = self.elastic.name_of(self.elastic.client)
             self._cleanup.callback(keep_checkpoints_apart(self._trainer, name, self.alone))
+            if (folder := journal_folder(self._trainer, name)) is not None:
+                self.elastic.site.journal.keep_in(folder)
 
     @override
     def guard(self, what: str, collective: Callable[[], T], detail: str = "") -> T:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.elastic.journal import Journal
 from lightning_parablock.elastic.view import Admission, Entry, HeldCheckpoint
 from lightning_parablock.errors import PeerLostError, ProtocolError
 from lightning_parablock.federation.rounds import RoundEngine
@@ -66,6 +67,7 @@ class FakeSite:
     def __init__(self, board: Board, client: int, *, is_founder: bool = True) -> None:
         self.board, self.client, self.is_founder = board, client, is_founder
         self.run_id, self.number = "run", 0
+        self.journal = Journal(board.names.get(client, str(client)))
         self.facts: Mapping[str, str] = {}
         self.checkpoint: HeldCheckpoint | None = None
         self.has_left = self.is_closed = self.is_draining = self.has_finished = False

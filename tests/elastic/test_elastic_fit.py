@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.elastic.journal import FILE_NAME, read_lines
 from lightning_parablock.errors import ConfigurationError, DataError
 from tests.elastic.fake_site import Board, FakeSite
 from tests.support.lightning_run import TaskModule, loader_of, patterns_of, trainer_for
@@ -105,3 +106,16 @@ class iter_of:
 
     def __iter__(self) -> Any:
         return iter(loader_of(self.n_batches, 0))
+
+
+def test_the_openings_are_noted_in_the_folder_of_the_site(board: Board, tmp_path: Path) -> None:
+    used = elastic()
+    site = FakeSite(board, 0)
+    site.journal.note_opening(board.log, "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name, folder: site)
+        fit(used, tmp_path, max_epochs=1)
+        fit(elastic(), tmp_path / "trial", fast_dev_run=1)
+    assert [one.record for one in read_lines(tmp_path / "a" / FILE_NAME)] == list(board.log.records)
+    assert used.membership_lines == site.journal.lines
+    assert not (tmp_path / "trial").exists()
