@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,29 @@ def write_plain(files: CheckpointIO, checkpoint: dict[str, Any], filepath: Any, 
     )
 
 
-def save_rescued(trainer: Trainer, rank: int, round_index: int) -> None:
-    """Save the committed model of a failing run in the trainer's folder, as a checkpoint of the weights alone."""
-    path = Path(trainer.default_root_dir) / ("rescued.ckpt" if rank == 0 else f"rescued-rank{rank}.ckpt")
+def save_rescued(
+    trainer: Trainer, file_name: str, round_index: int, *, completed: Callable[[dict[str, Any]], dict[str, Any]] | None
+) -> None:
+    """Save the committed model of a failing run in the trainer's folder, as a checkpoint of the weights alone.
+
+    Args:
+        trainer: The trainer.
+        file_name: Name of the file.
+        round_index: The round in which the run ends.
+        completed: Adds what a run needs that continues from the file; None where it begins with fresh clients.
+    """
+    path = Path(trainer.default_root_dir) / file_name
     try:
         dumped = dump_weights(trainer)
+        if completed is not None:
+            dumped = completed(dumped)
         write_plain(TorchCheckpointIO(), dumped, path, None)
     except Exception as error:  # what failed the run must be shown, and not what came after it
         log.error("parablock: the committed model could not be saved to %s: %s", path, error)
     else:
         log.warning(
             "parablock: the run ends in round %d; the last committed model is in %s; to continue from it: %s",
-            *(round_index, path, command_to_resume(str(path), fresh=True)),
+            *(round_index, path, command_to_resume(str(path), fresh=completed is None)),
         )
 
 

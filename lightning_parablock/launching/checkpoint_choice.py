@@ -50,6 +50,30 @@ def note_choice(trainer: Trainer) -> None:
     wrap_search(trainer, search)
 
 
+def noted_path(trainer: Trainer) -> str | None:
+    """The checkpoint that this rank would resume from by itself, as far as its search has come."""
+    choice = _noted.get(trainer)
+    return None if choice is None else choice.path
+
+
+def agree_on_newest(trainer: Trainer, elect: Callable[[str | None], str | None]) -> None:
+    """Let ``elect`` choose in place of :func:`agree_on_choice`.
+
+    Args:
+        trainer: The trainer.
+        elect: Receives what this rank would load by itself; returns what it loads; collective.
+    """
+
+    def choose(checkpoint_path: Any) -> Any:
+        own = _noted.pop(trainer, Choice(_text(checkpoint_path)))
+        chosen = elect(_text(checkpoint_path))
+        if chosen is None and own.problem is not None:
+            raise ConfigurationError(f"no checkpoint was found: {own.problem}")
+        return chosen
+
+    replace_path(trainer, choose)
+
+
 def agree_on_choice(trainer: Trainer, ranks: Collectives) -> None:
     """Let all ranks load the same checkpoint, or none, once they have met."""
 

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from lightning_parablock.errors import PeerLostError
 from lightning_parablock.launching.checkpoint_choice import note_choice
+from lightning_parablock.launching.elastic_environment import ElasticEnvironment
 from lightning_parablock.launching.launched import refuse_lonely_nodes
 from lightning_parablock.lightning_private.processes import ForkLauncher, ScriptLauncher, limit_threads
 from lightning_parablock.system.looked_after import run_looked_after
@@ -59,7 +60,8 @@ class ProcessLauncher(ScriptLauncher):
             self._start_others()
             atexit.register(_wait_for_others)
         limit_threads(self.num_processes)
-        if trainer is not None and self.num_processes * self.num_nodes > 1:
+        has_others = self.num_processes * self.num_nodes > 1
+        if trainer is not None and (has_others or isinstance(self.cluster_environment, ElasticEnvironment)):
             note_choice(trainer)
         return _to_the_end(function, *args, **kwargs)
 

@@ -27,6 +27,9 @@ T = TypeVar("T")
 Payloads = Mapping[int, bytes]
 """One per client that takes part, by client id."""
 
+PIECE_BYTES = 16 << 20
+"""Longest payload of a collective that hands out weights."""
+
 _REDUCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add,
     "mean": torch.add,
@@ -166,11 +169,27 @@ class ElasticGroup(Group):
             return
         first = self.clients[0]
         payload = to_bytes([one.detach().cpu() for one in tensors], what) if first == self._site.client else b""
-        received = self._gather(f"broadcast of {what}", payload, is_agreed=False)[first]
+        received = self.hand_out(payload, first, what)
         if first != self._site.client:
             with torch.no_grad():
                 for tensor, value in zip(tensors, from_bytes(received, what), strict=True):
                     tensor.copy_(value)
+
+    def hand_out(self, payload: bytes, source: int, what: str) -> bytes:
+        """Bytes of one founder for all founders, before the first round; in pieces. Guests do not come to it.
+
+        Args:
+            payload: At the source: the bytes.
+            source: Its client id.
+            what: Names them in messages.
+        """
+        name = f"broadcast of {what}"
+        length = int(self._gather(name, str(len(payload)).encode(), is_agreed=False)[source])
+        pieces: list[bytes] = []
+        for start in range(0, length, PIECE_BYTES):
+            piece = payload[start : start + PIECE_BYTES]
+            pieces.append(self._gather(name, piece, is_agreed=False)[source])
+        return b"".join(pieces)
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

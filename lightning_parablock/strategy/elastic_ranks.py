@@ -134,12 +134,19 @@ class ElasticRanks(RankStrategy):
     @override
     def joined(self) -> Admission | None:
         if self._elastic is None or self._elastic.entry.is_founder:
-            return None
+            return None if self._elastic is None else self._elastic.beginning
         return self._elastic.site.await_admission()
 
     @override
+    def own_file(self, name: str) -> str:
+        if self._elastic is None:
+            return super().own_file(name)
+        stem, dot, ending = name.rpartition(".")
+        return f"{stem}-{self._elastic.name_of(self._elastic.client)}{dot}{ending}"
+
+    @override
     def begin_engine(self, engine: RoundEngine, round_index: int) -> None:
-        assert self._elastic is not None, "only sites of an elastic run join"
+        assert self._elastic is not None, "only sites of an elastic run begin in its middle"
         self._elastic.site.begin_engine(engine, round_index)
 
     @override

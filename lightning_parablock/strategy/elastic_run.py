@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning_parablock.blocks.partition import Block
+from lightning_parablock.checkpointing.elastic_checkpoints import ElasticEntry
 from lightning_parablock.elastic.lighthouse import Lighthouse
 from lightning_parablock.elastic.run_record import RunRecord
 from lightning_parablock.elastic.run_site import RunSite, site_options
-from lightning_parablock.elastic.view import Entry, HeldCheckpoint, SiteView
+from lightning_parablock.elastic.view import Admission, Entry, HeldCheckpoint, SiteView
 from lightning_parablock.meeting.addresses import own_address
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.elastic_group import ElasticGroup
@@ -25,11 +27,15 @@ class ElasticRun:
         site: This site.
         entry: How it has come into the run.
         group: The collectives.
+        newest_start: The round whose local steps have begun last, and where the trainer was then; None before any has.
+        beginning: The round with which a founder continues from a checkpoint, and where the trainers were then.
     """
 
     site: SiteView
     entry: Entry
     group: ElasticGroup
+    newest_start: Admission | None = None
+    beginning: Admission | None = None
 
     @classmethod
     def enter(
@@ -86,7 +92,22 @@ class ElasticRun:
             state: Returns where this site's trainer is, for sites that join at this round.
         """
         self.group.begin_round(round_index)
-        self.site.keep_round_start(round_index, state())
+        self.newest_start = Admission(round_index, state())
+        self.site.keep_round_start(round_index, self.newest_start.trainer_state)
+
+    def entry_of(self, settings: Settings, blocks: Sequence[Block]) -> ElasticEntry | None:
+        """What a checkpoint of this moment says of the run; None before the first round."""
+        if self.newest_start is None:
+            return None
+        return ElasticEntry(
+            round=self.newest_start.round,
+            trainer_state=self.newest_start.trainer_state,
+            run=self.site.run_id,
+            site=self.name_of(self.client),
+            log=self.site.log,
+            settings=settings.fingerprint(),
+            blocks=tuple((block.name, block.numel) for block in blocks),
+        )
 
 
 def open_site(settings: Settings, name: str, folder: Path | None) -> SiteView:

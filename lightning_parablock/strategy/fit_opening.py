@@ -99,8 +99,7 @@ def open_session(parts: FitParts) -> FitSession:
 def _stopping(parts: FitParts, engine: RoundEngine) -> Stopping:
     ranks, check = parts.ranks, partial(_check_peers, parts.ranks, engine)
     if ranks.elastic is not None:
-        run = ranks.elastic
-        return Leaving(ranks, parts.trainer, run.site, run.name_of(run.client), check)
+        return Leaving(ranks, parts.trainer, ranks.elastic.site, check)
     return Stopping(ranks, parts.trainer, ranks.stop_point, check)
 
 

@@ -29,15 +29,12 @@ class Leaving(Stopping):
         ranks: This site's rank.
         trainer: The trainer.
         site: This site.
-        name: Its name.
         check: Raises if this site cannot continue.
     """
 
-    def __init__(
-        self, ranks: RankStrategy, trainer: Trainer, site: SiteView, name: str, check: Callable[[], object]
-    ) -> None:
+    def __init__(self, ranks: RankStrategy, trainer: Trainer, site: SiteView, check: Callable[[], object]) -> None:
         super().__init__(ranks, trainer, StopPoint((), lambda _: None), check)
-        self._site, self._name = site, name
+        self._site = site
 
     @override
     def _announce(self, noted: signal.Signals, limit_s: float) -> None:
@@ -56,17 +53,18 @@ class Leaving(Stopping):
                 save_and_requeue(self._trainer, own, lambda path: path)
             return
         self._cancel_limit()
-        self._site.leave()
-        path = str(Path(self._trainer.default_root_dir, f"{self._name}-{FILE_NAME}"))
+        has_left = self._site.leave()
+        path = str(Path(self._trainer.default_root_dir, self._ranks.own_file(FILE_NAME)))
         try:
             self._trainer.save_checkpoint(path)
         except CheckpointError as error:
             log.error("parablock: %s", error)
         else:
             self.has_saved = True
+            how = "has left" if has_left else "goes without an answer of the others, who will find it lost"
             log.warning(
-                "parablock: %s: this site has left; run the same command again to come back. Should all sites be gone, "
-                "the run continues from %s: %s",
-                *(ENDING[own], path, command_to_resume(path)),
+                "parablock: %s: this site %s; run the same command again to come back. Should all sites be gone, the "
+                "run continues from %s: %s",
+                *(ENDING[own], how, path, command_to_resume(path)),
             )
         raise self._ending(own)

@@ -12,8 +12,9 @@ from typing_extensions import override
 
 from lightning_parablock.checkpointing.checkpoints import Checkpoints
 from lightning_parablock.checkpointing.client_states import settled_by
+from lightning_parablock.checkpointing.elastic_checkpoints import with_entry
 from lightning_parablock.checkpointing.final_model import checkpoint_folders
-from lightning_parablock.checkpointing.plain import save_plain
+from lightning_parablock.checkpointing.plain import save_plain, write_plain
 from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.launching.agreement import versions_here
 from lightning_parablock.lightning_private.data import silence_loader_warning
@@ -91,6 +92,8 @@ class ParaBlockStrategy(SessionHost):
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        if self.elastic is not None:
+            return self.load_elastic()
         checkpoint = self._checkpoints().load(checkpoint_path, weights_only)
         if self._is_fit:
             self.settle(settled_by(checkpoint, checkpoint_path, self.settings))
@@ -196,11 +199,15 @@ class ParaBlockStrategy(SessionHost):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         if self.is_dropped:
             return
+        if self.elastic is not None:
+            entry = self.elastic.entry_of(self.settings, self.blocks)
+            saved = checkpoint if entry is None else with_entry(checkpoint, entry)
+            write_plain(self.checkpoint_io, saved, filepath, storage_options)
+            return
         if self.has_failed or self._session is None or not self._is_fit or "optimizer_states" not in checkpoint:
             save_plain(self, self.checkpoint_io, checkpoint, filepath, storage_options)  # never waits for peers
             return
-        with self.alone():
-            self._checkpoints().save(checkpoint, filepath, self._session.own_state(), self.blocks, storage_options)
+        self._checkpoints().save(checkpoint, filepath, self._session.own_state(), self.blocks, storage_options)
 
     @override
     def remove_checkpoint(self, filepath: Any) -> None:

@@ -115,12 +115,22 @@ class RankStrategy(GuardedCollectives):
         """For each rank the name of its site, once the ranks have met; empty where sites have no names."""
         return self._site_names
 
+    def own_file(self, name: str) -> str:
+        """Name of this rank's own file, where other ranks may write theirs into the same folder."""
+        stem, dot, ending = name.rpartition(".")
+        return name if self.global_rank == 0 else f"{stem}-rank{self.global_rank}{dot}{ending}"
+
+    @property
+    def completed(self) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+        """Adds to a checkpoint of the weights alone what a run needs to continue from it; None for nothing."""
+        return None
+
     def alone(self) -> AbstractContextManager[None]:
         """Until the end of the block: what looks like a collective is this site's own, where sites come and go."""
         return nullcontext()
 
     def joined(self) -> Admission | None:
-        """For a site that comes to a run under way: how it becomes a member, once it is one; None for all others."""
+        """For a site that begins in the middle of a run: with which round, once it is a member; None for all others."""
         return None
 
     def begin_engine(self, engine: RoundEngine, round_index: int) -> None:

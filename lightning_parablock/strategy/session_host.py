@@ -12,14 +12,18 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lightning_parablock.blocks.partition import Block
+from lightning_parablock.checkpointing.elastic_checkpoints import ElasticEntry, with_entry
 from lightning_parablock.checkpointing.resumed import Resumed
+from lightning_parablock.elastic.view import Admission, HeldCheckpoint
 from lightning_parablock.errors import PeerError
+from lightning_parablock.launching.checkpoint_choice import noted_path
 from lightning_parablock.lightning_private.round_start import set_up_validation
 from lightning_parablock.loading.fit_loaders import FitLoaders
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.elastic_files import journal_folder, keep_checkpoints_apart
 from lightning_parablock.strategy.elastic_ranks import ElasticRanks
+from lightning_parablock.strategy.elastic_resume import HeldFile, ShareOfCheckpoint, held_checkpoint
 from lightning_parablock.strategy.fit import FitSession
 from lightning_parablock.strategy.fit_opening import FitParts, open_session
 from lightning_parablock.strategy.fit_setup import FitBlocks
@@ -50,6 +54,10 @@ class SessionHost(ElasticRanks):
         self._blocks: FitBlocks | None = None
         self._session: FitSession | None = None
         self._resumed: Resumed | None = None
+        # The same for a run whose sites come and go, while its founders agree on a checkpoint.
+        self._held: HeldFile | None = None
+        self._shared: ShareOfCheckpoint | None = None
+        self._continued: ElasticEntry | None = None
 
     _trainer: pl.Trainer  # since connect(), the first of all hooks
     _loaders: FitLoaders  # since setup_environment(): modules may ask for the length of an epoch while they are set up
@@ -106,6 +114,40 @@ class SessionHost(ElasticRanks):
     def _is_fit(self) -> bool:
         return self._trainer.state.fn == TrainerFn.FITTING
 
+    @property
+    @override
+    def completed(self) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+        entry = None if self.elastic is None else self.elastic.entry_of(self.settings, self.blocks)
+        return None if entry is None else lambda dumped: with_entry(dumped, entry)
+
+    # --- checkpoints of an elastic run --------------------------------------------------------------------------------
+
+    @override
+    def _held_checkpoint(self) -> HeldCheckpoint | None:
+        self._held = held_checkpoint(self.checkpoint_io, noted_path(self._trainer))
+        return None if self._held is None else HeldCheckpoint(self._held.entry.round, self._held.entry.log)
+
+    def choose_checkpoint(self, path: str | None) -> str | None:
+        """What this site loads: founders the newest checkpoint that any of them has, guests none. Collective.
+
+        Args:
+            path: What the user named, or Lightning's search has found, here.
+        """
+        assert self.elastic is not None
+        self._shared = ShareOfCheckpoint.agreed(self, self.elastic, self._held)
+        if self._shared is None:
+            self._held = None
+            return None
+        return path if self._held is not None else f"the checkpoint of {self.describe(self._shared.source_rank)}"
+
+    def load_elastic(self) -> dict[str, Any]:
+        """The checkpoint from which the founders continue; collective among them."""
+        assert self.elastic is not None and self._shared is not None
+        checkpoint, self._continued = self._shared.load(self.elastic, self._held)
+        self._held = self._shared = None
+        self.elastic.beginning = Admission(self._continued.round, self._continued.trainer_state)
+        return checkpoint
+
     # --- the life of a session ----------------------------------------------------------------------------------------
 
     def start_rounds(self) -> None:
@@ -114,6 +156,9 @@ class SessionHost(ElasticRanks):
         resumed, self._resumed = self._resumed, None
         if self.elastic is not None:
             set_up_validation(self._trainer)
+        if self._continued is not None:
+            self._continued.refuse_other_blocks(self.blocks)
+            self._continued = None
         flat, loaders = self._blocks.flat, self._loaders
         self._session = open_session(FitParts(self, self._trainer, self._module(), flat, loaders, resumed))
         self._cleanup.callback(self._session.close)

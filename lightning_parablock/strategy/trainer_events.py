@@ -7,7 +7,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_parablock.federation.names import ClientNames
-from lightning_parablock.launching.checkpoint_choice import agree_on_choice
+from lightning_parablock.launching.checkpoint_choice import agree_on_choice, agree_on_newest
 from lightning_parablock.lightning_private.fit import (
     act_between_batches,
     finish_unstarted_fit,
@@ -37,7 +37,10 @@ class TrainerEvents:
         silence_batch_broadcasts(trainer)
         take_signals(trainer, lambda signum: self._note_signal(trainer, signum))
         act_between_batches(trainer, lambda: host.session.pass_batch())
-        agree_on_choice(trainer, host)
+        if host.settings.is_elastic:
+            agree_on_newest(trainer, lambda path: path if host.elastic is None else host.choose_checkpoint(path))
+        else:
+            agree_on_choice(trainer, host)
         isolate_validation(trainer, self._note_random_state)
         finish_unstarted_fit(trainer, self._finish_unstarted)
         name_empty_data(trainer, lambda: ClientNames.of(host).label(host.hosted_clients[0]))

@@ -114,8 +114,10 @@ def fit(root: Path, module: Module, **options: Any) -> Told:
         site="a",
     )
     chosen = {"max_epochs": EPOCHS, "num_sanity_val_steps": 2, "default_root_dir": str(root), **options}
+    ckpt_path = chosen.pop("ckpt_path", None)
     trainer = trainer_for(strategy, callbacks=callbacks, **chosen)
-    trainer.fit(module, DataLoader(Steps(2 * BATCHES, 0), batch_size=2, shuffle=True), DataLoader(Steps(2, 0)))
+    train, val = DataLoader(Steps(2 * BATCHES, 0), batch_size=2, shuffle=True), DataLoader(Steps(2, 0))
+    trainer.fit(module, train, val, ckpt_path=ckpt_path)
     return told
 
 
