@@ -39,8 +39,9 @@ check: install ## lint, format, types and the direction of imports
 options: install ## write docs/options.md and configs/base.yaml anew from the options' fields
 	$(BIN)/python -m docs.hooks.options_reference
 
-soak: install ## 2,000 random histories of elastic membership, some minutes
+soak: install ## 2,000 random histories of elastic membership, and processes struck in every phase, half an hour
 	ELASTIC_HISTORIES=2000 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/elastic tests/regroup
+	$(BIN)/python -m tests.elastic.processes.soak
 
 docs: install $(DOCS) ## build the documentation site in site/, run its notebook and check its links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

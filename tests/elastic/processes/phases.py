@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_parablock.checkpointing import plain, resumed, sidecars
 from lightning_parablock.elastic import opening
 from lightning_parablock.elastic.answers import Answers
+from lightning_parablock.elastic.arbiter import Candidate
 from lightning_parablock.elastic.exchange import ElasticExchange
 from lightning_parablock.elastic.fetching import Fetcher
+from lightning_parablock.elastic.roster import Roster
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.transport import torch_distributed
 from lightning_parablock.transport.pacing import Pacer
@@ -34,6 +36,7 @@ class Phases:
     """
 
     def __init__(self, folder: Path, site: str) -> None:
+        self._founders = folder / "founders"
         self._trace, self._arm = folder / f"{site}.trace", folder / f"{site}.arm"
         self._passed = 0
 
@@ -71,9 +74,20 @@ class Phases:
             (RoundEngine, "finish", "draining"),
         ):
             setattr(owner, name, _announced(self, phase, getattr(owner, name)))
+        _found_together(self._founders)
         write = _slow(self, sidecars.write_atomically)
         for module in (sidecars, resumed, plain):
             vars(module)["write_atomically"] = write
+
+
+def _found_together(number: Path) -> None:
+    """Let a run be founded by as many sites as a file says, and not by the first ones that are enough."""
+    found = Roster.founders
+
+    def founders(roster: Roster, fresh: Sequence[Candidate]) -> list[Candidate]:
+        return found(roster, fresh) if len(fresh) >= int(number.read_text()) else []
+
+    setattr(Roster, "founders", founders)  # noqa: B010
 
 
 def _paced(phases: Phases, phase: str) -> type[Pacer]:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from lightning_parablock.regroup.log import MembershipLog
 from tests.elastic.processes.replaying import check_bits
@@ -24,17 +24,38 @@ LIMIT_S = 60.0
 _POLL_S = 0.005
 
 
+class Started(Protocol):
+    """A process that has been started."""
+
+    def code(self) -> int | None:
+        """Its exit code; None while it runs."""
+        ...
+
+    def signal(self, signum: int) -> None:
+        """Send it a signal."""
+        ...
+
+    def end(self) -> object:
+        """Kill it if it runs."""
+        ...
+
+
+Start = Callable[[list[str], Path], Started]
+"""Starts ``python`` with these words; its output goes to the file."""
+
+
 class SiteProcess:
     """One site; started again, it is another process of the same site.
 
     Args:
         folder: Of the run.
         name: Of the site.
+        start: Starts its process.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name, self._folder = name, folder
-        self._process: Fork | None = None
+    def __init__(self, folder: Path, name: str, start: Start) -> None:
+        self.name, self._folder, self._start = name, folder, start
+        self._process: Started | None = None
         self._starts = 0
 
     def start(self) -> None:
@@ -44,7 +65,7 @@ class SiteProcess:
         with self._trace.open("a") as file:
             file.write("starting\n")
         log = self._folder / f"{self.name}-{self._starts}.log"
-        self._process = Fork(functools.partial(_run, words), _environment(), log)
+        self._process = self._start(words, log)
 
     @property
     def code(self) -> int | None:
@@ -115,6 +136,28 @@ class SiteProcess:
         self._arm.unlink(missing_ok=True)
 
 
+class Places(Protocol):
+    """Where a run's processes are."""
+
+    @property
+    def address(self) -> str:
+        """Address of the lighthouse."""
+        ...
+
+    def start(self, site: str | None) -> Start:
+        """How a site is started; None stands for the lighthouse."""
+        ...
+
+
+class Here(Places):
+    """All of them are forked on this machine."""
+
+    address = "127.0.0.1"
+
+    def start(self, site: str | None) -> Start:
+        return lambda words, log: Fork(functools.partial(_run, words), environment(), log)
+
+
 class ElasticRun:
     """A lighthouse and sites; a context manager that leaves nothing behind.
 
@@ -122,15 +165,25 @@ class ElasticRun:
         folder: For logs and results.
         width: Of the network.
         pause_s: Seconds that a local step takes.
+        places: Where the processes run; None for this machine.
         **strategy: Options of the strategy.
     """
 
-    def __init__(self, folder: Path, *, width: int = 48, pause_s: float = 0.01, **strategy: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        width: int = 48,
+        pause_s: float = 0.01,
+        places: Places | None = None,
+        **strategy: Any,
+    ) -> None:
         self.folder, self.width, self.port = folder, width, free_port()
+        self.places = places or Here()
         self.sites: dict[str, SiteProcess] = {}
         self.silence_s = 2.0
         options = {
-            "lighthouse": f"127.0.0.1:{self.port}",
+            "lighthouse": f"{self.places.address}:{self.port}",
             "min_clients": 2,
             "silence_s": self.silence_s,
             "rejoin_timeout_s": 40.0,
@@ -140,7 +193,7 @@ class ElasticRun:
         }
         said = {"width": width, "pause_s": pause_s, "strategy": options}
         (folder / "run.json").write_text(json.dumps(said))
-        self._lighthouse: Fork | None = None
+        self.lighthouse: Started | None = None
         self._lighthouses = 0
 
     def __enter__(self) -> ElasticRun:
@@ -154,16 +207,16 @@ class ElasticRun:
 
     def start_lighthouse(self) -> None:
         """Start it, or start it again."""
-        words = ["-m", "lightning_parablock", "lighthouse", "--host", "127.0.0.1", "--port", str(self.port)]
+        words = ["-m", "lightning_parablock", "lighthouse", "--host", "0.0.0.0", "--port", str(self.port)]
         words += ["--silence_s", str(self.silence_s)]
         self._lighthouses += 1
         log = self.folder / f"lighthouse-{self._lighthouses}.log"
-        self._lighthouse = Fork(functools.partial(_run, words), _environment(), log)
+        self.lighthouse = self.places.start(None)(words, log)
 
     def kill_lighthouse(self) -> None:
         """kill -9."""
-        if self._lighthouse is not None:
-            self._lighthouse.end()
+        if self.lighthouse is not None:
+            self.lighthouse.end()
 
     def start(self, *names: str) -> None:
         """Start sites, or start them again."""
@@ -172,10 +225,11 @@ class ElasticRun:
 
     def site(self, name: str) -> SiteProcess:
         """A site, which need not have been started."""
-        return self.sites.setdefault(name, SiteProcess(self.folder, name))
+        return self.sites.setdefault(name, SiteProcess(self.folder, name, self.places.start(name)))
 
     def found(self, *names: str, rounds: int = 3) -> None:
-        """Start sites, and wait until they have trained some rounds."""
+        """Let these sites found the run, and wait until they have trained some rounds."""
+        (self.folder / "founders").write_text(str(len(names)))
         self.start(*names)
         self.until(lambda: all(self.sites[name].round >= rounds for name in names), f"round {rounds} at {names}")
 
@@ -227,10 +281,18 @@ class ElasticRun:
 
     def end(self, *names: str, rounds: int = 12) -> MembershipLog:
         """End the run soon; the sites named have the same bits, and those of the plain loop."""
+        self.announce_end(rounds)
+        return self.ended(*names)
+
+    def announce_end(self, rounds: int = 12) -> None:
+        """Tell all sites the last round."""
         newest = max(site.round for site in self.sites.values())
         temporary = self.folder / "end.new"
         temporary.write_text(str(newest + rounds))
         temporary.rename(self.folder / "end")
+
+    def ended(self, *names: str) -> MembershipLog:
+        """Wait for the end of these sites, and compare them with each other and with the plain loop."""
         others = [name for name in self.sites if name not in names]
         self.until(lambda: all(self.sites[name].code is not None for name in names), "the end", may_end=others)
         codes = {name: self.sites[name].code for name in names}
@@ -245,6 +307,7 @@ def _run(words: list[str]) -> None:
     run_module(words)
 
 
-def _environment() -> dict[str, str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return {name: value for name, value in environment.items() if not re.match("RANK|WORLD_SIZE|LOCAL_RANK", name)}
+def environment() -> dict[str, str]:
+    """Of a process of a run."""
+    found = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return {name: value for name, value in found.items() if not re.match("RANK|WORLD_SIZE|LOCAL_RANK", name)}
