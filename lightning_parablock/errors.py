@@ -153,3 +153,10 @@ class NonFiniteError(ParaBlockError):
 
 class DroppedError(MembershipError):
     """The run has continued without this site while it was silent: what it holds counts for nothing any more."""
+
+
+class CutOffError(DroppedError):
+    """This site reaches the lighthouse, and too few of the other sites, which continue without it.
+
+    To run its command again would bring it back to the same network, and the others to a halt at every try.
+    """

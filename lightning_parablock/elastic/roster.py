@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from lightning_parablock.elastic.arbiter import Candidate
 from lightning_parablock.elastic.reach import Reach, who_goes
 from lightning_parablock.elastic.seat import Seat
-from lightning_parablock.errors import DroppedError
+from lightning_parablock.errors import CutOffError
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Roster:
         """An attempt has ended. After two in a row that failed, whoever is badly connected is left out.
 
         Raises:
-            DroppedError: it is this site.
+            CutOffError: it is this site.
         """
         self._failures = 0 if has_opened else self._failures + 1
         if self._failures < _FAILURES:
@@ -81,9 +81,9 @@ class Roster:
         if site is None:
             return
         if site == self._seat.options.site:
-            raise DroppedError(
+            raise CutOffError(
                 f"site {site!r} reaches the lighthouse, and fewer of the other sites than they reach each other: it "
-                "gives up its place, so that they continue; look at the network between it and them"
+                "gives up its place, so that they continue; look at the network between it and them, and start it again"
             )
         log.warning("parablock: site %s is left out: not all of the other sites reach it, although it is alive", site)
         self._out |= {one.incarnation for one in participants if one.site == site}

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_parablock.elastic.journal import Line
 from lightning_parablock.elastic.view import Admission, HeldCheckpoint
-from lightning_parablock.errors import ConfigurationError, DroppedError
+from lightning_parablock.errors import ConfigurationError, CutOffError, DroppedError
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.launching.agreement import versions_here
 from lightning_parablock.launching.elastic_environment import ElasticEnvironment, elastic_environment
@@ -220,7 +220,7 @@ class ElasticRanks(RankStrategy):
     @override
     def teardown(self) -> None:
         super().teardown()
-        if self._dropped is not None:
+        if self._dropped is not None and not isinstance(self._dropped, CutOffError):
             run_again(str(self._dropped))
 
     @override

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.elastic.journal import FILE_NAME, read_lines
-from lightning_parablock.errors import ConfigurationError, DataError
+from lightning_parablock.errors import ConfigurationError, CutOffError, DataError, DroppedError
 from tests.elastic.fake_site import Board, FakeSite
 from tests.support.lightning_run import TaskModule, loader_of, patterns_of, trainer_for
 from tests.tasks import adamw_default, mlp_task
@@ -71,6 +71,26 @@ def test_checkpoints_are_in_the_folder_of_the_site(board: Board, tmp_path: Path)
     assert {path.parent for path in tmp_path.rglob("*.ckpt")} == {tmp_path / "kept" / "a"}
     assert Path(saving.best_model_path).is_file()
     assert not [name for name in vars(saving) if name.startswith("on_")]
+
+
+class Raises(Callback):
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(("error", "runs_again"), [(DroppedError("gone"), ["gone"]), (CutOffError("alone"), [])])
+def test_a_dropped_site_saves_nothing_and_runs_its_command_again_unless_it_is_cut_off(
+    error: Exception, runs_again: list[str], board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons: list[str] = []
+    monkeypatch.setattr("lightning_parablock.strategy.elastic_ranks.run_again", reasons.append)
+    with pytest.raises(type(error)):
+        fit(elastic(), tmp_path, callbacks=[OnExceptionCheckpoint(tmp_path), Raises(error)], enable_checkpointing=True)
+    assert reasons == runs_again
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 @pytest.mark.parametrize(
