@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_parablock.federation.cohorts import Cohorts
 from lightning_parablock.federation.schedule import Schedule
-from lightning_parablock.regroup.log import MembershipLog
+from lightning_parablock.regroup.log import MembershipLog, Record
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.chunks import shard_bounds
 from tests.elastic.oracle import Entry, Outcome, Plan, replay
@@ -24,7 +24,7 @@ SERVERS: dict[str, dict[str, Any]] = {
     "adam": {"lr": 0.01, "betas": (0.9, 0.99), "tau": 1e-3},
     "yogi": {"lr": 0.01, "betas": (0.9, 0.99), "tau": 1e-3},
 }
-NAMES = "abcdef"
+NAMES = "abcdefg"
 
 
 class HistoryError(AssertionError):
@@ -58,7 +58,7 @@ class History:
     def __init__(self, seed: int, **fixed: Any) -> None:
         rng = self.rng = rng_of(seed)
         K = rng.choice([2, 4])
-        n = rng.randint(2, 5)
+        n = rng.choice([2, 3, 4, 4, 5, 6])
         self.drawn: dict[str, Any] = {
             "K": K,
             "n": n,
@@ -155,7 +155,6 @@ class History:
 
     def check(self) -> Counter[str]:
         """Let it happen, and compare with the loop; returns what occurred."""
-        seen = Counter[str]()
         is_over = self.world.run(lambda: self.run.is_over)
         for site in self.run.sites:
             if site.actor is not None and site.actor.error is not None:
@@ -164,17 +163,35 @@ class History:
             if not is_over:
                 raise HistoryError(f"nothing happens any more: {self.standing()}")
             if self.run.outcome:
-                return seen + Counter([self.run.outcome])
+                return Counter([self.run.outcome])
             sites = [s for s in self.run.sites if (s.is_member and s.has_drained) or s.has_gone_home]
             if sites:
                 self.compare(sites)
-                seen[f"{len(self.run.log.records) - 1} regroups"] += 1
-                seen["restored"] += sum(len(r.restored) for r in self.run.log.records)
-            return seen
+                self.note_log()
+            return self.run.seen
         finally:
             for site in self.run.sites:
                 if site.actor is not None:
                     site.actor.kill()
+
+    def note_log(self) -> None:
+        """Count what occurred, by the log."""
+        seen, before = self.run.seen, self.run.log.records[0]
+        for record in self.run.log.records[1:]:
+            seen["regroups"] += 1
+            seen["regroups after which n is what it was"] += record.first_round == before.first_round
+            seen["losses of a star's server"] += before.order[0] not in record.members
+            newest = {b: self.newest_kept(record, b) for b in range(len(self.initial))}
+            for piece in record.restored:
+                kind = "anew" if piece.as_of is None else "stale" if piece.as_of[0] < newest[piece.block] else "whole"
+                seen[f"lost server state restored {kind}"] += 1
+            before = record
+        seen["histories compared"] += 1
+
+    def newest_kept(self, record: Record, block: int) -> tuple[int, int]:
+        """The newest kept exchange of a block."""
+        keys = [key for site in self.run.sites for key in site.landed if key[1] == block and key <= record.kept]
+        return max(keys, default=(-1, -1))
 
     def standing(self) -> str:
         """Where everybody is, for messages."""

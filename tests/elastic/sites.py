@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -196,6 +197,7 @@ class Run:
         self.carriers: dict[tuple[int, int], tuple[Site, Carrier]] = {}
         self.outcome = ""
         self.coming = 0
+        self.seen = Counter[str]()
         for site in self.sites:
             site.is_ready = True
         self.attempt: Attempt | None = None
@@ -277,6 +279,7 @@ class Run:
     def _wake(self, site: Site) -> None:
         """A zombie that has been dropped discards everything and comes back as a joiner."""
         if site.is_alive and site.membership.was_dropped(self.newest):
+            self.seen["zombies that wake up"] += 1
             self.kill(site, restarts=True)
         else:
             self.poke(0.0)
@@ -383,6 +386,10 @@ class Run:
         except WeightsLostError:
             self.outcome = "weights lost"
             return
+        begins_anew = not decision.landed and any(s.membership.generation >= 0 for s in self.sites)
+        if begins_anew and self.setup.checkpoint[0] >= 0:
+            self.outcome = "the checkpoint was lost with its founder"
+            return
         attempt.decision = decision = Decision.from_json(decision.to_json())
         for site in attempt.sites:
             self.send(attempt.coordinator, site, lambda site=site: self._decided(attempt, site, decision))
@@ -393,10 +400,12 @@ class Run:
         except SealedError:
             return
         if waiting is not None:
+            self.seen["openings that others had heard of"] += 1
             self._note_joined(site, waiting.record)
             site.transport.open(None)
         client = decision.log.client_of(site.name)
         if client in decision.record.joiners and site.actor is not None:
+            self.seen["zombies that a decision drops"] += 1
             self.kill(site, restarts=True)  # a zombie that had not heard of the generation that dropped it
             return
         if client not in decision.record.members:
@@ -406,6 +415,8 @@ class Run:
         commits, state = dict[Key, Tensor](), list[StatePiece]()
         lacking, needed = site.transport.lacking(decision), site.transport.needed_state(decision)
         missing = len(lacking) + len(needed)
+        self.seen["kept commits forwarded to survivors"] += len(lacking) if client not in decision.record.joiners else 0
+        self.seen["pieces of server state that move"] += len(needed)
 
         def arrived() -> None:
             nonlocal missing
@@ -483,9 +494,12 @@ class Run:
         if site.membership.sealed != attempt.generation:
             return
         if site.client not in decision.record.members:
+            self.seen["leavers that are let go"] += 1
             site.is_alive = False
             return
         site.membership.open(attempt.generation)
+        self.seen["joins"] += site.client in decision.record.joiners and bool(decision.landed)
+        self.seen["redone exchanges"] += sum(key > decision.record.kept for key in site.transport._exchanges)
         self._note_joined(site, decision.record)
         site.transport.open(site.carrier)
         site.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Generator
 
 import pytest
@@ -25,9 +26,13 @@ def _one_core() -> Generator[None]:
 
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_random_histories_have_the_bits_of_the_plain_loop(group: int) -> None:
+    seen = Counter[str]()
     for seed in range(group, N_HISTORIES, GROUPS):
         try:
-            History(seed).check()
+            seen += History(seed).check()
         except Exception as error:
             error.add_note(f"history {seed}: History({seed}).check() repeats it")
             raise
+    print(dict(sorted(seen.items())))
+    for what in ("histories compared", "joins", "redone exchanges", "kept commits forwarded to survivors"):
+        assert seen[what] >= N_HISTORIES // GROUPS // 4, f"histories that show little: {seen}"
