@@ -159,9 +159,9 @@ class Backups:
         self._pieces.setdefault((block, server), {})[label] = list(pieces)
 
     def labels(self, generation: int) -> dict[tuple[int, int], tuple[Label, ...]]:
-        """The versions of each piece that a generation's servers have sent, oldest first."""
+        """The versions of each piece that are of use in a generation, oldest first."""
         found = {
-            place: tuple(sorted(label for label in versions if label[1] == generation))
+            place: tuple(sorted(label for label in versions if label[1] <= generation))
             for place, versions in self._pieces.items()
         }
         return {place: labels for place, labels in found.items() if labels}
@@ -177,8 +177,15 @@ class Backups:
             for label in old[:-1]:
                 del versions[label]
 
-    def forget_before(self, generation: int) -> None:
-        """A generation has opened: pieces of older ones name other places in the blocks, or redone exchanges."""
-        for versions in self._pieces.values():
-            for label in [label for label in versions if label[1] < generation]:
+    def open(self, generation: int, kept: Key, stays: Callable[[int, int], bool]) -> None:
+        """A generation opens: drop what it redoes, and what has another place in its block from now on.
+
+        Args:
+            generation: Its number.
+            kept: Its newest kept exchange.
+            stays: (block, server) -> whether the server goes on with the same piece.
+        """
+        for (block, server), versions in self._pieces.items():
+            is_kept = stays(block, server)
+            for label in [label for label in versions if label[1] < generation and not (is_kept and label[0] <= kept)]:
                 del versions[label]

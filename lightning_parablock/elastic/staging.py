@@ -96,6 +96,19 @@ def stage(
     return Staged(decision, server, commits, wanted is not None)
 
 
+def stays(before: Record | None, record: Record, server: int, numel: int, topology: Topology) -> bool:
+    """Whether a server goes on with the same piece of a block from one generation to the next."""
+    if before is None or server not in before.members or server not in set(record.members) - set(record.joiners):
+        return False
+    return _shard(before, server, numel, topology) == _shard(record, server, numel, topology)
+
+
+def keeper_of(record: Record, server: int) -> int | None:
+    """Client id of the member that keeps a server's state in case it is lost: the next one; None if it is alone."""
+    others = [client for client in record.members if client != server]
+    return next((client for client in others if client > server), others[0]) if others else None
+
+
 def _shard(record: Record, client: int, numel: int, topology: Topology) -> slice:
     return shard_bounds(numel, len(record.order), topology)[record.order.index(client)]
 

@@ -17,10 +17,11 @@ from typing_extensions import override
 from lightning_parablock.elastic.exchange import ElasticExchange
 from lightning_parablock.elastic.landing import LandingTransport
 from lightning_parablock.elastic.shard import Backup, VersionedShard
-from lightning_parablock.elastic.staging import Staged, overlap, stage
+from lightning_parablock.elastic.staging import Staged, keeper_of, overlap, stage, stays
 from lightning_parablock.elastic.store import first_key
 from lightning_parablock.errors import CallOrderError, DroppedError, SealedError
 from lightning_parablock.regroup.keys import Key, newest_due_at_start
+from lightning_parablock.regroup.log import Record
 from lightning_parablock.regroup.report import Decision, Label, Source, Standing
 from lightning_parablock.server.shard import StatePiece
 from lightning_parablock.transport.base import Transport
@@ -202,7 +203,8 @@ class ElasticTransport(LandingTransport):
             self._log, self._shard = staged.decision.log, staged.server
             staged.server.on_served = lambda key: self._note_served(staged.server, key)
             self._known = {client: record.kept for client in record.members}
-            self._backups.forget_before(record.generation)
+            before = staged.decision.log.records[-2] if len(staged.decision.log.records) > 1 else None
+            self._backups.open(record.generation, record.kept, lambda b, s: self._stays(before, record, b, s))
             self._ahead.clear()
             self._carrier, self._is_sealed, self._trouble = carrier, carrier is None, None
             if self.client in record.joiners:
@@ -215,7 +217,8 @@ class ElasticTransport(LandingTransport):
         self.follow(started)
         if carrier is not None:
             for block in range(len(self._blocks)):
-                self._send_backup(staged.server, block)
+                if not self._is_kept(before, record, block):
+                    self._send_backup(staged.server, block)
 
     def note_landed(self, client: int, key: Key, generation: int) -> None:
         """A member has said what has landed there; what it said in another generation counts for nothing."""
@@ -278,8 +281,17 @@ class ElasticTransport(LandingTransport):
 
     def _send_backup(self, server: VersionedShard, block: int) -> None:
         labels = server.labels().get(block, ()) if server.values[block].numel() else ()
-        others = [client for client in self._log.newest.members if client != self.client]
-        if labels and others:
-            keeper = next((client for client in others if client > self.client), others[0])
+        keeper = keeper_of(self._log.newest, self.client)
+        if labels and keeper is not None:
             label = labels[-1]
             self.send_backup(keeper, Backup(block, self.client, label, lambda: server.piece(block, label)))
+
+    def _stays(self, before: Record | None, record: Record, block: int, server: int) -> bool:
+        return stays(before, record, server, self._blocks[block].numel, self._settings.topology)
+
+    def _is_kept(self, before: Record | None, record: Record, block: int) -> bool:
+        """Whether the member that keeps this server's piece has kept it already, so that it waits for a newer one."""
+        keeper = keeper_of(record, self.client)
+        if before is None or keeper is None or keeper in record.joiners or keeper != keeper_of(before, self.client):
+            return False
+        return self._stays(before, record, block, self.client)

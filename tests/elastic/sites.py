@@ -333,7 +333,7 @@ class Run:
             if pieces is not None:
                 keeper.transport.take_backup(backup.block, backup.server, backup.label, pieces)
 
-        self.send(site, keeper, arrive, 3.0)
+        self.send(site, keeper, arrive, self.world.rng.choice([0.3, 3.0]))
 
     # --- regroups -----------------------------------------------------------------------------------------------------
 
