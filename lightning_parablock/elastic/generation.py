@@ -148,10 +148,12 @@ class _WireApart(Wire):
         if self._is_cut.is_set():
             return
         self._is_cut.set()
-        # gloo has no call for it. A wait that reaches its limit ends all connections of its group.
-        peer = (self._group.rank() + 1) % self._group.size()
-        with contextlib.suppress(RuntimeError):
-            self._group.recv([torch.empty(1, dtype=torch.uint8)], peer, _NOBODY).wait(timedelta(milliseconds=1))
+        # gloo has no call for it. A wait that reaches its limit ends all connections of its group; one for a peer whose
+        # connection has ended already fails at once, so each peer is tried.
+        rank = self._group.rank()
+        for peer in (other for other in range(self._group.size()) if other != rank):
+            with contextlib.suppress(RuntimeError):
+                self._group.recv([torch.empty(1, dtype=torch.uint8)], peer, _NOBODY).wait(timedelta(milliseconds=1))
 
 
 class _Unwatched:

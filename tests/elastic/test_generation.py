@@ -7,15 +7,20 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.distributed import TCPStore
 
+from lightning_parablock.elastic.generation import _WireApart
+from lightning_parablock.errors import PeerLostError
 from lightning_parablock.meeting import devices
 from lightning_parablock.regroup.decide import Rules, decide
 from lightning_parablock.transport.base import Exchange
+from lightning_parablock.transport.chunks import Kind
+from lightning_parablock.transport.wires import Transfer
 from tests.elastic.member import Member, delta_of, founding
 from tests.oracle_codecs import arrives
 
@@ -132,3 +137,21 @@ def test_a_generation_follows_another_after_a_member_was_killed_in_mid_transfer(
     for member in members:
         member.transport.close()
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+def test_a_cut_ends_every_transfer_also_where_a_peer_is_gone_already(port: int) -> None:
+    groups: dict[int, Any] = {}
+
+    def connect(rank: int) -> None:
+        store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
+        groups[rank] = devices.open_apart(store, rank, 3, 60.0)
+
+    at_once([lambda rank=rank: connect(rank) for rank in range(3)])
+    wires = [_WireApart(groups[rank], pins_memory=False) for rank in range(3)]
+    wires[1].close()
+    (awaited,), _ = wires[0].post([Transfer(torch.empty(8, dtype=torch.uint8), 2, Kind.DELTA)], [])
+    wires[0].close()
+    with pytest.raises(RuntimeError):
+        awaited.wait(60.0)
+    with pytest.raises(PeerLostError, match="has ended"):
+        wires[0].post([], [Transfer(torch.empty(8, dtype=torch.uint8), 2, Kind.DELTA)])
