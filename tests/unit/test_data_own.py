@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,3 +129,14 @@ def test_own_rows_that_give_no_example_are_named_on_every_client(tmp_path: Path)
             data.setup("validate")
         says.add(str(error.value))
     assert len(says) == 1
+
+
+def test_a_new_site_may_have_a_number_above_the_number_of_sites(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n')
+    module = FederatedTextDataModule(source=str(tmp_path / "rows.jsonl"), sequence_length=8)
+    run = SimpleNamespace(is_newcomer=True)
+    strategy = SimpleNamespace(n_clients=3, hosted_clients=(5,), elastic=run)
+    module.trainer = SimpleNamespace(world_size=3, global_rank=2, strategy=strategy)  # type: ignore[assignment]
+    assert module.clients == (6, (5,))
+    run.is_newcomer = False
+    assert module.clients == (3, (5,))
