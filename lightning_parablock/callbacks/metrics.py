@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_parablock.callbacks.gather import NewRecords
+from lightning_parablock.callbacks.presence import membership_of
 from lightning_parablock.callbacks.sight_figures import PREFIX
 from lightning_parablock.records import RoundRecord
 
@@ -23,6 +24,9 @@ class RoundMetrics(Callback):
     ``parablock/drift``, and ``parablock/nonfinite`` in rounds that were left out of the mean; for their meaning see
     :class:`~lightning_parablock.records.RoundRecord`. The figures are those of this rank's first client in the round;
     loggers that write only on the first rank, as Lightning's do, record those of rank 0.
+
+    In an elastic run also ``membership/members``, the number of sites from which the round's cohort is drawn, and
+    ``membership/generation``, the generation that brought them together.
     """
 
     def __init__(self) -> None:
@@ -50,7 +54,10 @@ class RoundMetrics(Callback):
         index: dict[str, int] = {
             block.name: i for i, block in enumerate(getattr(trainer.strategy, "blocks", None) or ())
         }
-        rows = [metrics_of(record, index) for record in self._new.take(trainer.strategy)]
+        rows = [
+            metrics_of(record, index) | membership_of(trainer.strategy, record.round)
+            for record in self._new.take(trainer.strategy)
+        ]
         for row in rows:
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=trainer.global_step)

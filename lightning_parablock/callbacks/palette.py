@@ -13,6 +13,9 @@ COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#b
 EXPOSED_COLOUR, SLOWER_COLOUR, SUBMITTED_COLOUR = "#d62728", "#7f7f7f", "#d9d9d9"
 """Colours of waits: client idle for the exchange, client idle for a slower client, delta waiting for other clients."""
 
+GAP_COLOUR = "#f0e6e6"
+"""Colour of a time in which a site of an elastic run was no member."""
+
 _HUES = (0.08, 0.85)
 """Range of hues for models with more blocks than colours: from orange to violet, without red."""
 

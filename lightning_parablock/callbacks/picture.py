@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_parablock.callbacks.palette import (
     EXPOSED_COLOUR,
+    GAP_COLOUR,
     SLOWER_COLOUR,
     SUBMITTED_COLOUR,
     block_colours,
     legend_blocks,
 )
+from lightning_parablock.callbacks.presence import Gap
 from lightning_parablock.callbacks.trace import (
     THREADS,
     Span,
@@ -49,12 +51,19 @@ _WAITS = (
     "stood still for a slower client",
     "delta submitted, other clients not yet",
 )
+_GAP = "no member of the run"
+_GAP_STYLE: dict[str, Any] = {"facecolor": GAP_COLOUR, "edgecolor": "#b0a0a0", "hatch": "xx", "linewidth": 0}
 _CLIENT_HEIGHT = 2.6
 """Height of a client's two rows, each 1 high, and the gap to the next client."""
 
 
 def draw_timeline(
-    records: Sequence[RoundRecord], path: Path, names: ClientNames = NO_NAMES, *, at_most_rounds: int = 40
+    records: Sequence[RoundRecord],
+    path: Path,
+    names: ClientNames = NO_NAMES,
+    gaps: Sequence[Gap] = (),
+    *,
+    at_most_rounds: int = 40,
 ) -> None:
     """Draw the first rounds: per client computation above and exchange below, one colour per block, waits hatched.
 
@@ -62,6 +71,7 @@ def draw_timeline(
         records: Round records of all clients; nothing is drawn if empty.
         path: Path of the PNG file.
         names: Names of the clients.
+        gaps: Times in which clients of an elastic run were no members, drawn behind their rows.
         at_most_rounds: Maximum number of rounds to draw, so that bars stay readable.
     """
     from matplotlib.figure import Figure  # it takes a second to import, and most processes never draw
@@ -69,20 +79,26 @@ def draw_timeline(
     shown = [record for record in records if record.round < min(r.round for r in records) + at_most_rounds]
     if not shown:
         return
-    clients = sorted({record.client for record in shown})
+    first_s, last_s = min(record.start_s for record in shown), max(record.exchange_end_s for record in shown)
+    gaps = [gap for gap in gaps if gap.start_s < last_s and gap.end_s > first_s]
+    clients = sorted({*(record.client for record in shown), *(gap.client for gap in gaps)})
     colours = block_colours(record.block for record in records)
-    n_columns, n_rows = _legend_shape([*legend_blocks(colours), *_WAITS])
+    n_columns, n_rows = _legend_shape([*legend_blocks(colours), *_WAITS, *([_GAP] if gaps else [])])
     height_inches = 1.5 + 1.5 * len(clients) + _LEGEND_ROW_INCHES * n_rows
     figure = Figure(figsize=(_WIDTH_INCHES, height_inches), dpi=130, layout="constrained")
     axes = figure.add_subplot()
-    origin_s = min(record.start_s for record in shown)
+    origin_s = first_s
     shortest_s = shortest_drawn_s(record.exchange_end_s - origin_s for record in shown)
     for record in shown:
         base = _CLIENT_HEIGHT * clients.index(record.client)
         _draw_round(axes, record, base, origin_s, colours[record.block], shortest_s)
+    for gap in gaps:
+        start_s, end_s = max(gap.start_s, first_s), min(gap.end_s, last_s)
+        rows = (_CLIENT_HEIGHT * clients.index(gap.client), 1.9)
+        axes.broken_barh([(start_s - origin_s, end_s - start_s)], rows, zorder=0, **_GAP_STYLE)
     _label_axes(axes, [names.label(client) for client in clients])
     axes.set_title(_title(shown, len({record.round for record in records}), shortest_s), loc="left", fontsize=10)
-    _add_legend(axes, colours, n_columns)
+    _add_legend(axes, colours, n_columns, has_gaps=bool(gaps))
     figure.savefig(path)
 
 
@@ -148,7 +164,7 @@ def _legend_shape(labels: Sequence[str]) -> tuple[int, int]:
     return n_columns, -(-len(labels) // n_columns)
 
 
-def _add_legend(axes: Axes, colours: dict[str, str], n_columns: int) -> None:
+def _add_legend(axes: Axes, colours: dict[str, str], n_columns: int, *, has_gaps: bool) -> None:
     from matplotlib.patches import Patch
 
     blocks = [Patch(color=colours[name], label=name) for name in legend_blocks(colours)]
@@ -157,5 +173,6 @@ def _add_legend(axes: Axes, colours: dict[str, str], n_columns: int) -> None:
         Patch(facecolor="white", edgecolor=EXPOSED_COLOUR, hatch="////", label=exposed),
         Patch(facecolor="white", edgecolor=SLOWER_COLOUR, hatch="////", label=slower),
         Patch(color=SUBMITTED_COLOUR, label=submitted),
+        *([Patch(**_GAP_STYLE, label=_GAP)] if has_gaps else []),
     ]
     axes.figure.legend(handles=[*blocks, *waits], loc="outside lower center", ncols=n_columns, fontsize=8)

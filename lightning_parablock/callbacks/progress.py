@@ -12,6 +12,7 @@ from rich.console import Console
 from typing_extensions import override
 
 from lightning_parablock.callbacks.gather import NewRecords
+from lightning_parablock.callbacks.presence import sites_that_are_in
 from lightning_parablock.lightning_private.facts import refresh_metrics
 from lightning_parablock.planning.units import readable_bytes, readable_number, readable_s
 from lightning_parablock.records import RoundRecord
@@ -21,7 +22,8 @@ class RoundProgressBar(RichProgressBar):
     """Shows the newest finished round, counted from 0, its block, and what this rank's clients have exchanged so far.
 
     Exposed seconds are those in which this rank was idle for an exchange, summed over its rounds so far, as in the
-    table at the end. The first rank shows a bar; where sites have names, every site does.
+    table at the end. The first rank shows a bar; where sites have names, every site does. In an elastic run it also
+    shows how many of all sites that the run has ever had are members, and which.
 
     Args:
         refresh_rate: Redraws per second of the live bar.
@@ -95,6 +97,7 @@ class RoundProgressBar(RichProgressBar):
 
     def _facts(self, trainer: Trainer) -> dict[str, str]:
         site = {} if self._site is None else {"site": self._site}
+        site |= sites_that_are_in(trainer.strategy)
         if self._newest is None:
             return site
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,6 +12,7 @@ from typing_extensions import override
 
 from lightning_parablock.callbacks.gather import folder_here, gather_objects, round_records
 from lightning_parablock.callbacks.picture import draw_timeline
+from lightning_parablock.callbacks.presence import Gap, gaps, lines_of
 from lightning_parablock.callbacks.trace import chrome_trace
 from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.records import RoundRecord
@@ -21,7 +23,8 @@ log = logging.getLogger(__name__)
 class Timeline(Callback):
     """Writes ``timeline.json`` (Chrome trace) and ``timeline.png`` at the end of fit.
 
-    The first rank writes them; where sites have names, every site writes them to a subfolder with its name.
+    The first rank writes them; where sites have names, every site writes them to a subfolder with its name. In an
+    elastic run, times in which a site was no member are marked; the rounds of a process that was lost are not known.
 
     Args:
         folder: Folder to write to; None for the trainer's log directory.
@@ -43,12 +46,13 @@ class Timeline(Callback):
         self.records = sorted((r for records in per_rank for r in records), key=lambda r: (r.round, r.client))
         folder = folder_here(trainer, self._folder)
         if folder is not None and self.records:
-            self._write(folder, ClientNames.of(trainer.strategy))
+            end_s = max(record.exchange_end_s for record in self.records)
+            self._write(folder, ClientNames.of(trainer.strategy), gaps(lines_of(trainer.strategy), end_s))
 
-    def _write(self, folder: Path, names: ClientNames) -> None:
+    def _write(self, folder: Path, names: ClientNames, gaps: Sequence[Gap]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "timeline.json").write_text(json.dumps(chrome_trace(self.records, names)), encoding="utf-8")
+        (folder / "timeline.json").write_text(json.dumps(chrome_trace(self.records, names, gaps)), encoding="utf-8")
         try:
-            draw_timeline(self.records, folder / "timeline.png", names)
+            draw_timeline(self.records, folder / "timeline.png", names, gaps)
         except ImportError as error:
             log.warning("timeline.png is not drawn: %s; pip install matplotlib", error)

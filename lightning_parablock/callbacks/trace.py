@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lightning_parablock.callbacks.presence import Gap
 from lightning_parablock.federation.names import NO_NAMES, ClientNames
 from lightning_parablock.records import RoundRecord
 
@@ -17,21 +18,27 @@ EXPOSED, WAITING = "exposed", "waiting for a slower client"
 """Names of the spans in which a client was idle."""
 SUBMITTED = "submitted, other clients not yet"
 """Name of the span before an exchange: the delta is ready, but other clients have not submitted theirs."""
+GAP, MEMBERSHIP = "no member", "membership"
+"""Name and category of the spans in which a client of an elastic run was no member."""
 _MICROSECONDS = 1e6
 
 
-def chrome_trace(records: Iterable[RoundRecord], names: ClientNames = NO_NAMES) -> dict[str, Any]:
+def chrome_trace(
+    records: Iterable[RoundRecord], names: ClientNames = NO_NAMES, gaps: Sequence[Gap] = ()
+) -> dict[str, Any]:
     """The records as a trace: one process per client with the threads "compute" and "exchange"; time 0 is round 0's.
 
     Args:
         records: Finished rounds of any clients.
         names: Names of the clients.
+        gaps: Times in which clients of an elastic run were no members, as spans of the thread "compute".
     """
     ordered = sorted(records, key=lambda record: (record.client, record.round))
     origin_s = min((record.start_s for record in ordered), default=0.0)
-    clients = dict.fromkeys(record.client for record in ordered)
+    clients = dict.fromkeys(sorted({*(record.client for record in ordered), *(gap.client for gap in gaps)}))
     labels = [event for client in clients for event in _names(client, names.label(client))]
-    return {"traceEvents": labels + [event for r in ordered for event in _events(r, origin_s)], "displayTimeUnit": "ms"}
+    spans = [event for r in ordered for event in _events(r, origin_s)] + [_gap(gap, origin_s) for gap in gaps]
+    return {"traceEvents": labels + spans, "displayTimeUnit": "ms"}
 
 
 def submitted_span(record: RoundRecord) -> Span:
@@ -85,6 +92,12 @@ def _events(record: RoundRecord, origin_s: float) -> list[Event]:
     if record.wait_peer_s > 0:
         spans.append((WAITING, 1, peer_span(record), {"round": record.round}))
     return [_event(name, record.client, tid, span, origin_s, args) for name, tid, span, args in spans]
+
+
+def _gap(gap: Gap, origin_s: float) -> Event:
+    start_s = max(gap.start_s, origin_s)  # of a run that continues, or of sites that met long before the first round
+    event = _event(GAP, gap.client, 0, (start_s, gap.end_s - start_s), origin_s, {"why": gap.why})
+    return {**event, "cat": MEMBERSHIP}
 
 
 def _event(name: str, client: int, thread: int, span: Span, origin_s: float, args: dict[str, Any]) -> Event:

@@ -163,7 +163,7 @@ class Site:
             if entry is not None:
                 return entry
             if wait.is_over:
-                raise PeerTimeoutError(f"{self._awaited()} within rejoin_timeout_s={wait.limit_s:g} s")
+                raise PeerTimeoutError(f"waited for {self._awaited()}: in vain for rejoin_timeout_s={wait.limit_s:g} s")
             wait.report(self._awaited)
             time.sleep(_PAUSE_S)
 
@@ -171,7 +171,7 @@ class Site:
         seat = self._seat
         if self._watcher.arbiter_away_s:
             return (
-                f"the lighthouse at {seat.options.lighthouse} does not answer; start it with "
+                f"the lighthouse at {seat.options.lighthouse}, which does not answer: start it with "
                 f"`lightning-parablock lighthouse --port {seat.options.lighthouse.rpartition(':')[2]}`, and let this "
                 "site reach it by TCP"
             )
@@ -180,7 +180,8 @@ class Site:
         if seat.was_member and seat.checkpoint_round < 0:
             problem += f"; this site has started run {self._record.read()[:8]} before and waits for its members: "
             problem += self._record.advice
-        return f"{len(here)} of min_clients={seat.options.min_clients} sites are here ({', '.join(here)}){problem}"
+        n, least = len(here), seat.options.min_clients
+        return f"other sites: {n} of min_clients={least} are here ({', '.join(here)}); start the others{problem}"
 
     def _enter_running(self) -> Entry | None:
         """Ask a member of the run, if there is one, to let this site in as a guest."""

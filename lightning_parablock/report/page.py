@@ -16,6 +16,12 @@ from lightning_parablock.report.page_clients import (
     why_no_drift,
 )
 from lightning_parablock.report.page_figures import hidden_figure, loss_figure, timeline_figure, timeline_note
+from lightning_parablock.report.page_membership import (
+    MEMBERSHIP_HEADS,
+    membership_figure,
+    membership_note,
+    membership_rows,
+)
 from lightning_parablock.report.summary import before_and_after, held_out_words
 from lightning_parablock.runs.files import RunFiles
 from lightning_parablock.runs.round_steps import round_steps
@@ -38,16 +44,20 @@ def write_page(run: RunFiles, path: Path) -> None:
     environment = Environment(loader=PackageLoader("lightning_parablock.report", "."), autoescape=select_autoescape())
     figures = {
         "Loss": loss_figure(run, round_steps(run)),
-        "Timeline": timeline_figure(run.rounds, run.names),
+        "Timeline": timeline_figure(run.rounds, run.names, run.gaps),
         "Exchange of each round": hidden_figure(run.rounds),
     }
-    by_client = clients_figure(run, round_steps(run))
+    by_client, members = clients_figure(run, round_steps(run)), membership_figure(run)
     html = environment.get_template("page.html").render(
         name=_title(run),
         state=run.manifest.get("state", "unknown"),
         facts=facts(run),
         figures={title: _html(figure) for title, figure in figures.items() if figure is not None},
         notes={"Loss": LOSS_NOTE, "Timeline": timeline_note(run.rounds), "Exchange of each round": EXCHANGE_NOTE},
+        membership=membership_rows(run),
+        membership_heads=MEMBERSHIP_HEADS,
+        membership_figure=_html(members) if members is not None else "",
+        membership_note=membership_note(run),
         missing=[title for title, figure in figures.items() if figure is None],
         client_heads=CLIENT_HEADS,
         clients=client_rows(run),

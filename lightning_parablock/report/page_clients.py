@@ -177,7 +177,7 @@ def _named(run: RunFiles, prefix: str) -> dict[str, list[Point]]:
 
 
 def _by_client(run: RunFiles, prefix: str) -> dict[int, list[Point]]:
-    logged = {client: run.sight.get(f"{prefix}_{run.names.key(client)}") for client in range(run.names.n_clients)}
+    logged = {client: run.sight.get(f"{prefix}_{run.names.key(client)}") for client in run.names.clients}
     return {client: points for client, points in logged.items() if points}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from lightning_parablock.callbacks.palette import (
     COLOURS,
     EXPOSED_COLOUR,
+    GAP_COLOUR,
     SLOWER_COLOUR,
     SUBMITTED_COLOUR,
     block_colours,
     legend_blocks,
 )
 from lightning_parablock.callbacks.picture import SHORTEST_WAIT_S, left_out
+from lightning_parablock.callbacks.presence import Gap
 from lightning_parablock.callbacks.trace import SUBMITTED
 from lightning_parablock.federation.names import NO_NAMES, ClientNames
 from lightning_parablock.records import first_of_each_round
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 _ROW_PX = 34
 _MARGINS_PX = {"l": 60, "r": 50, "t": 40, "b": 50}
 _SLIDER_PX = 56
+NO_MEMBER = "no member of the run"
 STOOD_STILL, SLOWER = "stood still for the exchange", "stood still for a slower client"
 
 
@@ -122,14 +125,24 @@ def _loss_words(run: RunFiles) -> str:
     return "loss, nats per token" if str(model.get("class_path")).endswith(".CausalLM") else "loss"
 
 
-def timeline_figure(rounds: Sequence[ClientRound], names: ClientNames = NO_NAMES) -> Figure | None:
-    """A row of computation and a row of exchanges per client, one colour per block; waits are drawn on top."""
+def timeline_figure(
+    rounds: Sequence[ClientRound], names: ClientNames = NO_NAMES, gaps: Sequence[Gap] = ()
+) -> Figure | None:
+    """A row of computation and a row of exchanges per client, one colour per block; waits are drawn on top.
+
+    Args:
+        rounds: Rounds of all clients.
+        names: Names of the clients.
+        gaps: Times in which clients of an elastic run were no members, drawn behind their rows.
+    """
     from plotly.graph_objects import Bar, Figure
 
     if not rounds:
         return None
-    rows = {one.client: names.label(one.client) for one in sorted(rounds, key=lambda one: one.client)}
+    rows = {client: names.label(client) for client in sorted({one.client for one in (*rounds, *gaps)})}
     figure = Figure()
+    if gaps:
+        figure.add_trace(gap_bars(Bar, gaps, lambda client: (rows[client], f"{rows[client]} exchange")))
     submitted, *waits = _waits(rounds, rows)
     _add_waits(figure, *submitted)  # first, and so below: the previous exchange may still be running
     colours = block_colours(one.block for one in rounds)
@@ -214,6 +227,28 @@ def _bars(kind: Any, name: str, bars: Sequence[_Bar], color: str, **marker: Any)
         hovertext=said,
         hoverinfo="text",
         marker={"line": {"width": 0.5, "color": edges}, "color": color, **marker},
+    )
+
+
+def gap_bars(kind: Any, gaps: Sequence[Gap], rows: Callable[[int], Sequence[str]]) -> Any:
+    """Hatched bars for times in which clients were no members.
+
+    Args:
+        kind: plotly's ``Bar``.
+        gaps: The times.
+        rows: Names of the rows of a client.
+    """
+    bars = [(row, gap) for gap in gaps for row in rows(gap.client)]
+    return kind(
+        name=NO_MEMBER,
+        orientation="h",
+        y=[row for row, _ in bars],
+        base=[gap.start_s for _, gap in bars],
+        x=[gap.length_s for _, gap in bars],
+        hovertext=[f"{row}: {gap.why}<br>{gap.start_s:.1f} s, for {gap.length_s:.1f} s" for row, gap in bars],
+        hoverinfo="text",
+        legendrank=3000,
+        marker={"color": GAP_COLOUR, "line": {"width": 0.5, "color": "#b0a0a0"}, "pattern": {"shape": "x"}},
     )
 
 

@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_parablock.callbacks.presence import Gap
 from lightning_parablock.callbacks.sight_figures import DRIFT, LOSS, PARTICIPATION, PREFIX, SAMPLES
-from lightning_parablock.callbacks.trace import EXPOSED, SUBMITTED, WAITING
+from lightning_parablock.callbacks.trace import EXPOSED, MEMBERSHIP, SUBMITTED, WAITING
+from lightning_parablock.elastic.journal import FILE_NAME as JOURNAL_NAME
+from lightning_parablock.elastic.journal import Line, read_lines
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.runs.folder import MANIFEST_NAME
@@ -79,6 +82,8 @@ class RunFiles:
         metrics: Logged values by name, in order; empty if no CSV log was written.
         sight: Figures by client, over the clients and by label, by their logged names.
         rounds: Finished rounds of all clients, by round and client; empty if the run was interrupted or failed.
+        membership: What the site has noted of an elastic run, oldest first; empty with a fixed membership.
+        gaps: Times in which clients were no members, in seconds since the run's first round began.
     """
 
     folder: Path
@@ -86,10 +91,16 @@ class RunFiles:
     metrics: dict[str, list[Point]] = field(default_factory=dict[str, list[Point]])
     sight: dict[str, list[Point]] = field(default_factory=dict[str, list[Point]])
     rounds: list[ClientRound] = field(default_factory=list[ClientRound])
+    membership: list[Line] = field(default_factory=list[Line])
+    gaps: list[Gap] = field(default_factory=list[Gap])
 
     @property
     def names(self) -> ClientNames:
         """Names of the run's clients."""
+        records = [line.record for line in self.membership if line.record is not None]
+        if records:
+            sites = records[-1].sites
+            return ClientNames(tuple(name for _, name in sorted(sites.items())), len(sites), sites)
         return ClientNames(tuple(self.manifest.get("sites") or ()), self.manifest.get("clients") or 0)
 
     @property
@@ -118,7 +129,11 @@ def read_run(folder: Path) -> RunFiles:
             found.metrics = {name: some for name, some in points.items() if not name.startswith(PREFIX)}
             found.sight = {name: some for name, some in points.items() if name.startswith(_SIGHT)}
         if (timeline := folder / TIMELINE_NAME).is_file():
-            found.rounds = _rounds(json.loads(timeline.read_text(encoding="utf-8"))["traceEvents"])
+            events = json.loads(timeline.read_text(encoding="utf-8"))["traceEvents"]
+            found.rounds, found.gaps = _rounds(events), _gaps(events)
+        if (journal := folder / JOURNAL_NAME).is_file():
+            lines = read_lines(journal)
+            found.membership = [line for line in lines if line.run == lines[-1].run]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ConfigurationError(f"{folder} cannot be read as a run: {type(error).__name__}: {error}") from error
     return found
@@ -153,6 +168,14 @@ def _rounds(events: Iterable[dict[str, Any]]) -> list[ClientRound]:
     for event in (event for event in spans if event["cat"] == "exchange"):
         _note_exchange(rounds[event["pid"], event["args"]["round"]], event)
     return [rounds[key] for key in sorted(rounds, key=lambda key: (key[1], key[0]))]
+
+
+def _gaps(events: Iterable[dict[str, Any]]) -> list[Gap]:
+    spans = [event for event in events if event.get("cat") == MEMBERSHIP]
+    return [
+        Gap(event["pid"], event["ts"] / 1e6, (event["ts"] + event["dur"]) / 1e6, event["args"]["why"])
+        for event in spans
+    ]
 
 
 def _note_exchange(one: ClientRound, event: dict[str, Any]) -> None:

@@ -188,8 +188,12 @@ class ElasticRanks(RankStrategy):
         run = ElasticRun.enter(self, site, facts, self._held_checkpoint())
         environment.follow(run.client, lambda: run.group.clients)
         self._elastic = run
-        others = ", ".join(f"{name} (client {client})" for client, name in sorted(run.entry.sites.items()))
-        rank_zero_info(f"parablock: {'founded' if run.entry.is_founder else 'found'} the run of the sites {others}")
+        if not run.entry.is_founder:
+            others = ", ".join(name for client, name in sorted(run.entry.sites.items()) if client != run.client)
+            rank_zero_info(
+                f"parablock: site {self._site} has found the run that was founded by {others}; it gets the model from "
+                "them and joins"
+            )
 
     @property
     def _takes_part(self) -> bool:
