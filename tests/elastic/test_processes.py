@@ -33,6 +33,19 @@ def test_the_first_site_is_killed_while_it_saves_and_comes_back(tmp_path: Path) 
     assert log.newest.joiners == (0,)
 
 
+def test_a_server_with_momentum_and_a_residual_is_killed_while_it_merges_and_its_state_is_another_sites(
+    tmp_path: Path,
+) -> None:
+    with ElasticRun(tmp_path, server_optimizer="nesterov", compression="int8") as run:
+        run.found("a", "b", "c", rounds=8)
+        run.kill("b", "merging")
+        run.go_on("a", "c")
+        run.come_back("b")
+        log = run.end("a", "b", "c")
+    lost = log.records[1].restored
+    assert {piece.server for piece in lost} == {1} and any(piece.as_of is not None for piece in lost)
+
+
 def test_a_site_that_is_frozen_for_too_long_runs_its_command_again_and_joins(tmp_path: Path) -> None:
     with ElasticRun(tmp_path, topology="star") as run:
         run.found("a", "b", "c")

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lightning_parablock.regroup.log import MembershipLog
+from lightning_parablock.transport.chunks import shard_bounds
+from tests.elastic.histories import SERVERS
 from tests.elastic.oracle import Entry, Plan, replay
 from tests.elastic.processes.toy import BLOCKS, K, Replica, batch_size
 
@@ -34,7 +37,7 @@ def check_bits(folder: Path, sites: list[str], width: int) -> MembershipLog:
         assert seen == [one for one in first["validated"] if one[0] in common], f"validation at {site} differs"
     log = MembershipLog.from_json(first["log"])
     replica = Replica(width, dict(log.newest.sites))
-    entries = [Entry(r.generation, r.members, r.joiners, r.first_round, r.kept) for r in log.records]
+    options = json.loads((folder / "run.json").read_text())["strategy"]
 
     def cohort(t: int, members: tuple[int, ...]) -> dict[int, int]:
         return {client: t % len(BLOCKS) for client in members}
@@ -44,10 +47,28 @@ def check_bits(folder: Path, sites: list[str], width: int) -> MembershipLog:
 
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    plan = Plan(replica.initial(), first["steps"] // K, K, K, replica.step, cohort, weight)  # type: ignore[arg-type]
-    expected = replay(plan, entries).W
+    server = options.get("server_optimizer", "sgd")
+    plan = Plan(
+        replica.initial(), first["steps"] // K, K, K, replica.step, cohort, weight,  # type: ignore[arg-type]
+        server=server, compression=options.get("compression", "none"), **SERVERS[server],
+    )  # fmt: skip
+    expected = replay(plan, _entries(log, plan.initial, options.get("topology", "sharded"))).W
     torch.set_num_threads(n_threads)
     for site in sites:
         for block, values in enumerate(torch.load(folder / f"{site}.pt", weights_only=True)):
             assert torch.equal(values, expected[block]), f"block {block} of {site} differs from that of the plain loop"
     return log
+
+
+def _entries(log: MembershipLog, initial: list[Tensor], topology: str) -> list[Entry]:
+    """The log in the loop's words."""
+    entries = list[Entry]()
+    for before, record in zip((None, *log.records), log.records, strict=False):
+        restored = []
+        for piece in record.restored:
+            assert before is not None
+            cut = shard_bounds(initial[piece.block].numel(), len(before.order), topology)
+            restored.append((piece.block, cut[before.order.index(piece.server)], piece.as_of))
+        entries.append(Entry(record.generation, record.members, record.joiners, record.first_round, record.kept,
+                             tuple(restored)))  # fmt: skip
+    return entries

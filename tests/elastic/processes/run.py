@@ -22,6 +22,8 @@ from tests.support.launch import ROOT, Fork, free_port, run_module
 LIMIT_S = 60.0
 """Bounds a hang on a busy machine."""
 _POLL_S = 0.005
+_TOLD = (None, 0, -signal.SIGKILL, 128 + signal.SIGTERM)
+"""Exit codes of sites that run, or ended because they were to."""
 
 
 class Started(Protocol):
@@ -239,7 +241,7 @@ class ElasticRun:
         """Wait, with a limit; a site that ends with an error meanwhile is an error, unless it is one of ``may_end``."""
         until_s = time.monotonic() + LIMIT_S
         while not is_so():
-            bad = [n for n, s in self.sites.items() if n not in may_end and s.code not in (None, 0, -signal.SIGKILL)]
+            bad = [n for n, s in self.sites.items() if n not in may_end and s.code not in _TOLD]
             if bad or time.monotonic() > until_s:
                 raise AssertionError(f"{what}: not within {LIMIT_S:g} s, or {bad} has ended\n{self.outputs()}")
             time.sleep(_POLL_S)
