@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -110,6 +111,8 @@ def _begin(site: Site, transport: ElasticTransport, fetcher: Fetcher) -> None:
     site.gather("the first round", b"", decision.record.first_round)
     with seat.changed:
         seat.in_rounds = True
+    # Where they continue from a checkpoint, each of them has W of it by now: nobody has to pull anything.
+    decision = replace(decision, donor=None)
     transport.stage(decision, {})
     transport.open(fetcher.connect(decision, seat.store_of(min(decision.record.members)), seat.check))
 

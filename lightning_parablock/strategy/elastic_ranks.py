@@ -147,7 +147,10 @@ class ElasticRanks(RankStrategy):
     @override
     def begin_engine(self, engine: RoundEngine, round_index: int) -> None:
         assert self._elastic is not None, "only sites of an elastic run begin in its middle"
-        self._elastic.site.begin_engine(engine, round_index)
+        if self._elastic.entry.is_founder:  # of a run that continues from a checkpoint, of which all founders hold W
+            engine.begin_at(round_index)
+        else:
+            self._elastic.site.begin_engine(engine, round_index)
 
     @override
     def drain(self) -> None:
