@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -35,6 +35,10 @@ class Peers:
     def is_newcomer(self) -> bool:
         """Whether this process comes to a run whose sites have agreed on their data already."""
         return self._run is not None and self._run.is_newcomer
+
+    def numbers(self, n_clients: int, hosted: Sequence[int]) -> int:
+        """How many client numbers there are: those of sites that come and go have gaps, and a new one's may be high."""
+        return max(n_clients, 1 + max(hosted)) if self.is_newcomer else n_clients
 
     @property
     def _run(self) -> Any:

@@ -176,8 +176,7 @@ class FederatedTextDataModule(pl.LightningDataModule):
         if options.client_id is not None:
             return n_clients, (options.client_id,)
         hosted = getattr(strategy, "hosted_clients", (0 if trainer is None else trainer.global_rank,))
-        # Client numbers have gaps where sites have come and gone: a new one's may be above the number of sites.
-        return (max(n_clients, 1 + max(hosted)) if self._peers.is_newcomer else n_clients), hosted
+        return self._peers.numbers(n_clients, hosted), hosted
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
-from lightning_parablock.desk.caller import call
 from lightning_parablock.desk.message import Identity, Reply
 from lightning_parablock.desk.service import Call, Desk
 from lightning_parablock.elastic.answers import Answers
 from lightning_parablock.elastic.arbiter import Arbiter
+from lightning_parablock.elastic.door import Door
 from lightning_parablock.elastic.fetching import Fetcher
 from lightning_parablock.elastic.gathers import Gathered, Gathers
 from lightning_parablock.elastic.journal import FINISHED, LEFT, Journal
 from lightning_parablock.elastic.reach import Reach
+from lightning_parablock.elastic.round_starts import RoundStarts
 from lightning_parablock.elastic.run_record import RunRecord
 from lightning_parablock.elastic.seat import Seat, SiteOptions
 from lightning_parablock.elastic.stores import host_store
@@ -24,17 +25,13 @@ from lightning_parablock.elastic.transport import ElasticTransport
 from lightning_parablock.elastic.view import Admission, Entry, HeldCheckpoint
 from lightning_parablock.elastic.watcher import Watcher
 from lightning_parablock.errors import (
-    ConfigurationError,
-    MembershipError,
     PeerTimeoutError,
     RefusedError,
-    UnreachableError,
 )
-from lightning_parablock.regroup.candidates import free_client
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.regroup.report import Decision
 from lightning_parablock.settings.ports import PortRange
-from lightning_parablock.system.limited_wait import LATE, SOON, LimitedWait
+from lightning_parablock.system.limited_wait import SOON, LimitedWait
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +69,9 @@ class Site:
         self._seat = Seat(options, self._desk.address, f"{host}:{self.store.port}")
         self.gathers = Gathers(self._seat, options.rejoin_timeout_s)
         self._answers = Answers(self._seat, self._note_opening)
-        self._watcher = Watcher(self._seat, arbiter, self._newest_round)
-        self._reserved: dict[str, int] = {}
-        self._agreed: bytes | None = None
-        self._starts: dict[int, bytes] = {}
-        self._round = -1
-        self._founders: tuple[int, ...] = ()
+        self._door = Door(self._seat)
+        self._starts = RoundStarts(self._seat)
+        self._watcher = Watcher(self._seat, arbiter, lambda: self._starts.newest)
         self._fetcher: Fetcher | None = None
         self._rounds: ElasticTransport | None = None
         self._cleanup = ExitStack()
@@ -85,12 +79,12 @@ class Site:
         for name, handler in {
             "gather": self.gathers.answer_gather,
             "kept": self.gathers.answer_kept,
-            "agreed": self._answer_agreed,
-            "trainer": self._answer_trainer,
+            "agreed": self._door.answer_agreed,
+            "trainer": self._starts.answer,
             "reach": Reach(self._seat).answer,
         }.items():
             self._desk.answer(name, handler)
-        self._desk.answer("enter", self._answer_enter, for_strangers=True)
+        self._desk.answer("enter", self._door.answer_enter, for_strangers=True)
         self._desk.answer("log", self._answer_log, for_strangers=True)
 
     # --- facts --------------------------------------------------------------------------------------------------------
@@ -124,7 +118,7 @@ class Site:
         """Members of a round that are still members: client ids, ascending; for a guest, the founders and itself."""
         seat = self._seat
         if seat.membership.generation < 0:
-            return tuple(sorted({*self._founders, seat.client}))
+            return tuple(sorted({*self._door.founders, seat.client}))
         first = seat.log.records[0].first_round
         return seat.log.present(max(round_index, first))
 
@@ -159,7 +153,7 @@ class Site:
             if seat.membership.generation >= 0:
                 record = seat.log.newest
                 return Entry(True, seat.client, dict(record.sites), record.first_round)
-            entry = self._enter_running()
+            entry = self._door.knock()
             if entry is not None:
                 return entry
             if wait.is_over:
@@ -183,45 +177,11 @@ class Site:
         n, least = len(here), seat.options.min_clients
         return f"other sites: {n} of min_clients={least} are here ({', '.join(here)}); start the others{problem}"
 
-    def _enter_running(self) -> Entry | None:
-        """Ask a member of the run, if there is one, to let this site in as a guest."""
-        seat = self._seat
-        running = [one for one in seat.candidates if one.opened >= 0 and one.site != seat.options.site]
-        if not running:
-            return None
-        newest = max(one.opened for one in running)
-        hub = min((one for one in running if one.opened == newest), key=lambda one: one.client)
-        said = {"site": seat.options.site, "facts": dict(seat.facts)}
-        try:
-            reply = call(hub.desk, "enter", said, limit_s=10.0, caller=seat.identity, look=seat.check)
-            agreed = call(
-                hub.desk,
-                "agreed",
-                {},
-                limit_s=60.0,
-                caller=Identity(str(reply.said["run"]), seat.options.site, seat.incarnation),
-                look=seat.check,
-            )
-        except UnreachableError:
-            return None
-        except RefusedError as error:
-            if error.kind == _DIFFERENT:
-                raise ConfigurationError(f"this site cannot join the run: {error}") from error
-            return None  # not yet: its founders are still setting up
-        with seat.changed:
-            seat.run, seat.asked_client = str(reply.said["run"]), int(reply.said["client"])
-        sites = {int(client): str(name) for client, name in reply.said["sites"]}
-        self._founders = tuple(sites)
-        everybody = {**sites, seat.client: seat.options.site}
-        return Entry(False, seat.client, everybody, int(reply.said["first_round"]), bytes(agreed.body))
-
     # --- the rounds ---------------------------------------------------------------------------------------------------
 
     def keep_agreed(self, record: bytes) -> None:
         """What the founders have agreed on, or a guest was told: for those who join later."""
-        with self._seat.changed:
-            self._agreed = record
-            self._seat.changed.notify_all()
+        self._door.open(record)
 
     def attach(self, rounds: ElasticTransport, fetcher: Fetcher) -> None:
         """The exchanges of the fit exist from now on; call before anybody is let in."""
@@ -242,47 +202,13 @@ class Site:
             seat.is_ready = False
         # A regroup may have followed already: this site's first round is that of the record with which it joined.
         joined = next(record for record in reversed(seat.log.records) if seat.client in record.joiners)
-        return Admission(joined.first_round, self._round_start(joined.first_round))
+        return Admission(joined.first_round, self._starts.of_others(joined.first_round))
 
     def keep_round_start(self, round_index: int, state: bytes) -> None:
         """A round begins here, with this state of the trainer."""
-        if self._round < 0:
+        if self._starts.newest < 0:
             self._record.write(self._seat.run)
-        with self._seat.changed:
-            self._round = round_index
-            self._starts[round_index] = state
-            first = self._seat.log.newest.first_round
-            for old in [t for t in self._starts if t <= round_index - _STATES_KEPT and t != first]:
-                del self._starts[old]
-            self._seat.changed.notify_all()
-
-    def _round_start(self, round_index: int) -> bytes:
-        """State of the others' trainers at the start of a round, as soon as one of them has come there."""
-        seat = self._seat
-        wait = LimitedWait(seat.options.rejoin_timeout_s, reports=LATE)
-        while True:
-            seat.check()
-            for client in (c for c in seat.log.newest.members if c != seat.client):
-                try:
-                    reply = seat.ask(client, "trainer", {"round": round_index}, b"", _ASK_S)
-                except (UnreachableError, RefusedError):
-                    continue
-                if reply.said["is_here"]:
-                    return bytes(reply.body)
-                self._refuse_ended_run(round_index, is_over=bool(reply.said["is_over"]))
-            listed = {one.site for one in seat.candidates} - {seat.options.site}
-            self._refuse_ended_run(round_index, is_over=not listed)
-            time.sleep(_PAUSE_S)
-            if wait.is_over:
-                raise PeerTimeoutError(f"no member has begun round {round_index} within {wait.limit_s:g} s")
-            wait.report(lambda: f"a member to begin round {round_index}, with which this site starts")
-
-    def _refuse_ended_run(self, round_index: int, *, is_over: bool) -> None:
-        if is_over:
-            raise MembershipError(
-                f"the run has ended while this site was joining it: round {round_index} will not begin. The finished "
-                "model is at the other sites, and there is nothing left to train"
-            )
+        self._starts.keep(round_index, state)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -352,9 +278,6 @@ class Site:
 
     # --- answers ------------------------------------------------------------------------------------------------------
 
-    def _newest_round(self) -> int:
-        return self._round
-
     def _note_opening(self, decision: Decision) -> None:
         redone = () if self._rounds is None else self._rounds.reopened
         self.journal.note_opening(decision.log, self._seat.run, redone)
@@ -368,34 +291,5 @@ class Site:
                 "stranger",
             )
 
-    def _answer_enter(self, call: Call) -> Reply:
-        seat, site = self._seat, str(call.said["site"])
-        with seat.changed:
-            if not seat.in_rounds or self._agreed is None:
-                raise RefusedError("the founders have not begun the first round yet", _NOT_YET)
-            facts = {str(name): str(value) for name, value in call.said["facts"].items()}
-            names = {*facts, *seat.facts}
-            other = [n for n in sorted(names) if facts.get(n) != seat.facts.get(n)]
-            if other:
-                differences = "; ".join(f"{n}: {facts.get(n)} here, {seat.facts.get(n)} in the run" for n in other)
-                raise RefusedError(f"its settings differ from those of the run: {differences}", _DIFFERENT)
-            own = seat.log.client_of(site)
-            if own is None:
-                own = self._reserved.setdefault(site, free_client(seat.log, self._reserved.values()))
-            founders = seat.log.records[0]
-            sites = [[client, seat.log.newest.sites[client]] for client in founders.members]
-        return Reply({"run": seat.run, "client": own, "sites": sites, "first_round": founders.first_round})
-
-    def _answer_agreed(self, call: Call) -> Reply:
-        return Reply({}, self._agreed or b"")
-
     def _answer_log(self, call: Call) -> Reply:
         return Reply({"log": self._seat.log.to_json(), "run": self._seat.run})
-
-    def _answer_trainer(self, call: Call) -> Reply:
-        round_index = int(call.said["round"])
-        with self._seat.changed:
-            call.until(self._seat.changed, lambda: round_index in self._starts or self._seat.is_over)
-            state = self._starts.get(round_index)
-        said = {"is_here": state is not None, "is_over": self._seat.is_over}
-        return Reply(said, state or b"")

@@ -21,6 +21,11 @@ from lightning_parablock.system.command_line import command_to_resume
 
 log = logging.getLogger(__name__)
 
+_GONE = {
+    True: "has left",
+    False: "goes, although the others have not confirmed it in time: they will see it as lost",
+}
+
 
 class Leaving(Stopping):
     """What the signals of this process do while a fit of an elastic run trains: no other site waits for them.

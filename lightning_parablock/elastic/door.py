@@ -1,0 +1,94 @@
+"""How a site comes into a run under way: it knocks at a member's desk, and the member lets it in as a guest."""
+
+from __future__ import annotations
+
+from lightning_parablock.desk.caller import call
+from lightning_parablock.desk.message import Identity, Reply
+from lightning_parablock.desk.service import Call
+from lightning_parablock.elastic.seat import Seat
+from lightning_parablock.elastic.view import Entry
+from lightning_parablock.errors import ConfigurationError, RefusedError, UnreachableError
+from lightning_parablock.regroup.candidates import free_client
+
+_DIFFERENT = "different"
+_NOT_YET = "not yet"
+_ANSWER_S = 10.0
+_AGREED_S = 60.0
+
+
+class Door:
+    """Both sides of the door of one site.
+
+    Args:
+        seat: State of this site.
+
+    Attributes:
+        founders: Client ids of the founders, once this site has been let in as a guest.
+    """
+
+    def __init__(self, seat: Seat) -> None:
+        self._seat = seat
+        self._agreed: bytes | None = None
+        self._reserved: dict[str, int] = {}
+        self.founders: tuple[int, ...] = ()
+
+    def knock(self) -> Entry | None:
+        """Ask a member of the run, if there is one, to let this site in as a guest."""
+        seat = self._seat
+        running = [one for one in seat.candidates if one.opened >= 0 and one.site != seat.options.site]
+        if not running:
+            return None
+        newest = max(one.opened for one in running)
+        hub = min((one for one in running if one.opened == newest), key=lambda one: one.client)
+        said = {"site": seat.options.site, "facts": dict(seat.facts)}
+        try:
+            reply = call(hub.desk, "enter", said, limit_s=_ANSWER_S, caller=seat.identity, look=seat.check)
+            agreed = call(
+                hub.desk,
+                "agreed",
+                {},
+                limit_s=_AGREED_S,
+                caller=Identity(str(reply.said["run"]), seat.options.site, seat.incarnation),
+                look=seat.check,
+            )
+        except UnreachableError:
+            return None
+        except RefusedError as error:
+            if error.kind == _DIFFERENT:
+                raise ConfigurationError(f"this site cannot join the run: {error}") from error
+            return None  # not yet: its founders are still setting up
+        with seat.changed:
+            seat.run, seat.asked_client = str(reply.said["run"]), int(reply.said["client"])
+        sites = {int(client): str(name) for client, name in reply.said["sites"]}
+        self.founders = tuple(sites)
+        everybody = {**sites, seat.client: seat.options.site}
+        return Entry(False, seat.client, everybody, int(reply.said["first_round"]), bytes(agreed.body))
+
+    def open(self, agreed: bytes) -> None:
+        """Let guests in from now on, and tell them what the founders have agreed on."""
+        with self._seat.changed:
+            self._agreed = agreed
+            self._seat.changed.notify_all()
+
+    def answer_enter(self, call: Call) -> Reply:
+        """Desk: a site asks for a client id."""
+        seat, site = self._seat, str(call.said["site"])
+        with seat.changed:
+            if not seat.in_rounds or self._agreed is None:
+                raise RefusedError("the founders have not begun the first round yet", _NOT_YET)
+            facts = {str(name): str(value) for name, value in call.said["facts"].items()}
+            names = {*facts, *seat.facts}
+            other = [n for n in sorted(names) if facts.get(n) != seat.facts.get(n)]
+            if other:
+                differences = "; ".join(f"{n}: {facts.get(n)} here, {seat.facts.get(n)} in the run" for n in other)
+                raise RefusedError(f"its settings differ from those of the run: {differences}", _DIFFERENT)
+            own = seat.log.client_of(site)
+            if own is None:
+                own = self._reserved.setdefault(site, free_client(seat.log, self._reserved.values()))
+            founders = seat.log.records[0]
+            sites = [[client, seat.log.newest.sites[client]] for client in founders.members]
+        return Reply({"run": seat.run, "client": own, "sites": sites, "first_round": founders.first_round})
+
+    def answer_agreed(self, call: Call) -> Reply:
+        """Desk: what the founders have agreed on."""
+        return Reply({}, self._agreed or b"")
