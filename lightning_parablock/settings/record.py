@@ -75,6 +75,13 @@ class Settings(MethodOptions):
             f"silence_s ({self.silence_s:g}) must be at least twice heartbeat_s ({self.heartbeat_s:g}), else a healthy "
             "site looks lost",
         )
+        for name in ("exchange_timeout_s", "straggler_timeout_s"):
+            limit_s: float = getattr(self, name)
+            require(
+                not self.is_elastic or limit_s > self.silence_s,
+                f"{name} ({limit_s:g}) must be longer than silence_s ({self.silence_s:g}), else a wait for a lost site "
+                "ends before the site is known to be lost",
+            )
 
     def _settle_given_steps(self) -> None:
         """None and "auto" concern both step counts, so no converter of one of them can replace these."""

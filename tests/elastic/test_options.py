@@ -22,6 +22,8 @@ ELASTIC: dict[str, Any] = {"lighthouse": "hub:29510", "min_clients": 2}
         ({**ELASTIC, "admit_every_rounds": 0}, "admit_every_rounds must be a whole number >= 1"),
         ({**ELASTIC, "rejoin_timeout_s": 5.0}, r"rejoin_timeout_s \(5\) must be longer than silence_s \(5\)"),
         ({**ELASTIC, "heartbeat_s": 3.0}, r"silence_s \(5\) must be at least twice heartbeat_s \(3\)"),
+        ({**ELASTIC, "exchange_timeout_s": 5.0}, r"exchange_timeout_s \(5\) must be longer than silence_s \(5\)"),
+        ({**ELASTIC, "straggler_timeout_s": 4.0}, r"straggler_timeout_s \(4\) must be longer than silence_s \(5\)"),
     ],
 )
 def test_impossible_combinations_are_refused(options: dict[str, Any], message: str) -> None:
@@ -34,3 +36,7 @@ def test_the_fingerprint_has_elastic_membership_only_where_there_is_one() -> Non
     more = {"min_clients": "2", "rejoin_timeout_s": "600.0", "admit_every_rounds": "1", "silence_s": "5.0"}
     assert list(elastic.items()) == [*fixed.items(), *more.items()]
     assert Settings(**{**ELASTIC, "lighthouse": "other:1"}).fingerprint() == elastic
+
+
+def test_limits_of_a_fixed_membership_do_not_know_of_silence() -> None:
+    assert Settings(exchange_timeout_s=4.0, straggler_timeout_s=4.0).straggler_timeout_s == 4.0
