@@ -33,7 +33,7 @@ LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "LOCAL_WORLD_SIZE",
 SKIPPED = 2
 """Rounds at the beginning in which nothing is in flight yet."""
 Run = list[dict[str, Any]]
-"""Per site: ``steps`` ([start, end] of each) and ``link_bytes`` (sent before each round)."""
+"""Per site: ``steps`` ([start, end] of each) and ``link_bytes`` (sent before each round, and after the drain)."""
 
 
 def measure(workers: Workers, plan: Mapping[str, Any], pairs: int, rate_mbit: float) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def ratios(pairs: Sequence[Mapping[str, Run]], local_steps: int) -> dict[str, fl
 
 
 def parts_of(run: Run, local_steps: int) -> dict[str, float]:
-    """Median seconds of a step and of a round, and mean bytes per round of all sites, without the first rounds."""
+    """Median seconds of a step and of a round without the first rounds, and bytes per round and site with the drain."""
     skipped = SKIPPED * local_steps
     steps = [end - start for site in run for start, end in site["steps"][skipped:]]
     rounds = [
@@ -65,18 +65,19 @@ def parts_of(run: Run, local_steps: int) -> dict[str, float]:
         for site in run
         for before, after in pairwise([start for start, _ in site["steps"][skipped::local_steps]])
     ]
-    sent = [(site["link_bytes"][-1] - site["link_bytes"][SKIPPED]) for site in run]
+    # All of them: what is on its way at a round's end differs from run to run, and is nothing after the drain.
+    sent = [(site["link_bytes"][-1] - site["link_bytes"][0]) / (len(site["link_bytes"]) - 1) for site in run]
     return {"step_s": median(steps), "round_s": median(rounds), "sent_bytes": sum(sent) / len(sent)}
 
 
 class LinkCount(pl.Callback):
-    """Reads the bytes that this host has sent before each round.
+    """Reads the bytes that this host has sent before each round and after the drain.
 
     Args:
         local_steps: Local steps per round.
 
     Attributes:
-        counts: One number per round.
+        counts: One number per round, and one more.
     """
 
     def __init__(self, local_steps: int) -> None:
@@ -89,6 +90,10 @@ class LinkCount(pl.Callback):
         """Called by Lightning."""
         if trainer.global_step % self._local_steps == 0:
             self.counts.append(interface_bytes(INTERFACE)[1])
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called by Lightning, after the strategy's own callback, which has drained."""
+        self.counts.append(interface_bytes(INTERFACE)[1])
 
 
 def fit(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,10 @@ from benchmarks.storm.raw import Raw
 from lightning_parablock.regroup.log import MembershipLog
 
 HANG_S = 60.0
+FOLLOWS_S = 10.0
+"""A fault shows within this time: a stopped or cut-off site is noticed after the silence limit."""
+AROUND_S = (-4.0, 5.0)
+"""From, and length of, the time in which an admission shows, before the joiner's first step as a member."""
 Commits = dict[int, dict[int, float]]
 """Round -> site -> when the round's commit has landed there first, in seconds of ``time.time()``."""
 
@@ -45,7 +49,7 @@ def figures(raw: Raw, round_s: float | None = None) -> dict[str, Any]:
         "rounds_per_s": len(inside) / length_s,
         "contributions_per_s": sum(counted.get(index, 0) for index in inside) / length_s,
         "faults": [fault_row(raw, fault, commits, round_s or own_round_s) for fault in raw["faults"]],
-        "back_s": back_s(raw),
+        "back_s": back_s(raw, commits, round_s or own_round_s),
         "hangs": sum(after - before > HANG_S for before, after in pairwise(firsts)),
         "divergences": divergences(raw),
         "lost_rounds": lost_rounds(raw, commits),
@@ -68,21 +72,26 @@ def fault_row(raw: Raw, fault: Mapping[str, Any], commits: Commits, round_s: flo
     """What one fault has cost the others.
 
     ``lost_s``: from the fault to the next commit at any other site, less a normal round. ``gap_s``: the longest time
-    between two commits at other sites from the last before the fault to the first 20 s after it, less a normal round:
+    between two commits at other sites from the last before the fault to the first 10 s after it, less a normal round:
     the commit that was nearly there at the fault does not hide what comes after it.
     """
-    others = sorted(
-        min(at_s for site, at_s in by_site.items() if site != fault["site"])
-        for by_site in commits.values()
-        if set(by_site) - {fault["site"]}
-    )
-    next_s = next((at_s for at_s in others if at_s > fault["at_s"]), None)
-    window = _window(others, fault["at_s"], fault["at_s"] + 20.0)
+    next_s = next((at_s for at_s in _at_others(commits, fault["site"]) if at_s > fault["at_s"]), None)
     return {
         **fault,
         "lost_s": None if next_s is None else next_s - fault["at_s"] - round_s,
-        "gap_s": max((after - before for before, after in pairwise(window)), default=0.0) - round_s,
+        "gap_s": _gap_s(commits, fault["site"], fault["at_s"], FOLLOWS_S) - round_s,
     }
+
+
+def _at_others(commits: Commits, victim: int) -> list[float]:
+    seen = [[at_s for site, at_s in by_site.items() if site != victim] for by_site in commits.values()]
+    return sorted(min(times) for times in seen if times)
+
+
+def _gap_s(commits: Commits, victim: int, from_s: float, for_s: float) -> float:
+    """The longest time between two commits at other sites, from the last before an interval to the first after it."""
+    window = _window(_at_others(commits, victim), from_s, from_s + for_s)
+    return max((after - before for before, after in pairwise(window)), default=0.0)
 
 
 def _window(times: Sequence[float], from_s: float, to_s: float) -> Sequence[float]:
@@ -90,8 +99,13 @@ def _window(times: Sequence[float], from_s: float, to_s: float) -> Sequence[floa
     return times[max(0, first) : last + 1]
 
 
-def back_s(raw: Raw) -> list[dict[str, float]]:
-    """For each process that came later than the first of its site: what it took until its first commit as a member."""
+def back_s(raw: Raw, commits: Commits, round_s: float) -> list[dict[str, float]]:
+    """For each process that came later than the first of its site: what it took until its first commit as a member.
+
+    ``imports_s`` is from the start of the process; ``member_s`` (its first step as a member) and ``commit_s`` are from
+    the end of the imports. ``gap_s``: the longest time between two commits at other sites around its admission, less
+    a normal round.
+    """
     rows: list[dict[str, float]] = []
     for name, lines in raw["traces"].items():
         site, process = map(int, name.split("-"))
@@ -107,6 +121,7 @@ def back_s(raw: Raw) -> list[dict[str, float]]:
                     "imports_s": imported_s - raw["starts_s"][site][process],
                     "member_s": told["member"]["at_s"] - imported_s,
                     "commit_s": own[0] - imported_s,
+                    "gap_s": _gap_s(commits, site, told["member"]["at_s"] + AROUND_S[0], AROUND_S[1]) - round_s,
                 }
             )
     return rows

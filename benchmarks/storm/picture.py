@@ -24,7 +24,8 @@ def draw(values: dict[str, Any]) -> Figure:
             left.plot(at_min, rounds, mark, color=color, markersize=4, label=label)
     left.set(xlabel="minutes", ylabel="committed rounds", title="Storms, and the same without faults")
     left.grid(alpha=0.3)
-    left.legend(fontsize=7)
+    if runs:
+        left.legend(fontsize=7)
     for place, run in enumerate(storms.values()):
         for offset, kind in enumerate(MARKS):
             rows = [row for row in run["figures"]["faults"] if row["kind"] == kind]

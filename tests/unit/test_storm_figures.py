@@ -81,7 +81,8 @@ def test_throughput_counts_rounds_and_who_is_in_them() -> None:
 
 
 def test_a_victims_first_commit_is_the_first_of_a_round_that_it_has_trained() -> None:
-    assert back_s(run()) == [{"site": 1, "imports_s": 4.0, "member_s": 3.0, "commit_s": 9.0}]
+    expected = {"site": 1, "imports_s": 4.0, "member_s": 3.0, "commit_s": 9.0, "gap_s": 0.0}
+    assert back_s(run(), commits_of(run()), 2.0) == [expected]
 
 
 def test_a_round_that_lands_first_anywhere_counts_from_there() -> None:
@@ -128,7 +129,7 @@ def test_the_schedule_is_a_function_of_the_seed_with_a_fault_in_every_interval()
 def test_cost_compares_the_modes_of_each_pair() -> None:
     def one(step_s: float, sent: int) -> list[dict[str, Any]]:
         steps = [[k * step_s, (k + 1) * step_s] for k in range(8)]
-        return [{"steps": steps, "link_bytes": [0, 0, 100, 100 + sent]}]
+        return [{"steps": steps, "link_bytes": [50, 60, 100, 110, 50 + 4 * sent]}]
 
     pairs = [{"fixed": one(1.0, 1000), "elastic": one(1.0, 1010)}, {"fixed": one(1.0, 1000), "elastic": one(1.0, 1010)}]
     found = ratios(pairs, 2)
