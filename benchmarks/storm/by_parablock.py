@@ -97,7 +97,8 @@ def main() -> None:
         blocks=[rf"parts\.{index}\." for index in range(job.n_blocks)],
         topology="sharded",
     )
-    trainer = bare_trainer(strategy, STEPS_AHEAD, [Watch(job, trace, strategy)])
+    watch = Watch(job, trace, strategy)
+    trainer = bare_trainer(strategy, STEPS_AHEAD, [watch], default_root_dir=job.folder)
     trainer.fit(Sleeper(job), DataLoader(TensorDataset(data_of(job)), batch_size=1))
     log = [dict(record.to_json()) for record in strategy.membership_log.records]
     trace.note("done", hash=strategy.weights_sha256, steps=trainer.global_step, log=log)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -108,12 +109,14 @@ def fit(plan: Mapping[str, Any]) -> dict[str, Any]:
     common: dict[str, Any] = {"local_steps": plan["local_steps"], "blocks": blocks, "topology": "sharded"}
     clock, link = StepClock(), LinkCount(plan["local_steps"])
     model = SleepingModel(plan["model"]["step_s"], plan["model"]["n_blocks"], plan["model"]["block_scalars"])
-    with _elastic(plan, rank, sites) if plan["mode"] == "elastic" else _fixed() as options:
+    mode = _elastic(plan, rank, sites) if plan["mode"] == "elastic" else _fixed()
+    with tempfile.TemporaryDirectory() as folder, mode as options:
         trainer = bare_trainer(
             ParaBlockStrategy(**common, **options),
             steps,
             [clock, link],
             num_nodes=1 if options else sites,
+            default_root_dir=folder,
         )
         trainer.fit(model, loader(plan["model"], steps, rank))
     return {"steps": clock.spans, "link_bytes": link.counts}

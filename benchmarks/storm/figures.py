@@ -12,7 +12,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from benchmarks.storm.raw import Raw
+from benchmarks.storm.raw import Raw, lives
 from lightning_parablock.regroup.log import MembershipLog
 
 HANG_S = 60.0
@@ -99,31 +99,33 @@ def _window(times: Sequence[float], from_s: float, to_s: float) -> Sequence[floa
     return times[max(0, first) : last + 1]
 
 
-def back_s(raw: Raw, commits: Commits, round_s: float) -> list[dict[str, float]]:
-    """For each process that came later than the first of its site: what it took until its first commit as a member.
+def back_s(raw: Raw, commits: Commits, round_s: float) -> list[dict[str, Any]]:
+    """For each time that a site has come back: what it took until its first commit as a member.
 
-    ``imports_s`` is from the start of the process; ``member_s`` (its first step as a member) and ``commit_s`` are from
-    the end of the imports. ``gap_s``: the longest time between two commits at other sites around its admission, less
-    a normal round.
+    ``imports_s`` is from the start of the process, None where one has executed itself again; ``member_s`` (its first
+    step as a member) and ``commit_s`` are from the end of the imports. ``gap_s``: the longest time between two commits
+    at other sites around its admission, less a normal round.
     """
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, Any]] = []
     for name, lines in raw["traces"].items():
         site, process = map(int, name.split("-"))
-        told = {line["what"]: line for line in reversed(lines)}  # the first of each kind
-        if process == 0 or "member" not in told:
-            continue
-        own = [line["at_s"] for line in lines if line["what"] == "commit" and line["round"] >= told["member"]["round"]]
-        if own:
-            imported_s = told["imported"]["at_s"]
-            rows.append(
-                {
-                    "site": site,
-                    "imports_s": imported_s - raw["starts_s"][site][process],
-                    "member_s": told["member"]["at_s"] - imported_s,
-                    "commit_s": own[0] - imported_s,
-                    "gap_s": _gap_s(commits, site, told["member"]["at_s"] + AROUND_S[0], AROUND_S[1]) - round_s,
-                }
-            )
+        for number, life in enumerate(lives(lines)):
+            told = {line["what"]: line for line in reversed(life)}  # the first of each kind
+            if process == number == 0 or "member" not in told:
+                continue
+            first = told["member"]["round"]
+            own = [line["at_s"] for line in life if line["what"] == "commit" and line["round"] >= first]
+            if own:
+                imported_s, member_s = told["imported"]["at_s"], told["member"]["at_s"]
+                rows.append(
+                    {
+                        "site": site,
+                        "imports_s": imported_s - raw["starts_s"][site][process] if number == 0 else None,
+                        "member_s": member_s - imported_s,
+                        "commit_s": own[0] - imported_s,
+                        "gap_s": _gap_s(commits, site, member_s + AROUND_S[0], AROUND_S[1]) - round_s,
+                    }
+                )
     return rows
 
 

@@ -189,7 +189,8 @@ class _Storm:
         return path.read_text() if path.exists() else ""
 
     def _is_member(self, site: int) -> bool:
-        return self._is_up[site] and '"what": "member"' in self._lines(site)
+        # A site that was dropped begins anew in the same process.
+        return self._is_up[site] and '"what": "member"' in self._lines(site).rpartition('"what": "imported"')[2]
 
     def _committed(self, site: int) -> bool:
         return '"what": "commit"' in self._lines(site)

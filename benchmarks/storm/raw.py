@@ -28,7 +28,7 @@ def packed(traces: dict[str, Lines]) -> dict[str, Any]:
 
 
 def unpacked(traces: dict[str, Any]) -> dict[str, Lines]:
-    """What :func:`packed` was given; the commits of a process come before its other lines."""
+    """What :func:`packed` was given, in the order of time."""
     return {name: _unpacked(told) for name, told in traces.items()}
 
 
@@ -51,4 +51,14 @@ def _unpacked(told: dict[str, Any]) -> Lines:
         {**dict(zip(columns, row, strict=True)), "what": _COMMIT, "hash": text}
         for row, text in zip(rows, hashes, strict=True)
     ]
-    return [*commits, *others]
+    return sorted([*commits, *others], key=lambda line: line["at_s"])
+
+
+def lives(lines: Lines) -> list[Lines]:
+    """The lines of a process, apart for each time that it has begun: a site that was dropped executes itself again."""
+    found: list[Lines] = []
+    for line in lines:
+        if line["what"] == "imported" or not found:
+            found.append([])
+        found[-1].append(line)
+    return found
