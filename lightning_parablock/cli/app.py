@@ -207,13 +207,14 @@ class ParaBlockCLI(CommandLine):
         started_s = time.monotonic()
         self.trainer.fit(model, **kwargs)
         fit_s = time.monotonic() - started_s
-        after = self._held_out(model, {**kwargs, "ckpt_path": None})
+        # Before the next evaluation, which each site of an elastic run makes alone.
         strategy: Any = self.trainer.strategy
         clients = getattr(strategy, "n_clients", self.trainer.world_size)
         told = len(getattr(strategy, "hosted_clients", (0,))) if self._observers.own_only else clients
         records = self._observers.timeline.records
         here = Here.of(strategy, records)
         weights: str | None = getattr(strategy, "weights_sha256", None)
+        after = self._held_out(model, {**kwargs, "ckpt_path": None})
         summary = summarise(records, before, after, fit_s, clients=clients, clients_told=told, here=here)
         if self.run.manifest is not None:
             self.run.manifest.add(result={**summary.as_dict(), "weights_sha256": weights})
@@ -247,6 +248,9 @@ class ParaBlockCLI(CommandLine):
         data = self.datamodule if self.datamodule is not None else model
         if not is_overridden("val_dataloader", data):
             return {}
+        path, settings = kwargs.get("ckpt_path"), getattr(self.trainer.strategy, "settings", None)
+        if path is not None and getattr(settings, "is_elastic", False) and not Path(path).is_file():
+            return {}  # another founder may have it
         results = self.trainer.validate(
             model, datamodule=kwargs.get("datamodule"), ckpt_path=kwargs.get("ckpt_path"), verbose=False
         )
