@@ -34,6 +34,7 @@ class ElasticExchange(Exchange):
 
     Attributes:
         uploads: Those of this site, by client; none where it has no client in the cohort, or begins later.
+        drafts: What the newest attempt was given of them: its threads write into residuals of its own.
         attempt: The exchange in the generation that is open; None before an opening and after the exchange has landed.
         is_over: Whether the attempt is.
     """
@@ -42,6 +43,7 @@ class ElasticExchange(Exchange):
         super().__init__(brings_increment=False)
         self.key, self.cohort = key, tuple(cohort)
         self.uploads: Mapping[int, Upload] = {}
+        self.drafts: Mapping[int, Upload] = {}
         self.attempt: Exchange | None = None
         self.is_over = False
         self._landing, self._device = landing, device
@@ -52,7 +54,12 @@ class ElasticExchange(Exchange):
         """It has landed, here or elsewhere: what a redo needs is released."""
         if self._facts is not None:
             return
-        attempt, self.attempt, self.uploads = self.attempt, None, {}
+        for client, draft in self.drafts.items():  # every server has the whole delta, so the residual is whole, too
+            residual = self.uploads[client].residual
+            if residual is not None and draft.residual is not None:
+                residual.after.copy_(draft.residual.after)
+        self.uploads = self.drafts = {}
+        attempt, self.attempt = self.attempt, None
         now_s = time.time()
         self._facts = attempt.facts if attempt is not None else ExchangeFacts(self._start_s, now_s, now_s, 0, 0)
 

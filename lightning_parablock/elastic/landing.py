@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.blocks.partition import Block
+from lightning_parablock.codecs.feedback import Residual
 from lightning_parablock.elastic.calendar import Calendar
 from lightning_parablock.elastic.exchange import ElasticExchange
 from lightning_parablock.elastic.shard import Backup, Backups, VersionedShard
@@ -85,6 +87,7 @@ class LandingTransport(Transport):
         self._exchanges: dict[Key, ElasticExchange] = {}
         self._backups = Backups()
         self._known: dict[int, Key] = {}
+        self._residuals: dict[int, Tensor] = {}  # by identity: what the open generation has in place of a residual
         self._shard: VersionedShard | None = None
         self._carrier: Transport | None = None
         self._is_sealed = True
@@ -237,10 +240,21 @@ class LandingTransport(Transport):
         for exchange in exchanges:
             if carrier is not None and exchange.key > self.store.landed:
                 contributors = self._log.contributors(exchange.key, exchange.cohort)
-                own = {client: upload for client, upload in exchange.uploads.items() if client in contributors}
-                exchange.is_over, exchange.attempt = False, carrier.submit(*exchange.key, own, contributors)
+                own = {client: self._draft(u) for client, u in exchange.uploads.items() if client in contributors}
+                exchange.drafts, exchange.is_over = own, False
+                exchange.attempt = carrier.submit(*exchange.key, own, contributors)
                 started.append((exchange, exchange.attempt))
         return started
+
+    def _draft(self, upload: Upload) -> Upload:
+        """The upload for one generation: a thread that outlives it must not write into a residual that lives on."""
+        residual = upload.residual
+        if residual is None:
+            return upload
+        before = None if residual.before is None else self._residuals.get(id(residual.before), residual.before)
+        draft = Residual(before, torch.empty_like(residual.after))
+        self._residuals[id(residual.after)] = draft.after
+        return replace(upload, residual=draft)
 
     def follow(self, started: Iterable[Attempted]) -> None:
         """Land what :meth:`attempt` has submitted as soon as it is over; called without the lock."""
@@ -280,6 +294,9 @@ class LandingTransport(Transport):
         key = exchange.key
         value = attempt.wait(lambda: self.store.newest(key[1]).to(self._device))
         self.store.land(key, value.cpu())
+        for upload in exchange.uploads.values():
+            if upload.residual is not None:
+                self._residuals.pop(id(upload.residual.after), None)
         exchange.note_landed()
         self._known[self.client] = key
         self._prune()

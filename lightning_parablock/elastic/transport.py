@@ -206,6 +206,7 @@ class ElasticTransport(LandingTransport):
             before = staged.decision.log.records[-2] if len(staged.decision.log.records) > 1 else None
             self._backups.open(record.generation, record.kept, lambda b, s: self._stays(before, record, b, s))
             self._ahead.clear()
+            self._residuals.clear()
             self._carrier, self._is_sealed, self._trouble = carrier, carrier is None, None
             if self.client in record.joiners:
                 self._serve_before(record.first_round)

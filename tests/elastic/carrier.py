@@ -92,9 +92,12 @@ class Carrier(Transport):
         self._attempts: dict[Key, Attempt] = {}
         self._queue: list[Key] = []
         self._step = 0
+        self._uploads: list[tuple[Key, Upload]] = []
         self._arrived: dict[Key, dict[int, tuple[Tensor, int]]] = {}
         self._early: dict[Key, list[tuple[slice, Tensor]]] = {}
         self.is_closed = self.goes_on = False
+        self._on_the_way: dict[Key, int] = {}
+        self._cut_short: set[Key] = set()
 
     def _bounds(self, block: int) -> list[slice]:
         return shard_bounds(self._sizes[block], len(self.record.order), self._topology)
@@ -110,12 +113,19 @@ class Carrier(Transport):
             for client, upload in uploads.items() if part.start < part.stop else ():
                 received = upload.received_here(part, self._coder)
                 values, weight = received.read().clone(), received.weight
-                self._post(server, lambda there, c=client, v=values, w=weight: there.take_delta(key, c, v, w))
+                self._on_the_way[key] = self._on_the_way.get(key, 0) + 1
+                self._post(server, lambda there, c=client, v=values, w=weight: self._arrive(there, key, c, v, w))
+        self._uploads += [(key, upload) for upload in uploads.values()]
         self._queue.append(key)
         for part, values in self._early.pop(key, []):
             self._world.after(0.0, lambda part=part, values=values: self.take_commit(key, part, values))
         self._world.after(0.0, self._serve)
         return attempt
+
+    def _arrive(self, there: Carrier, key: Key, client: int, values: Tensor, weight: int) -> None:
+        self._on_the_way[key] -= 1
+        if key not in self._cut_short:
+            there.take_delta(key, client, values, weight)
 
     def take_delta(self, key: Key, client: int, values: Tensor, weight: int) -> None:
         self._arrived.setdefault(key, {})[client] = (values, weight)
@@ -182,3 +192,12 @@ class Carrier(Transport):
     def close(self) -> None:
         self.is_closed = True
         self.goes_on = self._world.rng.random() < 0.5  # threads of an old generation may go on for a while
+        if self.goes_on:
+            self._cut_short = {key for key, n in self._on_the_way.items() if n}
+            self._world.after(self._world.lag(5.0), self._scribble)
+
+    def _scribble(self) -> None:
+        """Write into what this generation was given to write into, and had not written into completely."""
+        for key, upload in self._uploads:
+            if upload.residual is not None and key in self._cut_short:
+                upload.residual.after.fill_(float("nan"))
