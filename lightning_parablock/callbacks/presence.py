@@ -42,7 +42,7 @@ def sites_that_are_in(strategy: Any) -> dict[str, str]:
     if log is None or not log.records:
         return {}
     record = log.newest
-    names = ", ".join(record.sites[client] for client in record.members)
+    names = ", ".join(sorted(record.sites[client] for client in record.members))
     shown = f" ({names})" if len(names) <= _MOST_CHARACTERS else ""
     return {"sites": f"{len(record.members)}/{len(record.sites)}{shown}"}
 

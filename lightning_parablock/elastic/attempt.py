@@ -123,7 +123,7 @@ class Attempt:
         record = self._seat.log.newest
         here = {one.site for one in self.participants}
         again = {one.site for one in self._seat.candidates}
-        silent = f"lost: no sign of life for {self._seat.options.silence_s:g} s"
+        silent = f"lost: its process has ended, or no sign of life for {self._seat.options.silence_s:g} s"
         return {
             client: "lost: its process was started again" if record.sites[client] in again else silent
             for client in record.members

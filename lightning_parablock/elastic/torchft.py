@@ -10,7 +10,8 @@ import importlib.util
 import os
 import sys
 import threading
-from importlib.machinery import PathFinder
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from lightning_parablock.errors import ConfigurationError
@@ -34,7 +35,12 @@ def coordination() -> Any:
         return sys.modules[_MODULE]
 
 
-def _load() -> None:
+def require_installed() -> None:
+    """Raise a ConfigurationError if the package is not installed; loads nothing."""
+    _spec()
+
+
+def _spec() -> tuple[ModuleSpec, Loader]:
     package = importlib.util.find_spec("torchft")
     spec = PathFinder.find_spec(_MODULE, package.submodule_search_locations) if package is not None else None
     if spec is None or spec.loader is None:
@@ -42,11 +48,16 @@ def _load() -> None:
             "elastic membership needs the package torchft, whose lighthouse says which sites are alive; install it on "
             "every site and where the lighthouse runs: pip install 'lightning-parablock[elastic]'"
         )
+    return spec, spec.loader
+
+
+def _load() -> None:
+    spec, loader = _spec()
     level = os.environ.get(_LEVEL)
     os.environ[_LEVEL] = level or "error"
     try:
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     finally:
         if level is None:
             del os.environ[_LEVEL]

@@ -34,7 +34,7 @@ class Change:
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Names of the members' sites, in the order of their client ids."""
+        """Names of the members' sites, sorted."""
         return self._names(self.record.members)
 
     @property
@@ -66,7 +66,7 @@ class Change:
         return self.before is not None and name in self.before.sites.values()
 
     def _names(self, clients: Sequence[int]) -> tuple[str, ...]:
-        return tuple(self.record.sites[client] for client in clients)
+        return tuple(sorted(self.record.sites[client] for client in clients))
 
 
 def _gone(name: str, why: str) -> str:

@@ -81,7 +81,7 @@ def _row(line: Line) -> Row:
     return (
         "" if line.event == TOLD else time,
         str(record.generation),
-        ", ".join(record.sites[client] for client in record.members),
+        ", ".join(sorted(record.sites[client] for client in record.members)),
         ", ".join(line.joined),
         "; ".join(f"{name}: {why.removeprefix('lost: ')}" for name, why in line.gone.items()),
         str(record.first_round),

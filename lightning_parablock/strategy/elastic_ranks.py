@@ -13,6 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from lightning_parablock.elastic.journal import Line
+from lightning_parablock.elastic.torchft import require_installed
 from lightning_parablock.elastic.view import Admission, HeldCheckpoint
 from lightning_parablock.errors import ConfigurationError, CutOffError, DroppedError
 from lightning_parablock.federation.rounds import RoundEngine
@@ -54,6 +55,7 @@ class ElasticRanks(RankStrategy):
         self._dropped: DroppedError | None = None
         self._environment: ElasticEnvironment | None = None
         if settings.lighthouse is not None:
+            require_installed()
             if ranks["cluster_environment"] is not None:
                 raise ConfigurationError("lighthouse and cluster_environment both say how the sites meet; keep one")
             ranks["cluster_environment"] = self._environment = elastic_environment(settings.lighthouse)
@@ -192,11 +194,7 @@ class ElasticRanks(RankStrategy):
         environment.follow(run.client, lambda: run.group.clients)
         self._elastic = run
         if not run.entry.is_founder:
-            others = ", ".join(name for client, name in sorted(run.entry.sites.items()) if client != run.client)
-            rank_zero_info(
-                f"parablock: site {self._site} has found the run that was founded by {others}; it gets the model from "
-                "them and joins"
-            )
+            rank_zero_info(f"parablock: site {self._site} has found the run; it gets the model from a member and joins")
 
     @property
     def _takes_part(self) -> bool:

@@ -139,3 +139,10 @@ def test_the_openings_are_noted_in_the_folder_of_the_site(board: Board, tmp_path
     assert [one.record for one in read_lines(tmp_path / "a" / FILE_NAME)] == list(board.log.records)
     assert used.membership_lines == site.journal.lines
     assert not (tmp_path / "trial").exists()
+
+
+def test_without_torchft_the_option_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'lightning-parablock\[elastic\]'"):
+        elastic()
+    strategy()
