@@ -160,6 +160,10 @@ def leaves_as_soon_as_it_has_drained(patch: Patch) -> None:
     patch.setattr(Run, "is_over", property(over))
 
 
+def lets_old_threads_write_into_residuals_that_live_on(patch: Patch) -> None:
+    patch.setattr(LandingTransport, "_draft", lambda self, upload: upload)
+
+
 def a_zombie_goes_on(patch: Patch) -> None:
     patch.setattr(ElasticTransport, "_begins_anew", lambda self, decision: False)
     patch.setattr(Run, "_wake", lambda self, site: self.poke(0.0))
@@ -195,9 +199,10 @@ ALL = [
     Spoilt(4, waits_for_lost_clients, PLAIN),
     Spoilt(4, counts_who_came_back_as_a_survivor, PLAIN),
     Spoilt(4, encodes_anew_from_the_present_residual, LOSSY),
-    Spoilt(5, lets_n_fall, PLAIN),
+    Spoilt(5, lets_n_fall, {**PLAIN, "K": 4, "delay": 12, "n": 3, "cohort": None, "rounds": 10}),
     Spoilt(6, forgets_a_commit_once_it_is_merged, PLAIN),
     Spoilt(7, drops_messages_that_come_before_the_opening, PLAIN),
+    Spoilt(7, lets_old_threads_write_into_residuals_that_live_on, LOSSY),
     Spoilt(7, releases_old_state_before_the_opening, MOMENTUM),
     Spoilt(9, keeps_the_newest_server_state_alone, MOMENTUM),
     Spoilt(9, keeps_the_newest_backup_alone, MOMENTUM),
