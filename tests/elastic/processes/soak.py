@@ -155,13 +155,18 @@ class Carried:
         site.arm("draining")
         run.announce_end()
         run.until(lambda: site.has_arrived, f"{self.victim} comes to draining")
-        if self.case.fault == "kill":
+        fault = self.case.fault
+        if fault == "kill":
             site.end()
-        elif self.case.fault == "term":
+        elif fault == "term":
             site.signal(signal.SIGTERM)
         else:
             self._pause(True)
         site.disarm()
+        if fault in ("freeze", "cut"):
+            run.until(lambda: all(run.sites[name].code is not None for name in others), "the others end")
+            self._pause(False)
+        run.until(lambda: site.code is not None, f"{self.victim} ends, too", may_end=[self.victim])
         return others
 
     def _lighthouse(self) -> list[str]:
