@@ -41,12 +41,22 @@ class PeerError(ParaBlockError):
         """The same error, for a place where no round was running, such as "before the first round"."""
         return self._located(where, "")
 
-    def after_last_round(self, n_rounds: int) -> PeerError:
-        """The same error, for a client that has merged everything, so that nothing is left to train."""
+    def after_last_round(self, n_rounds: int, *, may_be_dropped: bool = False) -> PeerError:
+        """The same error, for a client that has merged everything, so that nothing is left to train.
+
+        Args:
+            n_rounds: How many rounds there were.
+            may_be_dropped: Whether the others may have gone on without this client, and without what it did last.
+        """
         then = (
             "; this client has merged every exchange, so its model is the finished one, which is on its disk: use it, "
             "there is no need to train again"
         )
+        if may_be_dropped:
+            then = (
+                "; this site has merged every exchange, and its model is on its disk; if it was frozen or cut off, the "
+                "others have gone on without it and may have ended with other weights: then take theirs"
+            )
         return self._located(f"after the last of {n_rounds} rounds", then)
 
     def _located(self, where: str, then: str) -> PeerError:

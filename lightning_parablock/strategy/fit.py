@@ -232,7 +232,7 @@ class FitSession:
     def located(self, error: PeerError) -> PeerError:
         """The error of a collective with the place in the rounds where it was noticed."""
         if self.has_finished and isinstance(error, (PeerLostError, PeerTimeoutError)):
-            return error.after_last_round(self.engine.round)
+            return error.after_last_round(self.engine.round, may_be_dropped=self.engine.settings.is_elastic)
         if not self.engine.is_running:
             return error.outside_rounds("after the last round")
         return error.at(self.engine.round, self.block_name)

@@ -13,7 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.elastic.journal import FILE_NAME, read_lines
-from lightning_parablock.errors import ConfigurationError, CutOffError, DataError, DroppedError
+from lightning_parablock.errors import ConfigurationError, CutOffError, DataError, DroppedError, PeerTimeoutError
 from tests.elastic.fake_site import Board, FakeSite
 from tests.support.lightning_run import TaskModule, loader_of, patterns_of, trainer_for
 from tests.tasks import adamw_default, mlp_task
@@ -71,6 +71,22 @@ def test_checkpoints_are_in_the_folder_of_the_site(board: Board, tmp_path: Path)
     assert {path.parent for path in tmp_path.rglob("*.ckpt")} == {tmp_path / "kept" / "a"}
     assert Path(saving.best_model_path).is_file()
     assert not [name for name in vars(saving) if name.startswith("on_")]
+
+
+def test_a_site_whose_others_are_gone_at_the_end_is_told_that_they_may_have_gone_on_without_it(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gather = FakeSite.gather
+
+    def late(site: FakeSite, what: str, payload: bytes, round_index: int) -> dict[int, bytes]:
+        if "changed_outside" in what and round_index == 3:
+            raise PeerTimeoutError("nobody has come")
+        return gather(site, what, payload, round_index)
+
+    monkeypatch.setattr(FakeSite, "gather", late)
+    monkeypatch.setattr(ParaBlockStrategy, "is_alone", False)
+    with pytest.raises(PeerTimeoutError, match=r"after the last of 4 rounds: .* may have ended with other weights"):
+        fit(elastic(), tmp_path)
 
 
 class Raises(Callback):
