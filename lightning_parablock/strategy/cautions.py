@@ -15,7 +15,7 @@ def caution(trainer: Trainer, *, n_clients: int, round_steps: int, n_blocks: int
 
     Args:
         trainer: The trainer; its training loaders are set up.
-        n_clients: Total number of clients.
+        n_clients: Total number of clients; 0 where others may come.
         round_steps: Optimizer steps per round on a rank.
         n_blocks: Number of blocks.
     """
@@ -27,7 +27,7 @@ def caution(trainer: Trainer, *, n_clients: int, round_steps: int, n_blocks: int
 
 
 def _of_one_client(n_clients: int) -> str | None:
-    if n_clients > 1:
+    if n_clients != 1:
         return None
     return (
         "there is 1 client, so nothing is exchanged; for 2 clients on one machine set devices=2 (--trainer.devices 2); "

@@ -110,7 +110,7 @@ class FitSession:
             continue_rounds(engine, self.resumed)
             self._stop_at_max_rounds()
         elif not settings.pending:
-            n_clients, n_blocks = self.ranks.n_clients, len(engine.flat.blocks)
+            n_clients, n_blocks = 0 if settings.is_elastic else self.ranks.n_clients, len(engine.flat.blocks)
             caution(self.trainer, n_clients=n_clients, round_steps=self.ranks.round_steps, n_blocks=n_blocks)
         if not engine.has_open_turn:
             self.training.begin_turn()
