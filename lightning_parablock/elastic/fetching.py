@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor
@@ -23,6 +25,8 @@ from lightning_parablock.transport.base import Transport
 _PAUSE_S = 0.2
 _ANSWER_S = 10.0
 _SILENT_S = 30.0
+_ADMISSION = replace(LATE, line="parablock: waiting for {waited_s:.0f} s to be a member: {what}")
+"""The members' rounds have no limit, and so this wait has none as long as one of them gives what is new."""
 
 Look = Callable[[], None]
 
@@ -73,6 +77,7 @@ class Fetcher:
         """
         seat, limit_s = self._seat, self._seat.options.rejoin_timeout_s
         held, wait = dict[int, Key](), LimitedWait(limit_s, reports=LATE)
+        admission = LimitedWait(math.inf, reports=_ADMISSION)
         while not is_enough():
             seat.check()
             try:
@@ -81,6 +86,8 @@ class Fetcher:
                 if self._newest()[0][0] - begun[0] <= 1:
                     with seat.changed:
                         seat.is_ready = True
+                    every = seat.options.admit_every_rounds
+                    admission.report(lambda every=every: f"admitted at most every {every} rounds; this site is ready")
             except (UnreachableError, RefusedError, ProtocolError) as error:  # the donor was lost, or has moved on
                 if wait.is_over:
                     raise PeerTimeoutError(f"no member gave W within {wait.limit_s:g} s: {error}") from error

@@ -218,7 +218,7 @@ class LandingTransport(Transport):
             self._check()
             if wait.is_over:
                 raise PeerTimeoutError(f"{what()}: {self._late()} after {wait.limit_s:g} s; {self._advice()}")
-            wait.report(lambda: f"{what()}: {self._late()}")
+            wait.report(lambda: f"{what()}: {self._late()}{self._hint()}")
 
     def _late(self) -> str:
         with self._changed:
@@ -228,6 +228,10 @@ class LandingTransport(Transport):
             members = ", ".join(self.describe_client(client) for client in self._log.newest.members)
             trouble = "" if self._trouble is None else f" (a transfer has failed: {self._trouble})"
             return f"not finished by the members of generation {self._log.generation}, {members}{trouble}"
+
+    def _hint(self) -> str:
+        """What to do before the limit has passed."""
+        return "; start the lost sites again with the same command" if self._is_sealed else ""
 
     def _advice(self) -> str:
         if self._is_sealed:

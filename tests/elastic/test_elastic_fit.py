@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, OnExcept
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.callbacks import RoundProgressBar
 from lightning_parablock.elastic.journal import FILE_NAME, read_lines
 from lightning_parablock.errors import ConfigurationError, CutOffError, DataError, DroppedError, PeerTimeoutError
 from tests.elastic.fake_site import Board, FakeSite
@@ -162,3 +163,13 @@ def test_without_torchft_the_option_says_how_to_install_it(monkeypatch: pytest.M
     with pytest.raises(ConfigurationError, match=r"pip install 'lightning-parablock\[elastic\]'"):
         elastic()
     strategy()
+
+
+def test_bar_and_metrics_show_the_membership(board: Board, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer, _ = fit(elastic(), tmp_path, callbacks=[RoundProgressBar(lines=True)], enable_progress_bar=True)
+    assert "site a  sites 1/1 (a)  round 0" in capsys.readouterr().out
+    members = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("membership/")}
+    assert members == {"membership/members": 1.0, "membership/generation": 0.0}
+    plain, _ = fit(strategy(), tmp_path, callbacks=[RoundProgressBar(lines=True)], enable_progress_bar=True)
+    assert "sites" not in capsys.readouterr().out
+    assert not [name for name in plain.callback_metrics if name.startswith("membership/")]

@@ -51,6 +51,9 @@ def _ended(sites: list[ToySite]) -> None:
             assert torch.equal(mine, other)
         assert site.gathered == first.gathered
         assert site.site.log == first.site.log or site.site.log.records == first.site.log.records
+    for site in sites:
+        noted = [line.record for line in site.site.journal.lines if line.record is not None]
+        assert noted == list(site.site.log.records)
 
 
 @pytest.mark.parametrize("topology", ["star", "sharded"])
