@@ -89,7 +89,15 @@ def _run(options: argparse.Namespace, name: str, faults: list[Fault]) -> dict[st
     found = figures(raw)
     print(f"{name}, {options.sites} sites: {_said(found)}", flush=True)
     kept_raw = raw | {"traces": packed(raw["traces"])}
-    return {"git": git_state(), "figures": found, "committed_s": _committed_s(raw), "raw": kept_raw}
+    asked = {"sites": options.sites, "min_sites": job.min_sites, "minutes": minutes, "faults": len(meets.faults)}
+    asked |= {"seed": options.seed, "rate_mbit_s": options.rate_mbit}
+    return {
+        "git": git_state(),
+        "asked": asked,
+        "figures": found,
+        "committed_s": _committed_s(raw),
+        "raw": kept_raw,
+    }
 
 
 def _committed_s(raw: Raw) -> list[float]:

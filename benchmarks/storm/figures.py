@@ -166,7 +166,11 @@ def disagreements(raw: Raw) -> int:
 
 
 def kept(storm: Mapping[str, Any], calm: Mapping[str, Any]) -> dict[str, float]:
-    """Share of the throughput without faults: of the rounds, and of the contributions, which the absent lack."""
+    """Share of the throughput without faults.
+
+    ``rounds``: the pace of those that are members. ``contributions``: the absent count as lost, too, for as long as
+    their restart, imports and admission take.
+    """
     return {
         "rounds": storm["rounds_per_s"] / calm["rounds_per_s"],
         "contributions": storm["contributions_per_s"] / calm["contributions_per_s"],
