@@ -25,6 +25,7 @@ What follows for the options is in :mod:`lightning_parablock.elastic.lighthouse_
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -47,6 +48,7 @@ _CALLS_IN_SILENCE, _BEATS_IN_SILENCE = 10, 5
 """Fewest of both while a process may be silent."""
 _LONGEST_PAUSE_S = 2.0
 _CONNECT_S = 2.0
+_BRIEFLY_S = 0.4
 
 
 class Lighthouse(Arbiter):
@@ -59,7 +61,8 @@ class Lighthouse(Arbiter):
     Raises:
         ConfigurationError: torchft is not installed.
 
-    Threads: two of its own, from the first :meth:`ask` to :meth:`close`. One thread at a time may ask.
+    Threads: two of its own, from the first :meth:`ask` to :meth:`close`; the process ends only when they have. One
+    thread at a time may ask.
     """
 
     def __init__(self, address: str, silence_s: float = 5.0) -> None:
@@ -76,6 +79,7 @@ class Lighthouse(Arbiter):
         self._client = _Client(self._module, address)
         self._roll = Roll(silence_s)
         self._threads: list[threading.Thread] = []
+        self._call_limit_s = 3 * silence_s + _CONNECT_S
 
     @override
     def ask(self, me: Candidate, limit_s: float) -> tuple[Candidate, ...]:
@@ -99,8 +103,21 @@ class Lighthouse(Arbiter):
         self._closed.set()
         with self._changed:
             self._changed.notify_all()
+        self._await_threads(_BRIEFLY_S)  # one within a call ends with the call, which has a limit
+        if not any(thread.is_alive() for thread in self._threads):
+            atexit.unregister(self._close_at_exit)
+
+    def _close_at_exit(self) -> None:
+        """A thread that comes out of native code while the interpreter ends would abort the process."""
+        self._closed.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._await_threads(self._call_limit_s)
+
+    def _await_threads(self, limit_s: float) -> None:
+        ends_s = time.monotonic() + limit_s
         for thread in self._threads:
-            thread.join(0.2)  # one within a call ends with the call, which has a limit
+            thread.join(max(0.0, ends_s - time.monotonic()))
 
     def _error(self, limit_s: float) -> ArbiterError:
         if self._problem is not None or not self._client.is_open:
@@ -118,6 +135,7 @@ class Lighthouse(Arbiter):
 
     def _start_threads(self) -> None:
         if not self._threads:
+            atexit.register(self._close_at_exit)
             for name, work in (("calls", self._call_on), ("heartbeats", self._beat_on)):
                 thread = threading.Thread(target=work, daemon=True, name=f"parablock-lighthouse-{name}")
                 self._threads.append(thread)
@@ -145,7 +163,7 @@ class Lighthouse(Arbiter):
 
     def _quorum(self, client: Any, me: Candidate, number: int) -> Any:
         # Longer than any barrier: an answer that is given up would take this process out of the next list.
-        limit = timedelta(seconds=3 * self._silence_s + _CONNECT_S)
+        limit = timedelta(seconds=self._call_limit_s)
         said = {"parablock": me.to_json(), "number": number}
         return client.quorum(_id_of(me), limit, store_address=me.desk, step=max(0, me.opened), data=said)
 

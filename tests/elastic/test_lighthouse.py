@@ -241,3 +241,34 @@ def test_processes_that_come_stop_continue_and_are_killed(
     b.kill()
     mine.close()
     assert lists_until(again, "c")[-1] == "c"
+
+
+_ENDS_IN_A_CALL = """
+import sys, time
+from lightning_parablock.elastic.arbiter import Candidate
+from lightning_parablock.elastic.lighthouse import Lighthouse
+from lightning_parablock.errors import ArbiterError
+
+class Slow:  # the interpreter is busy with its end for longer than the call lasts
+    def __del__(self, sleep=time.sleep):
+        sleep(4.0)
+
+kept, arbiter, me = Slow(), Lighthouse(sys.argv[1], silence_s=2.0), Candidate("a", "1", "127.0.0.1:1", run="r")
+while len(arbiter.ask(me, 30.0)) < 2:
+    pass
+print("both", flush=True)
+try:
+    while True:
+        arbiter.ask(me, 0.7)
+except ArbiterError:
+    arbiter.close()
+"""
+
+
+def test_a_process_that_ends_while_the_lighthouse_keeps_it_waiting_ends_in_order(started: Start) -> None:
+    _, port = lighthouse(started)
+    b = site(started, port, "b")
+    ending = started("-c", _ENDS_IN_A_CALL, f"127.0.0.1:{port}")
+    assert lists_until(ending, "both")
+    b.send_signal(signal.SIGSTOP)
+    assert ending.wait(timeout=LIMIT_S) == 0
