@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 
 _ANSWER_S = 30.0
 _WAKE_S = 0.5
-_MOST_WAITING = 64
 
 
 class Herald:
@@ -26,14 +25,21 @@ class Herald:
 
     Args:
         seat: State of this site.
+        budget_bytes: Returns how many bytes of backups may have left so far: they must not slow down the exchange.
         pace: Called before each piece of a backup leaves, with its number of bytes; sleeps where the rate is capped.
+
+    Attributes:
+        backup_bytes: Bytes of the backups that have left.
     """
 
-    def __init__(self, seat: Seat, pace: Callable[[int], None] | None = None) -> None:
-        self._seat, self._pace = seat, pace or _at_once
+    def __init__(
+        self, seat: Seat, budget_bytes: Callable[[], float], pace: Callable[[int], None] | None = None
+    ) -> None:
+        self._seat, self._budget_bytes, self._pace = seat, budget_bytes, pace or _at_once
+        self.backup_bytes = 0
         self._changed = threading.Condition()
         self._landed: Key = BEFORE_ALL
-        self._backups: list[tuple[int, Backup]] = []
+        self._backups: dict[tuple[int, int], Backup] = {}
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="parablock-herald", daemon=True)
 
@@ -48,9 +54,10 @@ class Herald:
             self._changed.notify_all()
 
     def note_backup(self, client: int, backup: Backup) -> None:
-        """A version of this server's state is to be kept by another member; old ones give way where it is slow."""
+        """A version of this server's state is to be kept by another member; it takes the place of an older one."""
         with self._changed:
-            self._backups = [*self._backups, (client, backup)][-_MOST_WAITING:]
+            self._backups.pop((client, backup.block), None)
+            self._backups[client, backup.block] = backup
             self._changed.notify_all()
 
     def close(self, limit_s: float) -> None:
@@ -67,14 +74,24 @@ class Herald:
                 self._changed.wait_for(lambda said=said: self._has_news(said), _WAKE_S)
                 if self._is_closing:
                     return
-                landed, backups, self._backups = self._landed, self._backups[:1], self._backups[1:]
+                landed, backup = self._landed, self._next_backup()
             if landed > said and self._tell_all(landed):
                 said = landed
-            for client, backup in backups:
-                self._send(client, backup)
+            if backup is not None:
+                self._send(*backup)
 
     def _has_news(self, said: Key) -> bool:
-        return self._is_closing or self._landed > said or bool(self._backups)
+        return self._is_closing or self._landed > said or (bool(self._backups) and self._may_send())
+
+    def _may_send(self) -> bool:
+        return self.backup_bytes < self._budget_bytes()
+
+    def _next_backup(self) -> tuple[int, Backup] | None:
+        """The one that has waited longest, where another may leave; the caller holds the lock."""
+        if not self._backups or not self._may_send():
+            return None
+        client, block = next(iter(self._backups))
+        return client, self._backups.pop((client, block))
 
     def _tell_all(self, landed: Key) -> bool:
         seat = self._seat
@@ -91,6 +108,7 @@ class Herald:
         if pieces is None:
             return
         said, body = backup_message(backup, pieces)
+        self.backup_bytes += len(body)
         self._try(client, "backup", said, body)
 
     def _try(self, client: int, name: str, said: Mapping[str, object], body: bytes) -> None:

@@ -55,6 +55,7 @@ class LandingTransport(Transport):
     Attributes:
         client: Id of this site's client; -1 for none yet.
         on_landed: Called with each exchange that has landed here; on any thread, without a lock.
+        uploaded_bytes: Bytes of this site's messages in all exchanges that have landed here, with headers.
         on_trouble: Called with the first error of a generation's exchanges, if it was not sealed before.
         send_backup: Called with a member's client id and a version of this server's state that it is to keep.
     """
@@ -95,6 +96,7 @@ class LandingTransport(Transport):
         self._ahead: dict[Key, Tensor] = {}
         self._trouble: Exception | None = None
         self._started = self._merged = -1
+        self.uploaded_bytes = 0
 
     @property
     def log(self) -> MembershipLog:
@@ -302,6 +304,7 @@ class LandingTransport(Transport):
             if upload.residual is not None:
                 self._residuals.pop(id(upload.residual.after), None)
         exchange.note_landed()
+        self.uploaded_bytes += exchange.facts.upload_bytes
         self._known[self.client] = key
         self._prune()
 

@@ -73,7 +73,7 @@ def open_elastic(
         check=seat.check,
     )
     pace = Pacer(settings.upload_bps).wait if settings.upload_bps else None
-    herald = Herald(seat, pace)
+    herald = Herald(seat, lambda: settings.backup_share * transport.uploaded_bytes, pace)
     transport.on_landed, transport.send_backup = herald.note_landed, herald.note_backup
     transport.on_trouble = site.note_trouble
 

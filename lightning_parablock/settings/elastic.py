@@ -51,6 +51,15 @@ class ElasticOptions(OptionGroup):
         help="Smallest number of rounds of an elastic run between two admissions of new or returning sites. Each "
         "admission reconnects all members, which takes about a second.",
     )
+    backup_share: float = option(
+        default=0.5,
+        kind="own",
+        check=above_zero("times the bytes of the exchange"),
+        help="Cap on this site's backups of server state, as a share of the bytes that it uploads in exchanges of an "
+        "elastic run. Servers with momentum or lossy compression send their state to another site, which takes their "
+        "place if they are lost; with a low cap it gets older versions, which costs momentum and never the model. "
+        "Sites may have different values.",
+    )
     silence_s: float = option(
         default=5.0,
         kind="path",

@@ -1,0 +1,60 @@
+"""What a site tells the others behind everything else: backups of server state under a cap."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from lightning_parablock.elastic.herald import Herald, backup_pieces
+from lightning_parablock.elastic.shard import Backup
+from lightning_parablock.regroup.log import MembershipLog
+from lightning_parablock.server.shard import StatePiece
+
+_LIMIT_S = 30.0
+
+
+class _Seat:
+    """Notes what is asked of whom."""
+
+    def __init__(self) -> None:
+        self.log, self.membership, self.client = MembershipLog(), SimpleNamespace(generation=0), 0
+        self.asked: list[tuple[int, str, Any, bytes]] = []
+        self.changed = threading.Condition()
+
+    def ask(self, client: int, name: str, said: Any, body: bytes, limit_s: float, pace: Any) -> None:
+        with self.changed:
+            self.asked.append((client, name, said, body))
+            self.changed.notify_all()
+
+    def await_asked(self, n: int) -> None:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.asked) >= n, _LIMIT_S)
+
+
+def _backup(block: int, version: int) -> Backup:
+    piece = StatePiece(block, "velocity", 3, torch.full((5,), float(version)))
+    return Backup(block, 0, ((version, block), 0), lambda: [piece])
+
+
+def test_backups_wait_for_their_share_and_the_newest_of_a_block_is_sent() -> None:
+    seat, budget = _Seat(), [0.0]
+    herald = Herald(seat, lambda: budget[0])  # type: ignore[arg-type]
+    for version in range(3):
+        for block in range(2):
+            herald.note_backup(1, _backup(block, version))
+    herald.start()
+    assert not seat.asked and herald.backup_bytes == 0
+    budget[0] = 1.0  # enough to begin one, and no other
+    seat.await_asked(1)
+    budget[0] = 21.0
+    seat.await_asked(2)
+    herald.close(_LIMIT_S)
+    assert herald.backup_bytes == 40
+    for block, (client, name, said, body) in enumerate(seat.asked):
+        (piece,) = backup_pieces(said, memoryview(body))
+        assert (client, name, said["label"]) == (1, "backup", ((2, block), 0))
+        assert (piece.block, piece.name, piece.first) == (block, "velocity", 3)
+        assert torch.equal(piece.values, torch.full((5,), 2.0))
