@@ -201,7 +201,8 @@ class ElasticTransport(LandingTransport):
             record = staged.decision.record
             landed = self._take_over(staged)
             self._log, self._shard = staged.decision.log, staged.server
-            staged.server.on_served = lambda key: self._note_served(staged.server, key)
+            # Closes over the number only: what was staged holds all of W that it has brought.
+            staged.server.on_served = lambda key: self._note_served(record.generation, key)
             self._known = {client: record.kept for client in record.members}
             before = staged.decision.log.records[-2] if len(staged.decision.log.records) > 1 else None
             self._backups.open(record.generation, record.kept, lambda b, s: self._stays(before, record, b, s))
@@ -273,11 +274,12 @@ class ElasticTransport(LandingTransport):
 
     # --- server state -------------------------------------------------------------------------------------------------
 
-    def _note_served(self, server: VersionedShard, key: Key) -> None:
+    def _note_served(self, generation: int, key: Key) -> None:
         """This server's part of an exchange is complete: the next member keeps the state after it, too."""
         with self._changed:
-            is_live = server is self._shard and not self._is_sealed
-        if is_live:
+            server = self._shard
+            is_live = not self._is_sealed and generation == self._log.generation
+        if is_live and server is not None:
             self._send_backup(server, key[1])
 
     def _send_backup(self, server: VersionedShard, block: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 import pytest
@@ -122,3 +123,12 @@ def test_what_is_out_of_order_is_refused() -> None:
     joiner = transport_of()
     with pytest.raises(CallOrderError, match="lacks"):
         joiner.stage(Decision(again, MembershipLog((RECORD, again)), {1: (-1, -1)}, 1), {})
+
+
+def test_a_generation_that_is_open_holds_nothing_of_what_was_staged_for_it() -> None:
+    transport = transport_of()
+    transport.stage(FOUNDING, {})
+    assert transport.staged is not None
+    staged = weakref.ref(transport.staged)
+    transport.open(silent())
+    assert staged() is None, "a joiner's first W would live as long as the generation"
