@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from lightning_parablock.elastic.lighthouse import Lighthouse
 from lightning_parablock.elastic.run_record import RunRecord
 from lightning_parablock.elastic.run_site import RunSite, site_options
 from lightning_parablock.elastic.view import Admission, Entry, HeldCheckpoint, SiteView
-from lightning_parablock.meeting.addresses import own_address
+from lightning_parablock.meeting.addresses import INTERFACE_VARIABLE, own_address, reached_from
+from lightning_parablock.meeting.devices import open_listeners
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.elastic_group import ElasticGroup
 from lightning_parablock.strategy.groups import Guarded
@@ -119,10 +121,14 @@ def open_site(settings: Settings, name: str, folder: Path | None) -> SiteView:
         folder: Where it notes that it has started the run; None for nowhere.
 
     Raises:
-        ConfigurationError: torchft, which the arbiter needs, is not installed, or the lighthouse's name is unknown.
+        ConfigurationError: torchft, which the arbiter needs, is not installed, the lighthouse's name is unknown, or
+            there is no address or port to listen on.
     """
     assert settings.lighthouse is not None
-    host = own_address(settings.lighthouse.rpartition(":")[0], one_host=False)
+    hub = settings.lighthouse.rpartition(":")[0]
+    # Every generation's exchange uses these listeners; without them gloo takes whatever the machine's name resolves to.
+    address = reached_from(hub) if os.environ.get(INTERFACE_VARIABLE) else own_address(hub, one_host=False)
+    host = open_listeners(address, settings.ports)[0].address
     record = RunRecord(None if folder is None else folder / f"parablock-run-of-{name}.json")
     arbiter = Lighthouse(settings.lighthouse, settings.silence_s)
     return RunSite(site_options(settings, name), arbiter, host, settings, record)
