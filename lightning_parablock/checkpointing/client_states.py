@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 LIGHTNING, OWN = "lightning", "own"
 """Keys of a sidecar: what Lightning saves, of this rank; and what it does not know, see ``resumed.py``."""
 
-_PATH_ONLY = (
+PATH_ONLY = (
     *(option.name for option in options_of(Settings) if option.kind == "path"),
     "missing_client_state",
     "nonfinite_delta",
@@ -101,7 +101,7 @@ class ClientStates:
         """Why a client cannot continue exactly; the same answer on every rank."""
         now = self._settings.fingerprint()
         for name, value in entry.settings.items():
-            if name not in _PATH_ONLY and now.get(name) != value:
+            if name not in PATH_ONLY and now.get(name) != value:
                 return f"{path} was saved with {name}={value}, this run has {now.get(name)}"
         sites = self._ranks.site_names
         if entry.format > 2 and entry.sites != sites:  # format 2 knows of no sites

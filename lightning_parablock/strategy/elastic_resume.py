@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lightning_parablock.checkpointing.client_states import PATH_ONLY
 from lightning_parablock.checkpointing.elastic_checkpoints import ElasticEntry, read_elastic, weights_and_entry
 from lightning_parablock.checkpointing.payloads import from_bytes, to_bytes
 from lightning_parablock.checkpointing.plain import is_remote
+from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.collectives import Gathering
 from lightning_parablock.strategy.elastic_run import ElasticRun
 
@@ -29,6 +32,24 @@ class HeldFile:
 
     checkpoint: dict[str, Any]
     entry: ElasticEntry
+
+
+class _Told(NamedTuple):
+    """What one founder says to the others of its checkpoint.
+
+    Attributes:
+        path: What the user named, or a search has found; None for none.
+        run: Id of the run that saved the file; empty where the site has none.
+        round: With which a run begins that continues from it.
+        weights_sha256: Checksum of W in it.
+        problem: Why this run cannot continue from it; empty for no reason.
+    """
+
+    path: str | None
+    run: str = ""
+    round: int = -1
+    weights_sha256: str = ""
+    problem: str = ""
 
 
 def held_checkpoint(files: CheckpointIO, path: str | None) -> HeldFile | None:
@@ -64,16 +85,38 @@ class ShareOfCheckpoint:
     is_everywhere: bool
 
     @classmethod
-    def agreed(cls, ranks: Gathering, run: ElasticRun, held: HeldFile | None) -> ShareOfCheckpoint | None:
-        """Agree on the newest checkpoint; None where there is none, and for guests. Collective."""
-        is_founder = run.entry.is_founder
-        own = (held.entry.round, held.entry.weights_sha256) if held is not None and is_founder else None
-        told = ranks.gather_objects(own)
-        newest = max((one[0] for one in told if one is not None), default=None)
-        if newest is None or not is_founder:
+    def agreed(
+        cls, ranks: Gathering, run: ElasticRun, path: str | None, held: HeldFile | None, settings: Mapping[str, str]
+    ) -> ShareOfCheckpoint | None:
+        """Agree on the newest checkpoint; None where none was named, and for guests. Collective.
+
+        Args:
+            ranks: The sites of the run.
+            run: This site's part in it.
+            path: What the user named here, or a search has found.
+            held: That file, where this site has it.
+            settings: The run's, printable.
+
+        Raises:
+            ConfigurationError: no founder has the file that was named, their files are of several runs, or of a run
+                with other settings; the same at all founders.
+        """
+        mine = _Told(path)
+        if held is not None:
+            entry = held.entry
+            problem = _other_setting(entry.settings, settings)
+            mine = _Told(path, entry.run, entry.round, entry.weights_sha256, problem)
+        told: list[_Told] = [_Told(*one) for one in ranks.gather_objects(_plain(mine))]
+        if not run.entry.is_founder:
             return None
-        source = next(rank for rank, one in enumerate(told) if one is not None and one[0] == newest)
-        return cls(source, run.group.clients[source], all(one == told[source] for one in told))
+        founders = [f"site {run.name_of(client)}" for client in run.group.clients]
+        _refuse_unfit(told, founders)
+        having = [(one.round, -rank) for rank, one in enumerate(told) if one.run]
+        if not having:
+            return None
+        source = -max(having)[1]
+        is_everywhere = all(one[1:] == told[source][1:] for one in told)
+        return cls(source, run.group.clients[source], is_everywhere)
 
     def load(self, run: ElasticRun, held: HeldFile | None) -> tuple[dict[str, Any], ElasticEntry]:
         """The checkpoint and its entry; collective among the founders where not all of them have it."""
@@ -84,3 +127,35 @@ class ShareOfCheckpoint:
         payload = to_bytes(held.checkpoint, _WHAT) if is_source and held is not None else b""
         checkpoint: dict[str, Any] = from_bytes(run.group.hand_out(payload, self.source, _WHAT), _WHAT)
         return checkpoint, ElasticEntry.of(checkpoint, _WHAT)
+
+
+def _plain(told: _Told) -> tuple[Any, ...]:
+    return tuple(told)
+
+
+def _other_setting(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
+    for name, value in saved.items():
+        if name not in PATH_ONLY and now.get(name) != value:
+            return f"{name}={value}, this run has {now.get(name)}"
+    return ""
+
+
+def _refuse_unfit(told: Sequence[_Told], founders: Sequence[str]) -> None:
+    """Raise a ConfigurationError where the founders' files do not say from where the run continues."""
+    named = [(site, one) for site, one in zip(founders, told, strict=True) if one.path is not None]
+    having = [(site, one) for site, one in named if one.run]
+    said = "; ".join(f"{site} names {one.path}" for site, one in named)
+    if named and not having:
+        raise ConfigurationError(f"no founder has the checkpoint that was to be continued: {said}; correct ckpt_path")
+    if len({one.run for _, one in having}) > 1:
+        files = "; ".join(f"{site} has {one.path}, run {one.run}, round {one.round}" for site, one in having)
+        raise ConfigurationError(
+            f"the founders' checkpoints are of different runs: {files}; keep those of one run, and start the other "
+            "sites without ckpt_path: they get it"
+        )
+    for site, one in having:
+        if one.problem:
+            raise ConfigurationError(
+                f"{one.path} at {site} was saved with {one.problem}; set it as it was, or load the weights into the "
+                "module to begin a new run with them"
+            )

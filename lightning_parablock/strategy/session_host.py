@@ -134,7 +134,8 @@ class SessionHost(ElasticRanks):
             path: What the user named, or Lightning's search has found, here.
         """
         assert self.elastic is not None
-        self._shared = ShareOfCheckpoint.agreed(self, self.elastic, self._held)
+        settings = self.settings.fingerprint()
+        self._shared = ShareOfCheckpoint.agreed(self, self.elastic, path, self._held, settings)
         if self._shared is None:
             self._held = None
             return None

@@ -115,14 +115,17 @@ def test_other_blocks_are_refused() -> None:
         entry.refuse_other_blocks([Block("other", ("w",), 4)])
 
 
-def entry_of(round_index: int) -> ElasticEntry:
+SETTINGS = {"seed": "3"}
+
+
+def entry_of(round_index: int, run: str = "run", settings: dict[str, str] = SETTINGS) -> ElasticEntry:
     log = Board({0: "a"}).log
-    return ElasticEntry(round_index, f"start of {round_index}".encode(), "run", "a", log, {"seed": "3"}, (("all", 4),))
+    return ElasticEntry(round_index, f"start of {round_index}".encode(), run, "a", log, settings, (("all", 4),))
 
 
-def held(round_index: int, value: float, scalars: int = 4) -> HeldFile:
+def held(round_index: int, value: float, scalars: int = 4, **other: Any) -> HeldFile:
     saved = {"state_dict": {"w": torch.full((scalars,), value)}, "epoch": 0, "global_step": 1}
-    checkpoint = with_entry({**saved, "pytorch-lightning_version": "2.6.0"}, entry_of(round_index))
+    checkpoint = with_entry({**saved, "pytorch-lightning_version": "2.6.0"}, entry_of(round_index, **other))
     return HeldFile(checkpoint, ElasticEntry.of(checkpoint, "here"))
 
 
@@ -150,7 +153,8 @@ def test_founders_take_the_newest_that_any_of_them_has(files: list[HeldFile | No
 
     def load(index: int) -> Any:
         run = runs[index]
-        shared = ShareOfCheckpoint.agreed(Gatherers(run), run, files[index])
+        path = "kept.ckpt" if any(files) else None
+        shared = ShareOfCheckpoint.agreed(Gatherers(run), run, path, files[index], SETTINGS)
         if shared is None:
             return None
         checkpoint, entry = shared.load(run, files[index])
@@ -159,6 +163,36 @@ def test_founders_take_the_newest_that_any_of_them_has(files: list[HeldFile | No
     wanted = None if expected is None else (*expected, f"start of {expected[0]}".encode())
     assert together([partial(load, index) for index in range(3)]) == [wanted] * 3
     assert len(runs[0].group.agreed.results) == 1, "what is handed out is not for guests"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        pytest.param(
+            [None, None], "no founder has .*: site a names a.ckpt; site b names b.ckpt; correct", id="nowhere"
+        ),
+        pytest.param(
+            [held(900, 1.0, run="old"), held(40, 1.0)],
+            "different runs: site a has a.ckpt, run old, round 900; site b has b.ckpt, run run, round 40",
+            id="another run",
+        ),
+        pytest.param(
+            [None, held(2, 1.0, settings={"seed": "3", "local_steps": "4"})],
+            "b.ckpt at site b was saved with local_steps=4, this run has 8",
+            id="other settings",
+        ),
+    ],
+)
+def test_files_that_do_not_say_from_where_to_continue_are_refused(files: list[HeldFile | None], message: str) -> None:
+    board = Board({0: "a", 1: "b"})
+    runs = [ElasticRun.enter(Ranks(), FakeSite(board, i), {}, None) for i in range(2)]  # type: ignore[arg-type]
+
+    def agree(index: int) -> None:
+        run, settings = runs[index], {**SETTINGS, "local_steps": "8", "min_clients": "1"}
+        with pytest.raises(ConfigurationError, match=message):
+            ShareOfCheckpoint.agreed(Gatherers(run), run, f"{'ab'[index]}.ckpt", files[index], settings)
+
+    together([partial(agree, index) for index in range(2)])
 
 
 def test_a_file_that_is_elsewhere_is_no_error(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_one_scalar_that_is_not_finite_is_found_anywhere(bad: float, numel: int,
 
 def test_it_may_be_changed_when_a_run_is_resumed() -> None:
     """A run that has stopped is continued with "skip"."""
-    from lightning_parablock.checkpointing.client_states import _PATH_ONLY
+    from lightning_parablock.checkpointing.client_states import PATH_ONLY
 
-    assert "nonfinite_delta" in _PATH_ONLY
+    assert "nonfinite_delta" in PATH_ONLY
     assert replace(settings_for(), nonfinite_delta="stop").fingerprint() != settings_for().fingerprint()
