@@ -10,7 +10,7 @@ from typing import Any
 from lightning_parablock.desk.tensors import as_message, from_message
 from lightning_parablock.elastic.seat import Seat
 from lightning_parablock.elastic.shard import Backup
-from lightning_parablock.errors import ParaBlockError
+from lightning_parablock.errors import MembershipError, ParaBlockError
 from lightning_parablock.regroup.keys import BEFORE_ALL, Key
 from lightning_parablock.server.shard import StatePiece
 
@@ -68,6 +68,13 @@ class Herald:
         self._thread.join(limit_s)
 
     def _run(self) -> None:
+        try:
+            self._speak()
+        except Exception as error:  # in silence the others would keep every W, and nobody this site's server state
+            log.exception("parablock: the thread that tells the other members what has landed here has failed")
+            self._seat.fail(MembershipError(f"this site cannot speak to the other members any more: {error!r}"))
+
+    def _speak(self) -> None:
         said: Key = BEFORE_ALL
         while True:
             with self._changed:
@@ -104,7 +111,19 @@ class Herald:
         return True
 
     def _send(self, client: int, backup: Backup) -> None:
-        pieces = backup.read()
+        try:
+            pieces = backup.read()
+        except Exception as error:  # of the device or the memory; the next version may be read again
+            (round_index, _), _ = backup.label
+            log.warning(
+                "parablock: round %d, block %d: %s does not get a copy of this server's state, which cannot be read "
+                "(%r); if this site is lost before the next copy, an older state takes its place",
+                round_index,
+                backup.block,
+                self._seat.describe(client),
+                error,
+            )
+            return
         if pieces is None:
             return
         said, body = backup_message(backup, pieces)

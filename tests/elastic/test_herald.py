@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
+from lightning_parablock.desk.message import Reply
 from lightning_parablock.elastic.herald import Herald, backup_pieces
 from lightning_parablock.elastic.shard import Backup
+from lightning_parablock.errors import MembershipError
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.server.shard import StatePiece
+from tests.elastic.seats import THREE, LoneSeat
 
 _LIMIT_S = 30.0
 
@@ -58,3 +63,48 @@ def test_backups_wait_for_their_share_and_the_newest_of_a_block_is_sent() -> Non
         assert (client, name, said["label"]) == (1, "backup", ((2, block), 0))
         assert (piece.block, piece.name, piece.first) == (block, "velocity", 3)
         assert torch.equal(piece.values, torch.full((5,), 2.0))
+
+
+def test_server_state_that_cannot_be_read_does_not_keep_the_others_from_hearing_what_has_landed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    said = threading.Event()
+
+    def answer(client: int, name: str) -> Reply:
+        if client == 2:
+            said.set()
+        return Reply({})
+
+    def read() -> list[StatePiece]:
+        read_once.set()
+        raise RuntimeError("the device is gone")
+
+    read_once = threading.Event()
+    seat = LoneSeat("a", THREE, answer)
+    herald = Herald(seat, lambda: math.inf)
+    herald.note_backup(1, Backup(4, 0, ((3, 4), 0), read))
+    herald.start()
+    assert read_once.wait(60)
+    herald.note_landed((3, 4))
+    assert said.wait(60)
+    herald.close(60)
+    assert [(client, name, said["key"]) for client, name, said in seat.asked] == [
+        (1, "landed", (3, 4)),
+        (2, "landed", (3, 4)),
+    ]
+    assert seat.error is None
+    assert "round 3, block 4: site b (client 1)" in caplog.text
+
+
+def test_a_herald_that_cannot_speak_any_more_ends_the_sites_part() -> None:
+    def answer(client: int, name: str) -> Reply:
+        raise MemoryError
+
+    seat = LoneSeat("a", THREE, answer)
+    herald = Herald(seat, lambda: math.inf)
+    herald.note_landed((3, 4))
+    herald.start()
+    with seat.changed:
+        assert seat.changed.wait_for(lambda: seat.error is not None, 60)
+    assert isinstance(seat.error, MembershipError)
+    herald.close(60)
