@@ -81,9 +81,9 @@ class Fetcher:
         while not is_enough():
             seat.check()
             try:
-                begun = self._catch_up(held)
+                is_close, is_done = self._catch_up(held)
                 wait = LimitedWait(limit_s, reports=LATE)
-                if self._newest()[0][0] - begun[0] <= 1:
+                if is_close:
                     with seat.changed:
                         seat.is_ready = True
                     every = seat.options.admit_every_rounds
@@ -92,17 +92,28 @@ class Fetcher:
                 if wait.is_over:
                     raise PeerTimeoutError(f"no member gave W within {wait.limit_s:g} s: {error}") from error
                 wait.report(lambda error=error: f"W from a member ({error})")
-            with seat.changed:
-                seat.changed.wait_for(is_enough, _PAUSE_S)
+                is_done = True
+            if is_done:
+                with seat.changed:
+                    seat.changed.wait_for(is_enough, _PAUSE_S)
 
-    def _catch_up(self, held: dict[int, Key]) -> Key:
+    def _catch_up(self, held: dict[int, Key]) -> tuple[bool, bool]:
+        """Take the newest of what is lacking, one block: it stays the newest of its block for longest.
+
+        On a link on which a block takes a round, any other order would bring what is outdated when it comes.
+
+        Returns:
+            Whether no more is lacking than the newest round's exchanges, and whether nothing is.
+        """
         landed, keys = self._newest()
-        address = self._donor()
-        for key in keys:
-            if held.get(key[1]) != key:
-                self._transport.take_ahead(key, self._pull(address, "commit", {"key": key}, self._seat.check))
-                held[key[1]] = key
-        return landed
+        lacking = [key for key in keys if held.get(key[1]) != key]
+        if lacking:
+            key = max(lacking)
+            self._transport.take_ahead(key, self._pull(self._donor(), "commit", {"key": key}, self._seat.check))
+            held[key[1]] = key
+            landed, keys = self._newest()
+            lacking = [key for key in keys if held.get(key[1]) != key]
+        return all(key[1] in held and key[0] >= landed[0] for key in lacking), not lacking
 
     def _newest(self) -> tuple[Key, list[Key]]:
         said = self._ask(self._donor(), "newest", {}, self._seat.check).said
@@ -127,9 +138,10 @@ class Fetcher:
         return self._seat.address_of(decision.log.newest.sites[client])
 
     def _donor(self) -> str:
-        """Desk of the member that gives: the lowest client id of the newest generation."""
+        """Desk of the member of the newest generation that gives: guests take turns, since each fills a link."""
         members = [one for one in self._seat.candidates if one.opened >= 0 and not one.is_leaving]
         if not members:
             raise UnreachableError("the lighthouse names no member of the run", "refused")
         newest = max(one.opened for one in members)
-        return min((one for one in members if one.opened == newest), key=lambda one: one.client).desk
+        able = sorted((one for one in members if one.opened == newest), key=lambda one: one.client)
+        return able[self._seat.client % len(able)].desk
