@@ -16,7 +16,7 @@ from lightning_parablock.desk.service import Call, Desk
 from lightning_parablock.elastic.fetching import Fetcher
 from lightning_parablock.elastic.seat import Seat
 from lightning_parablock.elastic.transport import ElasticTransport
-from lightning_parablock.errors import MembershipError, SealedError
+from lightning_parablock.errors import DroppedError, MembershipError, SealedError
 from lightning_parablock.regroup.report import Decision, Report, Standing
 from lightning_parablock.transport.base import Transport
 
@@ -68,9 +68,14 @@ class Answers:
             self._rounds, self._fetcher = rounds, fetcher
 
     def seal(self) -> None:
-        """Take part in no exchange until the next opening."""
-        if self._rounds is not None:
-            self._rounds.seal()
+        """Ask for a regroup: take part in no exchange until the next opening, which the others see in the list."""
+        with self._seat.changed:
+            member = self._seat.membership
+            member.seal(1 + max(member.sealed, member.generation))
+            self._drop_carriers()
+            if self._rounds is not None:
+                self._rounds.seal()
+            self._seat.changed.notify_all()
 
     def register(self, desk: Desk) -> None:
         """Answer at the desk."""
@@ -88,6 +93,7 @@ class Answers:
                 raise seat.error
             member = seat.membership
             member.seal(generation)
+            self._drop_carriers()
             opened, acknowledged, started = self._standings()
             seat.changed.notify_all()
             report = Report(
@@ -129,8 +135,9 @@ class Answers:
         seat, generation = self._seat, decision.record.generation
         with seat.changed:
             adopted = seat.membership.adopt(decision)
-            if adopted is not None and self._rounds is not None:
-                self._rounds.open(None)
+            if adopted is not None:
+                seat.note_opened(adopted)
+                self._make_live(adopted, None)
         site = seat.options.site
         if site in decision.refused:
             seat.fail(MembershipError(f"site {site!r} cannot join: {decision.refused[site]}"))
@@ -138,7 +145,11 @@ class Answers:
         if decision.log.client_of(site) not in decision.record.members:
             return  # it leaves; it only gives
         if self._fetcher is not None:
-            self._fetcher.stage(decision, lambda: self._require(generation))
+            try:
+                self._fetcher.stage(decision, lambda: self._require(generation))
+            except DroppedError as error:  # the coordinator hears of it, too, and can do nothing about it
+                seat.fail(error)
+                raise
         with seat.changed:
             seat.membership.acknowledge(decision)
             seat.next_incarnations, seat.next_run = incarnations, run
@@ -152,7 +163,10 @@ class Answers:
             if self._fetcher is not None:
                 carrier = self._fetcher.connect(decision, store, lambda: self._require(generation))
                 with self._seat.changed:
-                    self._carriers = {generation: carrier}
+                    if self._seat.membership.sealed != generation:  # a newer attempt has begun meanwhile
+                        carrier.close()
+                    self._require(generation)
+                    self._carriers[generation] = carrier
 
         return self._do("connect", generation, work, call)
 
@@ -160,21 +174,42 @@ class Answers:
         """Open the generation, or go if this site leaves."""
         seat, generation = self._seat, int(call.said["generation"])
         with seat.changed:
-            if seat.is_leaving and seat.membership.sealed == generation:
+            waiting = seat.membership.acknowledged
+            is_member = waiting is not None and waiting.record.generation == generation
+            if seat.is_leaving and not is_member and seat.membership.sealed == generation:
                 seat.has_left = True
                 seat.changed.notify_all()
                 return Reply({})
             decision = seat.membership.open(generation)
-            seat.incarnations, seat.run, seat.opened = seat.next_incarnations, seat.next_run, decision
-            if site_joins_late(decision, seat.options.site):
-                seat.in_rounds = True
-            if self._rounds is not None:
-                self._rounds.open(self._carriers.pop(generation, None))
-            seat.changed.notify_all()
+            seat.note_opened(decision)
+            self._make_live(decision, self._carriers.pop(generation, None))
         self._on_open(decision)
         return Reply({})
 
+    def close(self) -> None:
+        """Give up what has been connected and will not open."""
+        with self._seat.changed:
+            self._drop_carriers()
+
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _make_live(self, decision: Decision, carrier: Transport | None) -> None:
+        """Put what is staged in place; the site cannot go on where that fails halfway. The caller holds the lock."""
+        if self._rounds is None:
+            return
+        try:
+            self._rounds.open(carrier)
+        except Exception as error:
+            log.exception("parablock: generation %d cannot be opened here", decision.record.generation)
+            self._seat.fail(
+                MembershipError(f"generation {decision.record.generation} cannot be opened here: {error!r}")
+            )
+            raise
+
+    def _drop_carriers(self) -> None:
+        for carrier in self._carriers.values():
+            carrier.close()
+        self._carriers = {}
 
     def _do(self, step: str, generation: int, work: Callable[[], None], call: Call) -> Reply:
         with self._lock:
@@ -200,8 +235,3 @@ class Answers:
                 f"site {self._seat.options.site!r} has not acknowledged generation {generation}", generation
             )
         return decision
-
-
-def site_joins_late(decision: Decision, site: str) -> bool:
-    """Whether a site becomes a member of a run whose rounds have begun."""
-    return len(decision.log.records) > 1 and decision.log.client_of(site) in decision.record.joiners

@@ -109,12 +109,17 @@ def _begin(site: Site, transport: ElasticTransport, fetcher: Fetcher) -> None:
     decision = seat.opened
     assert decision is not None, "a founder has opened the first generation"
     site.gather("the first round", b"", decision.record.first_round)
-    with seat.changed:
-        seat.in_rounds = True
     # Where they continue from a checkpoint, each of them has W of it by now: nobody has to pull anything.
     decision = replace(decision, donor=None)
     transport.stage(decision, {})
-    transport.open(fetcher.connect(decision, seat.store_of(min(decision.record.members)), seat.check))
+    carrier = fetcher.connect(decision, seat.store_of(min(decision.record.members)), seat.check)
+    with seat.changed:
+        seat.in_rounds = True
+        # Another founder may have asked for a regroup already; then this generation's exchanges never begin here.
+        is_sealed = seat.membership.is_sealed
+        transport.open(None if is_sealed else carrier)
+    if is_sealed:
+        carrier.close()
 
 
 def committed_at(transport: ElasticTransport, schedule: Schedule, settings: Settings, round_index: int) -> list[Tensor]:

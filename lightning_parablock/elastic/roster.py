@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,7 @@ from lightning_parablock.errors import CutOffError
 log = logging.getLogger(__name__)
 
 _SAY_S = 30.0
+_OUT_S = 60.0
 _FAILURES = 2
 """Attempts that fail in a row before the sites are asked whom they reach."""
 
@@ -30,13 +32,14 @@ class Roster:
         self._seat, self._newest_round = seat, newest_round
         self._reach = Reach(seat)
         self._since_s: dict[str, float] = {}
-        self._out: set[str] = set()
+        self._out_until_s: dict[str, float] = {}
+        self._times_out: dict[str, int] = {}
         self._failures = 0
         self._said_s = 0.0
 
     def founders(self, fresh: Sequence[Candidate]) -> list[Candidate]:
         """All that are here, once they are enough to found the run."""
-        fresh = [one for one in fresh if one.incarnation not in self._out]
+        fresh = [one for one in fresh if not self._is_out(one)]
         return fresh if len(fresh) >= self._seat.options.min_clients else []
 
     def next_members(self, candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -44,15 +47,15 @@ class Roster:
         seat, record = self._seat, self._seat.log.newest
         processes = {process: client for client, process in seat.incarnations.items()}
         listed = [one for one in candidates if one.incarnation in processes]
-        here = [one for one in listed if one.incarnation not in self._out]
+        here = [one for one in listed if not self._is_out(one)]
         ready = [] if seat.is_draining else [one for one in candidates if one.is_ready and one not in listed]
-        guests = [one for one in ready if one.incarnation not in self._out]
+        guests = [one for one in ready if not self._is_out(one)]
         is_late = self._newest_round() >= record.first_round + seat.options.admit_every_rounds - 1
         if self._may_be_there(candidates):
             return []
         changed = (
             len(here) < len(record.members)
-            or self._for_long("behind", {one.site for one in here if one.opened < record.generation})
+            or bool(self.late(here))
             or any(one.is_leaving for one in here)
             or any(one.sealed > record.generation for one in here)
             or (bool(guests) and is_late)
@@ -61,7 +64,7 @@ class Roster:
             return []
         staying = [one for one in here if not one.is_leaving]
         if len(staying) + len(guests) < seat.options.min_clients:
-            self._note_too_few(here)
+            self.note_too_few([one.site for one in here])
             return []
         return here + guests
 
@@ -79,6 +82,7 @@ class Roster:
         order = sorted(participants, key=lambda one: (clients.get(one.incarnation, 1 << 30), one.site))
         site = who_goes(self._reach.of_all(order), [one.site for one in order])
         if site is None:
+            self._leave_out_guests([one for one in participants if one.incarnation not in clients])
             return
         if site == self._seat.options.site:
             raise CutOffError(
@@ -86,7 +90,33 @@ class Roster:
                 "gives up its place, so that they continue; look at the network between it and them, and start it again"
             )
         log.warning("parablock: site %s is left out: not all of the other sites reach it, although it is alive", site)
-        self._out |= {one.incarnation for one in participants if one.site == site}
+        self._leave_out([one for one in participants if one.site == site], math.inf)
+
+    def late(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Members that have not opened this site's generation for the silence limit: "open" did not reach them."""
+        generation = self._seat.membership.generation
+        members = set(self._seat.incarnations.values())
+        behind = [one for one in candidates if one.incarnation in members and one.opened < generation]
+        since_s = self._long_since("behind", {one.site for one in behind})
+        return [one for one in behind if one.site in since_s]
+
+    def _leave_out_guests(self, guests: Sequence[Candidate]) -> None:
+        """All reach all, and still the attempts fail: the members can continue without the guests."""
+        for one in guests:
+            self._times_out[one.site] = self._times_out.get(one.site, 0) + 1
+            wait_s = _OUT_S * 2 ** min(self._times_out[one.site] - 1, 6)
+            log.warning(
+                "parablock: site %s is not admitted for %g s: two attempts with it have failed (%s); see its log",
+                *(one.site, wait_s, self._seat.problem or "no reason known"),
+            )
+            self._leave_out([one], wait_s)
+
+    def _leave_out(self, sites: Sequence[Candidate], wait_s: float) -> None:
+        until_s = time.monotonic() + wait_s
+        self._out_until_s |= {one.incarnation: until_s for one in sites}
+
+    def _is_out(self, one: Candidate) -> bool:
+        return self._out_until_s.get(one.incarnation, 0.0) > time.monotonic()
 
     def _may_be_there(self, candidates: Sequence[Candidate]) -> bool:
         """Whether a member that the list lacks still answers, so that the list may be short of it.
@@ -98,18 +128,20 @@ class Roster:
         vanished = {name for c in self._seat.log.newest.members if (name := self._seat.site_of(c)) not in listed}
         if not vanished:
             return False
-        if self._for_long("absent", vanished):
+        if self._long_since("absent", vanished):
             return False
         return all(self._reach.answers(self._seat.address_of(site)) for site in vanished)
 
-    def _for_long(self, what: str, sites: set[str]) -> bool:
-        """Whether something has been so of some of these sites for the silence limit."""
+    def _long_since(self, what: str, sites: set[str]) -> set[str]:
+        """Those of some sites of which something has been so for the silence limit."""
         now_s = time.monotonic()
-        fresh = {f"{what} {site}" for site in sites}
+        fresh = {f"{what} {site}": site for site in sites}
         self._since_s = {k: s for k, s in self._since_s.items() if k in fresh or not k.startswith(f"{what} ")}
-        return any(now_s - self._since_s.setdefault(key, now_s) > self._seat.options.silence_s for key in fresh)
+        long_s = self._seat.options.silence_s
+        return {site for key, site in fresh.items() if now_s - self._since_s.setdefault(key, now_s) > long_s}
 
-    def _note_too_few(self, here: Sequence[Candidate]) -> None:
+    def note_too_few(self, here: Sequence[str]) -> None:
+        """Say that the run waits for more sites, from time to time."""
         if time.monotonic() - self._said_s < _SAY_S:
             return
         self._said_s = time.monotonic()
@@ -119,7 +151,7 @@ class Roster:
             "lost ones again with the same command",
             len(here),
             len(self._seat.log.newest.members),
-            ", ".join(one.site for one in here),
+            ", ".join(here),
             options.min_clients,
             options.rejoin_timeout_s,
         )

@@ -157,6 +157,15 @@ class Seat:
             self._addresses |= {one.site: one.desk for one in candidates}
             self.changed.notify_all()
 
+    def note_opened(self, decision: Decision) -> None:
+        """The site has opened the generation that it had acknowledged last."""
+        with self.changed:
+            self.incarnations, self.run, self.opened = self.next_incarnations, self.next_run, decision
+            record, client = decision.record, decision.log.client_of(self.options.site)
+            if len(decision.log.records) > 1 and client in record.joiners:
+                self.in_rounds = True
+            self.changed.notify_all()
+
     def fail(self, error: ParaBlockError) -> None:
         """End this site's part in the run; the first error counts."""
         with self.changed:
@@ -199,7 +208,10 @@ class Seat:
     def store_of(self, client: int) -> str:
         """Address of the store that a member hosts."""
         site = self.site_of(client)
-        return next(one.store for one in self.candidates if one.site == site)
+        store = next((one.store for one in self.candidates if one.site == site), None)
+        if store is None:
+            raise UnreachableError(f"the lighthouse does not name site {site!r} any more", "refused")
+        return store
 
     def ask(
         self,

@@ -71,7 +71,7 @@ class Site:
         self._answers = Answers(self._seat, self._note_opening)
         self._door = Door(self._seat)
         self._starts = RoundStarts(self._seat)
-        self._watcher = Watcher(self._seat, arbiter, lambda: self._starts.newest)
+        self._watcher = Watcher(self._seat, arbiter, lambda: self._starts.newest, self._answers.seal)
         self._fetcher: Fetcher | None = None
         self._rounds: ElasticTransport | None = None
         self._cleanup = ExitStack()
@@ -256,13 +256,14 @@ class Site:
             member = seat.membership
             if member.generation != generation or member.is_sealed or seat.is_over or seat.error is not None:
                 return
+            if self._watcher.arbiter_away_s:  # nobody can be replaced; what has been cut off finds out when it is back
+                return
             log.warning(
                 "parablock: generation %d: an exchange has failed although no member is lost (%s); the members connect "
                 "anew",
                 generation,
                 error,
             )
-            member.seal(generation + 1)
             self._answers.seal()
 
     def closes(self, close: Callable[[], object]) -> None:
@@ -274,6 +275,7 @@ class Site:
         self.journal.note_failure(self._seat.error, self._seat.run)
         self._cleanup.close()
         self._watcher.close(2.0)
+        self._answers.close()
         self._desk.close()
 
     # --- answers ------------------------------------------------------------------------------------------------------

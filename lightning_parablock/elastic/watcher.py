@@ -35,10 +35,11 @@ class Watcher:
         seat: State of this site.
         arbiter: Says who is alive.
         newest_round: Round that the training has started last; admissions are counted by it.
+        seal: Lets this site take part in no exchange until the next opening.
     """
 
-    def __init__(self, seat: Seat, arbiter: Arbiter, newest_round: Callable[[], int]) -> None:
-        self._seat, self._arbiter, self._roster = seat, arbiter, Roster(seat, newest_round)
+    def __init__(self, seat: Seat, arbiter: Arbiter, newest_round: Callable[[], int], seal: Callable[[], None]) -> None:
+        self._seat, self._arbiter, self._roster, self._seal = seat, arbiter, Roster(seat, newest_round), seal
         self._attempt: Attempt | None = None
         self._not_before_s, self._failures = 0.0, 0
         self._closing = threading.Event()
@@ -115,6 +116,7 @@ class Watcher:
         candidates = seat.candidates
         self._refuse_to_be_a_ghost(candidates)
         self._refuse_to_lose_a_founder(candidates)
+        self._pause_where_too_few(candidates)
         if not self._coordinates(candidates) or time.monotonic() < self._not_before_s:
             return
         is_founding = not _runs(candidates)
@@ -136,13 +138,30 @@ class Watcher:
         generation = seat.membership.generation
         if generation < 0 or not seat.in_rounds or any(one.opened > generation for one in candidates):
             return False
-        alive = {one.incarnation for one in candidates}
+        late = self._roster.late(candidates)
+        alive = {one.incarnation for one in candidates} - {one.incarnation for one in late}
         return seat.client == min((c for c, process in seat.incarnations.items() if process in alive), default=-1)
+
+    def _pause_where_too_few(self, candidates: Sequence[Candidate]) -> None:
+        """With fewer members than ``min_clients`` no exchange completes: the wait for more has a limit of its own."""
+        seat = self._seat
+        if not seat.in_rounds or seat.membership.is_sealed or seat.membership.generation < 0:
+            return
+        alive = {one.incarnation for one in candidates}
+        here = [client for client, process in seat.incarnations.items() if process in alive]
+        if len(here) + sum(one.is_ready for one in candidates) < seat.options.min_clients:
+            self._roster.note_too_few([seat.describe(client) for client in here])
+            self._seal()
 
     def _refuse_to_be_a_ghost(self, candidates: Sequence[Candidate]) -> None:
         """The run has gone on without this site: whatever it has trained since then counts for nothing."""
         member = self._seat.membership
         newest = max((one.opened for one in candidates), default=-1)
+        if member.generation >= 0 and member.was_dropped(newest) and self._seat.is_leaving:
+            with self._seat.changed:  # the word that it may go has not come
+                self._seat.has_left = True
+                self._seat.changed.notify_all()
+            return
         if member.generation >= 0 and member.was_dropped(newest):
             raise DroppedError(
                 f"site {self._seat.options.site!r} was silent for too long: the run has continued without it, with "
@@ -153,7 +172,7 @@ class Watcher:
     def _refuse_to_lose_a_founder(self, candidates: Sequence[Candidate]) -> None:
         """Before its first round a run has nothing that is worth continuing, and its set-up is collective."""
         seat = self._seat
-        if seat.membership.generation < 0 or seat.in_rounds or seat.log.newest.first_round > 0:
+        if seat.membership.generation < 0 or seat.in_rounds or len(seat.log.records) > 1:
             return
         here = {one.incarnation for one in candidates}
         lost = [seat.describe(client) for client, process in seat.incarnations.items() if process not in here]

@@ -1,0 +1,197 @@
+"""What a site makes of calls that come late, twice or not at all, and who coordinates then."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lightning_parablock.elastic.answers import Answers
+from lightning_parablock.elastic.arbiter import Candidate
+from lightning_parablock.elastic.roster import Roster
+from lightning_parablock.elastic.seat import Seat, SiteOptions
+from lightning_parablock.elastic.watcher import Watcher
+from lightning_parablock.errors import DroppedError, MembershipError, PeerLostError, SealedError
+from lightning_parablock.regroup.log import MembershipLog, Record
+from lightning_parablock.regroup.report import Decision
+from tests.support.local_arbiter import LocalLighthouse
+
+SITES = {0: "A", 1: "B", 2: "C"}
+FIRST = Record(0, (0, 1, 2), (0, 1, 2), (0, 1, 2), 0, sites=SITES)
+SECOND = Record(1, (0, 1, 2), (), (0, 1, 2), 2, (0, 0), sites=SITES)
+PROCESSES = {0: "iA", 1: "iB", 2: "iC"}
+
+
+def _seat(client: int, *records: Record, sealed: int, min_clients: int = 1) -> Seat:
+    name = SITES[client]
+    options = SiteOptions(name, "h:1", min_clients, 60.0, 1, 5.0, "star", False)
+    seat = Seat(options, f"{name}:1", f"{name}:2", incarnation=PROCESSES[client])
+    seat.membership.log, seat.membership.sealed = MembershipLog(records), sealed
+    seat.in_rounds, seat.run, seat.incarnations = True, "run", dict(PROCESSES)
+    return seat
+
+
+def _watcher(seat: Seat) -> Watcher:
+    return Watcher(seat, LocalLighthouse().arbiter(), lambda: 1, lambda: None)
+
+
+def _call(**said: Any) -> Any:
+    return SimpleNamespace(said=said, remaining_s=5.0)
+
+
+def test_one_that_missed_the_opening_does_not_keep_the_others_from_coordinating(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Client 0 has opened generation 1 at client 2 alone, and is lost: client 1 cannot know whether it may drive."""
+    now_s = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    behind, ahead = _seat(1, FIRST, sealed=1), _seat(2, FIRST, SECOND, sealed=1)
+    listed = (behind.me(), ahead.me())
+    watchers = [_watcher(behind), _watcher(ahead)]
+    assert [watcher._coordinates(listed) for watcher in watchers] == [False, False]  # the list may be a little old
+    now_s[0] += 5.1
+    assert [watcher._coordinates(listed) for watcher in watchers] == [False, True]
+
+
+def test_a_joiner_that_adopts_its_first_generation_is_in_the_rounds() -> None:
+    founded = Record(0, (1, 2), (1, 2), (1, 2), 0, sites=SITES)
+    joined = Record(1, (0, 1, 2), (0,), (1, 2, 0), 5, (4, 0), sites=SITES)
+    after = Record(2, (0, 2), (), (2, 0), 6, (4, 0), sites=SITES, gone={1: "lost"})
+    seat = Seat(SiteOptions("A", "h:1", 1, 60.0, 1, 5.0, "star", False), "A:1", "A:2", incarnation="iA")
+    seat.asked_client = 0
+    answers = Answers(seat, lambda decision: None)
+    seat.membership.seal(1)
+    answers._take(Decision(joined, MembershipLog((founded, joined)), {1: (4, 0), 2: (4, 0)}, 1), "run", PROCESSES)
+    seat.membership.seal(2)  # "open" of generation 1 never comes
+    log = MembershipLog((founded, joined, after))
+    answers._take(Decision(after, log, {0: (4, 0), 2: (4, 0)}, 0), "run", {0: "iA", 2: "iC"})
+    assert seat.membership.generation == 1 and seat.in_rounds
+    assert (seat.incarnations, seat.run) == (PROCESSES, "run")
+    answers.open(_call(generation=2))
+    assert seat.incarnations == {0: "iA", 2: "iC"}
+    assert _watcher(seat)._coordinates((seat.me(),))
+
+
+def test_a_site_that_is_told_to_go_while_it_becomes_a_member_opens_first() -> None:
+    seat = _seat(2, FIRST, sealed=0)
+    answers = Answers(seat, lambda decision: None)
+    seat.membership.seal(1)
+    answers._take(Decision(SECOND, MembershipLog((FIRST, SECOND)), {}, 0), "run", PROCESSES)
+    seat.is_leaving = True
+    answers.open(_call(generation=1))
+    assert seat.membership.generation == 1 and not seat.has_left
+    seat.membership.seal(2)
+    answers.open(_call(generation=2))  # without it
+    assert seat.has_left
+
+
+class _Carrier:
+    is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_what_was_connected_for_an_abandoned_attempt_is_closed() -> None:
+    seat = _seat(2, FIRST, sealed=0)
+    answers = Answers(seat, lambda decision: None)
+    carriers = [_Carrier(), _Carrier()]
+    late: Any = SimpleNamespace(stage=lambda decision, look: None, connect=lambda decision, store, look: carriers[0])
+    answers.attach(SimpleNamespace(seal=lambda: (None, 0), acknowledged_standing=lambda: None), late)  # type: ignore
+    seat.membership.seal(1)
+    answers._take(Decision(SECOND, MembershipLog((FIRST, SECOND)), {}, 0), "run", PROCESSES)
+    answers.connect(_call(generation=1, store="x:1"))
+    answers.seal()
+    assert carriers[0].is_closed
+
+    def connect(decision: Decision, store: str, look: Any) -> _Carrier:
+        seat.membership.seal(4)  # a newer attempt begins while the members connect
+        return carriers[1]
+
+    third = Record(3, (0, 1, 2), (), (0, 1, 2), 3, (1, 0), sites=SITES)
+    late.connect = connect
+    seat.membership.seal(3)
+    answers._take(Decision(third, MembershipLog((FIRST, third)), {}, 0), "run", PROCESSES)
+    with pytest.raises(SealedError):
+        answers.connect(_call(generation=3, store="x:1"))
+    assert carriers[1].is_closed
+
+
+def test_a_generation_that_cannot_be_opened_here_ends_the_site() -> None:
+    seat = _seat(2, FIRST, sealed=0)
+    answers = Answers(seat, lambda decision: None)
+
+    def broken(carrier: object) -> None:
+        raise RuntimeError("no memory")
+
+    fetcher: Any = SimpleNamespace(stage=lambda decision, look: None)
+    answers.attach(SimpleNamespace(open=broken), fetcher)  # type: ignore[arg-type]
+    seat.membership.seal(1)
+    answers._take(Decision(SECOND, MembershipLog((FIRST, SECOND)), {}, 0), "run", PROCESSES)
+    with pytest.raises(RuntimeError, match="no memory"):
+        answers.open(_call(generation=1))
+    with pytest.raises(MembershipError, match=r"generation 1 cannot be opened here: RuntimeError.*no memory"):
+        seat.check()
+
+
+def test_a_dropped_site_learns_so_from_a_decision_too() -> None:
+    seat = _seat(2, FIRST, sealed=0)
+    answers = Answers(seat, lambda decision: None)
+
+    def dropped(decision: Decision, look: object) -> None:
+        raise DroppedError("site C was dropped")
+
+    answers.attach(SimpleNamespace(), SimpleNamespace(stage=dropped))  # type: ignore[arg-type]
+    seat.membership.seal(1)
+    with pytest.raises(DroppedError):
+        answers._take(Decision(SECOND, MembershipLog((FIRST, SECOND)), {}, 0), "run", PROCESSES)
+    with pytest.raises(DroppedError):
+        seat.check()
+
+
+def test_a_site_that_sealed_a_number_by_itself_still_sees_that_it_was_dropped() -> None:
+    seat = _seat(0, FIRST, sealed=1)  # its own timer, and the others have opened another generation 1
+    others = _seat(1, FIRST, SECOND, sealed=1)
+    watcher = _watcher(seat)
+    with pytest.raises(DroppedError):
+        watcher._refuse_to_be_a_ghost((seat.me(), others.me()))
+    seat.is_leaving = True
+    watcher._refuse_to_be_a_ghost((seat.me(), others.me()))
+    assert seat.has_left
+
+
+def test_the_loss_of_a_founder_is_an_error_also_where_the_run_begins_with_a_checkpoint() -> None:
+    resumed = Record(0, (0, 1, 2), (0, 1, 2), (0, 1, 2), 7, (6, 2), sites=SITES)
+    seat = _seat(0, resumed, sealed=0)
+    seat.in_rounds = False
+    with pytest.raises(PeerLostError, match="site B"):
+        _watcher(seat)._refuse_to_lose_a_founder((seat.me(), _seat(2, resumed, sealed=0).me()))
+
+
+def test_too_few_members_stop_at_the_merge_without_anybody_noticing_a_broken_link() -> None:
+    seat = _seat(0, FIRST, sealed=0, min_clients=2)
+    seals: list[int] = []
+    watcher = Watcher(seat, LocalLighthouse().arbiter(), lambda: 1, lambda: seals.append(seat.membership.seal(1) or 1))
+    watcher._pause_where_too_few((seat.me(), _seat(1, FIRST, sealed=0).me()))
+    assert not seals
+    watcher._pause_where_too_few((seat.me(),))
+    watcher._pause_where_too_few((seat.me(),))
+    assert seals == [1]
+
+
+def test_a_guest_with_which_attempts_fail_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    seat = _seat(0, FIRST, sealed=1)
+    guest = Candidate("d", "iD", "d:1", run="run", client=3, is_ready=True)
+    listed = (seat.me(), _seat(1, FIRST, sealed=1).me(), _seat(2, FIRST, sealed=1).me(), guest)
+    roster = Roster(seat, lambda: 5)
+    monkeypatch.setattr(roster._reach, "of_all", lambda order: {one.site: {o.site for o in order} for one in order})
+    assert [one.site for one in roster.next_members(listed)] == ["A", "B", "C", "d"]
+    roster.note_end(listed, has_opened=False)
+    roster.note_end(listed, has_opened=False)
+    assert [one.site for one in roster.next_members(listed)] == ["A", "B", "C"]
+    now_s[0] += 61
+    assert [one.site for one in roster.next_members(listed)] == ["A", "B", "C", "d"]
