@@ -84,10 +84,15 @@ class Door:
                 raise RefusedError(f"its settings differ from those of the run: {differences}", _DIFFERENT)
             own = seat.log.client_of(site)
             if own is None:
-                own = self._reserved.setdefault(site, free_client(seat.log, self._reserved.values()))
+                own = self._reserved.setdefault(site, free_client(seat.log, self._taken_by_others(site)))
             founders = seat.log.records[0]
             sites = [[client, seat.log.newest.sites[client]] for client in founders.members]
         return Reply({"run": seat.run, "client": own, "sites": sites, "first_round": founders.first_round})
+
+    def _taken_by_others(self, site: str) -> set[int]:
+        """Ids that guests have, also those that another member has let in; the caller holds the lock."""
+        guests = {one.client for one in self._seat.candidates if one.client >= 0 and one.site != site}
+        return guests | set(self._reserved.values())
 
     def answer_agreed(self, call: Call) -> Reply:
         """Desk: what the founders have agreed on."""

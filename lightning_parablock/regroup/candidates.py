@@ -74,7 +74,7 @@ def clients_of_joiners(log: MembershipLog, joiners: Sequence[Report]) -> tuple[d
             continue
         if own is None and asked is not None and (asked in owners or asked < 0):
             refused[report.site] = (
-                f"it asks for client id {asked}, which belongs to site {owners[asked]!r}: give it another id, or none"
+                f"it asks for client id {asked}, which belongs to site {owners[asked]!r}: start it again for another id"
                 if asked in owners
                 else f"client id {asked} is negative: give it another id, or none"
             )
