@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from lightning_parablock.blocks.flat import FlatBlocks, hash_tensors
-from lightning_parablock.errors import DivergenceError
+from lightning_parablock.blocks.partition import Block
+from lightning_parablock.errors import ConfigurationError, DivergenceError
 from lightning_parablock.strategy.ranks import RankStrategy
-from lightning_parablock.training.outside import OutsideParameters
+from lightning_parablock.training.outside import OutsideParameters, parameters_outside
 
 
 def broadcast_model(ranks: RankStrategy, module: nn.Module) -> None:
@@ -18,6 +21,28 @@ def broadcast_model(ranks: RankStrategy, module: nn.Module) -> None:
     if len(set(ranks.gather_objects(hash_tensors(tensors)))) == 1:
         return
     ranks.broadcast_tensors(tensors, "the starting weights")
+
+
+def refuse_other_outside(ranks: RankStrategy, module: nn.Module, blocks: Iterable[Block]) -> None:
+    """Refuse a model whose parameters outside the blocks are not those of the founders of an elastic run; collective.
+
+    A site that joins is sent the blocks and the buffers, and keeps all else: it would train, and save, another model.
+
+    Raises:
+        ConfigurationError: names the first parameter that differs.
+    """
+    own = {name: hash_tensors([value]) for name, value in parameters_outside(module, blocks).items()}
+    if not own:
+        return
+    theirs = ranks.broadcast(own)
+    different = [name for name, sha256 in own.items() if theirs[name] != sha256]
+    if different:
+        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        raise ConfigurationError(
+            f"this site cannot join the run: {different[0]!r}{more}, a parameter in no block, has other values than at "
+            "the sites that began the run, and a site that joins is sent the blocks alone; use the same model file, "
+            "and seed_everything with the same seed before the model is made, at every site"
+        )
 
 
 def agree_on_weights(ranks: RankStrategy, flat: FlatBlocks) -> str:

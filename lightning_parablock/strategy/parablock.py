@@ -25,7 +25,7 @@ from lightning_parablock.loading.clients_data import HostedClients
 from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
 from lightning_parablock.options import accepts, picked
 from lightning_parablock.settings import MethodOptions, Settings
-from lightning_parablock.strategy.agreements import broadcast_model
+from lightning_parablock.strategy.agreements import broadcast_model, refuse_other_outside
 from lightning_parablock.strategy.elastic_metrics import sync_metrics
 from lightning_parablock.strategy.elastic_refusals import refuse_elastic_trainer
 from lightning_parablock.strategy.fit_setup import check_optimizer, cut_into_blocks
@@ -128,6 +128,8 @@ class ParaBlockStrategy(SessionHost):
         blocks = self._blocks = cut_into_blocks(self, self._module(), self.settings)
         self._cleanup.callback(blocks.thaw_unmatched)
         broadcast_model(self, self._module())
+        if self.elastic is not None:
+            refuse_other_outside(self, self._module(), blocks.flat.blocks)
         self.setup_optimizers(trainer)
         check_optimizer(self.optimizers, self._module(), blocks, self.settings)
 

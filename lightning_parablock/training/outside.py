@@ -43,9 +43,14 @@ def _keys(device: torch.device) -> Tensor:
 
 def kinds_outside(module: nn.Module, blocks: Iterable[Block]) -> dict[str, str]:
     """Type and shape of each parameter in no block, printable: what clients must have in common."""
-    in_blocks = {name for block in blocks for name in block.parameter_names}
-    outside = {name: value for name, value in module.named_parameters() if name not in in_blocks}
+    outside = parameters_outside(module, blocks)
     return {f"parameter {name}": f"{value.dtype} {tuple(value.shape)}" for name, value in outside.items()}
+
+
+def parameters_outside(module: nn.Module, blocks: Iterable[Block]) -> dict[str, nn.Parameter]:
+    """The parameters in no block, by name, in the module's order."""
+    in_blocks = {name for block in blocks for name in block.parameter_names}
+    return {name: value for name, value in module.named_parameters() if name not in in_blocks}
 
 
 class OutsideParameters:

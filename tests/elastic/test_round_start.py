@@ -178,3 +178,30 @@ def test_other_schedulers_than_the_others_have_are_refused(tmp_path: Path, monke
     module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.1)  # type: ignore[method-assign]
     with pytest.raises(ConfigurationError, match="make configure_optimizers the same everywhere"):
         fit(tmp_path, module)
+
+
+class WithFrozen(Module):
+    """Has a layer that is in no block, and no common seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.base = nn.Linear(3, 3).requires_grad_(False)
+
+    def loss(self, batch: list[Tensor]) -> Tensor:
+        return super().loss(batch) + self.base(torch.ones(3)).sum()
+
+
+def test_a_joiner_with_other_frozen_parameters_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board({0: "a"})
+    enter(monkeypatch, FakeSite(board, 0))
+    fit(tmp_path, WithFrozen(1))
+    board.admitted_at = 2
+    for seed in (1, 2):
+        board.slots.clear()
+        enter(monkeypatch, FakeSite(board, 0, is_founder=False))
+        if seed == 1:
+            fit(tmp_path, WithFrozen(seed))
+            continue
+        with pytest.raises(ConfigurationError, match=r"'base\.weight' and 1 more, .* use the same model file"):
+            fit(tmp_path, WithFrozen(seed))
