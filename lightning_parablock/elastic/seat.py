@@ -66,6 +66,7 @@ class Seat:
         is_over: Whether all members have everything, so that it does not matter any more who goes.
         checkpoint_round: Round with which the checkpoint begins that a founder would continue from; -1 for none.
         was_member: Whether the site has started a round of the run before and holds nothing of it any more.
+        own_seal: The generation that this site has sealed last without being asked; -1 for none.
         n_blocks: Number of blocks of the model, once it is known.
         next_run: Id of the run, as of the generation that is acknowledged.
         next_incarnations: The same for :attr:`incarnations`.
@@ -93,6 +94,7 @@ class Seat:
     checkpoint_round: int = -1
     was_member: bool = False
     n_blocks: int = 1
+    own_seal: int = -1
     next_run: str = ""
     next_incarnations: dict[int, str] = field(default_factory=dict[int, str])
     opened: Decision | None = None
@@ -156,6 +158,15 @@ class Seat:
             self.candidates = candidates
             self._addresses |= {one.site: one.desk for one in candidates}
             self.changed.notify_all()
+
+    def was_dropped(self, generation: int) -> bool:
+        """Whether the run has gone on without this site, given that another one has opened ``generation``."""
+        member = self.membership
+        waiting = member.acknowledged
+        is_own = self.own_seal == generation == member.sealed and (
+            waiting is None or waiting.record.generation != generation
+        )
+        return member.generation >= 0 and (member.was_dropped(generation) or is_own)
 
     def note_opened(self, decision: Decision) -> None:
         """The site has opened the generation that it had acknowledged last."""

@@ -157,12 +157,13 @@ class Watcher:
         """The run has gone on without this site: whatever it has trained since then counts for nothing."""
         member = self._seat.membership
         newest = max((one.opened for one in candidates), default=-1)
-        if member.generation >= 0 and member.was_dropped(newest) and self._seat.is_leaving:
+        is_dropped = self._seat.was_dropped(newest) and member.generation < newest
+        if is_dropped and self._seat.is_leaving:
             with self._seat.changed:  # the word that it may go has not come
                 self._seat.has_left = True
                 self._seat.changed.notify_all()
             return
-        if member.generation >= 0 and member.was_dropped(newest):
+        if is_dropped:
             raise DroppedError(
                 f"site {self._seat.options.site!r} was silent for too long: the run has continued without it, with "
                 f"generation {newest}; what it has done since generation {member.generation} is lost, and its command, "

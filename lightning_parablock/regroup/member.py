@@ -48,11 +48,10 @@ class Membership:
     def was_dropped(self, generation: int) -> bool:
         """Whether the run has gone on without this site, given that another one has opened ``generation``.
 
-        All members acknowledge a generation before any of them opens it, so one that this site has not acknowledged has
-        opened without it, whether or not the site has sealed that number.
+        All members acknowledge a generation before any of them opens it, so one that this site has not sealed has
+        opened without it.
         """
-        acknowledged = -1 if self.acknowledged is None else self.acknowledged.record.generation
-        return generation > max(acknowledged, self.generation)
+        return generation > max(self.sealed, self.generation)
 
     def seal(self, generation: int) -> None:
         """Begin an attempt: what the site reports from now on stays true until it opens a generation.

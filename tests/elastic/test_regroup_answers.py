@@ -152,7 +152,8 @@ def test_a_dropped_site_learns_so_from_a_decision_too() -> None:
 
 
 def test_a_site_that_sealed_a_number_by_itself_still_sees_that_it_was_dropped() -> None:
-    seat = _seat(0, FIRST, sealed=1)  # its own timer, and the others have opened another generation 1
+    seat = _seat(0, FIRST, sealed=0)
+    Answers(seat, lambda decision: None).seal()  # its own timer, and the others have opened another generation 1
     others = _seat(1, FIRST, SECOND, sealed=1)
     watcher = _watcher(seat)
     with pytest.raises(DroppedError):
