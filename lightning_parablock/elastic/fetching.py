@@ -16,7 +16,7 @@ from lightning_parablock.elastic.seat import Seat
 from lightning_parablock.elastic.transport import ElasticTransport
 from lightning_parablock.errors import PeerTimeoutError, ProtocolError, RefusedError, UnreachableError
 from lightning_parablock.regroup.keys import Key
-from lightning_parablock.regroup.log import as_key
+from lightning_parablock.regroup.log import Record, as_key
 from lightning_parablock.regroup.report import Decision, Source
 from lightning_parablock.server.shard import StatePiece
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
@@ -29,6 +29,8 @@ _ADMISSION = replace(LATE, line="parablock: waiting for {waited_s:.0f} s to be a
 """The members' rounds have no limit, and so this wait has none as long as one of them gives what is new."""
 
 Look = Callable[[], None]
+_Held = dict[int, tuple[Key, Record]]
+"""Of each block the exchange whose W a guest holds, and the generation that was open at the giver."""
 
 
 class Connect(Protocol):
@@ -76,7 +78,7 @@ class Fetcher:
             PeerTimeoutError: no member gave anything for ``rejoin_timeout_s``.
         """
         seat, limit_s = self._seat, self._seat.options.rejoin_timeout_s
-        held, wait = dict[int, Key](), LimitedWait(limit_s, reports=LATE)
+        held, wait = _Held(), LimitedWait(limit_s, reports=LATE)
         admission = LimitedWait(math.inf, reports=_ADMISSION)
         while not is_enough():
             seat.check()
@@ -97,7 +99,7 @@ class Fetcher:
                 with seat.changed:
                     seat.changed.wait_for(is_enough, _PAUSE_S)
 
-    def _catch_up(self, held: dict[int, Key]) -> tuple[bool, bool]:
+    def _catch_up(self, held: _Held) -> tuple[bool, bool]:
         """Take the newest of what is lacking, one block: it stays the newest of its block for longest.
 
         On a link on which a block takes a round, any other order would bring what is outdated when it comes.
@@ -105,19 +107,21 @@ class Fetcher:
         Returns:
             Whether no more is lacking than the newest round's exchanges, and whether nothing is.
         """
-        landed, keys = self._newest()
-        lacking = [key for key in keys if held.get(key[1]) != key]
+        donor = self._donor()
+        landed, keys, record = self._newest(donor)
+        lacking = [key for key in keys if not _is_held(held, key, record)]
         if lacking:
             key = max(lacking)
-            self._transport.take_ahead(key, self._pull(self._donor(), "commit", {"key": key}, self._seat.check))
-            held[key[1]] = key
-            landed, keys = self._newest()
-            lacking = [key for key in keys if held.get(key[1]) != key]
+            value = self._pull(donor, "commit", {"key": key}, self._seat.check)
+            self._transport.take_ahead(key, value, record)
+            held[key[1]] = key, record
+            landed, keys, record = self._newest(self._donor())
+            lacking = [key for key in keys if not _is_held(held, key, record)]
         return all(key[1] in held and key[0] >= landed[0] for key in lacking), not lacking
 
-    def _newest(self) -> tuple[Key, list[Key]]:
-        said = self._ask(self._donor(), "newest", {}, self._seat.check).said
-        return as_key(said["landed"]), [as_key(key) for key in said["keys"]]
+    def _newest(self, donor: str) -> tuple[Key, list[Key], Record]:
+        said = self._ask(donor, "newest", {}, self._seat.check).said
+        return as_key(said["landed"]), [as_key(key) for key in said["keys"]], Record.from_json(said["record"])
 
     def _state(self, decision: Decision, source: Source, look: Look) -> list[StatePiece]:
         assert source.holder is not None
@@ -145,3 +149,9 @@ class Fetcher:
         newest = max(one.opened for one in members)
         able = sorted((one for one in members if one.opened == newest), key=lambda one: one.client)
         return able[self._seat.client % len(able)].desk
+
+
+def _is_held(held: _Held, key: Key, newest: Record) -> bool:
+    """Whether a guest holds W as of an exchange, and the newest generation has not redone it."""
+    mine, record = held.get(key[1], (None, None))
+    return mine == key and (record == newest or key <= newest.kept or key[0] < 0)

@@ -35,8 +35,9 @@ class Giver:
         desk.answer("backup", self._backup)
 
     def _newest(self, call: Call) -> Reply:
-        """Which exchange is the newest of each block, and of all."""
-        return Reply({"landed": self._transport.store.landed, "keys": self._transport.newest_keys()})
+        """Which exchange is the newest of each block, and of all, and the record of the generation that is open."""
+        record, keys = self._transport.newest()
+        return Reply({"landed": self._transport.store.landed, "keys": keys, "record": record.to_json()})
 
     def _commit(self, call: Call) -> Reply:
         """A part of W of a block after an exchange."""

@@ -25,7 +25,7 @@ from lightning_parablock.elastic.store import CommittedStore
 from lightning_parablock.errors import PeerTimeoutError
 from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.regroup.keys import Key, newest_due_at_start
-from lightning_parablock.regroup.log import MembershipLog
+from lightning_parablock.regroup.log import MembershipLog, Record
 from lightning_parablock.server.shard import ServerShard, StatePiece
 from lightning_parablock.settings import Settings
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
@@ -93,7 +93,7 @@ class LandingTransport(Transport):
         self._carrier: Transport | None = None
         self._is_sealed = True
         self._staged: Staged | None = None
-        self._ahead: dict[Key, Tensor] = {}
+        self._ahead: dict[Key, tuple[Tensor, Record]] = {}
         self._trouble: Exception | None = None
         self._started = self._merged = -1
         self.uploaded_bytes = 0

@@ -21,7 +21,7 @@ from lightning_parablock.elastic.staging import Staged, keeper_of, overlap, stag
 from lightning_parablock.elastic.store import first_key
 from lightning_parablock.errors import CallOrderError, DroppedError, SealedError
 from lightning_parablock.regroup.keys import Key, newest_due_at_start
-from lightning_parablock.regroup.log import Record
+from lightning_parablock.regroup.log import MembershipLog, Record
 from lightning_parablock.regroup.report import Decision, Label, Source, Standing
 from lightning_parablock.server.shard import StatePiece
 from lightning_parablock.transport.base import Transport
@@ -73,7 +73,7 @@ class ElasticTransport(LandingTransport):
             if self.client not in record.joiners:
                 newer = self._calendar.between(log, self.store.landed, record.kept[0] + 1)
                 return [key for key in newer if key <= record.kept]
-            held = set(self._ahead)
+            held = self._kept_ahead(log)
         return [key for key in self._for_joiner(decision) if key not in held]
 
     def _for_joiner(self, decision: Decision) -> list[Key]:
@@ -94,15 +94,32 @@ class ElasticTransport(LandingTransport):
                 return staged.commits[key]
         return self.store.at(key)
 
-    def newest_keys(self) -> list[Key]:
-        """Of each block the newest exchange that has landed here: what a guest can take ahead."""
-        return [self.store.newest_key(block) for block in range(self.store.n_blocks)]
+    def newest(self) -> tuple[Record, list[Key]]:
+        """What a guest can take ahead: of each block the newest exchange that has landed here, and in which generation.
 
-    def take_ahead(self, key: Key, value: Tensor) -> None:
-        """As a guest: hold a value of W that a decision may need, so that :meth:`lacking` does not name it."""
+        Raises:
+            CallOrderError: no generation has opened here yet.
+        """
         with self._changed:
-            self._ahead[key] = value
+            if not self._log.records:
+                raise CallOrderError("this site has not opened its exchanges yet")
+            return self._log.newest, [self.store.newest_key(block) for block in range(self.store.n_blocks)]
+
+    def take_ahead(self, key: Key, value: Tensor, landed: Record) -> None:
+        """As a guest: hold a value of W that a decision may need, so that :meth:`lacking` does not name it.
+
+        Args:
+            key: The exchange after which the value was W of its block.
+            value: Shape (numel,), float32, on the host.
+            landed: The generation that was open at the giver: a later one may redo the exchange with another result.
+        """
+        with self._changed:
+            self._ahead[key] = value, landed
             self._forget_ahead()
+
+    def _kept_ahead(self, log: MembershipLog) -> dict[Key, Tensor]:
+        """What was taken ahead, without what a log has redone since; the caller holds the lock."""
+        return {key: value for key, (value, landed) in self._ahead.items() if log.has_kept(key, landed)}
 
     def _forget_ahead(self) -> None:
         """A joiner begins with W as of a round that is due; what is older than that by far is not asked for again."""
@@ -165,7 +182,7 @@ class ElasticTransport(LandingTransport):
                 "counts for nothing, and only a new process can join again"
             )
         with self._changed:
-            ahead = dict(self._ahead)
+            ahead = self._kept_ahead(decision.log)
         own = [piece for source in decision.sources if source.holder == self.client for piece in self.state_of(source)]
         staged = stage(
             decision,

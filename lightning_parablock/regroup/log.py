@@ -131,6 +131,18 @@ class MembershipLog:
                 left &= set(record.members) - set(record.joiners)
         return tuple(sorted(left))
 
+    def has_kept(self, key: Key, landed: Record) -> bool:
+        """Whether what had landed at a member of a generation counts in this log, too: it has not been redone since.
+
+        Args:
+            key: The exchange; with round -1 the block's value before the first one.
+            landed: The generation's record, which need not be in this log.
+        """
+        if landed not in self.records:
+            return False
+        later = self.records[self.records.index(landed) + 1 :]
+        return key[0] < 0 or all(key <= record.kept for record in later)
+
     def to_json(self) -> list[dict[str, Any]]:
         """As plain values for JSON."""
         return [record.to_json() for record in self.records]

@@ -242,8 +242,9 @@ class Run:
         donors = [s for s in self.sites if s.is_member and not s.is_frozen]
         if donors and site.is_alive and not site.is_member:
             store = donors[0].transport
-            for key in store.newest_keys():
-                site.transport.take_ahead(key, store.commit_of(key).clone())
+            record, keys = store.newest()
+            for key in keys:
+                site.transport.take_ahead(key, store.commit_of(key).clone(), record)
 
     def _become_ready(self, site: Site) -> None:
         self.coming -= 1

@@ -13,6 +13,7 @@ from lightning_parablock.elastic.fetching import Fetcher, Look
 from lightning_parablock.elastic.seat import Seat, SiteOptions
 from lightning_parablock.elastic.transport import ElasticTransport
 from lightning_parablock.regroup.keys import Key
+from lightning_parablock.regroup.log import MembershipLog, Record
 
 BLOCKS = 4
 
@@ -23,9 +24,12 @@ class Ahead:
     def __init__(self) -> None:
         self.taken: list[Key] = []
 
-    def take_ahead(self, key: Key, value: Tensor) -> None:
+        self.values: dict[Key, float] = {}
+
+    def take_ahead(self, key: Key, value: Tensor, landed: Record) -> None:
         """See :class:`ElasticTransport`."""
         self.taken.append(key)
+        self.values[key] = float(value)
 
 
 class SlowLink(Fetcher):
@@ -36,9 +40,10 @@ class SlowLink(Fetcher):
         self.donors: list[str] = []
         self.keys: dict[int, Key] = {block: (block, block) for block in range(BLOCKS)}
         self.round = BLOCKS - 1
+        self.record = Record(0, (0, 1, 2), (), (0, 1, 2), 0)
 
-    def _newest(self) -> tuple[Key, list[Key]]:
-        return max(self.keys.values()), list(self.keys.values())
+    def _newest(self, donor: str) -> tuple[Key, list[Key], Record]:
+        return max(self.keys.values()), list(self.keys.values()), self.record
 
     def _pull(self, address: str, name: str, said: Mapping[str, object], look: Look) -> Tensor:
         self.donors.append(address)
@@ -72,3 +77,31 @@ def test_guests_take_from_different_members() -> None:
         link.follow(lambda seat=seat: seat.is_ready)
         found.append(set(link.donors))
     assert found == [{"s0:1"}, {"s1:1"}, {"s2:1"}]
+
+
+class Redoing(SlowLink):
+    """Blocks do not change any more, but their donor has another value of each than the next one."""
+
+    def _pull(self, address: str, name: str, said: Mapping[str, object], look: Look) -> Tensor:
+        return torch.full((1,), float(self.record.generation))
+
+
+def test_a_guest_pulls_again_what_the_others_have_redone() -> None:
+    seat, ahead = guest(3), Ahead()
+    link = Redoing(seat, ahead)
+
+    def is_enough() -> bool:
+        if len(ahead.taken) == BLOCKS:  # the donor is lost, and it alone had landed rounds 2 and 3
+            link.record = Record(1, (0, 1), (), (0, 1), 4, kept=(1, 1))
+        return len(ahead.taken) >= BLOCKS + 2
+
+    link.follow(is_enough)
+    assert ahead.values == {(0, 0): 0.0, (1, 1): 0.0, (2, 2): 1.0, (3, 3): 1.0}
+
+
+def test_what_a_later_generation_has_redone_does_not_count() -> None:
+    first, second = Record(0, (0, 1), (), (0, 1), 0), Record(3, (1,), (), (1,), 4, kept=(2, 0))
+    log = MembershipLog((first, second))
+    assert log.has_kept((2, 0), first) and not log.has_kept((2, 1), first) and log.has_kept((2, 1), second)
+    assert log.has_kept((-1, 5), first), "the value before the first exchange is everybody's"
+    assert not log.has_kept((1, 0), Record(2, (0, 1), (), (0, 1), 3)), "a generation that never existed"
