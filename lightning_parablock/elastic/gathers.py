@@ -47,6 +47,11 @@ class Neighbours(Protocol):
         """The log up to the generation that is open here."""
         ...
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether the members are changing."""
+        ...
+
     def ask(self, client: int, name: str, said: Mapping[str, object], body: bytes, limit_s: float) -> Reply:
         """Call another member's desk."""
         ...
@@ -76,11 +81,12 @@ class Gathers:
 
     Args:
         site: The other sites.
-        limit_s: Seconds after which a collective that does not complete is an error.
+        limit_s: Seconds after which a collective for which all members are there, and not all come, is an error.
+        apart_limit_s: The same while the members are changing.
     """
 
-    def __init__(self, site: Neighbours, limit_s: float) -> None:
-        self._site, self._limit_s = site, limit_s
+    def __init__(self, site: Neighbours, limit_s: float, apart_limit_s: float) -> None:
+        self._site, self._limit_s, self._apart_limit_s = site, limit_s, apart_limit_s
         self._changed = threading.Condition()
         self._slots: dict[Number, _Slot] = {}
         self._results: dict[Number, Gathered] = {}
@@ -100,14 +106,21 @@ class Gathers:
         """
         if round_index != self._next[0]:
             self._next = (round_index, 0)
-        number, wait = self._next, LimitedWait(self._limit_s, reports=LATE)
+        number, was_apart, wait = self._next, False, LimitedWait(self._limit_s, reports=LATE)
         while True:
             self._site.check()
             result = self._ask_hub(number, what, payload)
             if result is not None:
                 break
+            if self._site.is_apart != was_apart:  # each opening gives everybody the whole time again
+                was_apart = self._site.is_apart
+                wait = LimitedWait(self._apart_limit_s if was_apart else self._limit_s, reports=LATE)
             if wait.is_over:
-                raise PeerTimeoutError(f"{_named(number, what)}: {self._missing(number)} within {wait.limit_s:g} s")
+                option = "rejoin_timeout_s" if was_apart else "straggler_timeout_s"
+                raise PeerTimeoutError(
+                    f"{_named(number, what)}: {self._missing(number)} within {option}={wait.limit_s:g} s; raise it if "
+                    "a site needs longer than that"
+                )
             wait.report(lambda: f"{_named(number, what)}: {self._missing(number)}")
         with self._changed:
             self._results[number] = result

@@ -125,5 +125,6 @@ def site_options(settings: Settings, name: str) -> SiteOptions:
         admit_every_rounds=settings.admit_every_rounds,
         silence_s=settings.silence_s,
         topology=settings.topology,
+        straggler_timeout_s=settings.straggler_timeout_s,
         has_server_state=settings.compression.is_lossy or not isinstance(settings.server_optimizer, ServerSGD),
     )

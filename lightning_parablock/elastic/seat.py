@@ -29,6 +29,7 @@ class SiteOptions:
         topology: "star" or "sharded".
         has_server_state: Whether servers keep state besides W.
         samples: Number of training samples here.
+        straggler_timeout_s: Longest wait for a member that is alive.
     """
 
     site: str
@@ -40,6 +41,7 @@ class SiteOptions:
     topology: str
     has_server_state: bool
     samples: int = 0
+    straggler_timeout_s: float = 3600.0
 
 
 @dataclass
@@ -109,6 +111,11 @@ class Seat:
     def log(self) -> MembershipLog:
         """The log up to the generation that is open here."""
         return self.membership.log
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the members are changing."""
+        return self.membership.is_sealed
 
     @property
     def client(self) -> int:

@@ -36,11 +36,7 @@ from lightning_parablock.system.limited_wait import SOON, LimitedWait
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.1
-_ASK_S = 2.0
 _LEAVE_S = 10.0
-_STATES_KEPT = 3
-_DIFFERENT = "different"
-_NOT_YET = "not yet"
 
 
 class Site:
@@ -67,7 +63,7 @@ class Site:
         self.store = host_store()
         self.journal = Journal(options.site)
         self._seat = Seat(options, self._desk.address, f"{host}:{self.store.port}")
-        self.gathers = Gathers(self._seat, options.rejoin_timeout_s)
+        self.gathers = Gathers(self._seat, options.straggler_timeout_s, options.rejoin_timeout_s)
         self._answers = Answers(self._seat, self._note_opening)
         self._door = Door(self._seat)
         self._starts = RoundStarts(self._seat)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from lightning_parablock.checks import require
 from lightning_parablock.settings import Settings
@@ -63,4 +64,10 @@ def refuse_elastic_trainer(trainer: Trainer) -> None:
         not values.reload_dataloaders_every_n_epochs,
         f"Trainer(reload_dataloaders_every_n_epochs=...) {_WITH} is not supported: a site that joins has made its "
         "loaders at another epoch than the others; leave it out",
+    )
+    scheduler = next((one for one in values.callbacks if isinstance(one, GradientAccumulationScheduler)), None)
+    require(
+        scheduler is None or len(scheduler.scheduling) == 1,
+        f"GradientAccumulationScheduler {_WITH} is not supported: a site that joins within an epoch would not know how "
+        "many batches make a step; use Trainer(accumulate_grad_batches=...) with one number",
     )

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+)
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_parablock import ParaBlockStrategy
@@ -131,6 +136,8 @@ def test_options_that_cannot_work_are_refused_by_name(options: dict[str, Any], m
 def test_trainers_that_cannot_work_are_refused_by_name(board: Board, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="reload_dataloaders_every_n_epochs"):
         fit(elastic(), tmp_path, reload_dataloaders_every_n_epochs=1)
+    with pytest.raises(ConfigurationError, match="GradientAccumulationScheduler"):
+        fit(elastic(), tmp_path, callbacks=[GradientAccumulationScheduler({0: 1, 2: 2})])
     with pytest.raises(ConfigurationError, match="must be 1, got 2 and 1"):
         trainer_for(elastic(), devices=2)
     with pytest.raises(DataError, match="the training loader has no length"):
