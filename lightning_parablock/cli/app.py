@@ -26,6 +26,7 @@ from lightning_parablock.cli.run_options import add_run_options
 from lightning_parablock.cli.spellings import DATA_CLASS_PATH, MODEL_CLASS_PATH, STRATEGY_CLASS_PATH, expand_argv
 from lightning_parablock.cli.trainer_arguments import (
     Observers,
+    keep_notes,
     observers,
     prediction_file,
     processes,
@@ -146,6 +147,7 @@ class ParaBlockCLI(CommandLine):
     def before_instantiate_classes(self) -> None:
         """Check the strategy's settings and the data's sources first: building the model may take minutes."""
         self.run.site = self.option("trainer.strategy.init_args.site")
+        self.run.comes_back = self.option("trainer.strategy.init_args.lighthouse") is not None
         check_strategy(self.option("trainer.strategy"))
         try:
             check_sources(self.option("data"), self.config.subcommand)
@@ -177,11 +179,14 @@ class ParaBlockCLI(CommandLine):
             kwargs |= run_folder_arguments(self.run, self.option("run_dir"), given)
         kwargs["callbacks"] = self._callbacks(given)
         try:
-            return refuse_forks(super().instantiate_trainer(**kwargs))
+            trainer = refuse_forks(super().instantiate_trainer(**kwargs))
         except ConfigurationError:
             raise
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise ConfigurationError(f"the trainer cannot be built: {one_line(error)}") from error
+        if self.run.comes_back:
+            keep_notes(trainer, self.option("run_dir"), given)
+        return trainer
 
     @override
     def run_command(self, subcommand: str) -> None:

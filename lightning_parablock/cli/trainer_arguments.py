@@ -18,6 +18,7 @@ from lightning_parablock.callbacks.sight import Shared
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launching.launched import launched_devices
 from lightning_parablock.lightning_private.processes import starts_functions
+from lightning_parablock.runs.folder import folder_of_runs
 from lightning_parablock.runs.run import Run, RunFacts
 from lightning_parablock.runs.site_files import SiteCSVLogger
 
@@ -128,6 +129,18 @@ def run_folder_arguments(run: Run, run_dir: str | None, given: Namespace) -> dic
         # Opened while the folder is empty: it warns of, and removes, what an earlier run left.
         _ = logger.experiment
     return arguments
+
+
+def keep_notes(trainer: Trainer, run_dir: str | None, given: Namespace) -> None:
+    """Let a site of an elastic run note the run where its next start finds the note; its run folder is a new one then.
+
+    Args:
+        trainer: The trainer.
+        run_dir: The folder that the user names.
+        given: The arguments of the Trainer.
+    """
+    strategy: Any = trainer.strategy
+    strategy.notes_folder = folder_of_runs(run_dir, given.default_root_dir)
 
 
 def refuse_forks(trainer: Trainer) -> Trainer:

@@ -31,8 +31,24 @@ def new_run_folder(root: str | None, inside: str = "") -> Path:
             number += 1
 
 
-def refuse_run_folder(run_dir: str | None, root: str | None, inside: str = "") -> None:
+def folder_of_runs(run_dir: str | None, root: str | None) -> Path:
+    """The folder that is the same at every start of a command.
+
+    Args:
+        run_dir: The folder that the user names for the run.
+        root: The folder of all runs, as for :func:`new_run_folder`.
+    """
+    return _root(root) if run_dir is None else Path(run_dir)
+
+
+def refuse_run_folder(run_dir: str | None, root: str | None, inside: str = "", *, comes_back: bool = False) -> None:
     """Check the options that set the run's folder, without creating anything; see the functions below.
+
+    Args:
+        run_dir: The folder that the user names for the run.
+        root: The folder of all runs.
+        inside: Name of a site.
+        comes_back: Whether the folder may have a run, which this process comes back to.
 
     Raises:
         ConfigurationError: the folder cannot be created or written, or already has a run.
@@ -41,7 +57,8 @@ def refuse_run_folder(run_dir: str | None, root: str | None, inside: str = "") -
         refuse_unwritable(_root(root), "the folder of runs")
     else:
         refuse_unwritable(Path(run_dir, inside), "run_dir")
-        _refuse_run(Path(run_dir, inside))
+        if not comes_back:
+            _refuse_run(Path(run_dir, inside))
 
 
 def claim_run_folder(folder: Path) -> Path:
@@ -53,6 +70,16 @@ def claim_run_folder(folder: Path) -> Path:
     _refuse_run(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def return_to_folder(folder: Path, inside: str) -> Path:
+    """Create a site's folder inside one given by the user, or where it has a run, inside ``folder/<date>-<time>``.
+
+    A site of an elastic run comes back to it with the command that it was started with.
+    """
+    if (folder / inside / MANIFEST_NAME).exists():
+        return new_run_folder(str(folder), inside)
+    return claim_run_folder(folder / inside)
 
 
 def _root(root: str | None) -> Path:

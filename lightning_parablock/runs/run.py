@@ -18,7 +18,13 @@ from typing_extensions import override
 
 from lightning_parablock.callbacks.gather import gather_objects
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.runs.folder import claim_run_folder, new_run_folder, refuse_run_folder, remove_if_empty
+from lightning_parablock.runs.folder import (
+    claim_run_folder,
+    new_run_folder,
+    refuse_run_folder,
+    remove_if_empty,
+    return_to_folder,
+)
 from lightning_parablock.runs.manifest import Manifest
 from lightning_parablock.system.exit_codes import FAILED, USAGE
 from lightning_parablock.system.places import reason
@@ -34,6 +40,7 @@ class Run:
 
     Attributes:
         site: Name of this process's site, if it has one.
+        comes_back: Whether the site may come back to its run, with the same command.
         folder: Path of the run's folder, the same on every rank once the trainer is set up; None before there is one.
         manifest: Manifest of the run; None before the run begins.
     """
@@ -42,6 +49,7 @@ class Run:
         # A guess until the trainer is set up. Lightning's own launcher on another node provides only the node's rank.
         self.rank: int = getattr(rank_zero_only, "rank", None) or int(os.environ.get("NODE_RANK", 0))
         self.site: str | None = None
+        self.comes_back = False
         self.folder: Path | None = None
         self.manifest: Manifest | None = None
 
@@ -52,7 +60,7 @@ class Run:
             ConfigurationError: the folder cannot be created or written, or already has a run.
         """
         if self._has_folder:
-            refuse_run_folder(run_dir, root, self.site or "")
+            refuse_run_folder(run_dir, root, self.site or "", comes_back=self.comes_back)
 
     def open_folder(self, run_dir: str | None, root: str | None) -> Path:
         """Create the folder on the first rank; the others learn its name when the trainer is set up.
@@ -64,7 +72,12 @@ class Run:
         """
         if self._has_folder:
             inside = self.site or ""
-            self.folder = new_run_folder(root, inside) if run_dir is None else claim_run_folder(Path(run_dir, inside))
+            if run_dir is None:
+                self.folder = new_run_folder(root, inside)
+            elif self.comes_back:
+                self.folder = return_to_folder(Path(run_dir), inside)
+            else:
+                self.folder = claim_run_folder(Path(run_dir, inside))
             return self.folder
         return Path(run_dir or root or ".")
 

@@ -58,6 +58,21 @@ def journal_folder(trainer: Trainer, site: str) -> Path | None:
     return Path(own_folder("." if is_remote(root) else root, site))
 
 
+def notes_folder(trainer: Trainer, given: Path | None) -> Path | None:
+    """Where a site notes the run that it takes part in, so that its next process finds the note.
+
+    None with ``fast_dev_run``, which writes nothing.
+
+    Args:
+        trainer: In whose folder the note is by default, or in the working directory for a URL.
+        given: Folder to use instead, where each process has another trainer's folder.
+    """
+    values: Any = trainer
+    if values.fast_dev_run:
+        return None
+    return given or Path("." if is_remote(trainer.default_root_dir) else trainer.default_root_dir)
+
+
 def own_folder(folder: str, site: str) -> str:
     """A site's part of a folder in which several sites may work."""
     return folder if is_remote(folder) or site in Path(folder).parts else str(Path(folder, site))

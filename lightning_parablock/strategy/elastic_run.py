@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,6 +130,8 @@ def open_site(settings: Settings, name: str, folder: Path | None) -> SiteView:
     # Every generation's exchange uses these listeners; without them gloo takes whatever the machine's name resolves to.
     address = reached_from(hub) if os.environ.get(INTERFACE_VARIABLE) else own_address(hub, one_host=False)
     host = open_listeners(address, settings.ports)[0].address
-    record = RunRecord(None if folder is None else folder / f"parablock-run-of-{name}.json")
+    # Runs of different lighthouses may share a folder.
+    note = re.sub(r"[^\w.-]", "-", f"parablock-run-of-{name}-at-{settings.lighthouse}") + ".json"
+    record = RunRecord(None if folder is None else folder / note)
     arbiter = Lighthouse(settings.lighthouse, settings.silence_s)
     return RunSite(site_options(settings, name), arbiter, host, settings, record)

@@ -21,7 +21,7 @@ from lightning_parablock.lightning_private.round_start import set_up_validation
 from lightning_parablock.loading.fit_loaders import FitLoaders
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.settings import Settings
-from lightning_parablock.strategy.elastic_files import journal_folder, keep_checkpoints_apart
+from lightning_parablock.strategy.elastic_files import journal_folder, keep_checkpoints_apart, notes_folder
 from lightning_parablock.strategy.elastic_ranks import ElasticRanks
 from lightning_parablock.strategy.elastic_resume import HeldFile, ShareOfCheckpoint, held_checkpoint
 from lightning_parablock.strategy.fit import FitSession
@@ -42,12 +42,14 @@ class SessionHost(ElasticRanks):
     Attributes:
         rows_shown: One line per client of this rank on how many of its rows the run trains on.
         early_signals: The newest signal that came while a fit was being set up; empty without one.
+        notes_folder: Where a site of an elastic run notes the run that it takes part in; None for the trainer's folder.
     """
 
     def __init__(self, settings: Settings, **ranks: Any) -> None:
         super().__init__(settings, **ranks)
         self.rows_shown: list[str] = []
         self.early_signals: list[int] = []
+        self.notes_folder: Path | None = None
         self._sync = SyncGuard()
         self._cleanup = ExitStack()
         # Lightning makes a strategy before any fit, and reads it after one: only these three come and go with fits.
@@ -107,8 +109,8 @@ class SessionHost(ElasticRanks):
 
     @property
     @override
-    def _site_folder(self) -> Path:
-        return Path(self._trainer.default_root_dir)
+    def _site_folder(self) -> Path | None:
+        return notes_folder(self._trainer, self.notes_folder)
 
     @property
     def _is_fit(self) -> bool:
