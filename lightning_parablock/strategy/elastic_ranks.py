@@ -50,6 +50,7 @@ class ElasticRanks(RankStrategy):
             site=processes.site,
             rendezvous=processes.rendezvous,
             backend=processes.process_group_backend,
+            start_method=processes.start_method,
         )
         self._elastic: ElasticRun | None = None
         self._dropped: DroppedError | None = None

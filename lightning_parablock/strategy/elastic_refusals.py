@@ -14,7 +14,7 @@ _WITH = "with elastic membership (lighthouse)"
 
 
 def refuse_elastic_options(
-    settings: Settings, *, site: str | None, rendezvous: str | None, backend: str | None
+    settings: Settings, *, site: str | None, rendezvous: str | None, backend: str | None, start_method: str
 ) -> None:
     """Refuse options that cannot work together with a membership that changes.
 
@@ -23,6 +23,7 @@ def refuse_elastic_options(
         site: Name of this process's site.
         rendezvous: Where sites of a fixed membership meet.
         backend: "gloo", "nccl", or None for the device's own.
+        start_method: How processes would be started.
 
     Raises:
         ConfigurationError: names the option, and what to do.
@@ -36,6 +37,11 @@ def refuse_elastic_options(
         "changes; keep one of them",
     )
     require(backend != "nccl", f"process_group_backend='nccl' has not been run {_WITH}; use 'gloo'")
+    require(
+        start_method == "popen",
+        f"start_method={start_method!r} {_WITH} is not supported: each site is one process, which the user starts, and "
+        "a function in another one could neither continue from a checkpoint nor run its command again; leave it out",
+    )
     for name in ("clients", "cohort"):
         value = getattr(settings, name)
         require(value is None, f"{name}={value} {_WITH} is not supported: each site hosts one client, in every round")

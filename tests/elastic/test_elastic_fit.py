@@ -121,6 +121,7 @@ def test_a_dropped_site_saves_nothing_and_runs_its_command_again_unless_it_is_cu
         ({"site": None}, "needs site"),
         ({"rendezvous": "hub:1"}, "keep one of them"),
         ({"process_group_backend": "nccl"}, "has not been run with elastic membership"),
+        ({"start_method": "fork"}, "start_method='fork' with elastic membership"),
         ({"clients": 2}, "clients=2 with elastic membership"),
         ({"clients": None, "cohort": 1}, "cohort=1 with elastic membership"),
         ({"block_order": "importance"}, "block_order='importance' with elastic membership"),
