@@ -74,8 +74,10 @@ def notes_folder(trainer: Trainer, given: Path | None) -> Path | None:
 
 
 def own_folder(folder: str, site: str) -> str:
-    """A site's part of a folder in which several sites may work."""
-    return folder if is_remote(folder) or site in Path(folder).parts else str(Path(folder, site))
+    """A site's part of a folder, or of a URL, in which several sites may work."""
+    if site in Path(folder).parts:
+        return folder
+    return f"{folder.rstrip('/')}/{site}" if is_remote(folder) else str(Path(folder, site))
 
 
 def _on_its_own(callback: Any, name: str, alone: Callable[[], AbstractContextManager[None]]) -> Callable[..., Any]:
