@@ -27,6 +27,7 @@ from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.loopback import LoopbackTransport
+from lightning_parablock.transport.pacing import Pacer
 from lightning_parablock.transport.torch_distributed import TorchDistributedTransport
 from lightning_parablock.transport.wires import GlooTicket, Ticket, Transfer, Wire
 
@@ -45,6 +46,7 @@ def open_generation(
     device: torch.device,
     limit_s: float,
     hosts: Mapping[int, str] | None = None,
+    pacer: Pacer | None = None,
 ) -> Transport:
     """Connect the members of a generation; each of them calls this at about the same time.
 
@@ -58,6 +60,7 @@ def open_generation(
         device: The model's device.
         limit_s: Limit for connecting.
         hosts: Name of each member's machine, for messages.
+        pacer: Spaces all that this site uploads; None for one of this generation's own.
 
     Raises:
         PeerLostError: a member did not connect in time.
@@ -81,7 +84,7 @@ def open_generation(
             f"generation {record.generation}: not connected to all of {names} within {limit_s:g} s ({error}); every "
             "site must reach every other by TCP"
         ) from error
-    return _Generation(membership, settings, server, blocks, device, group)
+    return _Generation(membership, settings, server, blocks, device, group, pacer)
 
 
 class _Generation(TorchDistributedTransport):
@@ -93,6 +96,7 @@ class _Generation(TorchDistributedTransport):
         blocks: Sequence[Block],
         device: torch.device,
         group: dist.ProcessGroupGloo,
+        pacer: Pacer | None,
     ) -> None:
         self._apart = _WireApart(group, pins_memory=device.type == "cuda")
         super().__init__(
@@ -104,6 +108,7 @@ class _Generation(TorchDistributedTransport):
             device=device,
             backend="gloo",
             wire=self._apart,
+            pacer=pacer,
         )
 
     @override

@@ -72,7 +72,8 @@ def open_elastic(
         device=device,
         check=seat.check,
     )
-    pace = Pacer(settings.upload_bps).wait if settings.upload_bps else None
+    pacer = Pacer(settings.upload_bps)  # one for the exchanges of all generations, for pulls and for backups
+    pace = pacer.wait if settings.upload_bps else None
     herald = Herald(seat, lambda: settings.backup_share * transport.uploaded_bytes, pace)
     transport.on_landed, transport.send_backup = herald.note_landed, herald.note_backup
     transport.on_trouble = site.note_trouble
@@ -90,6 +91,7 @@ def open_elastic(
             flat.blocks,
             device=device,
             limit_s=limit_s,
+            pacer=pacer,
         )
 
     limit_s = max(_CONNECT_S, 2 * seat.options.silence_s)

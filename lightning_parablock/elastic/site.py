@@ -46,7 +46,7 @@ class Site:
         options: How it takes part.
         arbiter: Says who is alive.
         host: Address at which the other sites reach this one.
-        ports: Range of ports for the desk; None for any.
+        ports: Range of ports for the desk and the store; None for any.
         record: Where the site notes the run that it takes part in; None for nowhere.
     """
 
@@ -60,7 +60,7 @@ class Site:
     ) -> None:
         self._record = record or RunRecord()
         self._desk = Desk(host, ports=ports, check=self._refuse_strangers)
-        self.store = host_store()
+        self.store = host_store(host, ports)
         self.journal = Journal(options.site)
         self._seat = Seat(options, self._desk.address, f"{host}:{self.store.port}")
         self.gathers = Gathers(self._seat, options.straggler_timeout_s, options.rejoin_timeout_s)

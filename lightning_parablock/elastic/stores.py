@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from datetime import timedelta
 
 from torch.distributed import (
@@ -10,13 +11,45 @@ from torch.distributed import (
 )
 from torch.distributed.distributed_c10d import Store
 
-from lightning_parablock.errors import UnreachableError
+from lightning_parablock.errors import ConfigurationError, UnreachableError
 from lightning_parablock.meeting.rendezvous import one_line
+from lightning_parablock.settings.ports import PortRange
+
+_WAITING = 128
+"""Connections that wait to be accepted: all members of a generation come at once."""
 
 
-def host_store() -> TCPStore:
-    """A store of this process, at any free port."""
-    return TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
+def host_store(host: str, ports: PortRange | None = None) -> TCPStore:
+    """A store of this process.
+
+    Args:
+        host: Address at which the other sites reach this one.
+        ports: Range of ports to take one of; None for any.
+
+    Raises:
+        ConfigurationError: every port of the range is taken.
+    """
+    if ports is None:
+        return TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
+    listening = _listening(host, ports)
+    port = int(listening.getsockname()[1])
+    # The store closes the socket. It would print a warning for each port that it found taken by itself.
+    return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+
+
+def _listening(host: str, ports: PortRange) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    problem: OSError | None = None
+    for port in range(ports.first, ports.last + 1):
+        try:
+            return socket.create_server((host, port), family=family, backlog=_WAITING)
+        except OSError as error:
+            problem = error
+    assert problem is not None, "a range has a port"
+    raise ConfigurationError(
+        f"ports='{ports}': {socket.gethostname()} cannot listen at {host} on any of them: "
+        f"{problem.strerror or problem}; a site takes three ports of the range, so give it about 100"
+    ) from problem
 
 
 def join_store(address: str, limit_s: float) -> Store:

@@ -61,9 +61,10 @@ class LinkOptions(OptionGroup):
         kind="own",
         converter=_port_range,
         help='Range of TCP ports on which this rank accepts connections from other ranks, such as "40000-40099"; None '
-        "means any port. Set it where a firewall opens certain ports alone. The only other port in use is the "
-        "rendezvous port. The kernel picks ports from its own range, so this range should contain about 100 of those: "
-        "see docs/sites.md. Ranks may have different values.",
+        "means any port. Set it where a firewall opens certain ports alone. The only other port in use is that of the "
+        "rendezvous, or of the lighthouse of an elastic run, whose sites use three ports of the range each. The kernel "
+        "picks ports from its own range, so this range should contain about 100 of those: see docs/sites.md. Ranks may "
+        "have different values.",
     )
 
     def __post_init__(self) -> None:

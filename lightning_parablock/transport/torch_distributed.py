@@ -53,6 +53,7 @@ class TorchDistributedTransport(Transport):
             pinned memory with "gloo".
         backend: "gloo" or "nccl".
         wire: Carries the messages; None for a new group over the ranks of the default one.
+        pacer: Spaces the messages, shared with other senders of this rank; None for one of its own.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TorchDistributedTransport(Transport):
         device: torch.device,
         backend: str,
         wire: Wire | None = None,
+        pacer: Pacer | None = None,
     ) -> None:
         super().__init__(server)
         self._membership, self._watch = membership, watch
@@ -73,9 +75,8 @@ class TorchDistributedTransport(Transport):
         self._context = ExchangeContext(membership, settings, server, MeanAggregator())
         self._staging = staging_of(device)
         self._wire = self._open_wire(device, backend) if wire is None else wire
-        lane_context = LaneContext(
-            membership, self._wire, self._finish, Pacer(settings.upload_bps), settings.compression, settings.cohort
-        )
+        pacer = Pacer(settings.upload_bps) if pacer is None else pacer
+        lane_context = LaneContext(membership, self._wire, self._finish, pacer, settings.compression, settings.cohort)
         self._lanes: list[tuple[Lane, CommunicationThread]] = []
         for kind in STREAMING if self._wire.posts_early else LOCKSTEP:
             lane = kind(lane_context)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from lightning_parablock.elastic.run_site import RunSite
+from lightning_parablock.elastic.stores import host_store, join_store
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.meeting import devices
 from lightning_parablock.settings import Settings
@@ -57,9 +59,19 @@ def test_an_interface_that_is_not_there_is_named(opened: Opens, monkeypatch: pyt
         opened()
 
 
-def test_the_exchange_listens_in_the_range(opened: Opens) -> None:
+def test_the_exchange_the_desk_and_the_store_listen_in_the_range(opened: Opens) -> None:
     first, last = devices._kernel_range()
     ports = PortRange(first, first + (last - first) // 2)
-    opened(ports=str(ports))
+    site = opened(ports=str(ports))
     (listener,) = devices._listeners
-    assert listener.port in ports
+    used = [listener.port, *(int(at.rpartition(":")[2]) for at in (site.seat.address, site.seat.store_address))]
+    assert len(set(used)) == 3 and all(port in ports for port in used)
+    join_store(site.seat.store_address, 10.0).set("key", "value")
+    assert site.store.get("key") == b"value"
+
+
+def test_a_store_without_a_free_port_names_the_range() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"ports='{port}': .* Address already in use"):
+            host_store("127.0.0.1", PortRange(port, port))

@@ -20,7 +20,6 @@ from lightning_parablock.elastic.exchange import ElasticExchange
 from lightning_parablock.elastic.fetching import Fetcher
 from lightning_parablock.elastic.roster import Roster
 from lightning_parablock.federation.rounds import RoundEngine
-from lightning_parablock.transport import torch_distributed
 from lightning_parablock.transport.pacing import Pacer
 
 LIMIT_S = 60.0
@@ -65,8 +64,8 @@ class Phases:
 
     def install(self) -> None:
         """Let those parts of the package that carry a phase out announce it."""
-        torch_distributed.Pacer = _paced(self, "uploading")
-        opening.Pacer = _paced(self, "giving")
+        opening.Pacer = _giving(self)
+        opening.open_generation = _uploading(self, opening.open_generation)
         for owner, name, phase in (
             (Fetcher, "_pull", "fetching"),
             (ElasticExchange, "wait", "merging"),
@@ -90,13 +89,31 @@ def _found_together(number: Path) -> None:
     setattr(Roster, "founders", founders)  # noqa: B010
 
 
-def _paced(phases: Phases, phase: str) -> type[Pacer]:
-    class Announced(Pacer):
+def _giving(phases: Phases) -> type[Pacer]:
+    class Giving(Pacer):
         def wait(self, message_bytes: int) -> None:
-            phases.pass_(phase)
+            phases.pass_("giving")
             super().wait(message_bytes)
 
-    return Announced
+    return Giving
+
+
+def _uploading(phases: Phases, open_generation: Callable[..., Any]) -> Callable[..., Any]:
+    """A site has one pacer for all that it sends; messages of exchanges come to it by way of the generation."""
+
+    class Uploading(Pacer):
+        def __init__(self, shared: Pacer) -> None:
+            super().__init__(None)
+            self._shared = shared
+
+        def wait(self, message_bytes: int) -> None:
+            phases.pass_("uploading")
+            Pacer.wait(self._shared, message_bytes)  # and not what announces "giving"
+
+    def opened(*args: Any, pacer: Pacer, **kwargs: Any) -> Any:
+        return open_generation(*args, pacer=Uploading(pacer), **kwargs)
+
+    return opened
 
 
 def _announced(phases: Phases, phase: str, work: Callable[..., Any]) -> Callable[..., Any]:
