@@ -67,7 +67,8 @@ def open_session(parts: FitParts) -> FitSession:
     """
     ranks, loaders = parts.ranks, parts.loaders
     settings, hosting = ranks.settings, ranks.hosting
-    refuse_uneven_loaders(loaders.n_training, uneven=loaders.uneven_training or settings.takes_turns)
+    is_uneven = loaders.uneven_training or settings.takes_turns
+    refuse_uneven_loaders(loaders.n_training, uneven=is_uneven, new_sites=settings.is_elastic)
     skipped = SkippedSteps.agreed(ranks, settings, hosting.by_rank, out_of_data=loaders.uneven_training)
     refuse_scaler(gradient_scale(ranks.precision_plugin), skipped)
     refuse_rate_steps(parts.trainer, settings.local_steps, turns=hosting.turns)

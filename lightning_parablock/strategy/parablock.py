@@ -171,12 +171,12 @@ class ParaBlockStrategy(SessionHost):
 
     @override
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._sync.evaluation_step(is_uneven=self._loaders.uneven_evaluation):
+        with self._sync.evaluation_step(is_uneven=self._loaders.uneven_evaluation, new_sites=self.elastic is not None):
             return super().validation_step(*args, **kwargs)
 
     @override
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
-        with self._sync.evaluation_step(is_uneven=self._loaders.uneven_evaluation):
+        with self._sync.evaluation_step(is_uneven=self._loaders.uneven_evaluation, new_sites=self.elastic is not None):
             return super().test_step(*args, **kwargs)
 
     # --- W for validation and checkpoints -----------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from lightning_parablock.blocks.partition import Block
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.lightning_private.facts import synchronizes_batchnorm, validates_by_time
 from lightning_parablock.settings import Settings
+from lightning_parablock.strategy.skipped_steps import NEW_SITES
 
 _CANNOT_WORK: dict[type[Callback], str] = {
     BaseFinetuning: "freezes and unfreezes layers itself, which would let clients drift apart; remove it, the strategy "
@@ -127,12 +128,22 @@ def _n_optimizers(made: Any) -> int:
     return 0 if made is None else 1
 
 
-def refuse_uneven_loaders(n_loaders: int, *, uneven: bool) -> None:
+def refuse_uneven_loaders(n_loaders: int, *, uneven: bool, new_sites: bool = False) -> None:
     """Refuse several training loaders where a client may continue past the end of its data.
+
+    Args:
+        n_loaders: Number of training loaders.
+        uneven: Whether it may.
+        new_sites: Whether that is because sites come and go.
 
     Raises:
         ConfigurationError: which batches of a combination are this client's own cannot be told.
     """
+    if uneven and new_sites and n_loaders > 1:
+        raise ConfigurationError(
+            f"there are {n_loaders} training loaders, and with elastic membership {NEW_SITES} of them; combine them "
+            "into one"
+        )
     if uneven and n_loaders > 1:
         raise ConfigurationError(
             f"there are {n_loaders} training loaders, and clients have different numbers of batches of them, or take "

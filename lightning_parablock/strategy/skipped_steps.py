@@ -12,6 +12,9 @@ from lightning_parablock.federation.collectives import Gathering
 from lightning_parablock.lightning_private.facts import logged_results
 from lightning_parablock.settings import Settings
 
+NEW_SITES = "sites come and go, and a new one may have fewer batches"
+"""Why steps differ in an elastic run, in words."""
+
 
 @dataclass(frozen=True)
 class SkippedSteps:
@@ -22,12 +25,14 @@ class SkippedSteps:
         own_steps: Some clients train in a part of a round's steps only.
         sits_out: A rank may have no client in a round, or in a whole epoch.
         idle_turns: Ranks host different numbers of clients.
+        new_sites: Sites come and go, and one that comes may have fewer batches than the others.
     """
 
     out_of_data: bool = False
     own_steps: bool = False
     sits_out: bool = False
     idle_turns: bool = False
+    new_sites: bool = False
 
     @classmethod
     def agreed(
@@ -43,16 +48,17 @@ class SkippedSteps:
         """
         has_limits = settings.own_local_steps is not None or settings.own_local_s is not None
         return cls(
-            out_of_data=out_of_data,
+            out_of_data=out_of_data and not settings.is_elastic,
             own_steps=any(ranks.gather_objects(has_limits)),
             sits_out=settings.draws_cohorts and len(clients_by_rank) > 1,
             idle_turns=len(set(map(len, clients_by_rank))) > 1,
+            new_sites=settings.is_elastic,
         )
 
     @property
     def in_steps(self) -> bool:
         """Whether there are steps in which some clients train and others do not."""
-        return self.out_of_data or self.own_steps or self.sits_out or self.idle_turns
+        return self.out_of_data or self.own_steps or self.sits_out or self.idle_turns or self.new_sites
 
     @property
     def why(self) -> str:
@@ -62,6 +68,7 @@ class SkippedSteps:
             "own_local_steps or own_local_s": self.own_steps,
             "cohort or availability": self.sits_out,
             "different numbers of clients a rank": self.idle_turns,
+            NEW_SITES: self.new_sites,
         }
         return ", ".join(reason for reason, holds in said.items() if holds)
 

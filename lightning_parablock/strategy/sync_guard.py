@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_parablock.errors import ConfigurationError, PeerError
 from lightning_parablock.strategy.fit import FitSession
-from lightning_parablock.strategy.skipped_steps import SkippedSteps
+from lightning_parablock.strategy.skipped_steps import NEW_SITES, SkippedSteps
 
 
 class SyncGuard:
@@ -19,15 +19,17 @@ class SyncGuard:
         self._refusals: list[str] = []
 
     @contextmanager
-    def evaluation_step(self, *, is_uneven: bool) -> Generator[None]:
+    def evaluation_step(self, *, is_uneven: bool, new_sites: bool = False) -> Generator[None]:
         """While a step of validation or test runs.
 
         Args:
             is_uneven: Whether clients have different or unknown numbers of batches.
+            new_sites: Whether that is because sites come and go.
         """
+        why = NEW_SITES if new_sites else "they have different or unknown numbers of batches"
         refusal = (
-            "in a step of validation or test, where they have different or unknown numbers of batches: some would wait "
-            "for others that have none left; log with on_step=False and on_epoch=True"
+            f"in a step of validation or test, where {why}: some would wait for others that have none left; log with "
+            "on_step=False and on_epoch=True"
         )
         with self._refusing(refusal if is_uneven else None):
             yield

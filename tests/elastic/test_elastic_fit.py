@@ -143,6 +143,11 @@ def test_trainers_that_cannot_work_are_refused_by_name(board: Board, tmp_path: P
         trainer_for(elastic(), devices=2)
     with pytest.raises(DataError, match="the training loader has no length"):
         fit(elastic(), tmp_path, train=iter_of(BATCHES))
+    with pytest.raises(
+        ConfigurationError, match=r"2 training loaders, .* may have fewer batches of them; combine"
+    ) as two:
+        fit(elastic(), tmp_path, train=[loader_of(BATCHES, 0), loader_of(BATCHES, 1)])
+    assert "uneven_clients" not in str(two.value)
 
 
 class iter_of:

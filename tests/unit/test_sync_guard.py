@@ -23,6 +23,20 @@ def test_a_collective_is_refused_only_inside_a_step_that_others_may_not_make() -
     guard.check("reduce")
 
 
+def test_where_sites_come_and_go_the_reason_is_theirs() -> None:
+    guard = SyncGuard()
+    with (
+        guard.training_step(SkippedSteps(new_sites=True)),
+        pytest.raises(ConfigurationError, match=r"in training_step, .* \(sites come and go, and a new one may have"),
+    ):
+        guard.check("reduce")
+    with (
+        guard.evaluation_step(is_uneven=True, new_sites=True),
+        pytest.raises(ConfigurationError, match="in a step of validation or test, where sites come and go"),
+    ):
+        guard.check("reduce")
+
+
 def test_steps_that_all_make_refuse_nothing() -> None:
     guard = SyncGuard()
     with guard.training_step(SkippedSteps()), guard.evaluation_step(is_uneven=False):
