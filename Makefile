@@ -28,7 +28,7 @@ demo: install ## two clients fine-tune SmolLM2-135M, each on its own data
 	$(BIN)/torchrun --standalone --nproc-per-node 2 -m lightning_parablock fit --config configs/quickstart.yaml
 
 test: install ## run the whole suite in two processes; PYTEST_ARGS="-k name" picks, WORKERS=0 takes one
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 check: install ## lint, format, types and the direction of imports
 	$(BIN)/ruff check .
@@ -40,7 +40,7 @@ options: install ## write docs/options.md and configs/base.yaml anew from the op
 	$(BIN)/python -m docs.hooks.options_reference
 
 soak: install ## 2,000 random histories of elastic membership, and processes struck in every phase, half an hour
-	ELASTIC_HISTORIES=2000 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/elastic tests/regroup
+	ELASTIC_HISTORIES=2000 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/elastic tests/regroup
 	$(BIN)/python -m tests.elastic.processes.soak
 
 docs: install $(DOCS) ## build the documentation site in site/, run its notebook and check its links

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,16 @@ from lightning_parablock.elastic.lighthouse_server import LighthouseServer
 
 SILENCE_S = 3.0
 """Longer than a busy machine makes a thread wait."""
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """A thread of this package that outlives its test would make a later command in this process exit at once."""
+    yield
+    ends_s = time.monotonic() + 20 * SILENCE_S
+    while left := [t.name for t in threading.enumerate() if t.name.startswith("parablock-")]:
+        assert time.monotonic() < ends_s, left
+        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -97,6 +97,9 @@ class ToySite(threading.Thread):
             self._run()
         except BaseException as error:
             self.error = KilledError() if self.is_killed else error
+        finally:
+            if self.transport is not None:
+                self.transport.close()
 
     def _run(self) -> None:
         entry = self.site.enter({"settings": "the same"})
