@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 import gc
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def plain_tracebacks() -> Iterator[None]:
+    """A process group of torch prefixes the tracebacks of its process with the rank, also after it has ended."""
+    hook = sys.excepthook
+    yield
+    sys.excepthook = hook
 
 
 def pytest_collection_finish() -> None:

@@ -1,9 +1,10 @@
 """Collectives of the trainer that survive a change of members: numbered gathers of one payload per participant.
 
 The trainer's collectives run on whichever members take part in the round, and are numbered within it. One of them, the
-hub, collects the payloads: the lowest client id of the newest generation. After a regroup those who still wait ask the
-new hub, with the same number. A member that has left a collective with its result keeps that result, and the hub takes
-it from there: so nobody gets another result than the others (METHOD: "Elastic membership", rule 13).
+hub, collects the payloads: the lowest client id among the participants. A member that joined later would not know of
+the collective. After a regroup those who still wait ask the new hub, with the same number. A member that has left a
+collective with its result keeps that result, and the hub takes it from there, so all participants get the same result
+(docs/method.md, "Elastic membership").
 """
 
 from __future__ import annotations
@@ -106,17 +107,18 @@ class Gathers:
         """
         if round_index != self._next[0]:
             self._next = (round_index, 0)
-        number, was_apart, wait = self._next, False, LimitedWait(self._limit_s, reports=LATE)
+        number, stage = self._next, self._stage()
+        wait = LimitedWait(self._limit_of(stage), reports=LATE)
         while True:
             self._site.check()
             result = self._ask_hub(number, what, payload)
             if result is not None:
                 break
-            if self._site.is_apart != was_apart:  # each opening gives everybody the whole time again
-                was_apart = self._site.is_apart
-                wait = LimitedWait(self._apart_limit_s if was_apart else self._limit_s, reports=LATE)
+            if self._stage() != stage:  # each regroup and each opening gives all the whole time again
+                stage = self._stage()
+                wait = LimitedWait(self._limit_of(stage), reports=LATE)
             if wait.is_over:
-                option = "rejoin_timeout_s" if was_apart else "straggler_timeout_s"
+                option = "rejoin_timeout_s" if stage[1] else "straggler_timeout_s"
                 raise PeerTimeoutError(
                     f"{_named(number, what)}: {self._missing(number)} within {option}={wait.limit_s:g} s; raise it if "
                     "a site needs longer than that"
@@ -139,12 +141,21 @@ class Gathers:
                     lambda: slot.fetched >= set(self._present(number)) - {self._site.client}, timeout=limit_s
                 )
 
+    def _stage(self) -> tuple[int, bool]:
+        return self._site.log.generation, self._site.is_apart
+
+    def _limit_of(self, stage: tuple[int, bool]) -> float:
+        return self._apart_limit_s if stage[1] else self._limit_s
+
+    def _hub(self, number: Number) -> int:
+        return min(self._present(number))
+
     def _ask_hub(self, number: Number, what: str, payload: bytes) -> Gathered | None:
         me = self._site.client
         own = self._known(number)
         if own is not None:
             return own
-        hub = min(self._site.log.newest.members)
+        hub = self._hub(number)
         said = {"number": number, "what": what, "client": me}
         if hub == me:
             return self._collect(number, what, me, payload)
@@ -156,14 +167,14 @@ class Gathers:
         except RefusedError as refusal:
             if refusal.kind == _OTHER:
                 raise ProtocolError(str(refusal)) from refusal
-            time.sleep(_PAUSE_S)  # it has not opened the generation in which it is the hub
+            time.sleep(_PAUSE_S)  # no generation is open there yet
             return None
         return _unpacked(reply) if reply.said["is_complete"] else None
 
     def _missing(self, number: Number) -> str:
         slot = self._slots.get(number)
         if slot is None:
-            return f"no answer from {self._site.describe(min(self._site.log.newest.members))}, which collects"
+            return f"no answer from {self._site.describe(self._hub(number))}, which collects"
         absent = [c for c in self._present(number) if c not in slot.payloads]
         return f"{', '.join(map(self._site.describe, absent)) or 'nobody'} has not come"
 
@@ -193,6 +204,8 @@ class Gathers:
 
     def _present(self, number: Number) -> tuple[int, ...]:
         log = self._site.log
+        if not log.records:
+            raise RefusedError("no generation is open at this site yet", "not yet")
         return log.present(max(number[0], log.records[0].first_round))
 
     def _collect(self, number: Number, what: str, client: int, payload: bytes) -> Gathered | None:

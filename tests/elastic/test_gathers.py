@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from threading import Event
 from typing import Any
 
 import pytest
 
+from lightning_parablock.desk.message import Identity, Reply
+from lightning_parablock.desk.service import Call
 from lightning_parablock.elastic.gathers import Gathers
-from lightning_parablock.errors import PeerTimeoutError
+from lightning_parablock.errors import PeerTimeoutError, RefusedError
 from lightning_parablock.regroup.log import MembershipLog, Record
 
 
@@ -57,3 +60,64 @@ def test_the_error_names_the_option(is_apart: bool, option: str, monkeypatch: py
         PeerTimeoutError, match=rf"collective 0 of round 3 \(mean\): site 1 has not come within {option} s"
     ):
         gathers.gather("mean", b"mine", 3)
+
+
+def test_a_participant_collects_and_not_one_that_has_joined_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Client 0 begins with round 5: it never comes to the collectives of round 3, and could not answer there."""
+    site, gathers = _gathers(60.0, 60.0, monkeypatch)
+    begun = Record(1, (1, 2), (), (1, 2), 0)
+    joined = Record(2, (0, 1, 2), (0,), (0, 1, 2), 5)
+    site.client, site.log = 2, MembershipLog((begun, joined))  # type: ignore[misc]
+    asked: list[int] = []
+
+    def ask(client: int, *args: Any) -> Reply:
+        asked.append(client)
+        return Reply({"is_complete": True, "sizes": [[1, 1], [2, 1]]}, b"xy")
+
+    monkeypatch.setattr(site, "ask", ask)
+    assert gathers.gather("mean", b"y", 3) == {1: b"x", 2: b"y"}
+    assert asked == [1]
+    assert gathers.gather("mean", b"y", 5) == {1: b"x", 2: b"y"}
+    assert asked == [1, 0]
+
+
+class _Looks:
+    """A wait whose limit is a number of looks at it."""
+
+    def __init__(self, limit_s: float, reports: object) -> None:
+        self.limit_s, self._left = limit_s, limit_s
+
+    @property
+    def is_over(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+    def report(self, what: object) -> None:
+        pass
+
+
+def test_each_opening_gives_the_whole_time_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    site, gathers = _gathers(4.0, 60.0, monkeypatch)
+    monkeypatch.setattr("lightning_parablock.elastic.gathers.LimitedWait", _Looks)
+    seen: list[int] = []
+    later = [MembershipLog((*site.log.records, Record(n, (0, 1), (), (0, 1), 9))) for n in (1, 2)]
+
+    def collect(*args: object) -> None:
+        seen.append(site.log.generation)
+        if len(seen) % 3 == 0 and later:
+            site.log = later.pop(0)  # type: ignore[misc]
+
+    monkeypatch.setattr(gathers, "_collect", collect)
+    with pytest.raises(PeerTimeoutError, match="straggler_timeout_s=4 s"):
+        gathers.gather("mean", b"mine", 3)
+    assert seen == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_a_site_without_a_log_says_that_it_is_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    site, gathers = _gathers(1.0, 1.0, monkeypatch)
+    site.log = MembershipLog()  # type: ignore[misc]
+    call = Call(
+        {"number": (3, 0), "what": "mean", "client": 1}, memoryview(b"x"), Identity("r", "b", "1"), 1.0, 0.0, Event()
+    )
+    with pytest.raises(RefusedError, match="no generation is open at this site yet"):
+        gathers.answer_gather(call)

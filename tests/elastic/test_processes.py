@@ -9,8 +9,6 @@ import pytest
 
 from tests.elastic.processes.run import ElasticRun
 
-pytestmark = pytest.mark.xdist_group("elastic processes")  # sites that compete for a core are lost for no reason
-
 
 def test_the_server_of_a_star_is_killed_while_it_uploads(tmp_path: Path) -> None:
     with ElasticRun(tmp_path, topology="star") as run:
