@@ -18,7 +18,7 @@ RECORD_SCALARS = 1024
 
 @dataclass(frozen=True)
 class Compression:
-    """Encoding of deltas and commits on the wire (METHOD: "Around it"). Base of the choices below."""
+    """Encoding of deltas and commits on the wire (docs/method.md, "Fewer bytes"). Base of the choices below."""
 
     @property
     def is_lossy(self) -> bool:

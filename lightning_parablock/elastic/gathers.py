@@ -4,7 +4,7 @@ The trainer's collectives run on whichever members take part in the round, and a
 hub, collects the payloads: the lowest client id among the participants. A member that joined later would not know of
 the collective. After a regroup those who still wait ask the new hub, with the same number. A member that has left a
 collective with its result keeps that result, and the hub takes it from there, so all participants get the same result
-(docs/method.md, "Elastic membership").
+(docs/method.md, "The rules", rule 13).
 """
 
 from __future__ import annotations

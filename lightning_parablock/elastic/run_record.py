@@ -1,8 +1,8 @@
 """A file in which a site notes the run that it takes part in, so that it never founds the same run a second time.
 
 A site that has started a round and then lost everything may come back to the run, or continue it from a checkpoint. If
-it were allowed to found it anew, a site that is alone for a moment would start from scratch, and its model would become
-everybody's (METHOD: "Elastic membership", rule 11).
+it were allowed to found it again, a site that is alone for a moment would start from scratch, and its model would
+replace that of the others (docs/method.md, "The rules", rule 1).
 """
 
 from __future__ import annotations

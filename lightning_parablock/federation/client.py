@@ -28,7 +28,7 @@ class InFlight:
 
 @dataclass
 class Client:
-    """One client's state between its local steps (METHOD: "The rounds").
+    """One client's state between its local steps (docs/method.md, "A round").
 
     Attributes:
         id: The client's number, 0 to N - 1.

@@ -8,7 +8,7 @@ from lightning_parablock.blocks.partition import Block
 
 
 def relative_step_costs(sizes: Mapping[str, int], blocks: Sequence[Block]) -> list[float]:
-    """Cost of a local step on each block, in units of one forward pass (METHOD: "How fast it can be").
+    """Cost of a local step on each block, in units of one forward pass.
 
     A step is a forward pass over all parameters, input gradients from the loss down to the block's first parameter, and
     weight gradients of the block; each costs as much as the forward pass of the parameters concerned.

@@ -40,11 +40,11 @@ def _shard_bytes(scalars: int, compression: Compression, chunk_bytes: int, topol
 
 
 def traffic_of_clients(numel: int, n_clients: int, settings: Settings) -> list[Traffic]:
-    """Traffic of each client in one exchange of a block of ``numel`` scalars, by client id (METHOD: invariant 9).
+    """Traffic of each client in one exchange of a block of ``numel`` scalars, by client id.
 
     A client sends its delta on every other client's shard and its own shard's commit to every other client, and
     receives as much: the other clients' deltas on its shard and the commits of the others' shards. Without headers this
-    is 2 (N - 1) S q bytes over all clients, in either topology.
+    is 2 (N - 1) S q bytes over all clients, in either topology (docs/method.md, "What it can gain").
     """
     shards = [bounds.stop - bounds.start for bounds in shard_bounds(numel, n_clients, settings.topology)]
     s = settings

@@ -16,7 +16,7 @@ ServerOptimizerName = Literal["sgd", "nesterov", "adam", "yogi"]
 
 @dataclass(frozen=True)
 class ServerOptimizer:
-    """What the server does with the mean delta G of a block (METHOD: "Server"). Base of the choices below.
+    """What the server does with the mean delta G of a block (docs/method.md, "The server"). Base of the choices below.
 
     Args:
         lr: Server learning rate, dimensionless.

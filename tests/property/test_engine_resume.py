@@ -1,4 +1,4 @@
-"""Invariant 11 below Lightning: an engine stopped anywhere and rebuilt from its state ends with the same bits."""
+"""Resuming below Lightning: an engine stopped anywhere and rebuilt from its state ends with the same bits."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_the_seed_is_the_one_of_seed_everything_unless_given() -> None:
         assert [index[record.block] for record in strategy.round_records] == orders[used]
 
 
-# Invariant 8: what is not in the block does not move, by one bit, during local steps.
+# What is not in the block does not move, by one bit, during local steps.
 
 
 def adamw_with_decay(parameters: list[nn.Parameter]) -> Optimizer:

@@ -64,7 +64,7 @@ def test_tasks_are_deterministic_and_learn() -> None:
         assert sum(task.loss_fn(model, *batch).item() for batch in batches) < before
 
 
-# Invariant 1: delay 0 is federated block coordinate descent.
+# Delay 0 is federated block coordinate descent.
 
 
 @pytest.mark.parametrize("compression", ["bf16", "int8", "int4", "topk"])
@@ -91,7 +91,7 @@ def test_delay_0_equals_fedbcd(
         assert_same_bits(result.weights, blocking(task, config, "adamw_default"))
 
 
-# Invariant 2: one client waits for nobody.
+# One client waits for no other.
 
 
 @WITH_TIED
@@ -119,7 +119,7 @@ def test_one_client_is_plain_block_coordinate_training(task: Task, optimizer: st
     assert relative_difference(run(task, config, optimizer).weights, trained) < 1e-5
 
 
-# Invariant 3: clients that see the same data have nothing to wait for either.
+# Clients that see the same data have nothing to wait for either.
 
 
 @WITH_TIED
@@ -152,7 +152,7 @@ def test_different_data_differs_from_fedbcd_at_every_delay_but_0() -> None:
             assert relative_difference(results[one], results[other]) > 1e-4
 
 
-# Invariant 5: with one block, two known algorithms.
+# With one block, two known algorithms.
 
 
 def local_training(task: Task, client: int, start: dict[str, Tensor], steps: range) -> dict[str, Tensor]:
@@ -211,7 +211,7 @@ def test_one_block_at_delay_k_is_delay_corrected_local_sgd(task: Task) -> None:
     assert_same_bits(run(task, config, "adamw_default").weights, plus(weights, mean(late)))
 
 
-# Invariant 6: what was committed is what the weights moved by.
+# What was committed is what the weights moved by.
 
 
 @pytest.mark.parametrize("in_flight_value", ["local", "anchor"])
@@ -236,7 +236,7 @@ def test_weights_moved_by_the_sum_of_the_increments(delay_steps: int, server: st
         assert relative_difference(result.weights, start) < 1e-5
 
 
-# Invariant 7: what was sent, and what is kept to be sent, is what there was to send.
+# What was sent, and what is kept to be sent, is what there was to send.
 
 
 def summed(parts: Iterable[dict[str, Tensor]], like: dict[str, Tensor]) -> dict[str, Tensor]:
