@@ -21,10 +21,8 @@ from lightning_parablock.system.command_line import command_to_resume
 
 log = logging.getLogger(__name__)
 
-_GONE = {
-    True: "has left",
-    False: "goes, although the others have not confirmed it in time: they will see it as lost",
-}
+BATCH_S = 5.0
+"""How long a site that was told to end waits for the end of its batch; schedulers kill it about 30 s after SIGTERM."""
 
 
 class Leaving(Stopping):
@@ -40,14 +38,27 @@ class Leaving(Stopping):
     def __init__(self, ranks: RankStrategy, trainer: Trainer, site: SiteView, check: Callable[[], object]) -> None:
         super().__init__(ranks, trainer, StopPoint((), lambda _: None), check)
         self._site = site
+        self._is_at_batch_end = False
+
+    @override
+    def _limit_of(self, noted: signal.Signals) -> float:
+        return BATCH_S
 
     @override
     def _announce(self, noted: signal.Signals, limit_s: float) -> None:
         log.warning(
-            "parablock: %s: this site leaves the run at the end of a batch: what it has done in the running round is "
-            "given up, and the others continue without it",
-            ENDING[noted],
+            "parablock: %s: this site leaves the run at the end of a batch, in %g s at the latest: what it has done in "
+            "the running round is given up, and the others continue without it",
+            *(ENDING[noted], limit_s),
         )
+
+    @override
+    def _pass_limit(self, noted: signal.Signals, limit_s: float) -> None:
+        """In a long step or a validation: the others need not wait for its end."""
+        how = self._leave()
+        if not self._is_at_batch_end:
+            log.warning("parablock: %s: this site %s, in the middle of a step or a validation", ENDING[noted], how)
+            self._interrupt(noted)
 
     @override
     def _obey(self, own: Any) -> None:
@@ -57,8 +68,9 @@ class Leaving(Stopping):
             with self._ranks.alone():
                 save_and_requeue(self._trainer, own, lambda path: path)
             return
+        self._is_at_batch_end = True
         self._cancel_limit()
-        has_left = self._site.leave()
+        how = self._leave()
         path = str(Path(self._trainer.default_root_dir, self._ranks.own_file(FILE_NAME)))
         try:
             self._trainer.save_checkpoint(path)
@@ -66,10 +78,14 @@ class Leaving(Stopping):
             log.error("parablock: %s", error)
         else:
             self.has_saved = True
-            how = "has left" if has_left else "goes without an answer of the others, who will find it lost"
             log.warning(
                 "parablock: %s: this site %s; run the same command again to come back. Should all sites be gone, the "
                 "run continues from %s: %s",
                 *(ENDING[own], how, path, command_to_resume(path)),
             )
         raise self._ending(own)
+
+    def _leave(self) -> str:
+        """Hand over what this site keeps, and go; returns in words how that went."""
+        has_left = self._site.leave()
+        return "has left" if has_left else "goes without an answer of the others, who will find it lost"

@@ -93,8 +93,12 @@ class Stopping:
         self._point.request()
         if noted in ENDING:
             self._told, self._told_s = noted, now_s
-            self._announce(noted, LIMITS_S[noted])
-            self._start_limit(noted, LIMITS_S[noted])
+            limit_s = self._limit_of(noted)
+            self._announce(noted, limit_s)
+            self._start_limit(noted, limit_s)
+
+    def _limit_of(self, noted: signal.Signals) -> float:
+        return LIMITS_S[noted]
 
     def _announce(self, noted: signal.Signals, limit_s: float) -> None:
         again = "; Ctrl-C again ends this one at once" if noted == signal.SIGINT else ""
@@ -103,17 +107,21 @@ class Stopping:
         )
 
     def _start_limit(self, noted: signal.Signals, limit_s: float) -> None:
-        main_thread = threading.main_thread().ident
-        assert main_thread is not None
-
-        def interrupt() -> None:
-            log.warning("parablock: the other clients have not come within %g s; this one ends without them", limit_s)
-            self._is_late = True
-            signal.pthread_kill(main_thread, noted)
-
-        self._limit = threading.Timer(limit_s, interrupt)
+        self._limit = threading.Timer(limit_s, self._pass_limit, (noted, limit_s))
         self._limit.daemon = True
         self._limit.start()
+
+    def _pass_limit(self, noted: signal.Signals, limit_s: float) -> None:
+        """The limit has passed without the batch's end; on a thread of its own."""
+        log.warning("parablock: the other clients have not come within %g s; this one ends without them", limit_s)
+        self._interrupt(noted)
+
+    def _interrupt(self, noted: signal.Signals) -> None:
+        """Let :meth:`note` raise in the main thread, wherever that is."""
+        main_thread = threading.main_thread().ident
+        assert main_thread is not None
+        self._is_late = True
+        signal.pthread_kill(main_thread, noted)
 
     def _cancel_limit(self) -> None:
         if self._limit is not None:

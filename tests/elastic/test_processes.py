@@ -92,6 +92,21 @@ def test_a_site_that_is_told_to_end_leaves_and_the_others_go_on_at_once(
     assert list(tmp_path.joinpath("a").rglob("*.ckpt"))
 
 
+def test_a_site_that_is_told_to_end_in_a_long_validation_leaves_before_its_end(tmp_path: Path) -> None:
+    with ElasticRun(tmp_path, topology="star") as run:
+        run.found("a", "b", "c")
+        leaver = run.sites["a"]
+        leaver.arm("validating")
+        run.until(lambda: leaver.has_arrived, "a validates")
+        leaver.signal(signal.SIGTERM)
+        run.until(lambda: leaver.code is not None, "a leaves", may_end=["a"])
+        assert leaver.code == 143, leaver.output
+        assert "this site has left, in the middle of a step or a validation" in leaver.output
+        log = run.end("b", "c", rounds=6)
+    assert log.newest.members == (1, 2) and log.newest.gone == {0: "left"}
+    assert tmp_path.joinpath("a", "rescued-a.ckpt").exists()
+
+
 def test_four_faults_in_a_storm(tmp_path: Path) -> None:
     with ElasticRun(tmp_path, topology="star") as run:
         run.found("a", "b", "c", "d")
