@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -32,6 +31,7 @@ class Roster:
         self._seat, self._newest_round = seat, newest_round
         self._reach = Reach(seat)
         self._since_s: dict[str, float] = {}
+        self._left_out: set[str] = set()
         self._out_until_s: dict[str, float] = {}
         self._times_out: dict[str, int] = {}
         self._failures = 0
@@ -75,6 +75,9 @@ class Roster:
             CutOffError: it is this site.
         """
         self._failures = 0 if has_opened else self._failures + 1
+        if has_opened:
+            for one in participants:
+                self._times_out.pop(one.site, None)
         if self._failures < _FAILURES:
             return
         self._failures = 0
@@ -89,8 +92,15 @@ class Roster:
                 f"site {site!r} reaches the lighthouse, and fewer of the other sites than they reach each other: it "
                 "gives up its place, so that they continue; look at the network between it and them, and start it again"
             )
-        log.warning("parablock: site %s is left out: not all of the other sites reach it, although it is alive", site)
-        self._leave_out([one for one in participants if one.site == site], math.inf)
+        wait_s = self._longer_wait(site)
+        log.warning(
+            "parablock: site %s is left out: not all of the other sites reach it, although it is alive; look at the "
+            "network between it and them. Its next process is admitted in %g s at the earliest",
+            *(site, wait_s),
+        )
+        self._left_out |= {one.incarnation for one in participants if one.site == site}
+        # It runs its command again by itself, and would disturb the others again at once.
+        self._out_until_s[site] = time.monotonic() + wait_s
 
     def late(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Members that have not opened this site's generation for the silence limit: "open" did not reach them."""
@@ -103,20 +113,21 @@ class Roster:
     def _leave_out_guests(self, guests: Sequence[Candidate]) -> None:
         """All reach all, and still the attempts fail: the members can continue without the guests."""
         for one in guests:
-            self._times_out[one.site] = self._times_out.get(one.site, 0) + 1
-            wait_s = _OUT_S * 2 ** min(self._times_out[one.site] - 1, 6)
+            wait_s = self._longer_wait(one.site)
             log.warning(
                 "parablock: site %s is not admitted for %g s: two attempts with it have failed (%s); see its log",
                 *(one.site, wait_s, self._seat.problem or "no reason known"),
             )
-            self._leave_out([one], wait_s)
+            self._out_until_s[one.incarnation] = time.monotonic() + wait_s  # a process that was repaired need not wait
 
-    def _leave_out(self, sites: Sequence[Candidate], wait_s: float) -> None:
-        until_s = time.monotonic() + wait_s
-        self._out_until_s |= {one.incarnation: until_s for one in sites}
+    def _longer_wait(self, site: str) -> float:
+        """Seconds without a site, twice as many as the time before."""
+        self._times_out[site] = self._times_out.get(site, 0) + 1
+        return _OUT_S * 2 ** min(self._times_out[site] - 1, 6)
 
     def _is_out(self, one: Candidate) -> bool:
-        return self._out_until_s.get(one.incarnation, 0.0) > time.monotonic()
+        until_s = max(self._out_until_s.get(name, 0.0) for name in (one.incarnation, one.site))
+        return one.incarnation in self._left_out or until_s > time.monotonic()
 
     def _may_be_there(self, candidates: Sequence[Candidate]) -> bool:
         """Whether a member that the list lacks still answers, so that the list may be short of it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -196,3 +197,28 @@ def test_a_guest_with_which_attempts_fail_is_left_out(monkeypatch: pytest.Monkey
     assert [one.site for one in roster.next_members(listed)] == ["A", "B", "C"]
     now_s[0] += 61
     assert [one.site for one in roster.next_members(listed)] == ["A", "B", "C", "d"]
+
+
+def test_a_member_that_not_all_reach_is_left_out_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    seat = _seat(0, FIRST, sealed=1)
+    others = (seat.me(), _seat(1, FIRST, sealed=1).me())
+    reached = {"A": {"A", "B"}, "B": {"A", "B"}, "C": {"C"}}
+    roster = Roster(seat, lambda: 5)
+    monkeypatch.setattr(roster._reach, "of_all", lambda order: reached)
+    member = _seat(2, FIRST, sealed=1).me()
+    processes = [
+        member,
+        replace(member, incarnation="iC2", is_ready=True),
+        replace(member, incarnation="iC3", is_ready=True),
+    ]
+    for process, wait_s in zip(processes, (60, 120, 240), strict=True):
+        assert [one.site for one in roster.next_members((*others, process))] == ["A", "B", "C"]
+        roster.note_end((*others, process), has_opened=False)
+        roster.note_end((*others, process), has_opened=False)
+        now_s[0] += wait_s - 1
+        again = replace(process, incarnation=f"{process.incarnation}, started again", is_ready=True)
+        assert [one.site for one in roster.next_members((*others, process, again))] == ["A", "B"]
+        now_s[0] += 2
+        assert [one.site for one in roster.next_members((*others, again))] == ["A", "B", "C"]
