@@ -25,8 +25,8 @@ Check = Callable[[str, Any], None]
 Kind = Literal["method", "path", "own"]
 """What depends on an option, and so where it must be the same.
 
-"method": the result; all ranks must agree. "path": only how the result is reached, such as how data travel; all ranks
-must agree. "own": this rank alone; ranks may differ.
+"method": the result; all ranks must agree. "path": only how the result is reached, such as how data travel, or who is
+a member of an elastic run when; all ranks must agree. "own": this rank alone; ranks may differ.
 """
 
 REQUIRED = Parameter.empty

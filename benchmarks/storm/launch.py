@@ -1,4 +1,4 @@
-"""Runs one storm: sites on hosts of their own, faults by schedule, and whoever ends is started again."""
+"""Runs one storm: sites on hosts of their own, faults by schedule, and a site that ends is started again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOOK_S = 0.5
 AGAIN_S = 1.0
 """After this time a process that has ended by itself is started again."""
 SETTLE_S = 90.0
-"""How long to wait, after the last fault, until everybody is a member, and then until everybody has ended."""
+"""How long to wait, after the last fault, until all sites are members, and then until all have ended."""
 START_S = 120.0
 ROUNDS_LEFT = 4
 LAST_WORDS = 300
@@ -54,7 +54,7 @@ def storm(system: System, job: Job, weather: Weather, logs: Path | None = None) 
 
     Args:
         system: Whose program the sites run.
-        job: What they are told; site, folder and lighthouse are filled in.
+        job: What they are given; site, folder and lighthouse are filled in.
         weather: Length, faults and links.
         logs: Folder in which the logs are kept; None to keep none.
 
@@ -93,12 +93,12 @@ class _Storm:
             self._at(began_s + fault.at_s, lambda number=number, fault=fault: self._begin(number, fault))
         ends_s = began_s + 60 * self._weather.minutes
         self._until(lambda: time.time() >= ends_s and not self._due, 60 * self._weather.minutes + START_S, "the end")
-        self._until(self._everybody_is_back, SETTLE_S, "everybody to be a member", is_needed=False)
+        self._until(self._everybody_is_back, SETTLE_S, "all sites to be members", is_needed=False)
         ended_s, load = time.time(), os.getloadavg()[0]
         lines = [line for lines in read_traces(self._folder).values() for line in lines]
         newest = max(line["round"] for line in lines if line["what"] == "commit")
         write_whole(self._folder / "last", str(newest + ROUNDS_LEFT))
-        finished = self._until(self._is_over, SETTLE_S, "everybody's end", is_needed=False)
+        finished = self._until(self._is_over, SETTLE_S, "all sites to end", is_needed=False)
         return {
             "system": self._system,
             "began_s": began_s,
@@ -130,7 +130,7 @@ class _Storm:
         self._is_up[site] = True
 
     def _look(self) -> None:
-        """Whoever has ended without having come to the end of the run is started again."""
+        """Start each site again that has ended before the end of the run."""
         for site in range(self._job.sites):
             status = self._cluster.hosts[site].poll() if self._is_up[site] else None
             if status is None:
@@ -189,7 +189,7 @@ class _Storm:
         return path.read_text() if path.exists() else ""
 
     def _is_member(self, site: int) -> bool:
-        # A site that was dropped begins anew in the same process.
+        # A site that was dropped starts again in the same process.
         return self._is_up[site] and '"what": "member"' in self._lines(site).rpartition('"what": "imported"')[2]
 
     def _committed(self, site: int) -> bool:

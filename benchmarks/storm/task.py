@@ -20,16 +20,16 @@ STEPS_AHEAD = 65536
 
 @dataclass(frozen=True)
 class Job:
-    """What the process of one site is told.
+    """What the process of one site is given.
 
     Attributes:
         site: Index of the site.
         sites: Number of sites.
-        min_sites: Fewer do not go on.
+        min_sites: Fewer do not continue.
         lighthouse: ``host:port``.
         folder: Where the processes of all sites leave their traces and look for the last round.
         process: Number of this process among those of its site.
-        silence_s: A site that has not been heard for so long is lost.
+        silence_s: Seconds without a sign of life after which a site is lost.
         local_steps: Local steps per round.
         step_s: Duration of a local step, which is a sleep.
         n_blocks: Number of blocks, or fragments.

@@ -20,6 +20,7 @@ import yaml
 from lightning_parablock.cli.commands.plan_options import PlanOptions
 from lightning_parablock.data.options import TextDataOptions
 from lightning_parablock.options import REQUIRED, Kind, Option, options_of
+from lightning_parablock.settings.elastic import ElasticOptions
 from lightning_parablock.strategy.options import StrategyOptions, TrainerOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +92,8 @@ _KINDS: dict[Kind, str] = {
     "path": " It does not affect the result of a run.",
     "own": " Ranks may have different values.",
 }
+_PATH_OF_MEMBERS = " For a given membership log, it does not affect the result of a run."
+"""These options have a say in who is a member when, which the log records."""
 _OF_TRAINER = "# Set by the Trainer or by other keys of it; leave them alone."
 
 
@@ -114,7 +117,9 @@ def _title(group: type) -> str:
 
 def _entry(option: Option, level: int) -> str:
     default = "" if option.default is REQUIRED else f", default `{_value(option.default)}`"
-    facts = f"`{_type(option.type)}`{default}.{_KINDS[option.kind]}"
+    decides_members = option.group is ElasticOptions and option.kind == "path"
+    kind = _PATH_OF_MEMBERS if decides_members else _KINDS[option.kind]
+    facts = f"`{_type(option.type)}`{default}.{kind}"
     text = textwrap.fill(option.help, _WIDTH, break_long_words=False, break_on_hyphens=False)
     return f"{'#' * level} {option.name}\n\n{facts}\n\n{text}\n"
 

@@ -54,7 +54,7 @@ def call(
         said: JSON object.
         body: Bytes beside it (a memoryview of single bytes); read, never changed.
         limit_s: Seconds for the handler to answer, and longest time for which the connection may stay silent while
-            bytes travel: a message may take longer as long as something of it arrives. A desk lets no caller wait
+            bytes travel: a message may take longer while parts of it keep arriving. A desk lets no caller wait
             longer than ``desk.service.LONGEST_S`` for something to happen.
         caller: Who calls.
         repeatable: Whether the call may reach the desk twice: it is sent once more where a connection that was kept

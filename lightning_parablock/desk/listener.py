@@ -31,7 +31,7 @@ from lightning_parablock.settings.ports import PortRange
 log = logging.getLogger(__name__)
 
 SILENCE_S = 60.0
-"""A connection on which nothing moves for so long is closed; callers do not reuse one that rests for half of it."""
+"""A connection that has been idle for this long is closed; callers do not reuse one that was idle for half of it."""
 _MOST_CONNECTIONS = 512
 _DRAIN_BYTES, _DRAIN_S = 1 << 20, 2.0
 """How much of a refused message is still read, so that its sender sees the reason and not a broken connection."""
@@ -194,7 +194,7 @@ class _Connection(BaseHTTPRequestHandler):
             said = decoded(message[:of_json])
             return 200, server.answers.reply(name, said, message[of_json:], caller, wait_s)
         except _BrokenError:
-            raise  # there is nobody to tell
+            raise  # the caller is gone
         except Exception as error:
             return 400 if isinstance(error, ParaBlockError) else 500, Reply(error_said(error))
 
@@ -269,7 +269,7 @@ class _Connection(BaseHTTPRequestHandler):
 
 
 def error_said(error: Exception) -> dict[str, Any]:
-    """What a caller is told of an error: its kind and its text, and never where in the code it arose."""
+    """What a caller learns of an error: its kind and its text, and never where in the code it arose."""
     if isinstance(error, RefusedError):
         return {"kind": error.kind, "text": str(error), "details": dict(error.details)}
     if not isinstance(error, ParaBlockError):

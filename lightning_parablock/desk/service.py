@@ -53,7 +53,7 @@ class Call:
         return self._closing.is_set()
 
     def until(self, condition: threading.Condition, is_ready: Callable[[], bool]) -> bool:
-        """Wait until something is so, as long as the caller does; False where it is not when the time is over.
+        """Wait until a condition holds, for as long as the caller waits; False where it does not hold by then.
 
         Args:
             condition: Held by the caller of this method, notified when the answer may have changed.
@@ -157,7 +157,7 @@ class Desk:
         return self._routes[name].handler(call)
 
     def close(self, limit_s: float = 2.0) -> None:
-        """Stop listening, which frees the port; end waiting calls with a named error, and cut those that go on.
+        """Stop listening, which frees the port; end waiting calls with a named error, and cut those that continue.
 
         Args:
             limit_s: Seconds for calls under way to end by themselves.

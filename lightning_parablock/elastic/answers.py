@@ -195,7 +195,7 @@ class Answers:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _make_live(self, decision: Decision, carrier: Transport | None) -> None:
-        """Put what is staged in place; the site cannot go on where that fails halfway. The caller holds the lock."""
+        """Put what is staged in place; the site cannot continue where that fails halfway. The caller holds the lock."""
         if self._rounds is None:
             return
         try:

@@ -39,7 +39,7 @@ class Attempt:
     Args:
         seat: State of the coordinator's site.
         participants: Processes that take part: members that stay or leave, and guests that are ready.
-        is_founding: Whether nobody holds W yet.
+        is_founding: Whether no site holds W yet.
 
     Attributes:
         participants: As given.
@@ -63,7 +63,7 @@ class Attempt:
         self._thread.join(max(0.0, limit_s))
 
     def is_alive(self) -> bool:
-        """Whether it is still going on."""
+        """Whether it is still under way."""
         return self._thread.is_alive()
 
     def look(self, candidates: Iterable[Candidate]) -> None:
@@ -141,7 +141,7 @@ class Attempt:
             return list(pool.map(partial(self._ask, name, said), whom))
 
     def _ask(self, name: str, said: Mapping[str, Any], one: Candidate) -> Reply:
-        """Call until the step is done: a desk lets nobody wait for long, and transfers may take long."""
+        """Call until the step is done: a desk lets no caller wait for long, and transfers may take long."""
         try:
             while True:
                 reply = call(one.desk, name, said, limit_s=_ANSWER_S, caller=self._seat.identity, look=self._check)

@@ -26,7 +26,7 @@ _PAUSE_S = 0.2
 _ANSWER_S = 10.0
 _SILENT_S = 30.0
 _ADMISSION = replace(LATE, line="parablock: waiting for {waited_s:.0f} s to be a member: {what}")
-"""The members' rounds have no limit, and so this wait has none as long as one of them gives what is new."""
+"""The members' rounds have no limit, and so neither has this wait while one of them sends new blocks."""
 
 Look = Callable[[], None]
 _Held = dict[int, tuple[Key, Record]]

@@ -176,7 +176,7 @@ class Gathers:
         if slot is None:
             return f"no answer from {self._site.describe(self._hub(number))}, which collects"
         absent = [c for c in self._present(number) if c not in slot.payloads]
-        return f"{', '.join(map(self._site.describe, absent)) or 'nobody'} has not come"
+        return f"{', '.join(map(self._site.describe, absent)) or 'no site'} has not come"
 
     # --- the hub's part -----------------------------------------------------------------------------------------------
 

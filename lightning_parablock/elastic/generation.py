@@ -1,7 +1,7 @@
 """The exchanges of one generation, over a gloo group of its own that ends with it.
 
 A generation is abandoned, not closed: its peers may be gone. Its connections are cut at once, so that the threads that
-wait for a message, here and at its other members, come back with an error that nobody reads.
+wait for a message, here and at its other members, end with an error that is not reported.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class _Generation(TorchDistributedTransport):
 
     @override
     def close(self) -> None:
-        """Cut the connections; returns at once, and whatever the threads do afterwards concerns nobody."""
+        """Cut the connections; returns at once, and what the threads do afterwards has no effect."""
         self._apart.close()
         for _, thread in self._lanes:
             thread.end()
@@ -162,7 +162,7 @@ class _WireApart(Wire):
 
 
 class _Unwatched:
-    """Nobody watches the peers of a generation: the arbiter says who is lost, and the site's threads ask it.
+    """The peers of a generation are not watched: the arbiter says which are lost, and the site's threads ask it.
 
     Args:
         membership: The members.
@@ -186,10 +186,10 @@ class _Unwatched:
         """The site's own check sees what ends its part."""
 
     def note_step(self, round_index: int) -> None:
-        """Nobody asks."""
+        """Not needed: no peer asks for it."""
 
     def note_submitted(self, round_index: int) -> None:
-        """Nobody asks."""
+        """Not needed: no peer asks for it."""
 
     def announce_end(self, rounds: int) -> None:
         """All members end after the same round."""

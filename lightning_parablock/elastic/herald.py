@@ -48,7 +48,7 @@ class Herald:
         self._thread.start()
 
     def note_landed(self, key: Key) -> None:
-        """An exchange has landed here; only the newest is told."""
+        """An exchange has landed here; only the newest one is announced."""
         with self._changed:
             self._landed = max(self._landed, key)
             self._changed.notify_all()
@@ -70,7 +70,7 @@ class Herald:
     def _run(self) -> None:
         try:
             self._speak()
-        except Exception as error:  # in silence the others would keep every W, and nobody this site's server state
+        except Exception as error:  # else the others would keep every W, and none of them this site's server state
             log.exception("parablock: the thread that tells the other members what has landed here has failed")
             self._seat.fail(MembershipError(f"this site cannot speak to the other members any more: {error!r}"))
 
@@ -133,7 +133,7 @@ class Herald:
     def _try(self, client: int, name: str, said: Mapping[str, object], body: bytes) -> None:
         try:
             self._seat.ask(client, name, said, body, _ANSWER_S, self._pace)
-        except ParaBlockError as error:  # whoever is gone need not be told; the arbiter says who is
+        except ParaBlockError as error:  # a member that is gone need not know; the arbiter says which are
             log.debug("parablock: %s to client %d: %s", name, client, error)
 
 

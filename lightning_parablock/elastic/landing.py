@@ -178,7 +178,7 @@ class LandingTransport(Transport):
 
     @override
     def server_state(self) -> list[StatePiece]:
-        """Nothing: a run that continues from a checkpoint begins with nothing in flight, and servers begin anew."""
+        """Nothing: a run that continues from a checkpoint begins with nothing in flight, and servers start fresh."""
         return []
 
     @override
@@ -204,7 +204,7 @@ class LandingTransport(Transport):
         return not self._is_sealed
 
     def _wait_for(self, is_done: Callable[[], bool], what: Callable[[], str]) -> None:
-        """Wait, in slices, so that errors, Ctrl-C and SIGTERM are seen; each opening begins the limit anew."""
+        """Wait, in slices, so that errors, Ctrl-C and SIGTERM are seen; each opening restarts the limit."""
         wait, began = LimitedWait(self._settings.straggler_timeout_s, reports=LATE), None
         while True:
             with self._changed:
@@ -277,7 +277,7 @@ class LandingTransport(Transport):
             while (ready := self._next_over()) is not None:
                 try:
                     self._land(*ready)
-                except Exception as error:  # the next generation repeats it; whoever can tell why is told
+                except Exception as error:  # the next generation repeats it; on_trouble finds out why
                     trouble = error if self._trouble is None else None
                     self._trouble = self._trouble or error
                     break

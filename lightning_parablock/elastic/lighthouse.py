@@ -1,23 +1,23 @@
 """The arbiter of an elastic run: torchft's lighthouse, asked again and again from threads of its own.
 
 The lighthouse answers when every process that it knows to be alive has asked: a quorum is a barrier. So each process
-asks all the time, at least every 0.5 s, whether or not anybody waits for the answer: nobody holds up the others,
+asks all the time, at least every 0.5 s, whether or not a caller waits for the answer: no process holds up the others,
 however long it is busy with something else.
 
 Measured with three processes on one machine that ask all the time, and send heartbeats from a thread of their own:
 
-* A list takes 1 to 2 ms (median) once all have asked. Everybody in a quorum gets the same list with the same data.
+* A list takes 1 to 2 ms (median) once all have asked. All members of a quorum get the same list with the same data.
 * A process that is killed is missing 1.0 s after it should have asked (``join_timeout_ms``) where more than half of the
-  others ask, and otherwise ``silence_s`` after its last heartbeat; until then nobody gets a list. One that is stopped
-  or cut off is missing then, too, and counts as alive until ``silence_s`` has passed: see
+  others ask, and otherwise ``silence_s`` after its last heartbeat; until then no process gets a list. One that is
+  stopped or cut off is missing then, too, and counts as alive until ``silence_s`` has passed: see
   :mod:`lightning_parablock.elastic.roll`. A stopped one that continues is back at its next call.
 * A new process is in the list 0.2 to 0.4 s after its first call, as soon as the others ask again.
-* A lighthouse that is started anew knows nobody: its first list holds whoever asked first, and the next one, a call
-  later, everybody. Calls to one that is away fail at once and succeed within 2 s after it is back; no list that
+* A lighthouse that is started again knows no process: its first list holds the first that asked, and the next one, a
+  call later, all of them. Calls to one that is away fail at once and succeed within 2 s after it is back; no list that
   :meth:`Lighthouse.ask` returns lacked a process then.
 
 With three sites whose 10 Mbit/s links were saturated by calls between them, and the lighthouse on a fourth host, a list
-took 0.2 s (median), at most 1.1 s, and never lacked anybody. A cut link was a loss after 6 s (``silence_s=5``), and the
+took 0.2 s (median), at most 1.1 s, and was always complete. A cut link was a loss after 6 s (``silence_s=5``), and the
 site back 1 s after it was restored; a killed process was a loss after 1.0 to 1.4 s.
 
 What follows for the options is in :mod:`lightning_parablock.elastic.lighthouse_server`.

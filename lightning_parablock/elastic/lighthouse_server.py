@@ -3,10 +3,10 @@
 Why its options are what they are (measured, see :mod:`lightning_parablock.elastic.lighthouse`):
 
 * ``min_replicas=1``: how many sites are enough is the run's business, which knows ``min_clients`` and who holds what.
-* ``heartbeat_timeout_ms`` = ``silence_s``: a process without a heartbeat for so long holds up nobody.
+* ``heartbeat_timeout_ms`` = ``silence_s``: a process without a heartbeat for that long holds up no other.
 * ``join_timeout_ms`` = 1 s, or half of ``silence_s`` where that is less: how long the others wait for one that sent a
   heartbeat and does not ask, as one that was killed a moment ago. A list without it is given only if more than half
-  have asked. Whether it is gone or slow is found out by those who get the list, so a short time loses nobody.
+  have asked. Those that get the list find out whether it is gone or slow, so a short time loses no site.
 * ``quorum_tick_ms=50``: how late the end of ``silence_s`` is noticed. Calls are looked at when they come.
 """
 

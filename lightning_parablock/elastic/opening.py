@@ -111,7 +111,7 @@ def _begin(site: Site, transport: ElasticTransport, fetcher: Fetcher) -> None:
     decision = seat.opened
     assert decision is not None, "a founder has opened the first generation"
     site.gather("the first round", b"", decision.record.first_round)
-    # Where they continue from a checkpoint, each of them has W of it by now: nobody has to pull anything.
+    # Where they continue from a checkpoint, each of them has W of it by now: no site has to pull anything.
     decision = replace(decision, donor=None)
     transport.stage(decision, {})
     carrier = fetcher.connect(decision, seat.store_of(min(decision.record.members)), seat.check)

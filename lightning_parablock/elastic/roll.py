@@ -1,9 +1,9 @@
 """Which processes count as alive, given the lists of a lighthouse: being slow is no loss, and being gone is seen early.
 
-A list lacks whoever has not asked for a second. That may be a process that has ended, one whose link is busy, or one
-that a lighthouse does not know again yet that has just been started. What tells them apart is the machine of the
-process: where it answers that nobody listens at the desk's address, the process is gone. All others count as alive
-until they have been missing for the silence limit.
+A list lacks processes that have not asked for a second. That may be a process that has ended, one whose link is
+busy, or one that a lighthouse that has just been started does not know again yet. What tells them apart is the machine
+of the process: where it answers that nothing listens at the desk's address, the process is gone. All others count as
+alive until they have been missing for the silence limit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Roll:
 
     Args:
         silence_s: Seconds for which a process may be missing in the lists.
-        is_gone: Whether nobody listens any more at a desk's address.
+        is_gone: Whether nothing listens any more at a desk's address.
     """
 
     def __init__(self, silence_s: float, is_gone: Callable[[str], bool] | None = None) -> None:
@@ -33,11 +33,11 @@ class Roll:
         self._was_away = False
 
     def note_absence(self) -> None:
-        """The lighthouse does not answer: nobody is heard, and nobody is missing."""
+        """The lighthouse does not answer: no process is heard, and none is missing."""
         self._was_away = True
 
     def read(self, quorum_id: int, found: Mapping[str, Candidate], now_s: float) -> tuple[Candidate, ...]:
-        """Take a list in; returns who counts as alive then.
+        """Take a list in; returns the processes that count as alive then.
 
         Args:
             quorum_id: The lighthouse's number of the list: falls when another one has taken its place.
@@ -56,7 +56,7 @@ class Roll:
 
 
 def nobody_listens(address: str) -> bool:
-    """Whether the machine that has an address says that nobody listens there; False where nothing is heard of it."""
+    """Whether the machine at an address reports that nothing listens there; False where it does not answer."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.removeprefix("[").removesuffix("]"), int(port)), timeout=_KNOCK_S).close()

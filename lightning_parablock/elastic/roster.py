@@ -69,7 +69,7 @@ class Roster:
         return here + guests
 
     def note_end(self, participants: Sequence[Candidate], *, has_opened: bool) -> None:
-        """An attempt has ended. After two in a row that failed, whoever is badly connected is left out.
+        """An attempt has ended. After two in a row that failed, a badly connected site is left out.
 
         Raises:
             CutOffError: it is this site.
@@ -133,7 +133,7 @@ class Roster:
         """Whether a member that the list lacks still answers, so that the list may be short of it.
 
         A lighthouse that has just been started knows only those who have asked it since. It is believed once the
-        silence limit has passed, whoever answers.
+        silence limit has passed, even if a member answers.
         """
         listed = {one.site for one in candidates}
         vanished = {name for c in self._seat.log.newest.members if (name := self._seat.site_of(c)) not in listed}

@@ -45,7 +45,7 @@ class RoundStarts:
 
         Raises:
             MembershipError: the run has ended.
-            PeerTimeoutError: nobody has come there within ``rejoin_timeout_s``.
+            PeerTimeoutError: no member has come there within ``rejoin_timeout_s``.
         """
         seat = self._seat
         wait = LimitedWait(seat.options.rejoin_timeout_s, reports=LATE)

@@ -25,7 +25,7 @@ class SiteOptions:
         min_clients: Fewer members than this do not continue.
         rejoin_timeout_s: Longest wait for enough sites.
         admit_every_rounds: Least number of rounds between two admissions.
-        silence_s: A site that the lighthouse has not heard for so long is lost.
+        silence_s: Seconds without a sign of life at the lighthouse after which a site is lost.
         topology: "star" or "sharded".
         has_server_state: Whether servers keep state besides W.
         samples: Number of training samples here.
@@ -64,8 +64,8 @@ class Seat:
         is_leaving: Whether the site gives what it has and goes.
         has_left: Whether it has been let go.
         in_rounds: Whether its rounds have begun, so that others can be admitted.
-        is_draining: Whether this site has trained its last round, so that nobody is admitted any more.
-        is_over: Whether all members have everything, so that it does not matter any more who goes.
+        is_draining: Whether this site has trained its last round, so that no site is admitted any more.
+        is_over: Whether all members have everything, so that a site that goes is no loss.
         checkpoint_round: Round with which the checkpoint begins that a founder would continue from; -1 for none.
         was_member: Whether the site has started a round of the run before and holds nothing of it any more.
         own_seal: The generation that this site has sealed last without being asked; -1 for none.
@@ -167,7 +167,7 @@ class Seat:
             self.changed.notify_all()
 
     def was_dropped(self, generation: int) -> bool:
-        """Whether the run has gone on without this site, given that another one has opened ``generation``."""
+        """Whether the run has continued without this site, given that another one has opened ``generation``."""
         member = self.membership
         waiting = member.acknowledged
         is_own = self.own_seal == generation == member.sealed and (

@@ -183,7 +183,7 @@ class Backups:
         Args:
             generation: Its number.
             kept: Its newest kept exchange.
-            stays: (block, server) -> whether the server goes on with the same piece.
+            stays: (block, server) -> whether the server keeps the same piece.
         """
         for (block, server), versions in self._pieces.items():
             is_kept = stays(block, server)

@@ -153,7 +153,9 @@ class Site:
             if entry is not None:
                 return entry
             if wait.is_over:
-                raise PeerTimeoutError(f"waited for {self._awaited()}: in vain for rejoin_timeout_s={wait.limit_s:g} s")
+                raise PeerTimeoutError(
+                    f"gave up after rejoin_timeout_s={wait.limit_s:g} s of waiting for {self._awaited()}"
+                )
             wait.report(self._awaited)
             time.sleep(_PAUSE_S)
 
@@ -176,11 +178,11 @@ class Site:
     # --- the rounds ---------------------------------------------------------------------------------------------------
 
     def keep_agreed(self, record: bytes) -> None:
-        """What the founders have agreed on, or a guest was told: for those who join later."""
+        """Keep what the founders have agreed on, or a guest has received, for sites that join later."""
         self._door.open(record)
 
     def attach(self, rounds: ElasticTransport, fetcher: Fetcher) -> None:
-        """The exchanges of the fit exist from now on; call before anybody is let in."""
+        """The exchanges of the fit exist from now on; call before any site is let in."""
         self._seat.n_blocks = rounds.store.n_blocks
         self._fetcher, self._rounds = fetcher, rounds
         self._answers.attach(rounds, fetcher)
@@ -189,7 +191,7 @@ class Site:
         """A guest takes W ahead until it is a member, and then the state of the others' trainers where it starts.
 
         Raises:
-            PeerTimeoutError: nobody has given it anything for ``rejoin_timeout_s``.
+            PeerTimeoutError: no member has given it anything for ``rejoin_timeout_s``.
         """
         seat = self._seat
         assert self._fetcher is not None, "attach comes first"
@@ -209,7 +211,7 @@ class Site:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """The last round has been trained: nobody who joins now could train any more."""
+        """The last round has been trained: a site that joins now could no longer train."""
         self._seat.is_draining = True
 
     def leave(self, limit_s: float = _LEAVE_S) -> bool:
@@ -226,7 +228,7 @@ class Site:
         return seat.has_left
 
     def finish(self, round_index: int) -> None:
-        """This site holds every commit: wait until all members do, so that whoever lacks one can be given it.
+        """This site holds every commit: wait until all members do, so that those that lack one can get it here.
 
         Args:
             round_index: The last round.
@@ -240,7 +242,7 @@ class Site:
         self.gathers.await_fetched(_LEAVE_S)
 
     def note_trouble(self, error: Exception) -> None:
-        """An exchange of the open generation has failed: if nobody is lost, connect anew."""
+        """An exchange of the open generation has failed: if no site is lost, connect again."""
         generation = self._seat.membership.generation
         timer = threading.Timer(2 * self._seat.options.silence_s, self._ask_for_regroup, (generation, error))
         timer.daemon = True
@@ -252,11 +254,11 @@ class Site:
             member = seat.membership
             if member.generation != generation or member.is_sealed or seat.is_over or seat.error is not None:
                 return
-            if self._watcher.arbiter_away_s:  # nobody can be replaced; what has been cut off finds out when it is back
+            if self._watcher.arbiter_away_s:  # no site can be replaced; one that is cut off finds out when it is back
                 return
             log.warning(
                 "parablock: generation %d: an exchange has failed although no member is lost (%s); the members connect "
-                "anew",
+                "again",
                 generation,
                 error,
             )

@@ -29,7 +29,7 @@ class Staged:
     Attributes:
         decision: What was decided.
         server: This member's shard of the server.
-        commits: W after each kept exchange that has not landed here, by exchange; for a member that begins anew also
+        commits: W after each kept exchange that has not landed here, by exchange; for a member that starts fresh also
             the values that it begins with.
         begins_anew: Whether what the store holds counts for nothing.
     """
@@ -72,7 +72,7 @@ def stage(
         blocks: The partition.
         settings: Topology, codec and server optimizer.
         as_held: See :class:`~lightning_parablock.server.shard.ServerShard`.
-        wanted: For a member that begins anew: everything that its store begins with; None for a survivor.
+        wanted: For a member that starts fresh: everything that its store begins with; None for a survivor.
 
     Raises:
         CallOrderError: a commit is missing.
@@ -97,7 +97,7 @@ def stage(
 
 
 def stays(before: Record | None, record: Record, server: int, numel: int, topology: Topology) -> bool:
-    """Whether a server goes on with the same piece of a block from one generation to the next."""
+    """Whether a server keeps the same piece of a block from one generation to the next."""
     if before is None or server not in before.members or server not in set(record.members) - set(record.joiners):
         return False
     return _shard(before, server, numel, topology) == _shard(record, server, numel, topology)

@@ -125,10 +125,10 @@ class CommittedStore:
             return [version for version in self._versions[block] if version[0] > key]
 
     def prune(self, all_landed: Key, merged_round: int) -> None:
-        """Drop what nobody can ask for any more.
+        """Drop what no member can ask for any more.
 
         Args:
-            all_landed: The newest exchange that has landed on every member: nobody lacks it or an older one.
+            all_landed: The newest exchange that has landed on every member: none lacks it or an older one.
             merged_round: A joiner begins with W as of this round or a newer one.
         """
         with self._lock:

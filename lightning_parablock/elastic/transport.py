@@ -4,7 +4,7 @@ Two sides share it. The training thread submits exchanges, waits for them and as
 begin. Threads of the site seal a generation, fetch what this member lacks, stage the next generation and open it.
 
 A generation that is sealed lands nothing any more, so what this member has reported stays true; at the next opening
-every exchange that is newer than the newest kept one is attempted anew, in the order of the keys.
+every exchange that is newer than the newest kept one is attempted again, in the order of the keys.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ElasticTransport(LandingTransport):
         return self._staged
 
     def seal(self) -> tuple[Standing, int]:
-        """From now on the open generation lands nothing and no round starts; returns where this member stands."""
+        """From now on the open generation lands nothing and no round starts; returns what this member has."""
         with self._changed:
             self._is_sealed = True
             carrier, self._carrier = self._carrier, None
@@ -54,7 +54,7 @@ class ElasticTransport(LandingTransport):
             return Standing(self._log, self.store.landed, served, backups), self._started
 
     def acknowledged_standing(self) -> Standing | None:
-        """Where this member would stand in the staged generation."""
+        """What this member would have in the staged generation."""
         with self._changed:
             staged = self._staged
             if staged is None:

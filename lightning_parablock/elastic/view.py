@@ -84,7 +84,7 @@ class SiteView(Protocol):
 
     @property
     def log(self) -> MembershipLog:
-        """The membership log as far as this site has opened it; grows while the run goes on."""
+        """The membership log as far as this site has opened it; grows during the run."""
         ...
 
     def enter(self, facts: Mapping[str, str], checkpoint: HeldCheckpoint | None = None) -> Entry:
@@ -155,7 +155,7 @@ class SiteView(Protocol):
         ...
 
     def drain(self) -> None:
-        """This site has trained its last round: nobody is admitted any more."""
+        """This site has trained its last round: no site is admitted any more."""
         ...
 
     def finish(self, round_index: int) -> None:

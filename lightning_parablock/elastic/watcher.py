@@ -129,7 +129,7 @@ class Watcher:
     def _coordinates(self, candidates: Sequence[Candidate]) -> bool:
         """Whether this site drives the next regroup: the lowest client id that is left of the newest generation.
 
-        Everybody answers from the record of its own newest generation. What the list says of the others may be a little
+        Each site answers from the record of its own newest generation. What the list says of the others may be a little
         old, and two sites that took it at its word would seal each other's attempts.
         """
         seat = self._seat
@@ -154,7 +154,7 @@ class Watcher:
             self._seal()
 
     def _refuse_to_be_a_ghost(self, candidates: Sequence[Candidate]) -> None:
-        """The run has gone on without this site: whatever it has trained since then counts for nothing."""
+        """The run has continued without this site: whatever it has trained since then is discarded."""
         member = self._seat.membership
         newest = max((one.opened for one in candidates), default=-1)
         is_dropped = self._seat.was_dropped(newest) and member.generation < newest

@@ -28,7 +28,7 @@ class Candidate:
 def coordinator_of(candidates: Sequence[Candidate]) -> str:
     """Name of the site that drives a regroup.
 
-    It is the one with the lowest client id among those of the newest generation; where nobody holds W, the first name.
+    It is the one with the lowest client id among those of the newest generation; where no site holds W, the first name.
 
     Raises:
         MembershipError: there is no candidate.

@@ -57,7 +57,7 @@ class Change:
         what += [f"site {name} {'came back' if self._is_known(name) else 'joined'}" for name in self.joined]
         all_before = f" of {len(self.before.members)}" if self.gone and not self.joined else ""
         return (
-            f"{', '.join(what) or 'the members have connected anew'}: {n}{all_before} "
+            f"{', '.join(what) or 'the members have connected again'}: {n}{all_before} "
             f"{'site' if all_before == '' and n == 1 else 'sites'} ({names}) "
             f"{'continues' if n == 1 else 'continue'} from round {n_round} on"
         )

@@ -18,7 +18,7 @@ class Rules:
 
     Attributes:
         topology: "star" or "sharded".
-        min_clients: Fewer members than this do not go on.
+        min_clients: Fewer members than this do not continue.
         n_blocks: Number of blocks.
         has_server_state: Whether servers keep state besides W: moments, or residuals of a lossy codec.
     """
@@ -67,13 +67,13 @@ def decide(
 
 
 def _found(generation: int, founders: Sequence[Report], rules: Rules) -> Decision:
-    """Nobody holds W: the run begins, or begins again where the newest checkpoint does."""
+    """No site holds W: the run begins, or begins again where the newest checkpoint does."""
     founders = sorted(founders, key=lambda report: report.site)
     begin = max(report.checkpoint_round for report in founders)
     may_not = [report.site for report in founders if report.was_member]
     if begin < 0 and may_not:
         raise WeightsLostError(
-            f"nobody holds the committed model: {_sites(may_not)} had started this run before and holds nothing of it "
+            f"no site holds the committed model: {_sites(may_not)} had started this run before and holds nothing of it "
             "any more; start all sites again with ckpt_path set to the newest checkpoint that one of them has"
         )
     ids = tuple(range(len(founders)))

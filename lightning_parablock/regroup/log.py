@@ -21,7 +21,7 @@ class Restored:
         block: Index of the block.
         server: Client id of the server that was lost.
         as_of: The exchange after which the state that replaces it was taken, and the generation in which that exchange
-            was served; None where the piece starts anew from its initial value.
+            was served; None where the piece starts again from its initial value.
     """
 
     block: int

@@ -46,7 +46,7 @@ class Membership:
         return self.sealed > self.generation
 
     def was_dropped(self, generation: int) -> bool:
-        """Whether the run has gone on without this site, given that another one has opened ``generation``.
+        """Whether the run has continued without this site, given that another one has opened ``generation``.
 
         All members acknowledge a generation before any of them opens it, so one that this site has not sealed has
         opened without it.
@@ -101,7 +101,7 @@ class Membership:
             raise CallOrderError(f"site {self.site!r} is no member of generation {decision.record.generation}")
         if client not in decision.record.joiners and decision.log.records[:-1] != self.log.records:
             raise CallOrderError(
-                f"site {self.site!r} stands in generation {self.generation} and the decision continues from "
+                f"site {self.site!r} is in generation {self.generation} and the decision continues from "
                 f"{decision.log.records[-2].generation}: call adopt first"
             )
         self.acknowledged = decision

@@ -18,7 +18,7 @@ The state with which a server begins a generation counts as served in that one, 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a member stands within one generation.
+    """What a member has within one generation.
 
     Attributes:
         log: The log up to the generation.
@@ -63,14 +63,14 @@ class Report:
         site: Name of the site.
         client: The client id that it asks for where the run has never had it; None for any. A site that the run has had
             keeps its id.
-        opened: Where it stands in the newest generation that it has opened; None for a site that holds nothing.
-        acknowledged: Where it would stand in a newer generation that it has acknowledged and not opened; or None.
+        opened: What it has in the newest generation that it has opened; None for a site that holds nothing.
+        acknowledged: What it would have in a newer generation that it has acknowledged and not opened; or None.
         started: Newest round that its training has started; -1 for none.
         is_leaving: Whether it gives what it has and goes.
         samples: Number of its training samples.
         checkpoint_round: For a founder: round at which the checkpoint begins that it would continue from; -1 for none.
         was_member: Whether the site has started a round of this run before, holds nothing of it any more, and so must
-            not found it anew without a checkpoint.
+            not found it again without a checkpoint.
     """
 
     site: str
@@ -139,7 +139,7 @@ class Decision:
         log: The log with it.
         landed: For each survivor and leaver the newest exchange that had landed there.
         donor: Client id of the member from which survivors take kept commits that they lack, and joiners W; None where
-            the run is founded and nobody holds W yet.
+            the run is founded and no site holds W yet.
         sources: For servers with state: where each piece comes from.
         refused: Sites that asked to join and may not, each with the reason.
     """

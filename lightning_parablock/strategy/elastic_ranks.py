@@ -220,7 +220,7 @@ class ElasticRanks(RankStrategy):
 
     @property
     def is_dropped(self) -> bool:
-        """Whether the others have gone on without this site: what it holds counts for nothing, and is not saved."""
+        """Whether the others have continued without this site: what it holds is void, and is not saved."""
         return self._dropped is not None
 
     @override

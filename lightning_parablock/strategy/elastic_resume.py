@@ -72,7 +72,7 @@ def held_checkpoint(files: CheckpointIO, path: str | None) -> HeldFile | None:
 
 @dataclass(frozen=True)
 class ShareOfCheckpoint:
-    """How the founders come by the checkpoint on which they have agreed; the same at all of them.
+    """How the founders get the checkpoint on which they have agreed; the same at all of them.
 
     Attributes:
         source_rank: Number of the first founder that has it.

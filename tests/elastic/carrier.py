@@ -43,7 +43,7 @@ class Attempt(Exchange):
         self.look()
 
     def look(self) -> None:
-        """Tell whoever wants to know, if it is over."""
+        """Call those who want to know, if it is over."""
         if self.is_over:
             notes, self._notes = self._notes, []
             for note in notes:
@@ -51,7 +51,7 @@ class Attempt(Exchange):
 
     @override
     def _received(self) -> Tensor:
-        assert self.is_over, "nobody waits for an attempt that is under way"
+        assert self.is_over, "no thread waits for an attempt that is under way"
         if self.error is not None:
             raise self.error
         return self.commit
@@ -191,7 +191,7 @@ class Carrier(Transport):
     @override
     def close(self) -> None:
         self.is_closed = True
-        self.goes_on = self._world.rng.random() < 0.5  # threads of an old generation may go on for a while
+        self.goes_on = self._world.rng.random() < 0.5  # threads of an old generation may continue for a while
         if self.goes_on:
             self._cut_short = {key for key, n in self._on_the_way.items() if n}
             self._world.after(self._world.lag(5.0), self._scribble)

@@ -58,7 +58,7 @@ class Board:
     def wait(self, is_true: Callable[[], bool], what: str) -> None:
         """With :attr:`changed` held."""
         if not self.changed.wait_for(is_true, LIMIT_S):
-            raise PeerLostError(f"nobody came: {what}")
+            raise PeerLostError(f"no site came: {what}")
 
 
 class FakeSite:

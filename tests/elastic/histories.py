@@ -138,7 +138,7 @@ class History:
         self.world.after(when, happen)
 
     def kill_ahead(self) -> None:
-        """Kill whoever has started the newest round, if others have not."""
+        """Kill a site that has started the newest round, if others have not."""
         members = [s for s in self.run.sites if s.is_member]
         if members:
             first = max(members, key=lambda s: s.transport.started)
@@ -194,7 +194,7 @@ class History:
         return max(keys, default=(-1, -1))
 
     def standing(self) -> str:
-        """Where everybody is, for messages."""
+        """Where all sites are, for messages."""
         return "; ".join(
             f"{s.name}{s.client} alive={s.is_alive} gen={s.membership.generation} sealed={s.membership.sealed} "
             f"started={s.transport.started} landed={s.transport.store.landed} drained={s.has_drained}"

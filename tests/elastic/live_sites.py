@@ -36,7 +36,7 @@ class ToySite(threading.Thread):
         name: Of the site.
         lighthouse: Arbiter of all sites.
         settings: The run's settings.
-        rounds: After so many the run ends.
+        rounds: How many the run has.
         pause_s: Seconds a local step takes.
         min_clients: How many found the run.
     """

@@ -1,7 +1,7 @@
 """An elastic run as one plain loop that replays its membership log: what every history must equal bit for bit.
 
 It imports nothing of the package; a log comes as plain records. Letters follow docs/method.md: W is the committed
-model as one vector a block, X[i] the model of client i, s[i] what its active block started from, Delta[t, i] its
+model as one vector per block, X[i] the model of client i, s[i] what its active block started from, Delta[t, i] its
 progress in round t, sent[t, i] what the server gets of it, e[i] what it has yet to get, K the local steps of a round.
 """
 

@@ -136,7 +136,7 @@ class Site:
         )
 
     def start(self) -> None:
-        """Begin to train, once; a survivor goes on by itself."""
+        """Begin to train, once; a survivor continues by itself."""
         if self.actor is None:
             self.actor = Actor(self.run.world, self._train)
             self.actor.frozen_until = self.frozen_until
@@ -357,7 +357,7 @@ class Run:
         attempt = self.attempt = Attempt(generation, here, coordinator)
         for site in here:
             self.send(coordinator, site, lambda site=site: self._prepare(attempt, site))
-        # Whoever freezes or is cut off meanwhile is noticed after a while, and another attempt is made without it.
+        # A site that freezes or is cut off meanwhile is noticed after a while, and another attempt is made without it.
         self.world.after(60.0, lambda: self._look() if self.attempt is attempt and self._is_stuck(attempt) else None)
 
     def _is_stuck(self, attempt: Attempt) -> bool:

@@ -1,4 +1,4 @@
-"""Guests get client ids that nobody else has, whichever members let them in."""
+"""Guests get client ids that no other site has, whichever members let them in."""
 
 from __future__ import annotations
 

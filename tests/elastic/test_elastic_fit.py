@@ -86,7 +86,7 @@ def test_a_site_whose_others_are_gone_at_the_end_is_told_that_they_may_have_gone
 
     def late(site: FakeSite, what: str, payload: bytes, round_index: int) -> dict[int, bytes]:
         if "changed_outside" in what and round_index == 3:
-            raise PeerTimeoutError("nobody has come")
+            raise PeerTimeoutError("no site has come")
         return gather(site, what, payload, round_index)
 
     monkeypatch.setattr(FakeSite, "gather", late)

@@ -103,5 +103,5 @@ def test_what_a_later_generation_has_redone_does_not_count() -> None:
     first, second = Record(0, (0, 1), (), (0, 1), 0), Record(3, (1,), (), (1,), 4, kept=(2, 0))
     log = MembershipLog((first, second))
     assert log.has_kept((2, 0), first) and not log.has_kept((2, 1), first) and log.has_kept((2, 1), second)
-    assert log.has_kept((-1, 5), first), "the value before the first exchange is everybody's"
+    assert log.has_kept((-1, 5), first), "the value before the first exchange is the same at all sites"
     assert not log.has_kept((1, 0), Record(2, (0, 1), (), (0, 1), 3)), "a generation that never existed"

@@ -113,4 +113,4 @@ def test_n_does_not_fall_when_the_only_member_that_was_ahead_is_lost(seed: int, 
     admitted, after = run.log.records[first : first + 2]
     assert after.members == (0, 2)
     assert after.first_round >= admitted.first_round
-    assert [key for key in slow.landed if key[0] < admitted.first_round], "rounds below n went on with the slow one"
+    assert [key for key in slow.landed if key[0] < admitted.first_round], "rounds below n continued with the slow one"

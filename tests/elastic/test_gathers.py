@@ -31,7 +31,7 @@ class _Alone:
         return f"site {client}"
 
     def ask(self, *args: Any) -> Any:
-        raise AssertionError("nobody else is asked here")
+        raise AssertionError("no other site is asked here")
 
 
 def _gathers(limit_s: float, apart_limit_s: float, monkeypatch: pytest.MonkeyPatch) -> tuple[_Alone, Gathers]:

@@ -120,7 +120,7 @@ def test_a_generation_follows_another_after_a_member_was_killed_in_mid_transfer(
         at_once([lambda m=m: m.enter(decision, members) for m in stay])
 
     regroup(1, members)
-    regroup(2, members)  # at once, and nobody was lost
+    regroup(2, members)  # at once, and no member was lost
     plain.commit(0, (0, 1))
     plain.expect(first)
     regroup(4, members)

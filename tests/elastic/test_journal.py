@@ -38,7 +38,7 @@ def test_each_opening_is_one_line_of_words() -> None:
         "site b left, site c was lost: 2 of 4 sites (a, d) continue from round 20 on",
     ]
     again = MembershipLog((FOUNDED, replace(LOST, members=(0, 1, 2), gone={})))
-    assert Change.newest(again).in_words().startswith("the members have connected anew: 3 sites (a, b, c) continue")
+    assert Change.newest(again).in_words().startswith("the members have connected again: 3 sites (a, b, c) continue")
     alone = MembershipLog((FOUNDED, replace(LOST, members=(0,), gone={1: "left", 2: "left"})))
     assert Change.newest(alone).in_words() == "site b left, site c left: 1 of 3 sites (a) continues from round 12 on"
 

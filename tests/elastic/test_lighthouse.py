@@ -98,7 +98,7 @@ def test_the_older_of_two_processes_of_a_site_hears_that_it_is_replaced(
     assert first.ask(older, LIMIT_S) == (older,)
     assert second.ask(newer, LIMIT_S) == (newer,)
     with pytest.raises(ReplacedError, match="a newer process of site 'a'"):
-        asked_until(first, older, "nobody")
+        asked_until(first, older, "none")
 
 
 def test_processes_of_other_runs_and_programs_are_no_part_of_the_list(server: LighthouseServer, arbiter: Make) -> None:
@@ -135,7 +135,7 @@ def test_a_lighthouse_that_is_away_is_found_again(arbiter: Make, started: Start)
             mine.ask(a, 0.5)
     assert raised.value.is_away
     lighthouse(started, port)
-    # It knows nobody at first, and yet no list lacks the other process.
+    # It knows no process at first, and yet no list lacks the other process.
     assert [mine.ask(a, LIMIT_S) for _ in range(3)] == [(a, b)] * 3
 
 

@@ -1,4 +1,4 @@
-"""Sites as processes: each is struck in the middle of what it does, and the others go on with the plain loop's bits."""
+"""Sites as processes: each is struck in the middle of its work, and the others continue with the plain loop's bits."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ ALL = {name: Candidate(name, "1", f"{name}:1") for name in "abc"}
 
 
 def roll() -> tuple[Roll, set[str], list[str]]:
-    """A roll, the desks at which nobody listens, and the desks that were looked at."""
+    """A roll, the desks at which nothing listens, and the desks that were looked at."""
     gone, looked_at = set[str](), list[str]()
 
     def is_gone(desk: str) -> bool:
@@ -64,7 +64,7 @@ def test_one_that_is_slow_is_never_left_out() -> None:
 def test_a_new_lighthouse_has_the_silence_limit_to_learn_who_is_there(is_noticed: bool) -> None:
     mine, gone, _ = roll()
     assert read(mine, "abc", 0, quorum_id=7) == "abc"
-    if is_noticed:  # otherwise it was started anew between two calls
+    if is_noticed:  # otherwise it was started again between two calls
         mine.note_absence()
     assert [read(mine, "a", now_s, quorum_id=1) for now_s in (100, 104)] == ["abc", "abc"]
     assert read(mine, "ab", 104.5, quorum_id=2) == "abc"

@@ -173,7 +173,7 @@ def a_zombie_goes_on(patch: Patch) -> None:
         if site.actor is None or site.client not in decision.record.joiners:
             decided(self, attempt, site, decision)
             return
-        actor, site.actor = site.actor, None  # so that nobody ends it
+        actor, site.actor = site.actor, None  # so that it is not ended
         decided(self, attempt, site, decision)
         site.actor = actor
 

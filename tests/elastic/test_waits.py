@@ -35,7 +35,7 @@ class Never(Exchange):
         del note
 
     def _received(self) -> torch.Tensor:
-        raise AssertionError("nobody waits for it")
+        raise AssertionError("no thread waits for it")
 
     @property
     def facts(self) -> ExchangeFacts:

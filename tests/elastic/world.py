@@ -80,7 +80,7 @@ class Actor:
         self.world.actor = None
 
     def kill(self) -> None:
-        """End the thread where it stands; called by the world."""
+        """End the thread where it is; called by the world."""
         self.is_killed = True
         if self._thread.is_alive() and not self.is_over:
             self.go_on()
@@ -93,7 +93,7 @@ class Actor:
         self.yield_()
 
     def yield_(self) -> None:
-        """Called by the thread: until the world lets it go on."""
+        """Called by the thread: until the world lets it continue."""
         self._worlds.release()
         self._mine.acquire()
         if self.is_killed:
@@ -113,7 +113,7 @@ class Actor:
 
 
 class Baton(threading.Condition):
-    """A condition whose wait lets the world go on, in virtual time."""
+    """A condition whose wait lets the world continue, in virtual time."""
 
     def __init__(self, world: World) -> None:
         super().__init__(threading.RLock())

@@ -1,7 +1,7 @@
-"""Where a site is, as it says itself, and stops there for whoever wants to strike.
+"""Where a site is, as it says itself, and stops there for a test that wants to strike.
 
 A file ``SITE.arm`` in the run's folder names a phase and a number: the thread that comes into it that often writes
-``ARRIVED phase`` into the site's trace, and goes on when the file is gone: so a fault hits exactly there.
+``ARRIVED phase`` into the site's trace, and continues when the file is gone: so a fault hits exactly there.
 """
 
 from __future__ import annotations

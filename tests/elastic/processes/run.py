@@ -130,11 +130,11 @@ class SiteProcess:
 
     @property
     def has_arrived(self) -> bool:
-        """Whether it stands in the phase for which it was armed."""
+        """Whether it is in the phase for which it was armed."""
         return self.trace.count(f"ARRIVED {self._phase}") > self._armed
 
     def disarm(self) -> None:
-        """Let it go on."""
+        """Let it continue."""
         self._arm.unlink(missing_ok=True)
 
 

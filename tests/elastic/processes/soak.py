@@ -1,8 +1,8 @@
 """Which site is struck, in which phase, and how: ``python -m tests.elastic.processes.soak [-k WORDS] [--all]``.
 
-Every case is a run of its own: sites found it, one is struck in the middle of a phase, the others go on, the struck one
-comes back, and at the end all hold the bits of the plain loop that replays their membership log. One line per case says
-how it went; the exit status is 1 if a case failed, and the logs of those that did are kept.
+Every case is a run of its own: sites found it, one is struck in the middle of a phase, the others continue, the struck
+one comes back, and at the end all hold the bits of the plain loop that replays their membership log. One line per case
+says how it went; the exit status is 1 if a case failed, and the logs of those that did are kept.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Carried:
 
     Args:
         case: Which.
-        run: Its run, with nobody in it yet.
+        run: Its run, without sites yet.
         cluster: The hosts, where links are to be cut.
     """
 
@@ -132,7 +132,7 @@ class Carried:
             self._pause(True)
             site.disarm()
             run.go_on(*others)
-            time.sleep(run.silence_s)  # a guest is missed by nobody: past the limit, all the same
+            time.sleep(run.silence_s)  # no member misses a guest: past the limit, all the same
             self._pause(False)
             if is_member:
                 run.until(lambda: site.starts > starts, f"{self.victim} runs its command again")

@@ -48,7 +48,7 @@ class Toy(LightningModule):
 
 
 class Told(Callback):
-    """Says where the run is, saves, and ends it after the round that it is told."""
+    """Says where the run is, saves, and ends it after the round that it is given."""
 
     def __init__(self, phases: Phases, folder: Path, site: str) -> None:
         self._phases, self._folder, self._site = phases, folder, site
