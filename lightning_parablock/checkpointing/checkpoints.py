@@ -19,8 +19,8 @@ from torch import Tensor
 from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.blocks.partition import Block
 from lightning_parablock.checkpointing.client_states import LIGHTNING, OWN, ClientStates, SavePoint, points_in_words
-from lightning_parablock.checkpointing.plain import is_remote, save_plain
-from lightning_parablock.checkpointing.plain_values import first_foreign, numpy_numbers
+from lightning_parablock.checkpointing.plain import is_remote, save_plain, warn_of_foreign
+from lightning_parablock.checkpointing.plain_values import numpy_numbers
 from lightning_parablock.checkpointing.resumed import Resumed
 from lightning_parablock.checkpointing.sidecars import (
     KEY,
@@ -38,7 +38,6 @@ from lightning_parablock.system.places import refuse_unwritable
 
 log = logging.getLogger(__name__)
 
-_warned = set[tuple[str, str]]()
 _SHARED = ("state_dict", "hyper_parameters", "hparams_name", "hparams_type", KEY)
 
 
@@ -89,7 +88,7 @@ class Checkpoints:
         save, name = proposals[0]
         path = Path(filepath).with_name(name)
         sidecar = {LIGHTNING: {k: v for k, v in checkpoint.items() if k not in _SHARED}, OWN: dict(own)}
-        _warn_of_foreign(sidecar[LIGHTNING])
+        warn_of_foreign(sidecar[LIGHTNING])
         sums = gather_from_all(
             ranks, lambda: write_sidecar(sidecar_path(path, save, ranks.global_rank), sidecar), "write"
         )
@@ -166,17 +165,6 @@ class Checkpoints:
         """
         states = ClientStates(self._ranks, self._settings, weights_only=weights_only is not False)
         return states.overlay(checkpoint, filepath)
-
-
-def _warn_of_foreign(state: Mapping[str, Any]) -> None:
-    found = first_foreign(state)
-    if found is not None and found not in _warned:
-        _warned.add(found)
-        log.warning(
-            "parablock: %s in the checkpoint is a %s: resuming needs weights_only=False; keep tensors and plain values "
-            "there to avoid it",
-            *found,
-        )
 
 
 def _exists(path: Any) -> bool:

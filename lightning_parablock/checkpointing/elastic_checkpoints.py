@@ -4,7 +4,8 @@ Such a file is an ordinary Lightning checkpoint of W, from merged commits only. 
 it was saved, and where the trainers of all sites were at the start of that round. A run that continues from it begins
 with that round, with nothing in flight: where the file was saved between two rounds, the earlier one is made again, on
 top of what it had committed. What a site has of its own is not in it: local optimizer states, residuals,
-server state, places in random streams.
+server state, places in random streams. What the user's module, callbacks and data module have put into it is theirs
+again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from lightning_parablock.regroup.log import MembershipLog
 
 KEY = "parablock_elastic"
 FORMAT = 1
+_PROGRESS = ("loops", "optimizer_states", "lr_schedulers")
+"""Lightning's keys that are of the moment at which it saved, while a run continues from the start of a round."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,11 @@ def with_entry(checkpoint: Mapping[str, Any], entry: ElasticEntry) -> dict[str, 
 def read_elastic(files: CheckpointIO, path: Any, weights_only: bool | None) -> dict[str, Any]:
     """The checkpoint at a path.
 
+    Args:
+        files: How Lightning reads checkpoints.
+        path: The file, or a URL.
+        weights_only: False lets it hold any Python object.
+
     Raises:
         ConfigurationError: it is not there, or is no checkpoint.
     """
@@ -127,15 +135,18 @@ def read_elastic(files: CheckpointIO, path: Any, weights_only: bool | None) -> d
         with numpy_numbers():
             checkpoint: Any = files.load_checkpoint(path, weights_only=weights_only)
     except Exception as error:
-        raise ConfigurationError(f"{path} cannot be read as a checkpoint: {what_was_foreign(error)}") from error
+        raise ConfigurationError(
+            f"{path} cannot be read as a checkpoint: {what_was_foreign(error)}; if the module or a callback has put an "
+            "object of its own into it, and you trust the file, fit with weights_only=False"
+        ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ConfigurationError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'")
     return checkpoint
 
 
-def weights_and_entry(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run takes of a checkpoint: W without the progress of Lightning's loops, which begin with a round."""
-    kept = {name: checkpoint[name] for name in ("epoch", "global_step", "pytorch-lightning_version", "state_dict", KEY)}
+def without_progress(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run takes of a checkpoint: all but the progress of Lightning's loops, which begin with a round."""
+    kept = {name: value for name, value in checkpoint.items() if name not in _PROGRESS}
     return {**kept, "optimizer_states": [], "lr_schedulers": []}
 
 

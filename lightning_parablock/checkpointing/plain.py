@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch import Trainer
 
-from lightning_parablock.checkpointing.plain_values import without_numpy_numbers
+from lightning_parablock.checkpointing.plain_values import first_foreign, without_numpy_numbers
 from lightning_parablock.checkpointing.sidecars import write_atomically
 from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.lightning_private.checkpoints import dump_weights
 from lightning_parablock.system.command_line import command_to_resume
 
 log = logging.getLogger(__name__)
+_warned = set[tuple[str, str]]()
 
 
 def save_plain(
@@ -36,6 +37,18 @@ def write_plain(files: CheckpointIO, checkpoint: dict[str, Any], filepath: Any, 
     write_atomically(
         Path(filepath), lambda path: files.save_checkpoint(checkpoint, path, storage_options=storage_options)
     )
+
+
+def warn_of_foreign(state: Mapping[str, Any]) -> None:
+    """Name what a checkpoint holds beside tensors and plain values, each once per process."""
+    found = first_foreign(state)
+    if found is not None and found not in _warned:
+        _warned.add(found)
+        log.warning(
+            "parablock: %s in the checkpoint is a %s: resuming needs weights_only=False; keep tensors and plain values "
+            "there to avoid it",
+            *found,
+        )
 
 
 def save_rescued(

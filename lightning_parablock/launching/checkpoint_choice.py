@@ -24,19 +24,26 @@ class Choice(NamedTuple):
         path: The checkpoint, None for none.
         was_searched: Whether this is what Lightning found, and not what the user named.
         problem: Why Lightning found none, where that is an error.
+        weights_only: What the user has said of the objects that the checkpoint may hold; None for nothing.
     """
 
     path: str | None
     was_searched: bool = False
     problem: str | None = None
+    weights_only: bool | None = None
 
 
 _noted: WeakKeyDictionary[Trainer, Choice] = WeakKeyDictionary()
 """What this rank's search has found for each trainer, until the ranks have agreed."""
 
 
-def note_choice(trainer: Trainer) -> None:
-    """Let a search that fails on this rank be no error yet; to be called before the trainer's work begins."""
+def note_choice(trainer: Trainer, weights_only: bool | None = None) -> None:
+    """Let a search that fails on this rank be no error yet; to be called before the trainer's work begins.
+
+    Args:
+        trainer: The trainer.
+        weights_only: What the user has said of the objects that the checkpoint may hold; None for nothing.
+    """
 
     def search(lightnings: Callable[[], Any], ckpt_path: Any) -> Any:
         found, problem = None, None
@@ -44,16 +51,15 @@ def note_choice(trainer: Trainer) -> None:
             found = lightnings()
         except ValueError as error:
             problem = str(error)
-        _noted[trainer] = Choice(_text(found), found != ckpt_path, problem)
+        _noted[trainer] = Choice(_text(found), found != ckpt_path, problem, weights_only)
         return found
 
     wrap_search(trainer, search)
 
 
-def noted_path(trainer: Trainer) -> str | None:
-    """The checkpoint that this rank would resume from by itself, as far as its search has come."""
-    choice = _noted.get(trainer)
-    return None if choice is None else choice.path
+def noted_choice(trainer: Trainer) -> Choice:
+    """What this rank would resume from by itself, as far as its search has come."""
+    return _noted.get(trainer, Choice(None))
 
 
 def agree_on_newest(trainer: Trainer, elect: Callable[[str | None], str | None]) -> None:

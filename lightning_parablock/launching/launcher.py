@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import subprocess
 import sys
@@ -62,7 +63,8 @@ class ProcessLauncher(ScriptLauncher):
         limit_threads(self.num_processes)
         has_others = self.num_processes * self.num_nodes > 1
         if trainer is not None and (has_others or isinstance(self.cluster_environment, ElasticEnvironment)):
-            note_choice(trainer)
+            given = inspect.signature(function).bind(*args, **kwargs).arguments
+            note_choice(trainer, given.get("weights_only"))
         return _to_the_end(function, *args, **kwargs)
 
     def _start_others(self) -> None:

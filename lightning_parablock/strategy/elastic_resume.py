@@ -11,7 +11,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_parablock.checkpointing.client_states import PATH_ONLY
-from lightning_parablock.checkpointing.elastic_checkpoints import ElasticEntry, read_elastic, weights_and_entry
+from lightning_parablock.checkpointing.elastic_checkpoints import ElasticEntry, read_elastic, without_progress
 from lightning_parablock.checkpointing.payloads import from_bytes, to_bytes
 from lightning_parablock.checkpointing.plain import is_remote
 from lightning_parablock.errors import ConfigurationError
@@ -26,7 +26,7 @@ class HeldFile:
     """A checkpoint of an elastic run on this site's disk, which has been read.
 
     Attributes:
-        checkpoint: W and the entry.
+        checkpoint: What a run takes of it.
         entry: What it says of its run.
     """
 
@@ -52,10 +52,15 @@ class _Told(NamedTuple):
     problem: str = ""
 
 
-def held_checkpoint(files: CheckpointIO, path: str | None) -> HeldFile | None:
+def held_checkpoint(files: CheckpointIO, path: str | None, weights_only: bool | None = None) -> HeldFile | None:
     """What a site would continue from; None where it has no such file.
 
     The same command may name a file that only some sites have.
+
+    Args:
+        files: How Lightning reads checkpoints.
+        path: What the user named, or a search has found.
+        weights_only: False lets the file hold any Python object.
 
     Raises:
         ConfigurationError: the file is no checkpoint of an elastic run.
@@ -65,9 +70,9 @@ def held_checkpoint(files: CheckpointIO, path: str | None) -> HeldFile | None:
         if path is not None:
             rank_zero_info(f"parablock: {path} is not on this site's disk: another founder may have it")
         return None
-    checkpoint = read_elastic(files, path, weights_only=None)
+    checkpoint = read_elastic(files, path, weights_only)
     entry = ElasticEntry.of(checkpoint, path)
-    return HeldFile(weights_and_entry(checkpoint), entry)
+    return HeldFile(without_progress(checkpoint), entry)
 
 
 @dataclass(frozen=True)
@@ -119,14 +124,29 @@ class ShareOfCheckpoint:
         return cls(source, run.group.clients[source], is_everywhere)
 
     def load(self, run: ElasticRun, held: HeldFile | None) -> tuple[dict[str, Any], ElasticEntry]:
-        """The checkpoint and its entry; collective among the founders where not all of them have it."""
+        """The checkpoint and its entry; collective among the founders where not all of them have it.
+
+        Raises:
+            ConfigurationError: it has to be sent, and holds an object of the user's own; the same at all founders.
+        """
         if self.is_everywhere:
             assert held is not None, "all founders have it"
             return held.checkpoint, held.entry
         is_source = run.client == self.source
-        payload = to_bytes(held.checkpoint, _WHAT) if is_source and held is not None else b""
-        checkpoint: dict[str, Any] = from_bytes(run.group.hand_out(payload, self.source, _WHAT), _WHAT)
-        return checkpoint, ElasticEntry.of(checkpoint, _WHAT)
+        payload = _to_send(held.checkpoint, run.name_of(self.source)) if is_source and held is not None else b""
+        received: dict[str, Any] | str = from_bytes(run.group.hand_out(payload, self.source, _WHAT), _WHAT)
+        if isinstance(received, str):
+            raise ConfigurationError(received)
+        return received, ElasticEntry.of(received, _WHAT)
+
+
+def _to_send(checkpoint: dict[str, Any], site: str) -> bytes:
+    """The bytes of a checkpoint, or of the reason why it cannot be sent: the others wait for one of the two."""
+    try:
+        return to_bytes(checkpoint, _WHAT)
+    except ConfigurationError as error:
+        why = f"{error}; keep plain values there, or copy the checkpoint of site {site} to every founder"
+        return to_bytes(why, _WHAT)
 
 
 def _plain(told: _Told) -> tuple[Any, ...]:

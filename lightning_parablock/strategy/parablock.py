@@ -12,9 +12,9 @@ from typing_extensions import override
 
 from lightning_parablock.checkpointing.checkpoints import Checkpoints
 from lightning_parablock.checkpointing.client_states import settled_by
-from lightning_parablock.checkpointing.elastic_checkpoints import with_entry
+from lightning_parablock.checkpointing.elastic_checkpoints import with_entry, without_progress
 from lightning_parablock.checkpointing.final_model import checkpoint_folders
-from lightning_parablock.checkpointing.plain import save_plain, write_plain
+from lightning_parablock.checkpointing.plain import save_plain, warn_of_foreign, write_plain
 from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.launching.agreement import versions_here
 from lightning_parablock.lightning_private.data import silence_loader_warning
@@ -204,6 +204,7 @@ class ParaBlockStrategy(SessionHost):
         if self.elastic is not None:
             entry = self.elastic.entry_of(self.settings, self.blocks)
             saved = checkpoint if entry is None else with_entry(checkpoint, entry)
+            warn_of_foreign(without_progress(saved))
             write_plain(self.checkpoint_io, saved, filepath, storage_options)
             return
         if self.has_failed or self._session is None or not self._is_fit or "optimizer_states" not in checkpoint:

@@ -47,6 +47,22 @@ def capture_round_start(trainer: Trainer, module: LightningModule) -> bytes:
     )
 
 
+def saved_apart(trainer: Trainer, states: dict[str, Any], *, is_own: bool) -> dict[str, Any]:
+    """Those of a checkpoint's states of callbacks that :func:`apply_round_start` does not apply.
+
+    The others are older there than in the checkpoint: of the start of the round in which it was saved.
+
+    Args:
+        trainer: The trainer, whose callbacks are to be restored.
+        states: The states by the callbacks' keys.
+        is_own: Whether this site has saved them, so that its callbacks know the files that they have kept.
+    """
+    elsewhere = {one.state_key for one in _callbacks(trainer)}
+    if not is_own:
+        elsewhere |= {one.state_key for one in trainer.checkpoint_callbacks}
+    return {key: state for key, state in states.items() if key not in elsewhere}
+
+
 @torch.no_grad()
 def apply_round_start(trainer: Trainer, module: LightningModule, loaders: FitLoaders, data: bytes) -> None:
     """Let a fit that is about to begin do so where another site's trainer was; before its first batch is fetched.

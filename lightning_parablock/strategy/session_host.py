@@ -16,7 +16,7 @@ from lightning_parablock.checkpointing.elastic_checkpoints import ElasticEntry, 
 from lightning_parablock.checkpointing.resumed import Resumed
 from lightning_parablock.elastic.view import Admission, HeldCheckpoint
 from lightning_parablock.errors import PeerError
-from lightning_parablock.launching.checkpoint_choice import noted_path
+from lightning_parablock.launching.checkpoint_choice import noted_choice
 from lightning_parablock.lightning_private.round_start import set_up_validation
 from lightning_parablock.loading.fit_loaders import FitLoaders
 from lightning_parablock.records import RoundRecord
@@ -27,6 +27,7 @@ from lightning_parablock.strategy.elastic_resume import HeldFile, ShareOfCheckpo
 from lightning_parablock.strategy.fit import FitSession
 from lightning_parablock.strategy.fit_opening import FitParts, open_session
 from lightning_parablock.strategy.fit_setup import FitBlocks
+from lightning_parablock.strategy.round_start import saved_apart
 from lightning_parablock.strategy.sync_guard import SyncGuard, located
 
 T = TypeVar("T")
@@ -126,7 +127,8 @@ class SessionHost(ElasticRanks):
 
     @override
     def _held_checkpoint(self) -> HeldCheckpoint | None:
-        self._held = held_checkpoint(self.checkpoint_io, noted_path(self._trainer))
+        noted = noted_choice(self._trainer)
+        self._held = held_checkpoint(self.checkpoint_io, noted.path, noted.weights_only)
         return None if self._held is None else HeldCheckpoint(self._held.entry.round, self._held.entry.log)
 
     def choose_checkpoint(self, path: str | None) -> str | None:
@@ -148,6 +150,9 @@ class SessionHost(ElasticRanks):
         assert self.elastic is not None and self._shared is not None
         checkpoint, self._continued = self._shared.load(self.elastic, self._held)
         self._held = self._shared = None
+        if "callbacks" in checkpoint:
+            is_own = self._continued.site == self.elastic.name_of(self.elastic.client)
+            checkpoint["callbacks"] = saved_apart(self._trainer, checkpoint["callbacks"], is_own=is_own)
         self.elastic.beginning = Admission(self._continued.round, self._continued.trainer_state)
         return checkpoint
 
