@@ -25,6 +25,7 @@ from lightning_parablock.checkpointing.plain import is_remote
 from lightning_parablock.checkpointing.plain_values import numpy_numbers
 from lightning_parablock.checkpointing.sidecars import what_was_foreign
 from lightning_parablock.errors import CheckpointError, ConfigurationError
+from lightning_parablock.regroup.lineage import Lineage
 from lightning_parablock.regroup.log import MembershipLog
 
 KEY = "parablock_elastic"
@@ -46,6 +47,8 @@ class ElasticEntry:
         settings: The run's settings, printable.
         blocks: Name and number of scalars of each block, in order.
         weights_sha256: Checksum of W in the checkpoint.
+        ancestors: Ids of the runs from which the run descends, oldest first: each one continued from a checkpoint of
+            the one before, and the run from one of the last. Empty for a run that began anew.
     """
 
     round: int
@@ -56,6 +59,12 @@ class ElasticEntry:
     settings: Mapping[str, str]
     blocks: tuple[tuple[str, int], ...]
     weights_sha256: str = ""
+    ancestors: tuple[str, ...] = ()
+
+    @property
+    def lineage(self) -> Lineage:
+        """The ancestors and the run itself."""
+        return (*self.ancestors, self.run)
 
     def as_dict(self) -> dict[str, Any]:
         """For the checkpoint: tensors, strings, numbers, lists and dicts alone."""
@@ -69,6 +78,7 @@ class ElasticEntry:
             "settings": dict(self.settings),
             "blocks": [list(block) for block in self.blocks],
             "weights_sha256": self.weights_sha256,
+            "ancestors": list(self.ancestors),
         }
 
     @classmethod
@@ -101,6 +111,7 @@ class ElasticEntry:
             settings={str(name): str(value) for name, value in said["settings"].items()},
             blocks=tuple((str(name), int(numel)) for name, numel in said["blocks"]),
             weights_sha256=str(said["weights_sha256"]),
+            ancestors=tuple(str(run) for run in said.get("ancestors", ())),  # not in a file of an earlier version
         )
 
     def refuse_other_blocks(self, blocks: Sequence[Block]) -> None:

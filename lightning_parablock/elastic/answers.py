@@ -106,6 +106,7 @@ class Answers:
                 is_leaving=seat.is_leaving,
                 samples=seat.options.samples,
                 checkpoint_round=seat.checkpoint_round,
+                lineage=seat.lineage,
                 was_member=seat.was_member,
             )
         return Reply({"report": report.to_json()})

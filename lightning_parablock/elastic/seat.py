@@ -10,6 +10,7 @@ from lightning_parablock.desk.caller import call
 from lightning_parablock.desk.message import Identity, Reply
 from lightning_parablock.elastic.arbiter import Candidate, new_incarnation
 from lightning_parablock.errors import MembershipError, ParaBlockError, UnreachableError
+from lightning_parablock.regroup.lineage import Lineage
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.regroup.member import Membership
 from lightning_parablock.regroup.report import Decision
@@ -67,6 +68,7 @@ class Seat:
         is_draining: Whether this site has trained its last round, so that no site is admitted any more.
         is_over: Whether all members have everything, so that a site that goes is no loss.
         checkpoint_round: Round with which the checkpoint begins that a founder would continue from; -1 for none.
+        lineage: Of the run that saved this checkpoint; empty for none.
         was_member: Whether the site has started a round of the run before and holds nothing of it any more.
         own_seal: The generation that this site has sealed last without being asked; -1 for none.
         n_blocks: Number of blocks of the model, once it is known.
@@ -94,6 +96,7 @@ class Seat:
     is_draining: bool = False
     is_over: bool = False
     checkpoint_round: int = -1
+    lineage: Lineage = ()
     was_member: bool = False
     n_blocks: int = 1
     own_seal: int = -1

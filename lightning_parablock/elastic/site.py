@@ -28,6 +28,7 @@ from lightning_parablock.errors import (
     PeerTimeoutError,
     RefusedError,
 )
+from lightning_parablock.regroup.lineage import Lineage
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.regroup.report import Decision
 from lightning_parablock.settings.ports import PortRange
@@ -48,6 +49,9 @@ class Site:
         host: Address at which the other sites reach this one.
         ports: Range of ports for the desk and the store; None for any.
         record: Where the site notes the run that it takes part in; None for nowhere.
+
+    Attributes:
+        ancestors: Ids of the runs from which the run descends, oldest first; empty until the founders have agreed.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Site:
         self._desk = Desk(host, ports=ports, check=self._refuse_strangers)
         self.store = host_store(host, ports)
         self.journal = Journal(options.site)
+        self.ancestors: Lineage = ()
         self._seat = Seat(options, self._desk.address, f"{host}:{self.store.port}")
         self.gathers = Gathers(self._seat, options.straggler_timeout_s, options.rejoin_timeout_s)
         self._answers = Answers(self._seat, self._note_opening)
@@ -140,7 +145,9 @@ class Site:
             PeerTimeoutError: too few sites came within ``rejoin_timeout_s``.
         """
         seat = self._seat
-        seat.facts, seat.checkpoint_round = dict(facts), -1 if checkpoint is None else checkpoint.round
+        seat.facts = dict(facts)
+        if checkpoint is not None:
+            seat.checkpoint_round, seat.lineage = checkpoint.round, checkpoint.lineage
         seat.was_member = bool(self._record.read())
         self._watcher.start()
         wait = LimitedWait(seat.options.rejoin_timeout_s, reports=SOON)

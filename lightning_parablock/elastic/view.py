@@ -12,6 +12,7 @@ from lightning_parablock.blocks.flat import FlatBlocks
 from lightning_parablock.elastic.journal import Journal
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.federation.schedule import Schedule
+from lightning_parablock.regroup.lineage import Lineage
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Transport
@@ -24,10 +25,12 @@ class HeldCheckpoint:
     Attributes:
         round: The round at whose beginning it was saved.
         log: The membership log up to then.
+        lineage: Of the run that saved it.
     """
 
     round: int
     log: MembershipLog
+    lineage: Lineage
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,11 @@ class SiteView(Protocol):
 
     Attributes:
         journal: Its account of the openings, and of its own end.
+        ancestors: Ids of the runs from which the run descends, oldest first; set before the first round.
     """
 
     journal: Journal
+    ancestors: Lineage
 
     @property
     def client(self) -> int:

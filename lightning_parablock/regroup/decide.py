@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lightning_parablock.errors import MembershipError, TooFewSitesError, WeightsLostError
 from lightning_parablock.regroup.candidates import clients_of_joiners
 from lightning_parablock.regroup.keys import BEFORE_ALL, Key
+from lightning_parablock.regroup.lineage import newest_of
 from lightning_parablock.regroup.log import MembershipLog, Record, Restored
 from lightning_parablock.regroup.report import Decision, Report, Source, Standing
 
@@ -69,7 +70,9 @@ def decide(
 def _found(generation: int, founders: Sequence[Report], rules: Rules) -> Decision:
     """No site holds W: the run begins, or begins again where the newest checkpoint does."""
     founders = sorted(founders, key=lambda report: report.site)
-    begin = max(report.checkpoint_round for report in founders)
+    # Files of unrelated runs are refused by all founders as soon as they compare what they hold.
+    donor = newest_of([(report.checkpoint_round, report.lineage) for report in founders])
+    begin = -1 if donor is None else founders[donor].checkpoint_round
     may_not = [report.site for report in founders if report.was_member]
     if begin < 0 and may_not:
         raise WeightsLostError(
@@ -87,7 +90,6 @@ def _found(generation: int, founders: Sequence[Report], rules: Rules) -> Decisio
         sites={client: founder.site for client, founder in enumerate(founders)},
         samples={client: founder.samples for client, founder in enumerate(founders)},
     )
-    donor = None if begin < 0 else next(i for i in ids if founders[i].checkpoint_round == begin)
     return Decision(record, MembershipLog((record,)), landed={}, donor=donor)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightning_parablock.regroup.keys import BEFORE_ALL, Key
+from lightning_parablock.regroup.lineage import Lineage
 from lightning_parablock.regroup.log import MembershipLog, Record, as_key
 
 Label = tuple[Key, int]
@@ -69,6 +70,7 @@ class Report:
         is_leaving: Whether it gives what it has and goes.
         samples: Number of its training samples.
         checkpoint_round: For a founder: round at which the checkpoint begins that it would continue from; -1 for none.
+        lineage: Of the run that saved this checkpoint; empty for none.
         was_member: Whether the site has started a round of this run before, holds nothing of it any more, and so must
             not found it again without a checkpoint.
     """
@@ -81,6 +83,7 @@ class Report:
     is_leaving: bool = False
     samples: int = 0
     checkpoint_round: int = -1
+    lineage: Lineage = ()
     was_member: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -94,6 +97,7 @@ class Report:
             "is_leaving": self.is_leaving,
             "samples": self.samples,
             "checkpoint_round": self.checkpoint_round,
+            "lineage": self.lineage,
             "was_member": self.was_member,
         }
 
@@ -109,6 +113,7 @@ class Report:
             is_leaving=bool(said["is_leaving"]),
             samples=int(said["samples"]),
             checkpoint_round=int(said["checkpoint_round"]),
+            lineage=tuple(str(run) for run in said["lineage"]),
             was_member=bool(said["was_member"]),
         )
 

@@ -16,6 +16,7 @@ from lightning_parablock.checkpointing.payloads import from_bytes, to_bytes
 from lightning_parablock.checkpointing.plain import is_remote
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.collectives import Gathering
+from lightning_parablock.regroup.lineage import Lineage, are_of_one_lineage, newest_of
 from lightning_parablock.strategy.elastic_run import ElasticRun
 
 _WHAT = "the checkpoint from which the run continues"
@@ -39,17 +40,22 @@ class _Told(NamedTuple):
 
     Attributes:
         path: What the user named, or a search has found; None for none.
-        run: Id of the run that saved the file; empty where the site has none.
+        lineage: Of the run that saved the file; empty where the site has none.
         round: With which a run begins that continues from it.
         weights_sha256: Checksum of W in it.
         problem: Why this run cannot continue from it; empty for no reason.
     """
 
     path: str | None
-    run: str = ""
+    lineage: Lineage = ()
     round: int = -1
     weights_sha256: str = ""
     problem: str = ""
+
+    @property
+    def described(self) -> str:
+        """The file in words."""
+        return f"{self.path}, run {self.lineage[-1]}, round {self.round}"
 
 
 def held_checkpoint(files: CheckpointIO, path: str | None, weights_only: bool | None = None) -> HeldFile | None:
@@ -83,11 +89,13 @@ class ShareOfCheckpoint:
         source_rank: Number of the first founder that has it.
         source: Its client id.
         is_everywhere: Whether all founders have it.
+        lineage: Of the run that saved it.
     """
 
     source_rank: int
     source: int
     is_everywhere: bool
+    lineage: Lineage
 
     @classmethod
     def agreed(
@@ -103,25 +111,25 @@ class ShareOfCheckpoint:
             settings: The run's, printable.
 
         Raises:
-            ConfigurationError: no founder has the file that was named, their files are of several runs, or of a run
-                with other settings; the same at all founders.
+            ConfigurationError: no founder has the file that was named, their files are of runs of which neither
+                continued the other, or of a run with other settings; the same at all founders.
         """
         mine = _Told(path)
         if held is not None:
             entry = held.entry
             problem = _other_setting(entry.settings, settings)
-            mine = _Told(path, entry.run, entry.round, entry.weights_sha256, problem)
+            mine = _Told(path, entry.lineage, entry.round, entry.weights_sha256, problem)
         told: list[_Told] = [_Told(*one) for one in ranks.gather_objects(_plain(mine))]
         if not run.entry.is_founder:
             return None
         founders = [f"site {run.name_of(client)}" for client in run.group.clients]
         _refuse_unfit(told, founders)
-        having = [(one.round, -rank) for rank, one in enumerate(told) if one.run]
-        if not having:
+        source = newest_of([(one.round, one.lineage) for one in told])
+        if source is None:
             return None
-        source = -max(having)[1]
+        _say_what_yields(told, source, founders)
         is_everywhere = all(one[1:] == told[source][1:] for one in told)
-        return cls(source, run.group.clients[source], is_everywhere)
+        return cls(source, run.group.clients[source], is_everywhere, told[source].lineage)
 
     def load(self, run: ElasticRun, held: HeldFile | None) -> tuple[dict[str, Any], ElasticEntry]:
         """The checkpoint and its entry; collective among the founders where not all of them have it.
@@ -163,15 +171,15 @@ def _other_setting(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
 def _refuse_unfit(told: Sequence[_Told], founders: Sequence[str]) -> None:
     """Raise a ConfigurationError where the founders' files do not say from where the run continues."""
     named = [(site, one) for site, one in zip(founders, told, strict=True) if one.path is not None]
-    having = [(site, one) for site, one in named if one.run]
+    having = [(site, one) for site, one in named if one.lineage]
     said = "; ".join(f"{site} names {one.path}" for site, one in named)
     if named and not having:
         raise ConfigurationError(f"no founder has the checkpoint that was to be continued: {said}; correct ckpt_path")
-    if len({one.run for _, one in having}) > 1:
-        files = "; ".join(f"{site} has {one.path}, run {one.run}, round {one.round}" for site, one in having)
+    if not are_of_one_lineage(one.lineage for _, one in having):
+        files = "; ".join(f"{site} has {one.described}" for site, one in having)
         raise ConfigurationError(
-            f"the founders' checkpoints are of different runs: {files}; keep those of one run, and start the other "
-            "sites without ckpt_path: they get it"
+            f"the founders' checkpoints are of different runs: {files}; none of these runs descends from all the "
+            "others: keep the files of one, and start the other sites without ckpt_path: they get it"
         )
     for site, one in having:
         if one.problem:
@@ -179,3 +187,16 @@ def _refuse_unfit(told: Sequence[_Told], founders: Sequence[str]) -> None:
                 f"{one.path} at {site} was saved with {one.problem}; set it as it was, or load the weights into the "
                 "module to begin a new run with them"
             )
+
+
+def _say_what_yields(told: Sequence[_Told], source: int, founders: Sequence[str]) -> None:
+    older = [
+        f"{one.described} ({site})"
+        for site, one in zip(founders, told, strict=True)
+        if one.lineage and one.lineage != told[source].lineage
+    ]
+    if older:
+        rank_zero_info(
+            f"parablock: the run continues from {told[source].described} ({founders[source]}); not used, since that "
+            f"run descends from the one that saved it: {'; '.join(older)}"
+        )

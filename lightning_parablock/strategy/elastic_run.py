@@ -110,6 +110,7 @@ class ElasticRun:
             log=self.site.log,
             settings=settings.fingerprint(),
             blocks=tuple((block.name, block.numel) for block in blocks),
+            ancestors=self.site.ancestors,
         )
 
 

@@ -129,7 +129,10 @@ class SessionHost(ElasticRanks):
     def _held_checkpoint(self) -> HeldCheckpoint | None:
         noted = noted_choice(self._trainer)
         self._held = held_checkpoint(self.checkpoint_io, noted.path, noted.weights_only)
-        return None if self._held is None else HeldCheckpoint(self._held.entry.round, self._held.entry.log)
+        if self._held is None:
+            return None
+        entry = self._held.entry
+        return HeldCheckpoint(entry.round, entry.log, entry.lineage)
 
     def choose_checkpoint(self, path: str | None) -> str | None:
         """What this site loads: founders the newest checkpoint that any of them has, guests none. Collective.
@@ -140,6 +143,9 @@ class SessionHost(ElasticRanks):
         assert self.elastic is not None
         settings = self.settings.fingerprint()
         self._shared = ShareOfCheckpoint.agreed(self, self.elastic, path, self._held, settings)
+        lineage = () if self._shared is None else self._shared.lineage
+        # Guests save checkpoints of this run, too, and get to know its ancestors from a founder.
+        self.elastic.site.ancestors = self.elastic.group.broadcast(lineage, 0)
         if self._shared is None:
             self._held = None
             return None

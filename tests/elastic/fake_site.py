@@ -70,6 +70,7 @@ class FakeSite:
         self.journal = Journal(board.names.get(client, str(client)))
         self.facts: Mapping[str, str] = {}
         self.checkpoint: HeldCheckpoint | None = None
+        self.ancestors: tuple[str, ...] = ()
         self.has_left = self.is_closed = self.is_draining = self.has_finished = False
         self.gathered: list[tuple[str, int]] = []
 

@@ -75,6 +75,27 @@ def test_a_guest_takes_no_notice_of_a_checkpoint(tmp_path: Path, monkeypatch: py
     assert all(torch.equal(a, b) for a, b in zip(donors.parameters(), joiners.parameters(), strict=True))
 
 
+def test_a_checkpoint_says_from_which_runs_its_run_descends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files: list[str] = []
+    for index, run in enumerate(("first", "second", "third")):
+        board = Board({0: "a"}, first_round=2 if index else 0)
+        for is_founder in (True, False):
+            site = FakeSite(board, 0, is_founder=is_founder)
+            site.run_id = run
+            enter(monkeypatch, site)
+            folder = tmp_path / f"{run} {is_founder}"
+            path = None if not files else files[-1] if is_founder else files[0]  # a guest's file may be of any run
+            fit(folder, Module(), callbacks=[saving(folder, 11)], enable_checkpointing=True, ckpt_path=path)
+            file = saved(folder)[11]
+            entry = ElasticEntry.of(torch.load(file, weights_only=True), str(file))
+            assert (entry.run, entry.ancestors) == (run, ("first", "second", "third")[:index])
+            if is_founder:
+                assert (site.checkpoint.lineage if site.checkpoint else ()) == ("first", "second")[:index]
+                files.append(str(file))
+                board.admitted_at = 2
+                board.slots.clear()
+
+
 class Fails(Callback):
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.global_step == 6:
@@ -118,15 +139,28 @@ def test_other_blocks_are_refused() -> None:
 SETTINGS = {"seed": "3"}
 
 
-def entry_of(round_index: int, run: str = "run", settings: dict[str, str] = SETTINGS) -> ElasticEntry:
-    log = Board({0: "a"}).log
-    return ElasticEntry(round_index, f"start of {round_index}".encode(), run, "a", log, settings, (("all", 4),))
+def entry_of(
+    round_index: int, run: str = "run", settings: dict[str, str] = SETTINGS, ancestors: tuple[str, ...] = ()
+) -> ElasticEntry:
+    log, start = Board({0: "a"}).log, f"start of {round_index}".encode()
+    return ElasticEntry(round_index, start, run, "a", log, settings, (("all", 4),), ancestors=ancestors)
 
 
 def held(round_index: int, value: float, scalars: int = 4, **other: Any) -> HeldFile:
     saved = {"state_dict": {"w": torch.full((scalars,), value)}, "epoch": 0, "global_step": 1}
     checkpoint = with_entry({**saved, "pytorch-lightning_version": "2.6.0"}, entry_of(round_index, **other))
     return HeldFile(checkpoint, ElasticEntry.of(checkpoint, "here"))
+
+
+def test_a_file_from_before_ancestors_were_recorded_has_none() -> None:
+    checkpoint = held(3, 1.0, ancestors=("old",)).checkpoint
+    assert ElasticEntry.of(checkpoint, "here").ancestors == ("old",)
+    del checkpoint[KEY]["ancestors"]
+    assert ElasticEntry.of(checkpoint, "here").ancestors == ()
+
+
+def descendant(round_index: int, value: float) -> HeldFile:
+    return held(round_index, value, run="young", ancestors=("older", "old"))
 
 
 class Gatherers(Ranks):
@@ -145,6 +179,10 @@ class Gatherers(Ranks):
         pytest.param([held(4, 1.0)] * 3, (4, 1.0), id="all have it"),
         pytest.param([None, held(1, 5.0, PIECE_BYTES // 4 + 7), None], (1, 5.0), id="in pieces"),
         pytest.param([None, None, None], None, id="none"),
+        pytest.param([held(9, 1.0, run="old"), descendant(2, 2.0), None], (2, 2.0), id="a descendant's"),
+        pytest.param(
+            [descendant(2, 1.0), held(9, 2.0, run="older"), descendant(4, 3.0)], (4, 3.0), id="a descendant's newest"
+        ),
     ],
 )
 def test_founders_take_the_newest_that_any_of_them_has(files: list[HeldFile | None], expected: Any) -> None:
@@ -175,6 +213,11 @@ def test_founders_take_the_newest_that_any_of_them_has(files: list[HeldFile | No
             [held(900, 1.0, run="old"), held(40, 1.0)],
             "different runs: site a has a.ckpt, run old, round 900; site b has b.ckpt, run run, round 40",
             id="another run",
+        ),
+        pytest.param(
+            [held(3, 1.0, run="one", ancestors=("old",)), held(5, 1.0, run="two", ancestors=("old",))],
+            "different runs: site a has a.ckpt, run one, round 3; site b has b.ckpt, run two, round 5",
+            id="two that continued the same run",
         ),
         pytest.param(
             [None, held(2, 1.0, settings={"seed": "3", "local_steps": "4"})],

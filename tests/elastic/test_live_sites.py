@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_parablock.elastic.run_record import RunRecord
+from lightning_parablock.elastic.view import HeldCheckpoint
 from lightning_parablock.errors import PeerTimeoutError
+from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.settings import Settings
+from tests.elastic.fake_site import together
 from tests.elastic.live_sites import KilledError, ToySite
 from tests.support.local_arbiter import LocalLighthouse
 
@@ -115,6 +119,16 @@ def test_a_site_that_leaves_is_let_go() -> None:
     assert rest[0].site.log.newest.gone == {0: "left"}
     for site in rest:
         site.site.close()
+
+
+def test_founders_begin_where_the_newest_file_of_the_youngest_run_does() -> None:
+    lighthouse = LocalLighthouse(founders=2)
+    sites = [ToySite(name, lighthouse, Settings(), 1, pause_s=0.0, min_clients=2).site for name in "ab"]
+    files = [HeldCheckpoint(9, MembershipLog(), ("x",)), HeldCheckpoint(5, MembershipLog(), ("x", "y"))]
+    entries = together([partial(site.enter, {}, file) for site, file in zip(sites, files, strict=True)])
+    assert [(one.is_founder, one.first_round) for one in entries] == [(True, 5)] * 2
+    for site in sites:
+        site.close()
 
 
 def test_a_site_that_has_started_a_run_does_not_found_it_again(tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ def test_of_equal_checkpoints_the_first_one_counts() -> None:
     assert made.donor == 0
 
 
+def test_a_founding_begins_with_the_newest_checkpoint_of_the_youngest_run() -> None:
+    old = guest("a", checkpoint_round=9, lineage=("x",))
+    young = [guest(site, checkpoint_round=n, lineage=("x", "y")) for site, n in (("b", 3), ("c", 5))]
+    for reports in itertools.permutations([old, *young]):
+        made = decide(0, reports, STAR)
+        assert (made.record.first_round, made.record.kept, made.donor) == (5, (4, 1), 2)
+
+
 def test_who_leaves_founds_nothing() -> None:
     with pytest.raises(TooFewSitesError, match="1 sites are here"):
         decide(0, [guest("a"), guest("b", is_leaving=True)], replace(STAR, min_clients=2))
