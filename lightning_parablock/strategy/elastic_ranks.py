@@ -54,6 +54,8 @@ class ElasticRanks(RankStrategy):
         )
         self._elastic: ElasticRun | None = None
         self._dropped: DroppedError | None = None
+        # What stays of the newest fit when an evaluation follows: not its site, which holds W.
+        self._past_log, self._past_lines = MembershipLog(), tuple[Line, ...]()
         self._environment: ElasticEnvironment | None = None
         if settings.lighthouse is not None:
             require_installed()
@@ -71,13 +73,16 @@ class ElasticRanks(RankStrategy):
 
     @property
     def membership_log(self) -> MembershipLog:
-        """All generations of an elastic run, oldest first; empty with a fixed membership."""
-        return MembershipLog() if self._elastic is None else self._elastic.site.log
+        """All generations of an elastic run, oldest first; empty with a fixed membership.
+
+        Evaluations and predictions keep the log of the fit before them.
+        """
+        return self._past_log if self._elastic is None else self._elastic.site.log
 
     @property
     def membership_lines(self) -> tuple[Line, ...]:
-        """What this site has noted of the openings, with times, oldest first; empty with a fixed membership."""
-        return () if self._elastic is None else self._elastic.site.journal.lines
+        """What this site has noted of the openings, with times, oldest first; kept and empty as the log is."""
+        return self._past_lines if self._elastic is None else self._elastic.site.journal.lines
 
     @property
     def client_sites(self) -> Mapping[int, str]:
@@ -180,12 +185,18 @@ class ElasticRanks(RankStrategy):
 
     @override
     def setup_environment(self) -> None:
-        self._elastic = self._dropped = None
+        self._forget_site()
         if self._environment is not None:
             self._environment.forget()
         super().setup_environment()
         if self._environment is not None and self._takes_part:
             self._enter(self._environment)
+
+    def _forget_site(self) -> None:
+        keeps = not self._takes_part
+        self._past_log = self.membership_log if keeps else MembershipLog()
+        self._past_lines = self.membership_lines if keeps else ()
+        self._elastic = self._dropped = None
 
     def _enter(self, environment: ElasticEnvironment) -> None:
         assert self._site is not None

@@ -71,6 +71,26 @@ def test_a_single_site_trains_the_bits_of_a_fixed_membership(board: Board, tmp_p
     assert board.agreed and sorted(board.round_starts) == [0, 1, 2, 3]
 
 
+def test_the_log_of_the_newest_fit_is_readable_until_the_next_one_begins(board: Board, tmp_path: Path) -> None:
+    used = elastic()
+    site = FakeSite(board, 0)
+    site.journal.note_opening(board.log, "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name, folder: site)
+        trainer, module = fit(used, tmp_path, max_epochs=1)
+    for _ in range(2):
+        trainer.validate(module, loader_of(3, 0), verbose=False)
+        assert used.membership_log == board.log and used.membership_lines == site.journal.lines
+
+    def enters_nothing(*args: Any) -> Any:
+        raise PeerTimeoutError("nobody has come")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PeerTimeoutError):
+        patch.setattr("lightning_parablock.strategy.elastic_ranks.open_site", enters_nothing)
+        trainer.fit(module, loader_of(BATCHES, 0))
+    assert not used.membership_log.records and not used.membership_lines
+
+
 def test_checkpoints_are_in_the_folder_of_the_site(board: Board, tmp_path: Path) -> None:
     saving = ModelCheckpoint(tmp_path / "kept", monitor="val_loss", save_last=True)
     fit(elastic(), tmp_path, callbacks=[saving], enable_checkpointing=True)
