@@ -119,7 +119,7 @@ def _make(workers: Workers, run: Run, source: dict[str, Any], done: Records) -> 
     facts = asdict(run) | chosen | {"delay_steps": strategy.get("delay_steps", local_steps), "options": strategy}
     record = combined(answers, facts, method.turns)
     if set(record["examples"]) != {steps * BATCH_SIZE}:
-        raise RunFailedError(f"not equal samples: {record['examples']} instead of {steps * BATCH_SIZE} a client")
+        raise RunFailedError(f"not equal samples: {record['examples']} instead of {steps * BATCH_SIZE} per client")
     return record
 
 

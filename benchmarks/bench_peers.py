@@ -139,7 +139,7 @@ def _keep(options: argparse.Namespace, state: State, part: str, key: str, make: 
 
 def _said(part: str, made: Run) -> str:
     if part == "timing":
-        return f"{round_s(made)[0]:.2f} s a round"
+        return f"{round_s(made)[0]:.2f} s per round"
     return " ".join(f"{point['step']}:{point['loss']:.4f}" for point in curve(made))
 
 

@@ -46,7 +46,7 @@ class PeerError(ParaBlockError):
 
         Args:
             n_rounds: How many rounds there were.
-            may_be_dropped: Whether the others may have gone on without this client, and without what it did last.
+            may_be_dropped: Whether the others may have continued without this client, and without what it did last.
         """
         then = (
             "; this client has merged every exchange, so its model is the finished one, which is on its disk: use it, "
@@ -55,7 +55,7 @@ class PeerError(ParaBlockError):
         if may_be_dropped:
             then = (
                 "; this site has merged every exchange, and its model is on its disk; if it was frozen or cut off, the "
-                "others have gone on without it and may have ended with other weights: then take theirs"
+                "others have continued without it and may have ended with other weights: then take theirs"
             )
         return self._located(f"after the last of {n_rounds} rounds", then)
 
@@ -80,7 +80,7 @@ class ProtocolError(PeerError):
 
 
 class MembershipError(ParaBlockError):
-    """A site cannot take part in the run, or the run cannot go on with the sites that are left; names them."""
+    """A site cannot take part in the run, or the run cannot continue with the sites that are left; names them."""
 
 
 class TooFewSitesError(MembershipError):
@@ -88,7 +88,7 @@ class TooFewSitesError(MembershipError):
 
 
 class WeightsLostError(MembershipError):
-    """No site that is here holds the committed model, and those that are here may not start the run anew."""
+    """No site that is here holds the committed model, and those that are here may not start the run again."""
 
 
 class SealedError(MembershipError):
@@ -120,10 +120,10 @@ class ArbiterError(MembershipError):
 
 
 class UnreachableError(PeerError):
-    """Another site's desk gave no answer: nobody listens there, the connection was cut, or it stayed silent.
+    """Another site's desk gave no answer: nothing listens there, the connection was cut, or it stayed silent.
 
     Attributes:
-        kind: ``"refused"``: nobody listens at the address; ``"cut"``: the connection ended; ``"silent"``: nothing came
+        kind: ``"refused"``: nothing listens at the address; ``"cut"``: the connection ended; ``"silent"``: nothing came
             within the limit; ``"foreign"``: what answered is no desk.
     """
 

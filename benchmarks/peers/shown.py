@@ -17,7 +17,7 @@ def markdown(rows: Iterable[Row]) -> str:
     trained = _table(
         ("", "learning rate", "final loss", "sent, GB", "rounds to the target", "GB to it"), _trained, rows
     )
-    timed = _table(("", *(f"{link}: s a round x rounds = s" for link in LINKS)), _timed, rows)
+    timed = _table(("", *(f"{link}: s per round x rounds = s" for link in LINKS)), _timed, rows)
     return f"{trained}\n\n{timed}"
 
 

@@ -37,7 +37,7 @@ def partition(module: nn.Module, blocks: str | int | Sequence[str], unmatched: U
 
     Args:
         module: Only parameters with ``requires_grad`` take part.
-        blocks: "layers", a number of byte-balanced runs of neighbours, or regular expressions, one a block.
+        blocks: "layers", a number of byte-balanced runs of neighbours, or regular expressions, one per block.
         unmatched: For patterns: whether a trainable parameter that none matches is an error or stays frozen.
 
     Raises:

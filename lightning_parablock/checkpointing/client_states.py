@@ -78,7 +78,7 @@ class ClientStates:
         self._check_weights(checkpoint, entry, path)
         if entry.n_ranks != self._ranks.world_size:
             log.warning(
-                "parablock: %s was saved by %d clients, and %d go on: the committed model, the server's state and "
+                "parablock: %s was saved by %d clients, and %d continue: the committed model, the server's state and "
                 "the number of the round (%d) are kept, the clients' own state starts fresh",
                 *(path, entry.n_ranks, self._ranks.world_size, entry.round),
             )
@@ -143,7 +143,7 @@ class ClientStates:
     def _fresh(
         self, checkpoint: dict[str, Any], entry: Entry | None, sidecars: Mapping[int, Any], problem: str | None
     ) -> Resumed:
-        """Continue with the committed model, the server's state and the round; every client begins its round anew."""
+        """Continue with the committed model, the server's state and the round; every client begins its round again."""
         if problem is not None:
             if self._settings.missing_client_state == "error":
                 raise CheckpointError(
@@ -153,7 +153,7 @@ class ClientStates:
             log.warning("parablock: %s: the clients' own state starts fresh", problem)
         for state in checkpoint.setdefault("optimizer_states", []):
             state["state"] = {}
-        checkpoint.setdefault("lr_schedulers", [])  # a file with the weights alone has none: they start anew
+        checkpoint.setdefault("lr_schedulers", [])  # a file with the weights alone has none: they start fresh
         if entry is None:
             return Resumed(0, None)
         return Resumed(entry.round, None, self._server_pieces(entry, sidecars), blocks=entry.blocks)
@@ -166,7 +166,8 @@ class ClientStates:
             holders = [rank for rank, held in enumerate(who_has) if old_rank in held]
             if not holders:
                 log.warning(
-                    "parablock: the state of old client %d is nowhere: its part of the server's is zero", old_rank
+                    "parablock: the state of old client %d was not found: its part of the server's state is zero",
+                    old_rank,
                 )
                 continue
             own: list[dict[str, Any]] = []

@@ -61,7 +61,7 @@ def _why_foreign(value: Any, buffer: io.BytesIO) -> str | None:
     """Write the value, and say what in it is not plain."""
     try:
         torch.save(value, buffer)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:  # the kinds that pickle raises by turns
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # pickle may raise any of these
         return str(error)
     unknown = [name for name in _globals(buffer) if _record(name) is None]
     if not unknown:

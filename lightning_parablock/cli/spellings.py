@@ -173,7 +173,8 @@ def _refuse_misplaced(value: Section) -> None:
     beside = [name for name in value if name not in _KEYS]
     if beside:
         raise ConfigurationError(
-            f"{', '.join(beside)} beside class_path is not read: write init_args: {{{beside[0]}: ...}} under strategy"
+            f"{', '.join(beside)} beside class_path would be ignored: write init_args: {{{beside[0]}: ...}} under "
+            "strategy"
         )
     if value["class_path"] in _CLASS_NAMES and value.get("dict_kwargs"):
-        raise ConfigurationError(f"dict_kwargs of strategy is not read by {STRATEGY_CLASS_PATH}: use init_args")
+        raise ConfigurationError(f"dict_kwargs of strategy would be ignored by {STRATEGY_CLASS_PATH}: use init_args")

@@ -32,7 +32,7 @@ def methods_of(listed: str) -> list[Method]:
     """The methods of a list with commas: names of overlays in ``configs/methods``, presets, or paths of YAML files.
 
     Raises:
-        ConfigurationError: a name is not known (the message names the nearest one) or stands twice, or nothing does.
+        ConfigurationError: a name is not known (the message names the nearest one) or given twice, or there is none.
     """
     methods = [_method(word) for word in _words(listed)]
     if not methods:
@@ -47,14 +47,14 @@ def seeds_of(listed: str) -> list[int]:
     """The seeds of a list with commas.
 
     Raises:
-        ConfigurationError: one is no whole number >= 0, or stands twice.
+        ConfigurationError: one is no whole number >= 0, or is given twice.
     """
     words = _words(listed)
     if not words or not all(word.isdigit() for word in words):
         raise ConfigurationError(f"seeds must be whole numbers >= 0 with commas between, such as 0,1,2, got {listed!r}")
     seeds = [int(word) for word in words]
     if len(set(seeds)) < len(seeds):
-        raise ConfigurationError(f"a seed stands twice in seeds {listed!r}")
+        raise ConfigurationError(f"a seed is given twice in seeds {listed!r}")
     return seeds
 
 

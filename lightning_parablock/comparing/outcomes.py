@@ -37,7 +37,7 @@ class Outcome:
         seed: Of everything.
         folder: Folder of the run.
         error: The last line of a run that failed; None for one that is finished.
-        loss_before: Held-out loss before training, with the shipped model in nats a token; None where not measured.
+        loss_before: Held-out loss before training, with the shipped model in nats per token; None where not measured.
         loss_after: The same of the committed model after the last exchange.
         samples: That a client trained on, the mean over the clients; None where neither the rounds nor the batch size
             tell.

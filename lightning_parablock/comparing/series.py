@@ -142,7 +142,7 @@ def _write(series: Series, what: str, outcomes: Sequence[Outcome]) -> None:
 
 
 def _leave(n_done: int, error: BaseException) -> NoReturn:
-    print(f"interrupted; {n_done} runs are done, and the same command goes on from there", flush=True)
+    print(f"interrupted; {n_done} runs are done, and the same command continues from there", flush=True)
     raise SystemExit(error.code if isinstance(error, SystemExit) else INTERRUPTED) from error
 
 

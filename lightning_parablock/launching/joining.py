@@ -161,5 +161,5 @@ def _meet_again(own: Introduction, limit_s: float) -> Meeting:
 
 
 def _attempt() -> str:
-    """Where in the store this meeting is held: a launcher's restarts and later groups meet anew."""
+    """Where in the store this meeting is held: a launcher's restarts and later groups have meetings of their own."""
     return f"parablock/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{len(_stores)}"

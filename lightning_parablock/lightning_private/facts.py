@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, RichProg
 def take_sampler_flag(trainer: Trainer) -> bool:
     """Whether the user left ``use_distributed_sampler`` on; off afterwards.
 
-    Without this, Lightning would deal the rows of every data set among the ranks anew, on top of the fixed shards.
+    Without this, Lightning would deal the rows of every data set among the ranks again, on top of the fixed shards.
     """
     connector: Any = trainer._accelerator_connector  # pyright: ignore[reportPrivateUsage]
     flag, connector.use_distributed_sampler = connector.use_distributed_sampler, False

@@ -27,7 +27,7 @@ class ClientStream:
     """One client's batches, pass after pass.
 
     Args:
-        loader: A DataLoader, or another iterable that begins anew each time.
+        loader: A DataLoader, or another iterable that begins at its start each time.
         seed: Seed of this client and loader.
         client: Its number, for messages.
         names: How clients are named in messages.

@@ -125,19 +125,19 @@ def streams_of(loaders: Mapping[int, Any], hosted: HostedClients) -> dict[int, C
 
 
 def refuse_reloading(trainer: Trainer) -> None:
-    """Refuse loaders that are made anew, or begin anew, while clients are in the middle of theirs.
+    """Refuse loaders that are made or begun again while clients are in the middle of theirs.
 
     Raises:
         ConfigurationError: the trainer would do so.
     """
     if getattr(trainer, "overfit_batches", 0):
         raise ConfigurationError(
-            "Trainer(overfit_batches=...) trains on the first batches again and again, and clients that take turns go "
-            "on through all of theirs; give them smaller data sets"
+            "Trainer(overfit_batches=...) trains on the first batches again and again, and clients that take turns "
+            "continue through all of theirs; give them smaller data sets"
         )
     if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
         raise ConfigurationError(
-            "Trainer(reload_dataloaders_every_n_epochs=...) makes loaders anew, and clients that take turns would lose "
+            "Trainer(reload_dataloaders_every_n_epochs=...) makes new loaders, and clients that take turns would lose "
             "their place in them; leave it out"
         )
 

@@ -129,7 +129,7 @@ class FitLoaders:
 
         Raises:
             DataError: a client has no batch, or equal data sets cannot be cut.
-            ConfigurationError: the trainer would begin loaders anew while clients that take turns are inside them.
+            ConfigurationError: the trainer would begin loaders again while clients that take turns are inside them.
         """
         if stage != RunningStage.TRAINING:
             return self._agree_on_length(self._cut(loader, stage), stage)
@@ -206,7 +206,7 @@ class FitLoaders:
             rank_zero_info(
                 f"parablock: the clients have {lengths_in_words(lengths, ranks)} batches per epoch; "
                 + (
-                    "a client that has used up its data idles while the others go on"
+                    "a client that has used up its data is idle while the others continue"
                     if goes_on
                     else "every client trains on as many as the shortest one has"
                 )

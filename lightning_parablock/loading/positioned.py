@@ -18,7 +18,7 @@ from lightning_parablock.random_state import Stream
 from lightning_parablock.seeds import derive_seed
 
 Position = dict[str, Any]
-"""epoch; cycle: how often the loader began anew within it; batches: how many it has yielded since; stream: the random
+"""epoch; cycle: how often the loader began again within it; batches: how many it has yielded since; stream: the random
 stream's state, where the loader can resume without passing over what it has yielded."""
 
 
@@ -88,7 +88,7 @@ class PositionedLoader(LoaderProxy):
 
     def _begin_stream(self, stream: Stream) -> Iterator[Any]:
         with stream.use():
-            # The loader's own generator would continue from epoch to epoch: here it begins each one anew.
+            # The loader's own generator would continue from epoch to epoch: here each has a seed of its own.
             seed_generators(self._own["generators"])
             return iter(self._loader)
 

@@ -240,9 +240,9 @@ def _why_not_cut(loader: object, stage: RunningStage, who: str) -> str:
     what = f"{who} have identical data sets ({_compared(loader)}), but the {stage.value} loader"
     if named == DistributedSampler.__name__:
         return (
-            f"{what} has a sampler of its own ({named}); where that shuffles, it deals all samples to all clients anew "
-            "in every epoch. Leave it out: the strategy cuts the data set into one fixed shard per client. Or keep it "
-            "with Trainer(use_distributed_sampler=False)"
+            f"{what} has a sampler of its own ({named}); where that shuffles, it deals all samples out among all "
+            "clients again in every epoch. Leave it out: the strategy cuts the data set into one fixed shard per "
+            "client. Or keep it with Trainer(use_distributed_sampler=False)"
         )
     return (
         f"{what} has a sampler of its own ({named}), which cannot be cut into fixed shards; give each client its own "

@@ -22,7 +22,7 @@ def parse_bps(name: str, value: Any) -> float:
     Raises:
         ConfigurationError: the value is neither; the message names the nearest unit.
     """
-    return _parse(name, value, {**_BITS, **_BPS}, "bits a second, such as 100mbit or 1gbit")
+    return _parse(name, value, {**_BITS, **_BPS}, "bits per second, such as 100mbit or 1gbit")
 
 
 def parse_flop_per_s(name: str, value: Any) -> float:
@@ -31,7 +31,7 @@ def parse_flop_per_s(name: str, value: Any) -> float:
     Raises:
         ConfigurationError: the value is neither; the message names the nearest unit.
     """
-    return _parse(name, value, _FLOPS, "floating-point operations a second, such as 50gflops or 100tflops")
+    return _parse(name, value, _FLOPS, "floating-point operations per second, such as 50gflops or 100tflops")
 
 
 def parse_bytes(name: str, value: Any) -> float:

@@ -130,10 +130,10 @@ def _method_table(settings: Settings, n_ranks: int, n_blocks: int) -> Table:
     n_clients = settings.clients or n_ranks
     table.add_row("clients", str(n_clients) if n_clients == n_ranks else f"{n_clients} on {n_ranks} ranks")
     if settings.cohort is not None:
-        table.add_row("cohort", f"{settings.cohort} clients a round, {settings.cohort_sampling}")
+        table.add_row("cohort", f"{settings.cohort} clients per round, {settings.cohort_sampling}")
     table.add_row("blocks", str(n_blocks))
     steps = "agreed by the clients in round 0" if "local_steps" in settings.pending else str(settings.local_steps)
-    table.add_row("local steps", f"{steps} optimizer steps a round" if steps.isdigit() else steps)
+    table.add_row("local steps", f"{steps} optimizer steps per round" if steps.isdigit() else steps)
     table.add_row("delay", _delay(settings))
     for name in ("block_order", "topology", "compression", "server_optimizer", "in_flight_value", "seed"):
         table.add_row(name.replace("_", " "), _said(getattr(settings, name)))

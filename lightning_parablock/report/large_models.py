@@ -20,14 +20,14 @@ HEADINGS = (
     "clients",
     "device GB",
     "host GB",
-    "MB a round",
+    "MB per round",
     "C s",
     "M s: star",
     "sharded",
     "int4",
     "K: sharded",
     "int4",
-    "s a round, int4: blocking",
+    "s per round, int4: blocking",
     "ParaBlock",
 )
 
@@ -59,8 +59,8 @@ def large_models_table(rows: Sequence[Sequence[str]], local_steps: int) -> Group
     for row in rows:
         table.add_row(*row)
     return Group(
-        f"what Llama-3 shapes would take, at the same rates: bfloat16 weights, a block a layer, {local_steps} local "
-        "steps; memory and MB are those of sharded without compression, K the local steps that hide the exchange",
+        f"what Llama-3 shapes would take, at the same rates: bfloat16 weights, one block per layer, {local_steps} "
+        "local steps; memory and MB are those of sharded without compression, K the local steps that hide the exchange",
         table,
     )
 

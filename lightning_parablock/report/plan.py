@@ -133,9 +133,9 @@ def _variants_table(found: Sequence[Variant], chosen: Variant) -> Group:
     table.add_column("topology")
     table.add_column("compression")
     for heading in (
-        "MB a round",
+        "MB per round",
         "M s",
-        "s a round: blocking",
+        "s per round: blocking",
         "ParaBlock",
         "faster",
         "hidden",

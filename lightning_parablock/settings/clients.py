@@ -35,7 +35,7 @@ def read_availability(path: str) -> Availability:
             )
         trace.append(tuple(sorted(set(map(int, words)))))
     if not trace:
-        raise ConfigurationError(f"availability: {path} is empty; it needs a line a round")
+        raise ConfigurationError(f"availability: {path} is empty; it needs one line per round")
     return tuple(trace)
 
 
@@ -58,7 +58,7 @@ class ClientOptions(OptionGroup):
     )
     cohort: int | None = option(
         default=None,
-        check=whole(1, "clients a round", or_none=True),
+        check=whole(1, "clients per round", or_none=True),
         help="Number of clients that train in a round; None means all that are available.",
     )
     cohort_sampling: CohortSampling = option(
@@ -87,7 +87,7 @@ class ClientOptions(OptionGroup):
         )
         require(
             self.cohort is None or self.clients is None or self.cohort <= self.clients,
-            f"cohort={self.cohort} clients a round, but the run has clients={self.clients}",
+            f"cohort={self.cohort} clients per round, but the run has clients={self.clients}",
         )
 
     @property

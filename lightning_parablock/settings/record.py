@@ -52,7 +52,7 @@ class Settings(MethodOptions):
         super().__post_init__()
         require(
             self.buffers == "local" or not self.takes_turns,
-            "buffers='average' needs one client a rank in every round: where clients take turns each keeps its own; "
+            "buffers='average' needs one client per rank in every round: where clients take turns each keeps its own; "
             "leave buffers at 'local'",
         )
         require(
@@ -67,8 +67,8 @@ class Settings(MethodOptions):
         )
         require(
             not self.pending or not self.takes_turns,
-            "local_steps='auto' needs every rank to train one client a round; with clients, cohort or availability "
-            "give it a number",
+            "local_steps='auto' needs every rank to train one client per round; with clients, cohort or "
+            "availability give it a number",
         )
         require(
             not self.is_elastic or self.silence_s >= 2 * self.heartbeat_s,

@@ -39,7 +39,7 @@ class RoundOptions(OptionGroup):
     local_steps: int = option(
         default=16,
         converter=_number_or_auto,
-        check=whole(1, "optimizer steps a round, or 'auto'"),
+        check=whole(1, "optimizer steps per round, or 'auto'"),
         help='Local steps per round (K), in optimizer steps, or "auto". With "auto" the clients agree, after four '
         "steps, on the smallest number from 4 to 256 that hides every exchange behind the computation of the slowest "
         "client; a resumed run keeps it.",

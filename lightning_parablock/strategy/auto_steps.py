@@ -140,7 +140,7 @@ def agree_on_local_steps(
         rank_zero_info(f"parablock: local_steps: {choice.local_steps}; one client has nothing to exchange")
     else:
         facts = (
-            f"the slowest client takes {readable_s(measured.step_s)} a step, the slowest link carries "
+            f"the slowest client takes {readable_s(measured.step_s)} per step, the slowest link carries "
             f"{readable_bps(links.client_bps)}, the longest exchange ({blocks[longest].name}) takes "
             f"{readable_s(exchanges_s[longest])}"
         )

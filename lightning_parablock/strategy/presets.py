@@ -11,7 +11,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "fedbcd": ("federated block coordinate descent, waiting for every exchange", {"delay_steps": 0}),
     "fedavg": ("federated averaging: one block holding everything, waiting", {"blocks": 1, "delay_steps": 0}),
     "fedcybgd": (
-        "a relay: one client a round trains the next block, and all wait for it (arXiv 2406.11706)",
+        "a relay: one client per round trains the next block, and all wait for it (arXiv 2406.11706)",
         {"cohort": 1, "cohort_sampling": "rotation", "block_order": "sequential", "delay_steps": 0},
     ),
     "diloco": (

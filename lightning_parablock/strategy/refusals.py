@@ -89,7 +89,7 @@ def refuse_numbers(settings: Settings, n_ranks: int) -> None:
             f"availability names client {min(unknown)}, but the run has {n_clients} clients, numbered from 0"
         )
     if settings.cohort is not None and settings.cohort > n_clients:
-        raise ConfigurationError(f"cohort={settings.cohort} clients a round, but the run has {n_clients}")
+        raise ConfigurationError(f"cohort={settings.cohort} clients per round, but the run has {n_clients}")
 
 
 @contextmanager

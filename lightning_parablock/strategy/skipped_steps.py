@@ -67,7 +67,7 @@ class SkippedSteps:
             "different numbers of batches": self.out_of_data,
             "own_local_steps or own_local_s": self.own_steps,
             "cohort or availability": self.sits_out,
-            "different numbers of clients a rank": self.idle_turns,
+            "different numbers of clients per rank": self.idle_turns,
             NEW_SITES: self.new_sites,
         }
         return ", ".join(reason for reason, holds in said.items() if holds)
@@ -98,6 +98,6 @@ def refuse_scaler(scale: float, skipped: SkippedSteps) -> None:
     """
     if scale != 1.0 and skipped.in_steps:
         raise ConfigurationError(
-            f"precision '16-mixed' scales gradients and needs some in every step, and clients pass steps by "
+            f"precision '16-mixed' scales gradients and needs some in every step, and clients skip steps "
             f"({skipped.why}); use 'bf16-mixed' or '32-true'"
         )

@@ -42,7 +42,7 @@ class SyncGuard:
             skipped: Why other clients may skip this step.
         """
         refusal = (
-            f"in training_step, where clients pass steps by ({skipped.why}): some would wait for others that do not "
+            f"in training_step, where clients skip steps ({skipped.why}): some would wait for others that do not "
             "come; log without sync_dist, or in validation"
         )
         with self._refusing(refusal if skipped.in_steps else None):

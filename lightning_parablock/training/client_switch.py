@@ -1,8 +1,8 @@
 """What a client finds as it left it when its turn comes, where the clients of a rank take turns on one model.
 
-Its buffers (such as BatchNorm's statistics) follow the client, and so does its random state, which begins anew in each
-of its rounds: a function of (seed, client, round), whichever rank hosts it. The learning rates are the round's: the
-first and the last client of a round go through the same steps of the schedule.
+Its buffers (such as BatchNorm's statistics) follow the client, and so does its random state, which is set at the
+start of each of its rounds: a function of (seed, client, round), whichever rank hosts it. The learning rates are the
+round's: the first and the last client of a round go through the same steps of the schedule.
 """
 
 from __future__ import annotations

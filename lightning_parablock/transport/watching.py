@@ -1,4 +1,4 @@
-"""What a transport needs to know about its peers, whoever watches them."""
+"""What a transport needs to know about its peers, whatever watches them."""
 
 from __future__ import annotations
 

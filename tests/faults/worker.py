@@ -1,7 +1,7 @@
 """One client of a fault test: a Lightning fit whose blocks are large enough that an exchange takes seconds on its link.
 
 Usage: worker.py TOPOLOGY EXCHANGE_TIMEOUT_S STEPS. Prints "step N" after each optimizer step and the weights' hash at
-the end. Under torchrun, one process a host.
+the end. Under torchrun, one process per host.
 """
 
 from __future__ import annotations

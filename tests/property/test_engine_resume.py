@@ -172,7 +172,7 @@ COHORTS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", COHORTS, ids=str)
 @pytest.mark.parametrize("delay_steps", [0, 2, K, K + 1, 2 * K])
 def test_cohorts_stopped_after_every_event_and_rebuilt(delay_steps: int, changes: dict[str, Any]) -> None:
-    """Several clients in turn, idle turns, several blocks a round: also between two turns, and inside the first one."""
+    """Several clients in turn, idle turns, several blocks per round: also between two turns, and within the first."""
     settings = replace(settings_for(delay_steps, "local", ServerNesterov(), Int4()), **changes)
     whole, site = Site(settings, 4), Site(settings, 4)
     while whole.engine.round < 5:

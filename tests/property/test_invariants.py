@@ -273,7 +273,7 @@ def test_after_the_drain_every_client_and_the_server_have_one_hash(delay_steps: 
     assert not any(engine.model._stored), "the drain left copies of W behind"
 
 
-# Records: complete, in order, one a client and round.
+# Records: complete, in order, one per client and round.
 
 
 @pytest.mark.parametrize("delay_steps", DELAYS)

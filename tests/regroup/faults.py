@@ -83,7 +83,7 @@ class Faults:
             self.on(one, self.rng.random(), one.look)
 
     def restart_zombie(self: World, site: Site) -> None:
-        """A process that learns that the run has gone on without it discards everything and starts anew."""
+        """A process that learns that the run has continued without it discards everything and starts again."""
         self.note("zombies")
         self.die(site)
         site.notice_after = 0.0

@@ -18,6 +18,6 @@ def test_it_holds_on_every_rank(ranks: Ranks, scenario: str) -> None:
 def test_the_reasons_are_logged_once(ranks: Ranks) -> None:
     first, second = ranks.run("slowest client")
     assert re.search(
-        r"parablock: local_steps: \d+, agreed by the clients: the slowest client takes 0.5 s a step", first
+        r"parablock: local_steps: \d+, agreed by the clients: the slowest client takes 0.5 s per step", first
     )
     assert "local_steps: " not in second

@@ -68,7 +68,7 @@ def test_a_wrong_value_ends_every_rank_with_one_line(tmp_path: Path) -> None:
     args = ["fit", *TOYS, "--strategy.local_steps", "0", "--run_dir", str(tmp_path / "run")]
     for output in run_ranks(2, ["-m", "lightning_parablock", *args], expect_code=2):
         assert [line for line in output.splitlines() if "Seed set" not in line] == [
-            "error: local_steps must be a whole number >= 1 (optimizer steps a round, or 'auto'), got 0"
+            "error: local_steps must be a whole number >= 1 (optimizer steps per round, or 'auto'), got 0"
         ]
     assert not (tmp_path / "run").exists()
 

@@ -73,7 +73,7 @@ def test_an_end_from_outside_ends_every_client(tmp_path: Path, number: signal.Si
         process.send_signal(number)
         said, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == code
-    assert said.splitlines()[-1] == "interrupted; 0 runs are done, and the same command goes on from there"
+    assert said.splitlines()[-1] == "interrupted; 0 runs are done, and the same command continues from there"
     assert "Traceback" not in said
     assert json.loads((tmp_path / "runs" / "fedbcd-seed0" / "manifest.json").read_text())["state"] != "running"
     assert str(tmp_path) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout

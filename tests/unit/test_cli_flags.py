@@ -154,9 +154,9 @@ def test_two_strategies_in_one_file_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["fedbcd", STRATEGY_CLASS_PATH])
 def test_options_that_would_be_lost_are_refused(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="local_steps beside class_path is not read: write init_args"):
+    with pytest.raises(ConfigurationError, match="local_steps beside class_path would be ignored: write init_args"):
         expand_config(f"strategy: {{class_path: {name}, local_steps: 3}}")
-    with pytest.raises(ConfigurationError, match="dict_kwargs of strategy is not read by lightning_parablock"):
+    with pytest.raises(ConfigurationError, match="dict_kwargs of strategy would be ignored by lightning_parablock"):
         expand_config(f"trainer: {{strategy: {{class_path: {name}, dict_kwargs: {{local_steps: 3}}}}}}")
 
 

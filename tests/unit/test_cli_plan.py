@@ -53,7 +53,7 @@ def test_a_plan_and_the_file_that_fit_takes(
     for expected in (
         "clients 3",
         "9.5 Mbit/s each way (95% of the rate given)",
-        "0.004 s a step, as given",
+        "0.004 s per step, as given",
         "1 x 128 tokens, bfloat16 weights",
         "2 blocks, ",
         "float32 master copy of the active block",
@@ -121,7 +121,7 @@ def test_a_probe_of_this_machine(
         ("--model FOLDER", "rate is missing: give --rate 100mbit"),
         ("--model FOLDER --probe", "rate is missing"),
         ("--model FOLDER --rate 100mbt", "did you mean 'mbit'"),
-        ("--model FOLDER --rate 1gbit --server_rate fast", "server_rate must be bits a second"),
+        ("--model FOLDER --rate 1gbit --server_rate fast", "server_rate must be bits per second"),
         ("--model llama3-80b --rate 1gbit", "did you mean 'llama3-8"),
         ("--model ./nowhere --rate 1gbit", "model './nowhere' does not exist"),
         ("--model FOLDER --rate 1gbit --client 3", "--client is not known; did you mean --clients?"),

@@ -189,7 +189,7 @@ def test_a_plan_of_many_clients_speaks_of_a_rank_and_of_options_as_they_are_give
     text = printed_plan(Settings(blocks=2, clients=1000, cohort=20, server_optimizer=ServerAdam(lr=0.1)), 256)
     for expected in (
         "clients +1000 on 2 ranks\n",
-        "cohort +20 clients a round, uniform\n",
+        "cohort +20 clients per round, uniform\n",
         "compression +none\n",
         r"server optimizer +adam \(lr 0.1\)\n",
         "memory of a rank with its clients in its largest round",

@@ -92,7 +92,10 @@ def test_presets_and_options_in_a_script(
         (("--trainer.strategy.local_steps", "8"), "such as --strategy parablock --strategy.local_steps ..."),
         (("--strategy", "fedbcd", "--strategy.local_step", "8"), "'local_step' is not accepted"),
         (("--config", "methods/fedbcd", "--trainer.strategy.local_step", "8"), "'local_step' is not accepted"),
-        (("--config", "{strategy: {class_path: fedbcd, local_steps: 8}}"), "local_steps beside class_path is not read"),
+        (
+            ("--config", "{strategy: {class_path: fedbcd, local_steps: 8}}"),
+            "local_steps beside class_path would be ignored",
+        ),
         (("--config", "{strategy: {class_path: fedbcd, init_args: {local_step: 8}}}"), "'local_step' is not accepted"),
     ],
 )

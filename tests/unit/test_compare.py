@@ -165,8 +165,8 @@ def test_samples_as_configured_or_as_many_whole_steps_as_fit() -> None:
     [
         ({}, 4, 1),
         ({"cohort": 1}, 4, 4),  # a relay of four clients on four ranks
-        ({"cohort": 2, "clients": 4}, 1, 4),  # two turns a round, in half of the rounds
-        ({"clients": 8}, 2, 4),  # four turns a round
+        ({"cohort": 2, "clients": 4}, 1, 4),  # two turns per round, in half of the rounds
+        ({"clients": 8}, 2, 4),  # four turns per round
         ({"clients": 8, "cohort": 2}, 2, 8),
     ],
 )
@@ -251,7 +251,7 @@ def test_budgets_of_bytes_that_are_refused() -> None:
 def made_up(
     out: Path, method: str, seed: int, *, after: float = 1.0, state: str = "finished", rounds: int = 2
 ) -> PlannedRun:
-    """What two clients would have left that made 4 steps a round of one second and sent a megabyte each."""
+    """What two clients would have left that made 4 steps per round of one second and sent a megabyte each."""
     run = PlannedRun(method, seed, (), {**CONFIGURATION, "seed_everything": seed}, out / f"{method}-seed{seed}")
     run.folder.mkdir(parents=True)
     records = [

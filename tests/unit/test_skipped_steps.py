@@ -1,4 +1,4 @@
-"""What cannot work where clients pass steps by."""
+"""What cannot work where clients skip steps."""
 
 from __future__ import annotations
 

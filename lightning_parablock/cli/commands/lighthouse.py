@@ -23,15 +23,15 @@ def lighthouse_parser() -> CommandParser:
     parser = CommandParser(
         prog=_COMMAND.prog,
         description=f"{_COMMAND.help} One for each run. It holds nothing of the run and may be restarted at any time; "
-        "as long as it is away, the sites go on with those that they have.",
+        "while it is away, the sites that are in the run continue.",
     )
     parser.add_argument("--port", type=int, default=PORT, help="TCP port to listen at; 0 for any.")
     parser.add_argument(
         "--host",
         type=str,
         default="0.0.0.0",
-        help="Address of this machine to listen at. Whoever reaches it can disturb the run: where there is a private "
-        "network, name the address in it. Default: all of this machine.",
+        help="Address of this machine to listen at. Anyone who reaches it can disturb the run: where there is a "
+        "private network, name the address in it. Default: all of this machine.",
     )
     parser.add_argument(
         "--silence_s",

@@ -102,7 +102,7 @@ def _nominal_links(options: PlanOptions) -> Links | None:
 def _pace(options: PlanOptions, mean_flops: float, probed: Probed | None) -> _Pace:
     if options.step_s is not None:
         rate = mean_flops / options.step_s
-        return _Pace(rate, f"{options.step_s:g} s a step, as given: {rate / 1e9:.4g} GFLOP/s")
+        return _Pace(rate, f"{options.step_s:g} s per step, as given: {rate / 1e9:.4g} GFLOP/s")
     if probed is not None:
         speed = probed.slowest
         of = f"{len(probed.speeds)} machines, the slowest counts" if len(probed.speeds) > 1 else "this machine"

@@ -240,7 +240,7 @@ def choices() -> None:
     for index, case in enumerate(CHOICES):
         for delay_steps in (0, K, K + 2, 2 * K)[index % 2 :: 2]:
             check(case, delay_steps, 5 if case != "all" else 4, 7)
-    check("all", K + 1, N_RANKS, 7)  # one client a rank: the same rules as for any number
+    check("all", K + 1, N_RANKS, 7)  # one client per rank: the same rules as for any number
 
 
 SCENARIOS: dict[str, Scenario] = {"choices": choices, "resume": resume, "sites": sites, "thousand": thousand}

@@ -232,7 +232,7 @@ def clients_that_go_on() -> None:
 
 
 def going_on_with_accumulation() -> None:
-    """5 and 12 batches, two a step: the third step of the shorter one has half of its batches, and is a step."""
+    """5 and 12 batches, two per step: the third step of the shorter one has half of its batches, and is a step."""
     used = strategy(uneven_clients="go_on")
     module = run(train=batches(mine(5, 12)), used=used, accumulate_grad_batches=2, max_epochs=1)
     assert steps_made(module) == 6
