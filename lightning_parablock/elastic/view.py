@@ -60,10 +60,12 @@ class Admission:
     Attributes:
         round: n: the round in which its training begins.
         trainer_state: Of the donor at the start of that round, as :meth:`SiteView.keep_round_start` got it.
+        is_founding: Whether all sites begin there, since the run continues from a checkpoint.
     """
 
     round: int
     trainer_state: bytes
+    is_founding: bool = False
 
 
 class SiteView(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,7 @@ class FitSession:
         has_finished: Whether this rank has merged every exchange, so that its model is the finished one.
         weights_sha256: SHA-256 over the blocks of the finished model; None before it is known.
         begun_round: The round whose local steps have begun last; -1 before any has.
+        at_first_batch: What a site that begins where others were has yet to do when its first batch comes.
     """
 
     ranks: RankStrategy
@@ -73,6 +74,7 @@ class FitSession:
     has_finished: bool = False
     weights_sha256: str | None = None
     begun_round: int = -1
+    at_first_batch: Callable[[], None] | None = None
 
     @property
     def engine(self) -> RoundEngine:
@@ -104,7 +106,10 @@ class FitSession:
         joined = self.ranks.joined()
         if joined is not None:
             self.ranks.begin_engine(engine, joined.round)
-            apply_round_start(self.trainer, self.module, self.loaders, joined.trainer_state)
+            state, is_founding = joined.trainer_state, joined.is_founding
+            self.at_first_batch = apply_round_start(
+                self.trainer, self.module, self.loaders, state, is_founding=is_founding
+            )
             self._stop_at_max_rounds()
         elif self.resumed is not None:
             continue_rounds(engine, self.resumed)
@@ -135,6 +140,9 @@ class FitSession:
 
     def begin_batch(self) -> None:
         """A batch has been fetched; it may be the first one of a round."""
+        at_first_batch, self.at_first_batch = self.at_first_batch, None
+        if at_first_batch is not None:
+            at_first_batch()
         if self.begun_round != self.engine.round:
             self.begun_round = self.engine.round
             self.ranks.begin_round(self.begun_round, lambda: capture_round_start(self.trainer, self.module))

@@ -7,7 +7,8 @@ stays its own: its data, its checkpoints, its random state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,11 @@ from torch import Tensor, nn
 
 from lightning_parablock.checkpointing.payloads import from_bytes, to_bytes
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.lightning_private.epoch_metrics import (
+    expect_open_metrics,
+    join_open_metrics,
+    open_metrics,
+)
 from lightning_parablock.lightning_private.round_start import progress_before_batch, start_before_batch
 from lightning_parablock.loading.fit_loaders import FitLoaders
 
@@ -41,6 +47,7 @@ def capture_round_start(trainer: Trainer, module: LightningModule) -> bytes:
             "optimizers": [[_values(group) for group in one.param_groups] for one in trainer.optimizers],
             "callbacks": {one.state_key: state for one in _callbacks(trainer) if (state := one.state_dict())},
             "callback_metrics": dict(trainer.callback_metrics),
+            "open_metrics": open_metrics(trainer),
             "buffers": {name: buffer.detach() for name, buffer in _buffers(module)},
         },
         _WHAT,
@@ -64,7 +71,9 @@ def saved_apart(trainer: Trainer, states: dict[str, Any], *, is_own: bool) -> di
 
 
 @torch.no_grad()
-def apply_round_start(trainer: Trainer, module: LightningModule, loaders: FitLoaders, data: bytes) -> None:
+def apply_round_start(
+    trainer: Trainer, module: LightningModule, loaders: FitLoaders, data: bytes, *, is_founding: bool
+) -> Callable[[], None]:
     """Let a fit that is about to begin do so where another site's trainer was; before its first batch is fetched.
 
     Args:
@@ -72,6 +81,10 @@ def apply_round_start(trainer: Trainer, module: LightningModule, loaders: FitLoa
         module: Its module.
         loaders: Its loaders: their own batches up to that place are skipped.
         data: From :func:`capture_round_start`.
+        is_founding: Whether all sites begin like this one.
+
+    Returns:
+        What remains to be done when the first batch has come.
 
     Raises:
         ConfigurationError: this site has other schedulers, optimizers or callbacks.
@@ -89,8 +102,10 @@ def apply_round_start(trainer: Trainer, module: LightningModule, loaders: FitLoa
         if callback.state_key in state["callbacks"]:
             callback.load_state_dict(state["callbacks"][callback.state_key])
     trainer.callback_metrics.update(state["callback_metrics"])
+    expect_open_metrics(trainer)
     for name, buffer in _buffers(module):
         buffer.copy_(state["buffers"][name])
+    return partial(join_open_metrics, trainer, module, state["open_metrics"], alike=is_founding)
 
 
 def _refuse_differences(trainer: Trainer, state: dict[str, Any]) -> None:

@@ -159,7 +159,7 @@ class SessionHost(ElasticRanks):
         if "callbacks" in checkpoint:
             is_own = self._continued.site == self.elastic.name_of(self.elastic.client)
             checkpoint["callbacks"] = saved_apart(self._trainer, checkpoint["callbacks"], is_own=is_own)
-        self.elastic.beginning = Admission(self._continued.round, self._continued.trainer_state)
+        self.elastic.beginning = Admission(self._continued.round, self._continued.trainer_state, is_founding=True)
         return checkpoint
 
     # --- the life of a session ----------------------------------------------------------------------------------------
