@@ -7,6 +7,7 @@ raise an error, and would be in another part of the program than those that load
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -37,18 +38,24 @@ _noted: WeakKeyDictionary[Trainer, Choice] = WeakKeyDictionary()
 """What this rank's search has found for each trainer, until the ranks have agreed."""
 
 
-def note_choice(trainer: Trainer, weights_only: bool | None = None) -> None:
+def note_choice(
+    trainer: Trainer,
+    weights_only: bool | None = None,
+    searching: Callable[[Trainer], AbstractContextManager[None]] | None = None,
+) -> None:
     """Let a search that fails on this rank be no error yet; to be called before the trainer's work begins.
 
     Args:
         trainer: The trainer.
         weights_only: What the user has said of the objects that the checkpoint may hold; None for nothing.
+        searching: Entered while Lightning searches.
     """
 
     def search(lightnings: Callable[[], Any], ckpt_path: Any) -> Any:
         found, problem = None, None
         try:
-            found = lightnings()
+            with nullcontext() if searching is None else searching(trainer):
+                found = lightnings()
         except ValueError as error:
             problem = str(error)
         _noted[trainer] = Choice(_text(found), found != ckpt_path, problem, weights_only)
@@ -62,7 +69,7 @@ def noted_choice(trainer: Trainer) -> Choice:
     return _noted.get(trainer, Choice(None))
 
 
-def agree_on_newest(trainer: Trainer, elect: Callable[[str | None], str | None]) -> None:
+def agree_on_newest(trainer: Trainer, elect: Callable[[Choice], str | None]) -> None:
     """Let ``elect`` choose in place of :func:`agree_on_choice`.
 
     Args:
@@ -71,13 +78,21 @@ def agree_on_newest(trainer: Trainer, elect: Callable[[str | None], str | None])
     """
 
     def choose(checkpoint_path: Any) -> Any:
-        own = _noted.pop(trainer, Choice(_text(checkpoint_path)))
-        chosen = elect(_text(checkpoint_path))
-        if chosen is None and own.problem is not None:
-            raise ConfigurationError(f"no checkpoint was found: {own.problem}")
-        return chosen
+        own = _noted.pop(trainer, Choice(None))
+        return elect(own._replace(path=_text(checkpoint_path)))
 
     replace_path(trainer, choose)
+
+
+def path_alone(choice: Choice) -> str | None:
+    """The checkpoint for a rank that does by itself what it does.
+
+    Raises:
+        ConfigurationError: its search has found none, where that is an error.
+    """
+    if choice.path is None and choice.problem is not None:
+        raise ConfigurationError(f"no checkpoint was found: {choice.problem}")
+    return choice.path
 
 
 def agree_on_choice(trainer: Trainer, ranks: Collectives) -> None:

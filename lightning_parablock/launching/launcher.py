@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch import Trainer
 from typing_extensions import override
 
 from lightning_parablock.errors import PeerLostError
@@ -41,11 +43,15 @@ class ProcessLauncher(ScriptLauncher):
     The others run this program's own command, interpreter options and ``-m`` included, from the folder it was started
     in. One that fails ends this program with an error, where Lightning kills it without a word. And this program ends
     after the others: with exit code 1 if one of them failed.
+
+    Attributes:
+        searching: Entered while Lightning searches for the checkpoint that ``ckpt_path`` names; None for nothing.
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.procs = _started
+        self.searching: Callable[[Trainer], AbstractContextManager[None]] | None = None
 
     @property
     @override
@@ -64,7 +70,7 @@ class ProcessLauncher(ScriptLauncher):
         has_others = self.num_processes * self.num_nodes > 1
         if trainer is not None and (has_others or isinstance(self.cluster_environment, ElasticEnvironment)):
             given = inspect.signature(function).bind(*args, **kwargs).arguments
-            note_choice(trainer, given.get("weights_only"))
+            note_choice(trainer, given.get("weights_only"), self.searching)
         return _to_the_end(function, *args, **kwargs)
 
     def _start_others(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_parablock.lightning_private.instances import replace_method
 
@@ -36,6 +38,29 @@ def wrap_search(trainer: Trainer, search: Callable[[Callable[[], Any], Any], Any
         return search(lightnings, ckpt_path)
 
     replace_method(connector, "_parse_ckpt_path", parse_ckpt_path)
+
+
+@contextmanager
+def searching_in(trainer: Trainer, folder_of: Callable[[str], str]) -> Generator[None]:
+    """Until the end of the block, let the search for ``ckpt_path="last"`` look elsewhere.
+
+    Lightning searches before the set-up in which a callback is given the folder of its site. Without this, a site would
+    look in the folder that all sites share, find nothing there, and begin anew.
+
+    Args:
+        trainer: The trainer.
+        folder_of: Receives the folder in which a ModelCheckpoint would look; returns the one in which it does.
+    """
+    callbacks: list[Any] = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+    before = [callback.dirpath for callback in callbacks]
+    for callback in callbacks:
+        folder = callback._ModelCheckpoint__resolve_ckpt_dir(trainer)  # pyright: ignore[reportPrivateUsage]
+        callback.dirpath = folder_of(str(folder))
+    try:
+        yield
+    finally:
+        for callback, folder in zip(callbacks, before, strict=True):
+            callback.dirpath = folder
 
 
 def replace_path(trainer: Trainer, choose: Callable[[Any], Any]) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_parablock.checkpointing.plain import is_remote
+from lightning_parablock.lightning_private.checkpoints import searching_in
 
 _HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown"))
 
@@ -44,6 +45,11 @@ def keep_checkpoints_apart(
                 vars(callback).pop(name, None)
 
     return undo
+
+
+def searching_own(trainer: Trainer, site: str) -> AbstractContextManager[None]:
+    """While it is entered, ``ckpt_path="last"`` finds the checkpoints that this site has kept."""
+    return searching_in(trainer, lambda folder: own_folder(folder, site))
 
 
 def journal_folder(trainer: Trainer, site: str) -> Path | None:

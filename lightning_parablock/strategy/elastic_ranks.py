@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,9 +20,11 @@ from lightning_parablock.errors import ConfigurationError, CutOffError, DroppedE
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.launching.agreement import versions_here
 from lightning_parablock.launching.elastic_environment import ElasticEnvironment, elastic_environment
+from lightning_parablock.launching.launcher import FunctionLauncher, ProcessLauncher
 from lightning_parablock.loading.fit_loaders import JoiningRules
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.settings import Settings
+from lightning_parablock.strategy.elastic_files import searching_own
 from lightning_parablock.strategy.elastic_refusals import refuse_elastic_options
 from lightning_parablock.strategy.elastic_run import ElasticRun, open_site
 from lightning_parablock.strategy.groups import Group
@@ -182,6 +185,14 @@ class ElasticRanks(RankStrategy):
         return JoiningRules(self.broadcast, self._elastic.is_newcomer)
 
     # --- start and end ------------------------------------------------------------------------------------------------
+
+    @override
+    def make_launcher(self) -> ProcessLauncher | FunctionLauncher:
+        launcher = super().make_launcher()
+        if self._environment is not None and isinstance(launcher, ProcessLauncher):
+            assert self._site is not None
+            launcher.searching = partial(searching_own, site=self._site)
+        return launcher
 
     @override
     def setup_environment(self) -> None:

@@ -16,6 +16,7 @@ from lightning_parablock.checkpointing.payloads import from_bytes, to_bytes
 from lightning_parablock.checkpointing.plain import is_remote
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.collectives import Gathering
+from lightning_parablock.launching.checkpoint_choice import Choice
 from lightning_parablock.regroup.lineage import Lineage, are_of_one_lineage, newest_of
 from lightning_parablock.strategy.elastic_run import ElasticRun
 
@@ -44,6 +45,7 @@ class _Told(NamedTuple):
         round: With which a run begins that continues from it.
         weights_sha256: Checksum of W in it.
         problem: Why this run cannot continue from it; empty for no reason.
+        missing: Why a search has found none, where that is an error; empty for no reason.
     """
 
     path: str | None
@@ -51,6 +53,7 @@ class _Told(NamedTuple):
     round: int = -1
     weights_sha256: str = ""
     problem: str = ""
+    missing: str = ""
 
     @property
     def described(self) -> str:
@@ -99,14 +102,14 @@ class ShareOfCheckpoint:
 
     @classmethod
     def agreed(
-        cls, ranks: Gathering, run: ElasticRun, path: str | None, held: HeldFile | None, settings: Mapping[str, str]
+        cls, ranks: Gathering, run: ElasticRun, found: Choice, held: HeldFile | None, settings: Mapping[str, str]
     ) -> ShareOfCheckpoint | None:
         """Agree on the newest checkpoint; None where none was named, and for guests. Collective.
 
         Args:
             ranks: The sites of the run.
             run: This site's part in it.
-            path: What the user named here, or a search has found.
+            found: What the user named here, or a search has found.
             held: That file, where this site has it.
             settings: The run's, printable.
 
@@ -114,11 +117,11 @@ class ShareOfCheckpoint:
             ConfigurationError: no founder has the file that was named, their files are of runs of which neither
                 continued the other, or of a run with other settings; the same at all founders.
         """
-        mine = _Told(path)
+        mine = _Told(found.path, missing=found.problem or "")
         if held is not None:
             entry = held.entry
             problem = _other_setting(entry.settings, settings)
-            mine = _Told(path, entry.lineage, entry.round, entry.weights_sha256, problem)
+            mine = _Told(found.path, entry.lineage, entry.round, entry.weights_sha256, problem)
         told: list[_Told] = [_Told(*one) for one in ranks.gather_objects(_plain(mine))]
         if not run.entry.is_founder:
             return None
@@ -172,8 +175,9 @@ def _refuse_unfit(told: Sequence[_Told], founders: Sequence[str]) -> None:
     """Raise a ConfigurationError where the founders' files do not say from where the run continues."""
     named = [(site, one) for site, one in zip(founders, told, strict=True) if one.path is not None]
     having = [(site, one) for site, one in named if one.lineage]
-    said = "; ".join(f"{site} names {one.path}" for site, one in named)
-    if named and not having:
+    missing = [f"{site}: {one.missing}" for site, one in zip(founders, told, strict=True) if one.missing]
+    if (named or missing) and not having:
+        said = "; ".join([*(f"{site} names {one.path}" for site, one in named), *missing])
         raise ConfigurationError(f"no founder has the checkpoint that was to be continued: {said}; correct ckpt_path")
     if not are_of_one_lineage(one.lineage for _, one in having):
         files = "; ".join(f"{site} has {one.described}" for site, one in having)

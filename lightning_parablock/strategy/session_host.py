@@ -16,7 +16,7 @@ from lightning_parablock.checkpointing.elastic_checkpoints import ElasticEntry, 
 from lightning_parablock.checkpointing.resumed import Resumed
 from lightning_parablock.elastic.view import Admission, HeldCheckpoint
 from lightning_parablock.errors import PeerError
-from lightning_parablock.launching.checkpoint_choice import noted_choice
+from lightning_parablock.launching.checkpoint_choice import Choice, noted_choice, path_alone
 from lightning_parablock.lightning_private.round_start import set_up_validation
 from lightning_parablock.loading.fit_loaders import FitLoaders
 from lightning_parablock.records import RoundRecord
@@ -134,22 +134,25 @@ class SessionHost(ElasticRanks):
         entry = self._held.entry
         return HeldCheckpoint(entry.round, entry.log, entry.lineage)
 
-    def choose_checkpoint(self, path: str | None) -> str | None:
+    def choose_checkpoint(self, found: Choice) -> str | None:
         """What this site loads: founders the newest checkpoint that any of them has, guests none. Collective.
 
+        Evaluations, in which each site is alone, load their own.
+
         Args:
-            path: What the user named, or Lightning's search has found, here.
+            found: What the user named, or Lightning's search has found, here.
         """
-        assert self.elastic is not None
+        if self.elastic is None:
+            return path_alone(found)
         settings = self.settings.fingerprint()
-        self._shared = ShareOfCheckpoint.agreed(self, self.elastic, path, self._held, settings)
+        self._shared = ShareOfCheckpoint.agreed(self, self.elastic, found, self._held, settings)
         lineage = () if self._shared is None else self._shared.lineage
         # Guests save checkpoints of this run, too, and get to know its ancestors from a founder.
         self.elastic.site.ancestors = self.elastic.group.broadcast(lineage, 0)
         if self._shared is None:
             self._held = None
             return None
-        return path if self._held is not None else f"the checkpoint of {self.describe(self._shared.source_rank)}"
+        return found.path if self._held is not None else f"the checkpoint of {self.describe(self._shared.source_rank)}"
 
     def load_elastic(self) -> dict[str, Any]:
         """The checkpoint from which the founders continue; collective among them."""

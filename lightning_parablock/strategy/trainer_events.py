@@ -38,7 +38,7 @@ class TrainerEvents:
         take_signals(trainer, lambda signum: self._note_signal(trainer, signum))
         act_between_batches(trainer, lambda: host.session.pass_batch())
         if host.settings.is_elastic:
-            agree_on_newest(trainer, lambda path: path if host.elastic is None else host.choose_checkpoint(path))
+            agree_on_newest(trainer, host.choose_checkpoint)
         else:
             agree_on_choice(trainer, host)
         isolate_validation(trainer, self._note_random_state)

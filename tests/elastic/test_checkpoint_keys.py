@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.checkpointing.elastic_checkpoints import ElasticEntry, with_entry
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.launching.checkpoint_choice import Choice
 from lightning_parablock.strategy.elastic_resume import HeldFile, ShareOfCheckpoint, held_checkpoint
 from lightning_parablock.strategy.elastic_run import ElasticRun
 from tests.elastic.fake_site import Board, FakeSite, together
@@ -210,7 +211,7 @@ def test_founders_without_the_file_get_the_keys_or_all_founders_an_error(extra: 
 
     def load(index: int) -> Any:
         run = runs[index]
-        shared = ShareOfCheckpoint.agreed(Gatherers(run), run, "kept.ckpt", files[index], SETTINGS)
+        shared = ShareOfCheckpoint.agreed(Gatherers(run), run, Choice("kept.ckpt"), files[index], SETTINGS)
         assert shared is not None
         try:
             checkpoint, entry = shared.load(run, files[index])

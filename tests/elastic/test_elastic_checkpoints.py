@@ -16,6 +16,7 @@ from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks.partition import Block
 from lightning_parablock.checkpointing.elastic_checkpoints import KEY, ElasticEntry, with_entry
 from lightning_parablock.errors import CheckpointError, ConfigurationError
+from lightning_parablock.launching.checkpoint_choice import Choice
 from lightning_parablock.strategy.elastic_group import PIECE_BYTES
 from lightning_parablock.strategy.elastic_resume import HeldFile, ShareOfCheckpoint, held_checkpoint
 from lightning_parablock.strategy.elastic_run import ElasticRun
@@ -192,7 +193,7 @@ def test_founders_take_the_newest_that_any_of_them_has(files: list[HeldFile | No
     def load(index: int) -> Any:
         run = runs[index]
         path = "kept.ckpt" if any(files) else None
-        shared = ShareOfCheckpoint.agreed(Gatherers(run), run, path, files[index], SETTINGS)
+        shared = ShareOfCheckpoint.agreed(Gatherers(run), run, Choice(path), files[index], SETTINGS)
         if shared is None:
             return None
         checkpoint, entry = shared.load(run, files[index])
@@ -233,7 +234,7 @@ def test_files_that_do_not_say_from_where_to_continue_are_refused(files: list[He
     def agree(index: int) -> None:
         run, settings = runs[index], {**SETTINGS, "local_steps": "8", "min_clients": "1"}
         with pytest.raises(ConfigurationError, match=message):
-            ShareOfCheckpoint.agreed(Gatherers(run), run, f"{'ab'[index]}.ckpt", files[index], settings)
+            ShareOfCheckpoint.agreed(Gatherers(run), run, Choice(f"{'ab'[index]}.ckpt"), files[index], settings)
 
     together([partial(agree, index) for index in range(2)])
 
