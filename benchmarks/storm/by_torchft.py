@@ -107,7 +107,7 @@ def _train(job: Job, trace: Trace, manager: Manager) -> None:
 
 
 def main() -> None:
-    """Train until the launcher has named the last round; the trace begins where the imports were over."""
+    """Train until the launcher has named the last round; the trace begins after the imports."""
     job = Job(**json.loads(sys.argv[1]))
     trace = Trace(job)
     trace.note("imported")

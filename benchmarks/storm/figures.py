@@ -19,7 +19,7 @@ HANG_S = 60.0
 FOLLOWS_S = 10.0
 """A fault shows within this time: a stopped or cut-off site is noticed after the silence limit."""
 AROUND_S = (-4.0, 5.0)
-"""From, and length of, the time in which an admission shows, before the joiner's first step as a member."""
+"""Start, relative to the joiner's first step as a member, and length of the time in which an admission shows."""
 Commits = dict[int, dict[int, float]]
 """Round -> site -> when the round's commit has landed there first, in seconds of ``time.time()``."""
 

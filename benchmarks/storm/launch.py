@@ -36,7 +36,7 @@ NO_LAUNCHER = [word for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK"
 
 @dataclass(frozen=True)
 class Weather:
-    """What a run meets.
+    """What happens to a run.
 
     Attributes:
         minutes: How long it lasts, from the first commit to the naming of the last round.

@@ -12,7 +12,7 @@ KINDS: tuple[Kind, ...] = ("kill", "stop", "cut", "kill")
 LIMITS_S = {"kill": ((2.0, 5.0), (2.0, 5.0)), "stop": ((0.5, 1.2), (5.0, 9.0)), "cut": ((0.5, 1.2), (4.0, 8.0))}
 """How long each kind lasts: shorter than the silence limit, and longer; a killed site is started again after that."""
 CALM_SHARE = 0.1
-"""Share of an interval at its beginning and end in which no fault begins, so that two have a distance."""
+"""Share of an interval at its beginning and end in which no fault begins, so that two are some time apart."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class _BrokenError(Exception):
 
 
 class Listener:
-    """Accepts connections, and hands every call on them to what answers.
+    """Accepts connections, and passes every call on them to ``answers``.
 
     Args:
         host: Address to listen at.
@@ -82,7 +82,7 @@ class Listener:
         self._thread.start()
 
     def close(self, limit_s: float) -> None:
-        """Free the port at once, give calls under way some time, and cut their connections then."""
+        """Free the port at once, give calls under way some time, then cut their connections."""
         ends_s = time.monotonic() + limit_s
         self._server.shutdown()
         self._server.server_close()

@@ -24,7 +24,7 @@ SAID, RUN, SITE, INCARNATION, WAIT = (
 """Headers: bytes of JSON; the caller's run, site and incarnation; seconds for which the caller waits."""
 
 MOST_BYTES = 1 << 34
-"""Longest message that is accepted: the server state of a large block, and far less than what a typing error states."""
+"""Longest message that is accepted: the server state of a large block, and far less than a wrong header may state."""
 
 SLICE_BYTES = 64 * 1024
 """Bytes that are sent or received at a time: each slice has the whole limit again, so slow links are not lost ones."""
@@ -58,7 +58,7 @@ class Identity:
 
     @classmethod
     def of(cls, headers: Headers) -> Identity:
-        """The identity that a call's headers state; empty where they say nothing."""
+        """The identity that a call's headers state; empty where there are none."""
         return cls(headers.get(RUN, ""), headers.get(SITE, ""), headers.get(INCARNATION, ""))
 
 

@@ -36,7 +36,7 @@ def as_message(tensor: Tensor) -> tuple[dict[str, Any], memoryview]:
     """A tensor as JSON and bytes; no copy is made of one on the CPU without gaps.
 
     Raises:
-        TypeError: values of this kind do not travel.
+        TypeError: values of this kind cannot be sent.
     """
     view = _bytes_of(tensor)
     return {**_described(tensor), "checksum": zlib.crc32(view)}, view
@@ -50,7 +50,7 @@ def from_message(said: Mapping[str, Any], body: bytes | bytearray | memoryview) 
     """
     dtype, shape = _read_description(said)
     if memoryview(body).nbytes != _n_bytes(dtype, shape) or zlib.crc32(body) != said.get("checksum"):
-        raise ProtocolError(f"a tensor of the shape {list(shape)} has arrived with wrong bytes")
+        raise ProtocolError(f"a tensor of shape {list(shape)} has arrived with wrong bytes")
     flat = _empty(dtype, shape)
     _store(flat, 0, body)
     return flat.view(dtype).view(shape)
@@ -62,7 +62,7 @@ def chunk_reply(
     """The part of a tensor that a call of :func:`pull_tensor` asks for: what the donor's handler returns.
 
     Args:
-        said: What the call says; a handler finds out by it which tensor is meant.
+        said: What the call says; it tells the handler which tensor is meant.
         tensor: The whole tensor, not changed while it is pulled. One that is not on the CPU, or has gaps, is copied
             whole for each part.
         version: Names the tensor's values: another version has another name, which the puller notices.
@@ -189,14 +189,14 @@ class _Pull:
 def _described(tensor: Tensor) -> dict[str, Any]:
     name = str(tensor.dtype).removeprefix("torch.")
     if name not in _DTYPES:
-        raise TypeError(f"tensors of {tensor.dtype} do not travel between sites")
+        raise TypeError(f"tensors of {tensor.dtype} cannot be sent to other sites")
     return {"dtype": name, "shape": list(tensor.shape)}
 
 
 def _read_description(said: Mapping[str, Any]) -> tuple[torch.dtype, tuple[int, ...]]:
     name, shape = said.get("dtype"), said.get("shape")
     if not isinstance(name, str) or name not in _DTYPES or not _is_shape(shape):
-        raise ProtocolError(f"a tensor of the type {name!r:.40} and the shape {shape!r:.40} cannot be read")
+        raise ProtocolError(f"a tensor of type {name!r:.40} and shape {shape!r:.40} cannot be read")
     return _DTYPES[name], tuple(shape or ())
 
 
@@ -223,7 +223,7 @@ def _empty(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     if sys.byteorder != "little":
-        raise TypeError("tensors travel between machines of little-endian byte order alone")
+        raise TypeError("tensors can be sent only between machines of little-endian byte order")
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return _memory(flat).toreadonly()
 

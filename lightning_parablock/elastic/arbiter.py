@@ -14,9 +14,9 @@ _OF_TYPE = {"str": str, "int": int, "bool": bool}
 
 
 def new_incarnation() -> str:
-    """A name for this process among all processes of its site: when it began, and something that no other one has.
+    """A name for this process among all processes of its site: when it began, and a part that no other name has.
 
-    Of two, the later one in the order of strings is the newer process.
+    Of two names, the one that sorts later is that of the newer process.
     """
     return f"{time.time_ns() // 1_000_000:014d}-{uuid.uuid4().hex}"
 
@@ -73,8 +73,8 @@ class Arbiter(Protocol):
     def ask(self, me: Candidate, limit_s: float) -> tuple[Candidate, ...]:
         """The processes that are alive, with what each of them says of itself; see :func:`of_run`.
 
-        All processes that are alive meet in this call, so one that is told to ``ask`` gets the others' words of about
-        the same time. Not to be called from a thread that trains.
+        All processes that are alive meet in this call, so a process that asks gets what the others say at about the
+        same time. Not to be called from a thread that trains.
 
         Args:
             me: What this process says of itself from now on. It is in the list.
@@ -107,7 +107,7 @@ def of_run(found: Iterable[Candidate], me: Candidate) -> tuple[Candidate, ...]:
     other = newest.get(me.site)
     if other is not None and other.incarnation > me.incarnation:
         raise ReplacedError(
-            f"a newer process of site {me.site!r} is part of the run, with its desk at {other.desk}: of two the newer "
-            "counts, so this one ends; if the other one belongs to another site, give each site a name of its own"
+            f"a newer process of site {me.site!r} is part of the run, with its desk at {other.desk}: the newer of "
+            "the two counts, so this one ends; if the other one belongs to another site, give each site its own name"
         )
     return tuple(newest[site] for site in sorted(newest))

@@ -148,5 +148,6 @@ class Attempt:
                 if reply.said.get("is_done", True):
                     return reply
         except ParaBlockError:
-            self._has_failed = name != "open"  # who can open opens: the others take it over with the next decision
+            # Members that can open do; the others take it over with the next decision.
+            self._has_failed = name != "open"
             raise

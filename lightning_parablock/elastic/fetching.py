@@ -100,9 +100,9 @@ class Fetcher:
                     seat.changed.wait_for(is_enough, _PAUSE_S)
 
     def _catch_up(self, held: _Held) -> tuple[bool, bool]:
-        """Take the newest of what is lacking, one block: it stays the newest of its block for longest.
+        """Take one block, the newest of those that are lacking: it stays the newest of its block for longest.
 
-        On a link on which a block takes a round, any other order would bring what is outdated when it comes.
+        On a link on which a block takes a round, any other order would bring blocks that are outdated on arrival.
 
         Returns:
             Whether no more is lacking than the newest round's exchanges, and whether nothing is.

@@ -2,7 +2,7 @@
 
 The trainer's collectives run on whichever members take part in the round, and are numbered within it. One of them, the
 hub, collects the payloads: the lowest client id among the participants. A member that joined later would not know of
-the collective. After a regroup those who still wait ask the new hub, with the same number. A member that has left a
+the collective. After a regroup those that still wait ask the new hub, with the same number. A member that has left a
 collective with its result keeps that result, and the hub takes it from there, so all participants get the same result
 (docs/method.md, "The rules", rule 13).
 """
@@ -114,7 +114,7 @@ class Gathers:
             result = self._ask_hub(number, what, payload)
             if result is not None:
                 break
-            if self._stage() != stage:  # each regroup and each opening gives all the whole time again
+            if self._stage() != stage:  # each regroup and each opening restarts the limit
                 stage = self._stage()
                 wait = LimitedWait(self._limit_of(stage), reports=LATE)
             if wait.is_over:

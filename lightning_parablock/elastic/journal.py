@@ -166,7 +166,7 @@ class Journal:
             error: What has ended it; None where that is not known here: an error of the training, say.
             run: Id of the run.
         """
-        why = "its process has ended before the run" if error is None else str(error)
+        why = "its process ended before the run did" if error is None else str(error)
         self.note_end(DROPPED if isinstance(error, DroppedError) else FAILED, run, why)
 
     def _write(self, lines: Sequence[Line]) -> None:
@@ -195,7 +195,7 @@ def read_lines(path: Path) -> list[Line]:
     try:
         return [Line.from_json(json.loads(one)) for one in whole.splitlines() if one]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} has a line that is none of a journal: {error!r}") from error
+        raise ValueError(f"{path} has a line that is not one of a journal: {error!r}") from error
 
 
 def _append(path: Path, text: str) -> None:

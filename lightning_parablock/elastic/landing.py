@@ -159,7 +159,7 @@ class LandingTransport(Transport):
 
     @override
     def note_step(self, round_index: int) -> None:
-        """Who is alive is the arbiter's to say."""
+        """The arbiter says who is alive."""
 
     @override
     def announce_end(self, rounds: int) -> None:
@@ -253,7 +253,7 @@ class LandingTransport(Transport):
         return started
 
     def _draft(self, upload: Upload) -> Upload:
-        """The upload for one generation: a thread that outlives it must not write into a residual that lives on."""
+        """The upload for one generation: a thread that outlives it must not write into a residual in use."""
         residual = upload.residual
         if residual is None:
             return upload

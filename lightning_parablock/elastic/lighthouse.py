@@ -213,7 +213,7 @@ class _Client:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a connection, as far as one knows."""
+        """Whether there is a connection, as far as is known."""
         return self._open is not None
 
     def call(self, action: Callable[[Any], Any]) -> Any:

@@ -130,7 +130,7 @@ class Roster:
         return one.incarnation in self._left_out or until_s > time.monotonic()
 
     def _may_be_there(self, candidates: Sequence[Candidate]) -> bool:
-        """Whether a member that the list lacks still answers, so that the list may be short of it.
+        """Whether a member that the list lacks still answers, so that the list may be incomplete.
 
         A lighthouse that has just been started knows only those who have asked it since. It is believed once the
         silence limit has passed, even if a member answers.
@@ -144,7 +144,7 @@ class Roster:
         return all(self._reach.answers(self._seat.address_of(site)) for site in vanished)
 
     def _long_since(self, what: str, sites: set[str]) -> set[str]:
-        """Those of some sites of which something has been so for the silence limit."""
+        """Those of some sites to which something has applied for the silence limit."""
         now_s = time.monotonic()
         fresh = {f"{what} {site}": site for site in sites}
         self._since_s = {k: s for k, s in self._since_s.items() if k in fresh or not k.startswith(f"{what} ")}

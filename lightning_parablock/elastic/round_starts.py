@@ -41,11 +41,11 @@ class RoundStarts:
             self._seat.changed.notify_all()
 
     def of_others(self, round_index: int) -> bytes:
-        """State of the others' trainers at the start of a round, as soon as one of them has come there.
+        """State of the others' trainers at the start of a round, as soon as one of them has reached it.
 
         Raises:
             MembershipError: the run has ended.
-            PeerTimeoutError: no member has come there within ``rejoin_timeout_s``.
+            PeerTimeoutError: no member has reached it within ``rejoin_timeout_s``.
         """
         seat = self._seat
         wait = LimitedWait(seat.options.rejoin_timeout_s, reports=LATE)

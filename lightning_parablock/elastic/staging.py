@@ -31,7 +31,7 @@ class Staged:
         server: This member's shard of the server.
         commits: W after each kept exchange that has not landed here, by exchange; for a member that starts fresh also
             the values that it begins with.
-        begins_anew: Whether what the store holds counts for nothing.
+        begins_anew: Whether what the store holds is discarded.
     """
 
     decision: Decision

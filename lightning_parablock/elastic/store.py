@@ -1,4 +1,4 @@
-"""W as of every exchange that somebody may still need, in host memory: what this site lands, gives and continues from.
+"""W as of every exchange that a member may still need, in host memory: what this site lands, gives and continues from.
 
 An exchange lands here once its whole commit is here, and every exchange before it. W of the clients advances later, at
 the merge; what has landed is what redone exchanges start from, what a joiner begins with, and what a member that lacks

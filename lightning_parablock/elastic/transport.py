@@ -122,7 +122,7 @@ class ElasticTransport(LandingTransport):
         return {key: value for key, (value, landed) in self._ahead.items() if log.has_kept(key, landed)}
 
     def _forget_ahead(self) -> None:
-        """A joiner begins with W as of a round that is due; what is older than that by far is not asked for again."""
+        """A joiner begins with W as of a round that is due; what is much older is not asked for again."""
         newest = max(key[0] for key in self._ahead)
         due = newest_due_at_start(newest, *self._settings.delay_rounds_and_steps) - 1
         begins = dict[int, Key]()
@@ -150,7 +150,7 @@ class ElasticTransport(LandingTransport):
         label = source.label
         assert label is not None
         with self._changed:
-            # Others may have opened what this member has acknowledged, and ask before it has heard so.
+            # Others may have opened what this member has acknowledged, and ask before it has heard of it.
             staged = None if self._staged is None else self._staged.server
             shards = [shard for shard in (self._shard, staged) if shard is not None and shard.generation == label[1]]
             if source.server == self.client:
@@ -179,7 +179,7 @@ class ElasticTransport(LandingTransport):
         if self._begins_anew(decision) and self._started >= 0:
             raise DroppedError(
                 f"the run has continued without {self.describe_client(self.client)}: what it has trained since then "
-                "counts for nothing, and only a new process can join again"
+                "is discarded, and only a new process can join again"
             )
         with self._changed:
             ahead = self._kept_ahead(decision.log)
@@ -240,7 +240,7 @@ class ElasticTransport(LandingTransport):
                     self._send_backup(staged.server, block)
 
     def note_landed(self, client: int, key: Key, generation: int) -> None:
-        """A member has said what has landed there; what it said in another generation counts for nothing."""
+        """A member has said what has landed there; what it said in another generation does not count."""
         with self._changed:
             if generation == self._log.generation and client in self._known and key > self._known[client]:
                 self._known[client] = key

@@ -129,8 +129,8 @@ class Watcher:
     def _coordinates(self, candidates: Sequence[Candidate]) -> bool:
         """Whether this site drives the next regroup: the lowest client id that is left of the newest generation.
 
-        Each site answers from the record of its own newest generation. What the list says of the others may be a little
-        old, and two sites that took it at its word would seal each other's attempts.
+        Each site answers from the record of its own newest generation. What the list says of the others may be
+        slightly outdated, and two sites that relied on it would seal each other's attempts.
         """
         seat = self._seat
         if not _runs(candidates):
@@ -159,7 +159,7 @@ class Watcher:
         newest = max((one.opened for one in candidates), default=-1)
         is_dropped = self._seat.was_dropped(newest) and member.generation < newest
         if is_dropped and self._seat.is_leaving:
-            with self._seat.changed:  # the word that it may go has not come
+            with self._seat.changed:  # the message that it may go has not arrived
                 self._seat.has_left = True
                 self._seat.changed.notify_all()
             return

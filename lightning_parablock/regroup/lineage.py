@@ -19,7 +19,7 @@ def newest_of(saved: Sequence[tuple[int, Lineage]]) -> int | None:
         None where there is no checkpoint.
     """
     # A descendant wins over its ancestor even where the ancestor had come further: its sites went back to an earlier
-    # round on purpose, or had nothing newer, and it has made the rounds since then anew, with other sites. The
+    # round on purpose, or had nothing newer, and it has made the rounds since then again, with other sites. The
     # ancestor's later rounds are not part of that history.
     having = [(len(lineage), round_index, -i) for i, (round_index, lineage) in enumerate(saved) if round_index >= 0]
     return -max(having)[-1] if having else None

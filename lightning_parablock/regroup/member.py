@@ -10,10 +10,10 @@ from lightning_parablock.regroup.report import Decision
 class Membership:
     """The state of one site between generations, without threads or messages; the caller holds the lock.
 
-    A regroup goes: :meth:`seal`, the report, :meth:`adopt`, the transfers, :meth:`acknowledge`, :meth:`open`. Any of
-    them may be the last one of an attempt; the next attempt has a greater number and begins at :meth:`seal`. There is
-    no way back to an older generation: from the seal to an opening the site takes part in no exchange and starts no
-    round, whatever happens to the others.
+    A regroup takes these steps: :meth:`seal`, the report, :meth:`adopt`, the transfers, :meth:`acknowledge`,
+    :meth:`open`. Any of them may be the last one of an attempt; the next attempt has a greater number and begins at
+    :meth:`seal`. There is no way back to an older generation: from the seal to an opening the site takes part in no
+    exchange and starts no round, whatever happens to the others.
 
     Args:
         site: Name of the site.
@@ -66,7 +66,7 @@ class Membership:
         self.sealed = generation
 
     def adopt(self, decision: Decision) -> Decision | None:
-        """Open the acknowledged generation if others have opened it, as the decision for the next one tells.
+        """Open the acknowledged generation if others have opened it, as the decision for the next one says.
 
         If the decision does not know it, it never existed: the site forgets it, and what it has staged for it may give
         way to what the decision asks for.

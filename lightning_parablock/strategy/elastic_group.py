@@ -100,7 +100,7 @@ class ElasticGroup(Group):
 
     @contextmanager
     def alone(self) -> Generator[None]:
-        """Until the end of the block: what looks like a collective is this site's own affair, such as its files."""
+        """Until the end of the block: collectives are this site's own, for its files, for example."""
         before, self._is_alone = self._is_alone, True
         try:
             yield

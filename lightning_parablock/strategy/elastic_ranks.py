@@ -129,7 +129,7 @@ class ElasticRanks(RankStrategy):
 
     @override
     def barrier(self, name: str | None = None) -> None:
-        if self._elastic is None or name != "Trainer.save_checkpoint":  # each site saves when it likes
+        if self._elastic is None or name != "Trainer.save_checkpoint":  # each site saves when its callbacks say so
             super().barrier(name)
 
     @override

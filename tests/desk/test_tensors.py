@@ -60,7 +60,7 @@ def test_equal_bits_of_every_kind(desk: Desk, tensor: Tensor) -> None:
 
 
 def test_other_kinds_do_not_travel() -> None:
-    with pytest.raises(TypeError, match="complex64 do not travel"):
+    with pytest.raises(TypeError, match="complex64 cannot be sent"):
         as_message(torch.zeros(2, dtype=torch.complex64))
 
 

@@ -63,7 +63,7 @@ def run_lighthouse(args: Sequence[str]) -> None:
     shown = f"[{host}]" if ":" in host else host
     print(f"lighthouse: every site is started with --strategy.lighthouse {shown}:{server.port}", flush=True)
     if everywhere:
-        print(f"Where {host} is not known by its name, its address takes the name's place.", flush=True)
+        print(f"Where the name {host} is not known, use its address instead.", flush=True)
     while not ended.wait(_LOOK_S):  # in turns: a signal is handled between two of them
         pass
     server.close()
