@@ -36,7 +36,7 @@ check: install ## lint, format, types and the direction of imports
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-logo
 
-options: install ## write docs/options.md and configs/base.yaml anew from the options' fields
+options: install ## write docs/options.md and configs/base.yaml from the options' fields
 	$(BIN)/python -m docs.hooks.options_reference
 
 soak: install ## 2,000 random histories of elastic membership, and processes struck in every phase, half an hour

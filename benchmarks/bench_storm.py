@@ -1,4 +1,4 @@
-"""Storm: what do lost, stopped, cut-off and returning sites cost a run that goes on without a restart?
+"""Storm: what do lost, stopped, cut-off and returning sites cost a run that continues without a restart?
 
 Every site is a process on a host of its own with a shaped link. Computation is a timed sleep; the exchanges are real.
 Faults are drawn by a seed: SIGKILL with a restart some seconds later, SIGSTOP and SIGCONT, a cut link, shorter and

@@ -28,7 +28,7 @@ LIMIT_S = 60.0
 
 
 DESK = socket.create_server(("127.0.0.1", 0))
-"""Somebody listens at the desk of every candidate that is not said to be gone."""
+"""A process listens at the desk of every candidate that is not said to be gone."""
 
 
 def candidate(site: str, **said: object) -> Candidate:

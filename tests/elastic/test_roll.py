@@ -1,4 +1,4 @@
-"""Who counts as alive when lists lack somebody: the gone, the slow, and those that a new lighthouse does not know."""
+"""Who counts as alive when lists lack a process: the gone, the slow, and those that a new lighthouse does not know."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def test_versions_are_found_by_exchange_and_by_round() -> None:
     [
         ((3, 0), 3, [(3, 0)]),
         ((3, 0), 2, [(2, 0), (3, 0)]),  # a joiner may begin with W as of round 2
-        ((0, 0), 3, [(2, 0), (3, 0)]),  # somebody lacks round 2
+        ((0, 0), 3, [(2, 0), (3, 0)]),  # a member lacks round 2
         ((0, 0), 0, [(0, 0), (2, 0), (3, 0)]),
         (BEFORE_ALL, -1, [first_key(0), (0, 0), (2, 0), (3, 0)]),
     ],

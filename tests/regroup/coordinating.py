@@ -36,7 +36,7 @@ class Coordinates:
     decide = staticmethod(decide)
 
     def coordinate(self: Site, listed: list[Site]) -> None:
-        """Begin an attempt if the sites that are there are not the members, or somebody waits for one."""
+        """Begin an attempt if the sites that are there are not the members, or one of them waits for one."""
         world = self.world
         changed = {one.number for one in listed} != {one.number for one in self.peers.values()}
         if not changed and not any(one.is_leaving or one.waits_for_regroup(self.membership) for one in listed):
