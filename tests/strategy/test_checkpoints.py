@@ -25,7 +25,7 @@ def test_other_numbers_of_ranks_go_on(tmp_path: Path) -> None:
     for n_ranks in (1, 3):
         with started(SUITE, n_ranks, tmp_path) as others:
             for output in others.run("went on"):
-                assert f"was saved by 2 clients, and {n_ranks} go on" in output
+                assert f"was saved by 2 clients, and {n_ranks} continue" in output
 
 
 def test_the_finished_model_survives_the_loss_of_the_first_rank(

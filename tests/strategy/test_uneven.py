@@ -119,6 +119,6 @@ def test_a_meeting_in_steps_that_some_pass_by_is_refused_at_the_first(
     monkeypatch.setenv("SCRATCH", str(tmp_path))
     outputs = run_ranks(2, alone(ALONE, how), expect_code=None)
     for output in outputs:
-        assert re.search(r"ConfigurationError: a \w+ of all clients in training_step, where clients pass", output)
+        assert re.search(r"ConfigurationError: a \w+ of all clients in training_step, where clients skip", output)
         assert f"({why}): some would wait for others that do not come" in output
         assert "fitted" not in output
