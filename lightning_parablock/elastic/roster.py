@@ -84,6 +84,8 @@ class Roster:
         clients = {process: client for client, process in self._seat.incarnations.items()}
         order = sorted(participants, key=lambda one: (clients.get(one.incarnation, 1 << 30), one.site))
         site = who_goes(self._reach.of_all(order), [one.site for one in order])
+        if site is None and not clients:
+            return  # founders: they may wait for one that has a checkpoint, and no member could continue without them
         if site is None:
             self._leave_out_guests([one for one in participants if one.incarnation not in clients])
             return

@@ -199,6 +199,17 @@ def test_a_guest_with_which_attempts_fail_is_left_out(monkeypatch: pytest.Monkey
     assert [one.site for one in roster.next_members(listed)] == ["A", "B", "C", "d"]
 
 
+def test_founders_whose_attempts_fail_are_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    seat = _seat(0, FIRST, sealed=1)
+    seat.incarnations = {}
+    listed = (seat.me(), _seat(1, FIRST, sealed=1).me())
+    roster = Roster(seat, lambda: -1)
+    monkeypatch.setattr(roster._reach, "of_all", lambda order: {one.site: {o.site for o in order} for one in order})
+    for _ in range(4):
+        roster.note_end(listed, has_opened=False)
+        assert [one.site for one in roster.founders(listed)] == ["A", "B"]
+
+
 def test_a_member_that_not_all_reach_is_left_out_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
