@@ -107,7 +107,7 @@ class Answers:
                 samples=seat.options.samples,
                 checkpoint_round=seat.checkpoint_round,
                 lineage=seat.lineage,
-                was_member=seat.was_member,
+                noted=seat.noted,
             )
         return Reply({"report": report.to_json()})
 

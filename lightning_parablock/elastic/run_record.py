@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
+
+from lightning_parablock.regroup.lineage import Lineage
 
 
 class RunRecord:
@@ -24,18 +27,27 @@ class RunRecord:
 
     def read(self) -> str:
         """Id of the run in which the site has started a round that it has not finished; empty for none."""
-        if self.path is None or not self.path.exists():
-            return ""
-        with contextlib.suppress(ValueError, OSError):
-            said = json.loads(self.path.read_text())
-            return str(said.get("run", "")) if isinstance(said, dict) else "unknown"  # pyright: ignore
-        return "unknown"
+        return self.lineage()[-1] if self.lineage() else ""
 
-    def write(self, run: str) -> None:
-        """The site starts a round of a run."""
+    def lineage(self) -> Lineage:
+        """The same run and those from which it descends, oldest first; empty for none."""
+        if self.path is None or not self.path.exists():
+            return ()
+        with contextlib.suppress(ValueError, OSError, AttributeError, KeyError, TypeError):  # a torn or foreign file
+            said: dict[str, Any] = json.loads(self.path.read_text())
+            return (*(str(run) for run in said.get("ancestors", ())), str(said["run"]))
+        return ("unknown",)
+
+    def write(self, run: str, ancestors: Lineage = ()) -> None:
+        """The site starts a round of a run.
+
+        Args:
+            run: Its id.
+            ancestors: Ids of the runs from which it descends, oldest first.
+        """
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"run": run}) + "\n")
+            self.path.write_text(json.dumps({"run": run, "ancestors": ancestors}) + "\n")
 
     def forget(self) -> None:
         """The run has ended as it should."""
@@ -46,6 +58,6 @@ class RunRecord:
     def advice(self) -> str:
         """What to do where no site of the run is left."""
         return (
-            "where no site of it is left, continue from a checkpoint with ckpt_path, or delete "
+            "where no site of it is left, continue from its newest checkpoint with ckpt_path, or delete "
             f"{self.path} to begin a new run"
         )

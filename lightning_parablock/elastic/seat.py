@@ -69,7 +69,7 @@ class Seat:
         is_over: Whether all members have everything, so that a site that goes is no loss.
         checkpoint_round: Round with which the checkpoint begins that a founder would continue from; -1 for none.
         lineage: Of the run that saved this checkpoint; empty for none.
-        was_member: Whether the site has started a round of the run before and holds nothing of it any more.
+        noted: Lineage of the run of which the site has started a round before, and holds nothing any more.
         own_seal: The generation that this site has sealed last without being asked; -1 for none.
         n_blocks: Number of blocks of the model, once it is known.
         next_run: Id of the run, as of the generation that is acknowledged.
@@ -97,7 +97,7 @@ class Seat:
     is_over: bool = False
     checkpoint_round: int = -1
     lineage: Lineage = ()
-    was_member: bool = False
+    noted: Lineage = ()
     n_blocks: int = 1
     own_seal: int = -1
     next_run: str = ""

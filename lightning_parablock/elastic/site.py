@@ -28,7 +28,7 @@ from lightning_parablock.errors import (
     PeerTimeoutError,
     RefusedError,
 )
-from lightning_parablock.regroup.lineage import Lineage
+from lightning_parablock.regroup.lineage import Lineage, goes_back
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.regroup.report import Decision
 from lightning_parablock.settings.ports import PortRange
@@ -148,7 +148,7 @@ class Site:
         seat.facts = dict(facts)
         if checkpoint is not None:
             seat.checkpoint_round, seat.lineage = checkpoint.round, checkpoint.lineage
-        seat.was_member = bool(self._record.read())
+        seat.noted = self._record.lineage()
         self._watcher.start()
         wait = LimitedWait(seat.options.rejoin_timeout_s, reports=SOON)
         while True:
@@ -176,8 +176,10 @@ class Site:
             )
         here = sorted(one.site for one in seat.candidates)
         problem = f"; {seat.problem}" if seat.problem else ""
-        if seat.was_member and seat.checkpoint_round < 0:
-            problem += f"; this site has started run {self._record.read()[:8]} before and waits for its members: "
+        is_older = goes_back(seat.lineage, seat.noted)
+        if seat.noted and (is_older or seat.checkpoint_round < 0):
+            problem += f"; this site has started run {seat.noted[-1][:8]} before and waits for its members"
+            problem += f", as its checkpoint is of run {seat.lineage[-1][:8]}, which is older: " if is_older else ": "
             problem += self._record.advice
         n, least = len(here), seat.options.min_clients
         return f"other sites: {n} of min_clients={least} are here ({', '.join(here)}); start the others{problem}"
@@ -212,7 +214,7 @@ class Site:
     def keep_round_start(self, round_index: int, state: bytes) -> None:
         """A round begins here, with this state of the trainer."""
         if self._starts.newest < 0:
-            self._record.write(self._seat.run)
+            self._record.write(self._seat.run, self.ancestors)
         self._starts.keep(round_index, state)
 
     # --- the end ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lightning_parablock.errors import MembershipError, TooFewSitesError, WeightsLostError
 from lightning_parablock.regroup.candidates import clients_of_joiners
 from lightning_parablock.regroup.keys import BEFORE_ALL, Key
-from lightning_parablock.regroup.lineage import newest_of
+from lightning_parablock.regroup.lineage import Lineage, goes_back, newest_of
 from lightning_parablock.regroup.log import MembershipLog, Record, Restored
 from lightning_parablock.regroup.report import Decision, Report, Source, Standing
 
@@ -73,12 +73,14 @@ def _found(generation: int, founders: Sequence[Report], rules: Rules) -> Decisio
     # Files of unrelated runs are refused by all founders as soon as they compare what they hold.
     donor = newest_of([(report.checkpoint_round, report.lineage) for report in founders])
     begin = -1 if donor is None else founders[donor].checkpoint_round
-    may_not = [report.site for report in founders if report.was_member]
+    may_not = [report.site for report in founders if report.noted]
     if begin < 0 and may_not:
         raise WeightsLostError(
             f"no site holds the committed model: {_sites(may_not)} had started this run before and holds nothing of it "
             "any more; start all sites again with ckpt_path set to the newest checkpoint that one of them has"
         )
+    if donor is not None:
+        _refuse_to_go_back(founders, founders[donor].lineage)
     ids = tuple(range(len(founders)))
     record = Record(
         generation=generation,
@@ -91,6 +93,17 @@ def _found(generation: int, founders: Sequence[Report], rules: Rules) -> Decisio
         samples={client: founder.samples for client, founder in enumerate(founders)},
     )
     return Decision(record, MembershipLog((record,)), landed={}, donor=donor)
+
+
+def _refuse_to_go_back(founders: Sequence[Report], lineage: Lineage) -> None:
+    """A command that is run again names the file from which the lost run began, and not that run's own files."""
+    back = [report for report in founders if goes_back(lineage, report.noted)]
+    if back:
+        raise WeightsLostError(
+            f"{_sites([report.site for report in back])} had started run {back[0].noted[-1][:8]}, which had continued "
+            f"run {lineage[-1][:8]} of the newest checkpoint here: start a site that has a checkpoint of the younger "
+            "run, or delete the notes of these sites to give its rounds up"
+        )
 
 
 def _continue(

@@ -30,3 +30,13 @@ def are_of_one_lineage(lineages: Iterable[Lineage]) -> bool:
     some = list(lineages)
     youngest = max(some, key=len, default=())
     return all(lineage[-1] in youngest for lineage in some)
+
+
+def goes_back(continued: Lineage, noted: Lineage) -> bool:
+    """Whether a run would give up what a younger one has done since.
+
+    Args:
+        continued: Of the run whose checkpoint is to be continued; empty for none.
+        noted: Of a run in which a site had started a round and that has not finished; empty for none.
+    """
+    return bool(continued) and continued[-1] in noted[:-1]

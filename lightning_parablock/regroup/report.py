@@ -71,8 +71,8 @@ class Report:
         samples: Number of its training samples.
         checkpoint_round: For a founder: round at which the checkpoint begins that it would continue from; -1 for none.
         lineage: Of the run that saved this checkpoint; empty for none.
-        was_member: Whether the site has started a round of this run before, holds nothing of it any more, and so must
-            not found it again without a checkpoint.
+        noted: Lineage of the run of which the site has started a round before, and holds nothing any more: it must not
+            found this run again without a checkpoint, nor from one of an ancestor. Empty for none.
     """
 
     site: str
@@ -84,7 +84,7 @@ class Report:
     samples: int = 0
     checkpoint_round: int = -1
     lineage: Lineage = ()
-    was_member: bool = False
+    noted: Lineage = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -98,7 +98,7 @@ class Report:
             "samples": self.samples,
             "checkpoint_round": self.checkpoint_round,
             "lineage": self.lineage,
-            "was_member": self.was_member,
+            "noted": self.noted,
         }
 
     @classmethod
@@ -114,7 +114,7 @@ class Report:
             samples=int(said["samples"]),
             checkpoint_round=int(said["checkpoint_round"]),
             lineage=tuple(str(run) for run in said["lineage"]),
-            was_member=bool(said["was_member"]),
+            noted=tuple(str(run) for run in said["noted"]),
         )
 
 

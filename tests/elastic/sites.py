@@ -131,7 +131,7 @@ class Site:
             started=started,
             is_leaving=self.is_leaving,
             samples=1,
-            was_member=self.is_late,
+            noted=("run",) if self.is_late else (),
             checkpoint_round=begin if self.name in holders and not self.is_late else -1,
         )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_parablock.elastic.run_record import RunRecord
-from lightning_parablock.elastic.view import HeldCheckpoint
+from lightning_parablock.elastic.view import Entry, HeldCheckpoint
 from lightning_parablock.errors import PeerTimeoutError
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.settings import Settings
@@ -129,6 +129,28 @@ def test_founders_begin_where_the_newest_file_of_the_youngest_run_does() -> None
     assert [(one.is_founder, one.first_round) for one in entries] == [(True, 5)] * 2
     for site in sites:
         site.close()
+
+
+def test_sites_wait_for_a_checkpoint_of_the_run_that_they_were_in_and_not_of_an_older_one(tmp_path: Path) -> None:
+    old, young = HeldCheckpoint(9, MembershipLog(), ("old",)), HeldCheckpoint(5, MembershipLog(), ("old", "younger"))
+
+    def enter(files: dict[str, HeldCheckpoint], rejoin_timeout_s: float) -> list[Entry]:
+        lighthouse, sites = LocalLighthouse(founders=len(files)), list[ToySite]()
+        for name in files:
+            record = RunRecord(tmp_path / f"{name}.json")
+            record.write("younger", ("old",))
+            how = {"pause_s": 0.0, "min_clients": 2, "rejoin_timeout_s": rejoin_timeout_s}
+            sites.append(ToySite(name, lighthouse, Settings(), 1, record=record, **how))  # type: ignore[arg-type]
+        try:
+            return together([partial(one.site.enter, {}, files[one.site_name]) for one in sites])
+        finally:
+            for one in sites:
+                one.site.close()
+
+    with pytest.raises(PeerTimeoutError, match=r"started run younger before .* its checkpoint is of run old, which is"):
+        enter({"a": old, "c": old}, 3.0)
+    entries = enter({"a": old, "b": young, "c": old}, 30.0)
+    assert [(one.is_founder, one.first_round) for one in entries] == [(True, 5)] * 3
 
 
 def test_a_site_that_has_started_a_run_does_not_found_it_again(tmp_path: Path) -> None:

@@ -72,3 +72,15 @@ def test_the_note_is_the_sites_and_the_lighthouses(tmp_path: Path, monkeypatch: 
         elastic_run.open_site(Settings(lighthouse=f"127.0.0.1:{port}", min_clients=1), "a", tmp_path)
     first, second = (record.path for record in made)
     assert first == tmp_path / "parablock-run-of-a-at-127.0.0.1-29510.json" and second != first
+
+
+def test_a_note_says_from_which_runs_the_run_descends(tmp_path: Path) -> None:
+    note = RunRecord(tmp_path / "run.json")
+    assert (note.read(), note.lineage()) == ("", ())
+    note.write("run", ("older", "old"))
+    assert (note.read(), note.lineage()) == ("run", ("older", "old", "run"))
+    note.write("run")
+    assert note.lineage() == ("run",)
+    for text, expected in (('{"run": "before"}', ("before",)), ("[]", ("unknown",)), ("torn", ("unknown",))):
+        (tmp_path / "run.json").write_text(text)
+        assert note.lineage() == expected

@@ -56,7 +56,7 @@ class Regroups:
             started=self.started,
             is_leaving=self.is_leaving,
             checkpoint_round=self.checkpoint_round,
-            was_member=self.was_member,
+            noted=("run",) if self.was_member else (),
         )
 
     def standing(self: Site) -> Standing:

@@ -66,11 +66,21 @@ def test_who_leaves_founds_nothing() -> None:
 
 
 def test_a_site_that_was_in_the_run_does_not_found_it_anew() -> None:
-    reports = [guest("a"), guest("b", was_member=True)]
+    reports = [guest("a"), guest("b", noted=("run",))]
     with pytest.raises(WeightsLostError, match=r"site 'b' had started this run before.*ckpt_path"):
         decide(5, reports, STAR)
-    made = decide(5, [guest("a", checkpoint_round=3), guest("b", was_member=True)], STAR)
+    made = decide(5, [guest("a", checkpoint_round=3), guest("b", noted=("run",))], STAR)
     assert (made.record.generation, made.donor, made.record.first_round) == (5, 0, 3)
+
+
+def test_a_site_that_was_in_a_run_does_not_go_back_to_the_run_that_it_had_continued() -> None:
+    old = [guest(site, checkpoint_round=9, lineage=("x",), noted=("x", "younger run")) for site in "ab"]
+    with pytest.raises(WeightsLostError, match=r"'a', 'b' had started run younger , which had continued run x.*delete"):
+        decide(5, old, STAR)
+    young = guest("c", checkpoint_round=3, lineage=("x", "younger run"))
+    assert decide(5, [*old, young], STAR).record.first_round == 3
+    other = [guest("a", checkpoint_round=9, lineage=("x", "other"), noted=("x", "younger run"))]
+    assert decide(5, other, STAR).record.first_round == 9  # the user has chosen it
 
 
 def test_an_acknowledged_founding_that_nobody_opened_never_existed() -> None:

@@ -34,7 +34,7 @@ def test_a_log_survives_json():
 
 def test_a_report_survives_json():
     standing = Standing(LOG, (3, 0), {0: (((1, 0), 0), ((2, 1), 3))}, {(1, 2): (((-1, -1), 0),)})
-    report = Report("b", None, standing, Standing(LOG), 5, True, 6, 4, ("x", "y"), True)
+    report = Report("b", None, standing, Standing(LOG), 5, True, 6, 4, ("x", "y"), ("x", "z"))
     assert through_json(report) == report
     assert through_json(Report("d", 3, None, None)) == Report("d", 3, None, None)
 
