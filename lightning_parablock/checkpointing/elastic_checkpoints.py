@@ -22,11 +22,11 @@ from torch import Tensor
 from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.blocks.partition import Block
 from lightning_parablock.checkpointing.plain import is_remote
-from lightning_parablock.checkpointing.plain_values import numpy_numbers
 from lightning_parablock.checkpointing.sidecars import what_was_foreign
 from lightning_parablock.errors import CheckpointError, ConfigurationError
 from lightning_parablock.regroup.lineage import Lineage
 from lightning_parablock.regroup.log import MembershipLog
+from lightning_parablock.system.plain_values import numpy_numbers
 
 KEY = "parablock_elastic"
 FORMAT = 1
@@ -144,7 +144,7 @@ def read_elastic(files: CheckpointIO, path: Any, weights_only: bool | None) -> d
         raise ConfigurationError(f"checkpoint {path} does not exist")
     try:
         with numpy_numbers():
-            checkpoint: Any = files.load_checkpoint(path, weights_only=weights_only)
+            checkpoint: Any = files.load_checkpoint(path, weights_only=weights_only is not False)
     except Exception as error:
         raise ConfigurationError(
             f"{path} cannot be read as a checkpoint: {what_was_foreign(error)}; if the module or a callback has put an "

@@ -10,11 +10,11 @@ from typing import Any
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch import Trainer
 
-from lightning_parablock.checkpointing.plain_values import first_foreign, without_numpy_numbers
 from lightning_parablock.checkpointing.sidecars import write_atomically
 from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.lightning_private.checkpoints import dump_weights
 from lightning_parablock.system.command_line import command_to_resume
+from lightning_parablock.system.plain_values import first_foreign, without_numpy_numbers
 
 log = logging.getLogger(__name__)
 _warned = set[tuple[str, str]]()

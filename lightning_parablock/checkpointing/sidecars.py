@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from lightning_parablock.checkpointing.formats import FORMAT, READABLE
-from lightning_parablock.checkpointing.plain_values import numpy_numbers
 from lightning_parablock.errors import CheckpointError
+from lightning_parablock.system.plain_values import numpy_numbers
 
 KEY = "parablock"
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_parablock.checkpointing.payloads import from_bytes, to_bytes
 from lightning_parablock.elastic.view import Entry, SiteView
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.strategy.groups import Group, Guarded, is_default, kind_of
+from lightning_parablock.system.payloads import from_bytes, to_bytes
 
 T = TypeVar("T")
 Payloads = Mapping[int, bytes]

@@ -12,13 +12,13 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_parablock.checkpointing.client_states import PATH_ONLY
 from lightning_parablock.checkpointing.elastic_checkpoints import ElasticEntry, read_elastic, without_progress
-from lightning_parablock.checkpointing.payloads import from_bytes, to_bytes
 from lightning_parablock.checkpointing.plain import is_remote
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.collectives import Gathering
 from lightning_parablock.launching.checkpoint_choice import Choice
 from lightning_parablock.regroup.lineage import Lineage, are_of_one_lineage, newest_of
 from lightning_parablock.strategy.elastic_run import ElasticRun
+from lightning_parablock.system.payloads import from_bytes, to_bytes
 
 _WHAT = "the checkpoint from which the run continues"
 

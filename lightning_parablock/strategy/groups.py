@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.lightning_private.processes import reduce_over
-from lightning_parablock.meeting.default_group import gather_in_group
+from lightning_parablock.meeting.default_group import broadcast_in_group, gather_in_group
 
 T = TypeVar("T")
 
@@ -90,9 +90,7 @@ class FixedGroup(Group):
     def broadcast(self, value: T, src: int) -> T:
         if not dist.is_initialized():
             return value
-        objects = [value]
-        self._ranks.guard("broadcast", lambda: dist.broadcast_object_list(objects, src), f"from rank {src}")
-        return objects[0]
+        return self._ranks.guard("broadcast", lambda: broadcast_in_group(value, src), f"from rank {src}")
 
     @override
     def reduce(self, tensor: Tensor, group: Any, reduce_op: Any) -> Tensor:
@@ -114,7 +112,7 @@ class FixedGroup(Group):
 
     @override
     def gather_objects(self, value: T, where: str) -> list[T]:
-        return self._ranks.guard("gather", lambda: gather_in_group(value), f"in {where}")
+        return self._ranks.guard("gather", lambda: gather_in_group(value, f"gather in {where}"), f"in {where}")
 
     @override
     def broadcast_tensors(self, tensors: Sequence[Tensor], what: str) -> None:

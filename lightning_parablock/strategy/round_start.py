@@ -16,7 +16,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
 
-from lightning_parablock.checkpointing.payloads import from_bytes, to_bytes
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.lightning_private.epoch_metrics import (
     expect_open_metrics,
@@ -25,6 +24,7 @@ from lightning_parablock.lightning_private.epoch_metrics import (
 )
 from lightning_parablock.lightning_private.round_start import progress_before_batch, start_before_batch
 from lightning_parablock.loading.fit_loaders import FitLoaders
+from lightning_parablock.system.payloads import from_bytes, to_bytes
 
 _WHAT = "the trainer's state at the start of a round"
 

@@ -148,7 +148,8 @@ class Stopping:
 
     def _obey(self, own: signal.Signals | None) -> None:
         """Do, together with all others, what the signals of all of them say."""
-        signals = self._ranks.gather_objects(own)
+        numbers = self._ranks.gather_objects(None if own is None else int(own))
+        signals = [None if number is None else signal.Signals(number) for number in numbers]
         if any(noted in ENDING for noted in signals):
             self._cancel_limit()
             self._end(signals)

@@ -1,1 +1,1 @@
-"""System services: files, threads, lazy imports, the command line that started the process."""
+"""System services: files, threads, lazy imports, plain values as bytes, the command line of the process."""

@@ -83,7 +83,7 @@ def test_gathers_and_broadcasts() -> None:
 
 def test_what_is_not_plain_is_refused_where_it_would_be_sent() -> None:
     group = groups(Board({0: "a"}))[0]
-    with pytest.raises(ConfigurationError, match=r"gather in f: it is a torch\.nn\..*Linear; with elastic"):
+    with pytest.raises(ConfigurationError, match=r"gather in f: it is a torch\.nn\..*Linear; ranks and sites"):
         group.gather_objects(nn.Linear(1, 1), "f")
     with pytest.raises(ConfigurationError, match="no process groups"):
         group.reduce(torch.zeros(1), object(), "sum")

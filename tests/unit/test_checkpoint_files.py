@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_parablock.checkpointing.plain_values import first_foreign, without_numpy_numbers
 from lightning_parablock.checkpointing.sidecars import read_sidecar, write_sidecar
 from lightning_parablock.errors import CheckpointError
+from lightning_parablock.system.plain_values import first_foreign, without_numpy_numbers
 
 NUMPY: dict[str, Any] = {
     "double": np.float64(0.1),

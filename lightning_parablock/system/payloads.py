@@ -1,7 +1,8 @@
-"""Values that sites send each other beside the exchange: bytes and back, without a pickle that could run code.
+"""Values that ranks and sites send each other beside the exchange: bytes and back, without running code of a peer.
 
-What travels are tensors, plain values, plain containers of them, and records of this package (dataclasses and named
-tuples), which hold such values themselves. Anything else is refused where it is to be sent.
+What travels are tensors, plain values, paths, plain containers of them, and records of this package (frozen
+dataclasses that check nothing, and named tuples), which hold such values themselves. Anything else is refused where it
+is to be sent, and again where it arrives.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import io
+import pathlib
 import pickle
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from lightning_parablock.checkpointing.plain_values import first_foreign, numpy_numbers
 from lightning_parablock.errors import ConfigurationError, ProtocolError
+from lightning_parablock.system.plain_values import first_foreign, numpy_numbers
 
 _PACKAGE = "lightning_parablock."
+_PATHS = (pathlib.PosixPath, pathlib.PurePosixPath, pathlib.WindowsPath, pathlib.PureWindowsPath)
 
 
 def to_bytes(value: Any, what: str) -> bytes:
@@ -37,24 +40,33 @@ def to_bytes(value: Any, what: str) -> bytes:
     if foreign is None:
         return buffer.getvalue()
     raise ConfigurationError(
-        f"{what}: {foreign}; with elastic membership sites send each other tensors and plain values alone (numbers, "
-        "texts, lists, dicts), so that none of them can make another run code"
+        f"{what}: {foreign}; ranks and sites send each other tensors and plain values alone (numbers, texts, paths, "
+        "lists, dicts), so that none of them can make another run code"
     )
 
 
-def from_bytes(data: bytes, what: str) -> Any:
-    """The value that :func:`to_bytes` was given, with its tensors in host memory.
+def from_bytes(data: bytes, what: str, device: torch.device | str = "cpu") -> Any:
+    """The value that :func:`to_bytes` was given.
+
+    Args:
+        data: Its bytes.
+        what: Names it in messages.
+        device: Where tensors come that were not in host memory; the others stay there.
 
     Raises:
         ProtocolError: the bytes are something else.
     """
     buffer = io.BytesIO(data)
+
+    def place(storage: Any, location: str) -> Any:
+        return storage if location == "cpu" else storage.to(device=torch.device(device))
+
     try:
         with numpy_numbers(), torch.serialization.safe_globals(list(_records(buffer))):
-            return torch.load(buffer, map_location="cpu", weights_only=True)
+            return torch.load(buffer, map_location=place, weights_only=True)
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ProtocolError(f"{what}: another site sent what is no plain value: {first}") from error
+        raise ProtocolError(f"{what}: a peer sent what is no plain value: {first}") from error
 
 
 def _why_foreign(value: Any, buffer: io.BytesIO) -> str | None:
@@ -82,15 +94,24 @@ def _globals(buffer: io.BytesIO) -> list[str]:
 
 
 def _record(name: str) -> type | None:
-    """The class of that name, if it is plain or a record of this package, of which loading sets the fields alone."""
+    """The class of that name, if loading one of its values only assigns fields."""
     if name == "builtins.bytes":  # as which empty ones are written
         return bytes
     module, _, kind = name.rpartition(".")
-    if not module.startswith(_PACKAGE):
-        return None
+    path = next((one for one in _PATHS if one.__name__ == kind and module.partition(".")[0] == "pathlib"), None)
+    if path is not None or not module.startswith(_PACKAGE):
+        return path
     try:
         found: Any = getattr(importlib.import_module(module), kind, None)
     except ImportError:
         return None
     is_tuple = isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")
-    return found if dataclasses.is_dataclass(found) or is_tuple else None
+    return found if is_tuple or _only_assigns(found) else None
+
+
+def _only_assigns(found: Any) -> bool:
+    """Whether it is a frozen dataclass whose creation does nothing else: a peer chooses the class and the values."""
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        return False
+    parameters: Any = vars(found).get("__dataclass_params__")
+    return parameters is not None and parameters.frozen and not hasattr(found, "__post_init__")
