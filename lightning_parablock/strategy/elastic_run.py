@@ -16,6 +16,7 @@ from lightning_parablock.elastic.run_site import RunSite, site_options
 from lightning_parablock.elastic.view import Admission, Entry, HeldCheckpoint, SiteView
 from lightning_parablock.meeting.addresses import INTERFACE_VARIABLE, own_address, reached_from
 from lightning_parablock.meeting.devices import open_listeners
+from lightning_parablock.membership.descriptors import raise_limit
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.elastic_group import ElasticGroup
 from lightning_parablock.strategy.groups import Guarded
@@ -127,6 +128,7 @@ def open_site(settings: Settings, name: str, folder: Path | None) -> SiteView:
             there is no address or port to listen on.
     """
     assert settings.lighthouse is not None
+    raise_limit()
     hub = settings.lighthouse.rpartition(":")[0]
     # Every generation's exchange uses these listeners; without them gloo takes whatever the machine's name resolves to.
     address = reached_from(hub) if os.environ.get(INTERFACE_VARIABLE) else own_address(hub, one_host=False)

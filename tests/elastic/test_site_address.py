@@ -75,3 +75,11 @@ def test_a_store_without_a_free_port_names_the_range() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"ports='{port}': .* Address already in use"):
             host_store("127.0.0.1", PortRange(port, port))
+
+
+def test_the_limit_of_open_files_is_raised(opened: Opens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any process can connect to the ports of a site, and a connection is an open file."""
+    calls: list[int] = []
+    monkeypatch.setattr(elastic_run, "raise_limit", lambda: calls.append(1))
+    opened()
+    assert calls == [1]
