@@ -41,6 +41,19 @@ def test_the_file_is_what_fit_takes(tmp_path: Path, capsys: pytest.CaptureFixtur
     }
 
 
+def test_with_a_lighthouse_sites_may_come_and_go(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = init(tmp_path, "--sites", "a,b,c,d", "--lighthouse", "hub.example.org:29510")
+    printed = capsys.readouterr().out
+    assert "29510 on hub.example.org, the lighthouse\n" in printed
+    assert "3. Start the lighthouse on hub.example.org, and leave it running:\n" in printed
+    assert "  lightning-parablock lighthouse --port 29510\n4. Start every site" in printed
+    found = read_configuration(["fit", "--config", str(path), "--site", "b"])
+    wanted = {"site": "b", "lighthouse": "hub.example.org:29510", "min_clients": 3, "rendezvous": None}
+    assert {name: strategy_of(found)[name] for name in wanted} == wanted
+    assert "num_nodes" not in yaml.safe_load(path.read_text())["trainer"]
+    assert "docs/elastic.md explains" in path.read_text()
+
+
 @pytest.mark.parametrize("method", ["parablock", "fedbcd", "fedavg", "diloco"])
 def test_every_method_is_its_preset_with_fewer_steps(tmp_path: Path, method: str) -> None:
     found = strategy_of(read_configuration(["fit", "--config", str(init(tmp_path, "--method", method)), "--site", "a"]))
@@ -78,6 +91,8 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("--sites a,b/c", "site must be a name of 1 to 64 letters"),
         ("--rendezvous hub", "rendezvous must be host:port, such as"),
         ("--rendezvous hub:0", "rendezvous must be host:port, such as"),
+        ("--lighthouse hub", "lighthouse must be host:port, such as"),
+        ("--lighthouse h:1 --rendezvous h:2", "keep one"),
         ("--ports 5-3", "ports must be a range of TCP ports"),
         ("--method parablok", "did you mean 'parablock'?"),
         ("--site a,b", "did you mean --sites?"),

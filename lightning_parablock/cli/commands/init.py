@@ -6,7 +6,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -32,7 +32,8 @@ class Plan:
 
     Attributes:
         sites: Names of the sites, sorted: the order of the clients' numbers.
-        rendezvous: Where the sites meet.
+        meeting: Where the sites meet: of a fixed membership, or their lighthouse.
+        is_elastic: Whether sites may come and go.
         ports: Range of TCP ports on which each site accepts connections.
         method: Name of a preset.
         model: As CausalLM takes it.
@@ -40,7 +41,8 @@ class Plan:
     """
 
     sites: tuple[str, ...]
-    rendezvous: Address
+    meeting: Address
+    is_elastic: bool
     ports: str
     method: str
     model: str
@@ -65,6 +67,13 @@ def init_parser() -> CommandParser:
         f"and a port of it. Default: this machine, port {PORT}.",
     )
     parser.add_argument(
+        "--lighthouse",
+        type=str | None,
+        default=None,
+        help="HOST:PORT of the lighthouse, instead of --rendezvous: sites may then be lost, come back and join while "
+        "the run continues, see docs/elastic.md.",
+    )
+    parser.add_argument(
         "--ports",
         type=str,
         default="40000-40099",
@@ -85,9 +94,12 @@ def run_init(args: Sequence[str]) -> None:
         ConfigurationError: an option is wrong, or the file is there already or cannot be written.
     """
     options = init_parser().parse_args(list(args))
+    if options.rendezvous is not None and options.lighthouse is not None:
+        raise ConfigurationError("rendezvous is for a fixed membership and lighthouse for one that changes; keep one")
     plan = Plan(
         sites=_sites(options.sites),
-        rendezvous=_rendezvous(options.rendezvous),
+        meeting=_meeting(options),
+        is_elastic=options.lighthouse is not None,
         ports=str(read_ports(options.ports)),
         method=_method(options.method),
         model=options.model,
@@ -105,12 +117,11 @@ def configuration(plan: Plan) -> str:
 #
 #   {PROGRAM} fit --config {NAME} --site NAME
 #
-# and its rows stay on its machine. docs/sites.md explains ports, data and what leaves a site.
+# and its rows stay on its machine. {_page(plan)} explains ports, data and what leaves a site.
 seed_everything: 0 # random seed of the order of blocks and rows
 
 trainer:
-  num_nodes: {len(plan.sites)} # number of sites
-  devices: 1 # processes per site
+{_number_of_sites(plan)}  devices: 1 # processes per site
   accelerator: cpu # cpu, gpu, ...; a site may choose its own: --trainer.accelerator gpu
   max_epochs: 1 # passes over each site's rows; or max_steps, the optimizer steps of each site
   log_every_n_steps: 1 # optimizer steps between rows of the log
@@ -118,8 +129,7 @@ trainer:
   strategy:
     class_path: lightning_parablock.ParaBlockStrategy
     init_args:
-{_indented(_method_options(plan.method))}
-      rendezvous: {_scalar(_host_and_port(plan.rendezvous))} # where the sites meet: a machine that all others reach
+{_indented([*_method_options(plan.method), *_membership_options(plan)])}
       ports: {plan.ports} # TCP ports on which each site accepts connections of the other sites
 
 model:
@@ -152,14 +162,46 @@ def next_steps(plan: Plan, path: Path) -> str:
             f"1. Copy it to every site, beside the model ({plan.model}) and the site's own rows ({plan.source}), one "
             'JSON object per line: {"prompt": "...", "answer": "..."}',
             "2. Open these incoming TCP ports to the other sites:",
-            f"  {plan.rendezvous.port} on {plan.rendezvous.host}, where the sites meet",
+            f"  {plan.meeting.port} on {plan.meeting.host}, {_place(plan)}",
             f"  {plan.ports} on every site",
-            "3. Start every site, in any order:",
+            *_start(plan),
             *commands,
             "",
             f"{PROGRAM} fit --config {NAME} --dry-run shows blocks, bytes and memory before anything is started.",
         )
     )
+
+
+def _page(plan: Plan) -> str:
+    return "docs/elastic.md" if plan.is_elastic else "docs/sites.md"
+
+
+def _place(plan: Plan) -> str:
+    return "the lighthouse" if plan.is_elastic else "where the sites meet"
+
+
+def _number_of_sites(plan: Plan) -> str:
+    return "" if plan.is_elastic else f"  num_nodes: {len(plan.sites)} # number of sites\n"
+
+
+def _membership_options(plan: Plan) -> list[str]:
+    at = _scalar(_host_and_port(plan.meeting))
+    if not plan.is_elastic:
+        return [f"rendezvous: {at} # where the sites meet: a machine that all others reach"]
+    return [
+        f"lighthouse: {at} # where the lighthouse runs: a machine that all sites reach",
+        f"min_clients: {len(plan.sites) // 2 + 1} # this many sites found the run, and it does not continue with fewer",
+    ]
+
+
+def _start(plan: Plan) -> list[str]:
+    if not plan.is_elastic:
+        return ["3. Start every site, in any order:"]
+    return [
+        f"3. Start the lighthouse on {plan.meeting.host}, and leave it running:",
+        f"  {PROGRAM} lighthouse --port {plan.meeting.port}",
+        "4. Start every site, in any order; the same command brings a lost one back, and a new one in:",
+    ]
 
 
 def _method_options(method: str) -> list[str]:
@@ -215,10 +257,12 @@ def _sites(listed: str) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _rendezvous(text: str | None) -> Address:
+def _meeting(options: Any) -> Address:
     from lightning_parablock.meeting.rendezvous import Address
 
-    return Address.parse("rendezvous", text if text is not None else f"{socket.gethostname()}:{PORT}")
+    if options.lighthouse is not None:
+        return Address.parse("lighthouse", options.lighthouse)
+    return Address.parse("rendezvous", options.rendezvous or f"{socket.gethostname()}:{PORT}")
 
 
 def _method(name: str) -> str:
