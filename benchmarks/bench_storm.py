@@ -8,7 +8,8 @@ with fixed membership where nothing happens, in alternating pairs. Every run is 
 a second start makes the runs that are missing or have failed.
 
     python -m benchmarks.bench_storm
-    python -m benchmarks.bench_storm --sites 8 --minutes 12 --faults 24 --runs parablock,parablock_calm
+    python -m benchmarks.bench_storm --sites 8 --minutes 12 --faults 24 --runs parablock_calm,parablock
+    python -m benchmarks.bench_storm --minutes 12 --faults 6 --label "a fault every 2 minutes" --runs parablock,torchft
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def _options() -> argparse.Namespace:
     made.add_argument("--runs", default=",".join(RUNS), help=f"comma-separated list of {', '.join(RUNS)}")
     made.add_argument("--pairs", type=int, default=5, help="pairs of runs for the cost")
     made.add_argument("--rounds", type=int, default=24, help="rounds of each of these")
+    made.add_argument("--label", default="", help="added to the names of the runs of a further schedule")
     made.add_argument("--again", action="store_true", help="forget the runs that there are")
     made.add_argument("--logs", default=None, help="folder in which the sites' logs are kept")
     options = made.parse_args()
@@ -73,7 +75,7 @@ def _options() -> argparse.Namespace:
 
 
 def _keep(options: argparse.Namespace, state: State, name: str, faults: list[Fault]) -> None:
-    key = f"{name}, {options.sites} sites"
+    key = f"{name}, {options.sites} sites" + (f", {options.label}" if options.label else "")
     if state["runs"].get(key, {"failed": ""})["failed"] is not None:
         state["runs"][key] = attempt(_run, options, name, faults)
 
@@ -85,7 +87,8 @@ def _run(options: argparse.Namespace, name: str, faults: list[Fault]) -> dict[st
         minutes, faults = options.calm_minutes, []
     job = Job(site=0, sites=options.sites, min_sites=max(2, options.sites // 2), lighthouse="", folder="")
     meets = Weather(minutes, [fault for fault in faults if fault.at_s < 60 * minutes], options.rate_mbit)
-    raw = storm(system, job, meets, None if options.logs is None else Path(options.logs, f"{name}-{options.sites}"))
+    logs = None if options.logs is None else Path(options.logs, f"{name}-{options.sites}{options.label}")
+    raw = storm(system, job, meets, logs)
     found = figures(raw)
     print(f"{name}, {options.sites} sites: {_said(found)}", flush=True)
     kept_raw = raw | {"traces": packed(raw["traces"])}
@@ -131,7 +134,7 @@ def _keep_cost(options: argparse.Namespace, state: State) -> None:
 def _compare(state: State) -> None:
     """Of each storm: its seconds per fault against the calm round, and the share of the throughput that is kept."""
     for key, run in state["runs"].items():
-        name, _, sites = key.partition(", ")
+        name, sites = key.split(", ")[:2]
         calm = state["runs"].get(f"{name}_calm, {sites}", {"failed": "missing"})
         if run["failed"] is None and calm["failed"] is None:
             raw = run["raw"] | {"traces": unpacked(run["raw"]["traces"])}

@@ -95,8 +95,8 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any]:
-    """The checked-out commit and whether any file differs from it; both None outside a checkout."""
-    changes = _git("status", "--porcelain")
+    """The checked-out commit and whether any file but results differs from it; both None outside a checkout."""
+    changes = _git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
     return {"sha": _git("rev-parse", "--verify", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
