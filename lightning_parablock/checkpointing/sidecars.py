@@ -25,6 +25,7 @@ import torch
 from lightning_parablock.checkpointing.formats import FORMAT, READABLE
 from lightning_parablock.errors import CheckpointError
 from lightning_parablock.system.plain_values import numpy_numbers
+from lightning_parablock.system.reading import reading
 
 KEY = "parablock"
 
@@ -67,20 +68,34 @@ class Entry:
         """The entry in a checkpoint; None where this package did not save it.
 
         Raises:
-            CheckpointError: another version of this package saved it.
+            CheckpointError: another version of this package saved it, or it is damaged.
         """
         found: dict[str, Any] | None = checkpoint.get(KEY)
         if found is None:
             return None
-        if found.get("format") not in READABLE:
-            raise CheckpointError(
-                f"{path} was saved in format {found.get('format')} of the clients' state, this version reads "
-                f"{' and '.join(map(str, READABLE))}; use the version of lightning-parablock that saved it"
+        with reading(f"the entry of {path}", CheckpointError):
+            if found.get("format") not in tuple(READABLE):
+                raise CheckpointError(
+                    f"{path} was saved in format {found.get('format')} of the clients' state, this version reads "
+                    f"{' and '.join(map(str, READABLE))}; use the version of lightning-parablock that saved it"
+                )
+            return cls(
+                save=_name(found["save"]),
+                sidecars_sha256=[str(one) for one in found["sidecars_sha256"]],
+                settings={str(name): str(value) for name, value in found["settings"].items()},
+                blocks=[(str(name), int(numel)) for name, numel in found["blocks"]],
+                round=int(found["round"]),
+                weights_sha256=str(found["weights_sha256"]),
+                format=found["format"],
+                sites=tuple(str(name) for name in found.get("sites", ())),
             )
-        fields = dict(found)
-        fields["blocks"] = [(str(name), int(numel)) for name, numel in found["blocks"]]
-        fields["sites"] = tuple(found.get("sites", ()))
-        return cls(**fields)
+
+
+def _name(save: object) -> str:
+    """The name of a save: one of a folder, and never the way to another place."""
+    if not isinstance(save, str) or Path(save).name != save or save == "..":
+        raise CheckpointError(f"{save!r:.80} is no name of a save; use an earlier checkpoint")
+    return save
 
 
 def sidecar_folder(checkpoint: Path) -> Path:

@@ -20,6 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.codecs.compression import BF16, RECORD_SCALARS, Compression, Int4, Int8, NoCompression, TopK
+from lightning_parablock.errors import ProtocolError
 
 PIECE_SCALARS = 256 * RECORD_SCALARS
 """Scalars encoded at a time, 1 MiB: smaller pieces need more calls, larger ones more scratch and cache."""
@@ -50,6 +51,9 @@ class Codec(ABC):
         Args:
             payload: As :meth:`encode` wrote it.
             into: Shape (n,), float32, contiguous, overwritten.
+
+        Raises:
+            ProtocolError: no values are encoded like this.
         """
 
 
@@ -268,6 +272,11 @@ class _TopK(_Records):
     @override
     def _decode(self, records: Tensor, into: Tensor) -> None:
         kept, where = self._views(records)
+        lowest, highest = where.aminmax()
+        if int(lowest) < 0 or int(highest) >= RECORD_SCALARS:  # on a GPU it would end the process
+            raise ProtocolError(
+                f"a top-k payload names scalars {int(lowest)} to {int(highest)} of a record of {RECORD_SCALARS}"
+            )
         into.zero_().scatter_(1, where.long(), kept.view(torch.bfloat16).float())
 
     def _views(self, records: Tensor) -> tuple[Tensor, Tensor]:

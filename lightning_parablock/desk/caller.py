@@ -13,6 +13,7 @@ from typing import Any
 from lightning_parablock.desk.listener import SILENCE_S
 from lightning_parablock.desk.message import (
     MOST_BYTES,
+    MOST_JSON_BYTES,
     SAID,
     SLICE_BYTES,
     WAIT,
@@ -21,9 +22,11 @@ from lightning_parablock.desk.message import (
     decoded,
     encoded,
     length,
+    memory_for,
     slices,
 )
 from lightning_parablock.errors import ProtocolError, RefusedError, UnreachableError
+from lightning_parablock.system.reading import reading
 
 NOBODY = Identity()
 _CONNECT_S = 10.0
@@ -190,8 +193,8 @@ class _Task:
         if SAID not in response.headers:
             raise ProtocolError("what listens there is not the desk of a site")
         total = length(response.headers, "Content-Length", self._most_bytes)
-        of_json = length(response.headers, SAID, total)
-        whole = memoryview(bytearray(total))
+        of_json = length(response.headers, SAID, min(total, MOST_JSON_BYTES))
+        whole = memory_for(total)
         done = 0
         while done < total:
             self._look()
@@ -201,19 +204,24 @@ class _Task:
             done += got
         said = decoded(whole[:of_json])
         if response.status != 200:
-            raise RefusedError(
-                str(said.get("text", "")), str(said.get("kind", "refused")), dict(said.get("details") or {})
-            )
+            with reading("the error in the answer"):
+                details = dict(said.get("details") or {})
+            raise RefusedError(str(said.get("text", "")), str(said.get("kind", "refused")), details)
         return Reply(said, whole[of_json:]), not response.will_close
 
 
 def _connected(address: str, name: str, limit_s: float) -> http.client.HTTPConnection:
     host, _, port = address.rpartition(":")
-    connection = http.client.HTTPConnection(
-        host.removeprefix("[").removesuffix("]"), int(port), timeout=min(_CONNECT_S, limit_s)
-    )
+    host, limit_s = host.removeprefix("[").removesuffix("]"), min(_CONNECT_S, limit_s)
+    try:
+        connection = http.client.HTTPConnection(host, int(port), timeout=limit_s)
+    except (ValueError, http.client.InvalidURL) as error:
+        raise _no_address(address, name) from error
     try:
         connection.connect()
+    except (ValueError, OverflowError) as error:  # a name or a port that no machine has
+        connection.close()
+        raise _no_address(address, name) from error
     except OSError as error:
         connection.close()
         kind = "silent" if isinstance(error, TimeoutError) else "refused"
@@ -221,6 +229,10 @@ def _connected(address: str, name: str, limit_s: float) -> http.client.HTTPConne
             f"{address} cannot be reached for {name!r}: {error.strerror or error or type(error).__name__}", kind
         ) from error
     return connection
+
+
+def _no_address(address: str, name: str) -> UnreachableError:
+    return UnreachableError(f"{name!r} cannot be asked at {address!r:.80}: a desk's address is host:port", "refused")
 
 
 def _kept(address: str) -> http.client.HTTPConnection | None:

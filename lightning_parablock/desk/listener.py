@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 from typing_extensions import override
 
 from lightning_parablock.desk.message import (
+    MOST_JSON_BYTES,
     SAID,
     SLICE_BYTES,
     WAIT,
@@ -23,6 +24,7 @@ from lightning_parablock.desk.message import (
     decoded,
     encoded,
     length,
+    memory_for,
     slices,
 )
 from lightning_parablock.errors import ConfigurationError, ParaBlockError, ProtocolError, RefusedError
@@ -188,7 +190,7 @@ class _Connection(BaseHTTPRequestHandler):
             name, caller = self.path.lstrip("/"), Identity.of(self.headers)
             server.answers.admit(name, caller)
             total = length(self.headers, "Content-Length", server.most_bytes)
-            of_json = length(self.headers, SAID, total)
+            of_json = length(self.headers, SAID, min(total, MOST_JSON_BYTES))
             wait_s = self._wait_s()
             message = self._read(total)
             said = decoded(message[:of_json])
@@ -206,7 +208,7 @@ class _Connection(BaseHTTPRequestHandler):
             raise ProtocolError(f"header {WAIT} must be a number of seconds, got {text[:40]!r}") from error
 
     def _read(self, total: int) -> memoryview:
-        whole = memoryview(bytearray(total))
+        whole = memory_for(total)
         done = 0
         while done < total:
             done += self._read_into(whole[done : done + SLICE_BYTES])

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from lightning_parablock.errors import ProtocolError
 
 SAID, RUN, SITE, INCARNATION, WAIT = (
@@ -25,6 +27,9 @@ SAID, RUN, SITE, INCARNATION, WAIT = (
 
 MOST_BYTES = 1 << 34
 """Longest message that is accepted: the server state of a large block, and far less than a wrong header may state."""
+
+MOST_JSON_BYTES = 1 << 28
+"""Longest JSON of a message: the log of a long run, and far less than a parser's memory."""
 
 SLICE_BYTES = 64 * 1024
 """Bytes that are sent or received at a time: each slice has the whole limit again, so slow links are not lost ones."""
@@ -113,6 +118,18 @@ def length(headers: Headers, name: str, most: int) -> int:
     if int(text) > most:
         raise ProtocolError(f"a message of {int(text)} bytes is longer than the {most} bytes that are accepted")
     return int(text)
+
+
+def memory_for(total: int) -> memoryview:
+    """Memory for a message of so many bytes. The machine gives it as they arrive: a header alone takes none.
+
+    Raises:
+        ProtocolError: there is not as much.
+    """
+    try:
+        return memoryview(np.empty(total, np.uint8))  # pyright: ignore[reportArgumentType]
+    except MemoryError as error:
+        raise ProtocolError(f"there is no memory for a message of {total} bytes") from error
 
 
 def slices(body: bytes | bytearray | memoryview) -> Iterator[memoryview]:

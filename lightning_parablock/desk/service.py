@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +19,7 @@ from lightning_parablock.desk.listener import Listener
 from lightning_parablock.desk.message import MOST_BYTES, Identity, Reply
 from lightning_parablock.errors import RefusedError
 from lightning_parablock.settings.ports import PortRange
+from lightning_parablock.system.reading import reading
 
 LONGEST_S = 120.0
 """Longest time for which a handler may keep a caller waiting, whatever the caller asks for."""
@@ -41,6 +43,10 @@ class Call:
     limit_s: float
     _ends_s: float
     _closing: threading.Event
+
+    def reading(self) -> AbstractContextManager[None]:
+        """For taking apart what the caller says: what is wrong with it is a ProtocolError that names the caller."""
+        return reading(f"the call of site {self.caller.site!r}" if self.caller.site else "the call of a stranger")
 
     @property
     def remaining_s(self) -> float:

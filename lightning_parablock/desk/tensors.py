@@ -74,7 +74,7 @@ def chunk_reply(
     view = _bytes_of(tensor)
     try:
         first, n_bytes = int(said["first_byte"]), int(said["chunk_bytes"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ProtocolError("a call for a part of a tensor must say first_byte and chunk_bytes") from error
     if first < 0 or n_bytes < 1 or first > len(view):
         raise ProtocolError(f"a tensor of {len(view)} bytes has no {n_bytes} bytes from byte {first} on")

@@ -87,7 +87,7 @@ class Answers:
 
     def prepare(self, call: Call) -> Reply:
         """Seal, and report what there is."""
-        generation = int(call.said["generation"])
+        generation = _generation(call)
         seat = self._seat
         with seat.changed:
             if seat.error is not None:
@@ -123,10 +123,11 @@ class Answers:
 
     def decision(self, call: Call) -> Reply:
         """Pull what is missing here, and acknowledge."""
-        generation = int(call.said["generation"])
-        decision = Decision.from_json(call.said["decision"])
-        run = str(call.said["run"])
-        incarnations = {int(client): str(one) for client, one in call.said["incarnations"].items()}
+        generation = _generation(call)
+        with call.reading():
+            decision = Decision.from_json(call.said["decision"])
+            run = str(call.said["run"])
+            incarnations = {int(client): str(one) for client, one in call.said["incarnations"].items()}
 
         def work() -> None:
             self._take(decision, run, incarnations)
@@ -158,7 +159,9 @@ class Answers:
 
     def connect(self, call: Call) -> Reply:
         """Connect with the other members of the generation that has been acknowledged."""
-        generation, store = int(call.said["generation"]), str(call.said["store"])
+        generation = _generation(call)
+        with call.reading():
+            store = str(call.said["store"])
         decision = self._acknowledged(generation)
 
         def work() -> None:
@@ -174,7 +177,7 @@ class Answers:
 
     def open(self, call: Call) -> Reply:
         """Open the generation, or go if this site leaves."""
-        seat, generation = self._seat, int(call.said["generation"])
+        seat, generation = self._seat, _generation(call)
         with seat.changed:
             waiting = seat.membership.acknowledged
             is_member = waiting is not None and waiting.record.generation == generation
@@ -237,3 +240,8 @@ class Answers:
                 f"site {self._seat.options.site!r} has not acknowledged generation {generation}", generation
             )
         return decision
+
+
+def _generation(call: Call) -> int:
+    with call.reading():
+        return int(call.said["generation"])

@@ -22,6 +22,7 @@ from lightning_parablock.errors import MembershipError, ParaBlockError
 from lightning_parablock.regroup.candidates import next_generation
 from lightning_parablock.regroup.decide import Rules, decide
 from lightning_parablock.regroup.report import Decision, Report
+from lightning_parablock.system.reading import reading
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Attempt:
         generation = self.generation
         said = {"generation": generation}
         answers = self._ask_all("prepare", said)
-        reports = [Report.from_json(reply.said["report"]) for reply in answers]
+        reports = [_report(one, reply) for one, reply in zip(self.participants, answers, strict=True)]
         if self._is_founding and any(report.opened is not None for report in reports):
             raise AbandonedError("the run has been founded by others meanwhile")
         decision = self._decide(reports)
@@ -151,3 +152,8 @@ class Attempt:
             # Members that can open do; the others take it over with the next decision.
             self._has_failed = name != "open"
             raise
+
+
+def _report(one: Candidate, reply: Reply) -> Report:
+    with reading(f"the report of site {one.site!r}"):
+        return Report.from_json(reply.said["report"])

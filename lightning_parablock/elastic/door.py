@@ -9,6 +9,7 @@ from lightning_parablock.elastic.seat import Seat
 from lightning_parablock.elastic.view import Entry
 from lightning_parablock.errors import ConfigurationError, RefusedError, UnreachableError
 from lightning_parablock.regroup.candidates import free_client
+from lightning_parablock.system.reading import reading
 
 _DIFFERENT = "different"
 _NOT_YET = "not yet"
@@ -43,14 +44,9 @@ class Door:
         said = {"site": seat.options.site, "facts": dict(seat.facts)}
         try:
             reply = call(hub.desk, "enter", said, limit_s=_ANSWER_S, caller=seat.identity, look=seat.check)
-            agreed = call(
-                hub.desk,
-                "agreed",
-                {},
-                limit_s=_AGREED_S,
-                caller=Identity(str(reply.said["run"]), seat.options.site, seat.incarnation),
-                look=seat.check,
-            )
+            run, client, sites, first_round = _let_in(reply, hub.site)
+            caller = Identity(run, seat.options.site, seat.incarnation)
+            agreed = call(hub.desk, "agreed", {}, limit_s=_AGREED_S, caller=caller, look=seat.check)
         except UnreachableError:
             return None
         except RefusedError as error:
@@ -58,11 +54,10 @@ class Door:
                 raise ConfigurationError(f"this site cannot join the run: {error}") from error
             return None  # not yet: its founders are still setting up
         with seat.changed:
-            seat.run, seat.asked_client = str(reply.said["run"]), int(reply.said["client"])
-        sites = {int(client): str(name) for client, name in reply.said["sites"]}
+            seat.run, seat.asked_client = run, client
         self.founders = tuple(sites)
         everybody = {**sites, seat.client: seat.options.site}
-        return Entry(False, seat.client, everybody, int(reply.said["first_round"]), bytes(agreed.body))
+        return Entry(False, seat.client, everybody, first_round, bytes(agreed.body))
 
     def open(self, agreed: bytes) -> None:
         """Let guests in from now on, and tell them what the founders have agreed on."""
@@ -72,11 +67,13 @@ class Door:
 
     def answer_enter(self, call: Call) -> Reply:
         """Desk: a site asks for a client id."""
-        seat, site = self._seat, str(call.said["site"])
+        seat = self._seat
+        with call.reading():
+            site = str(call.said["site"])
+            facts = {str(name): str(value) for name, value in call.said["facts"].items()}
         with seat.changed:
             if not seat.in_rounds or self._agreed is None:
                 raise RefusedError("the founders have not begun the first round yet", _NOT_YET)
-            facts = {str(name): str(value) for name, value in call.said["facts"].items()}
             names = {*facts, *seat.facts}
             other = [n for n in sorted(names) if facts.get(n) != seat.facts.get(n)]
             if other:
@@ -97,3 +94,10 @@ class Door:
     def answer_agreed(self, call: Call) -> Reply:
         """Desk: what the founders have agreed on."""
         return Reply({}, self._agreed or b"")
+
+
+def _let_in(reply: Reply, site: str) -> tuple[str, int, dict[int, str], int]:
+    """The run, this site's client id in it, the founders' sites, and the round with which they began."""
+    with reading(f"the answer of site {site!r} to a guest"):
+        sites = {int(client): str(name) for client, name in reply.said["sites"]}
+        return str(reply.said["run"]), int(reply.said["client"]), sites, int(reply.said["first_round"])

@@ -20,6 +20,7 @@ from lightning_parablock.regroup.log import Record, as_key
 from lightning_parablock.regroup.report import Decision, Source
 from lightning_parablock.server.shard import StatePiece
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
+from lightning_parablock.system.reading import reading
 from lightning_parablock.transport.base import Transport
 
 _PAUSE_S = 0.2
@@ -121,15 +122,17 @@ class Fetcher:
 
     def _newest(self, donor: str) -> tuple[Key, list[Key], Record]:
         said = self._ask(donor, "newest", {}, self._seat.check).said
-        return as_key(said["landed"]), [as_key(key) for key in said["keys"]], Record.from_json(said["record"])
+        with reading(f"the answer of {donor} to 'newest'"):
+            return as_key(said["landed"]), [as_key(key) for key in said["keys"]], Record.from_json(said["record"])
 
     def _state(self, decision: Decision, source: Source, look: Look) -> list[StatePiece]:
         assert source.holder is not None
         address, said = self._address(decision, source.holder), {"source": source_as_json(source)}
-        names = self._ask(address, "state", said, look).said["pieces"]
+        reply = self._ask(address, "state", said, look)
+        with reading(f"the answer of {address} to 'state'"):
+            names = [(int(block), str(name), int(first)) for block, name, first in reply.said["pieces"]]
         return [
-            StatePiece(int(block), str(name), int(first), self._pull(address, "piece", {**said, "index": i}, look))
-            for i, (block, name, first) in enumerate(names)
+            StatePiece(*name, self._pull(address, "piece", {**said, "index": i}, look)) for i, name in enumerate(names)
         ]
 
     def _ask(self, address: str, name: str, said: Mapping[str, object], look: Look) -> Reply:

@@ -20,6 +20,7 @@ from lightning_parablock.desk.service import Call
 from lightning_parablock.errors import PeerTimeoutError, ProtocolError, RefusedError, UnreachableError
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
+from lightning_parablock.system.reading import reading
 
 _POLL_S = 5.0
 """How long the hub holds a question that it cannot answer yet."""
@@ -169,7 +170,7 @@ class Gathers:
                 raise ProtocolError(str(refusal)) from refusal
             time.sleep(_PAUSE_S)  # no generation is open there yet
             return None
-        return _unpacked(reply) if reply.said["is_complete"] else None
+        return _unpacked(reply, self._site.describe(hub))
 
     def _missing(self, number: Number) -> str:
         slot = self._slots.get(number)
@@ -182,13 +183,15 @@ class Gathers:
 
     def answer_gather(self, call: Call) -> Reply:
         """Desk: take a participant's payload; answers with all of them, or that they are not complete yet."""
-        client = int(call.said["client"])
-        result = self._collect(_number(call), str(call.said["what"]), client, bytes(call.body))
+        number = _number(call)
+        with call.reading():
+            client, what = int(call.said["client"]), str(call.said["what"])
+        result = self._collect(number, what, client, bytes(call.body))
         if result is None:
             return Reply({"is_complete": False})
         with self._changed:
-            if _number(call) in self._slots:
-                self._slots[_number(call)].fetched.add(client)
+            if number in self._slots:
+                self._slots[number].fetched.add(client)
                 self._changed.notify_all()
         return _packed(result)
 
@@ -263,8 +266,9 @@ class Gathers:
                 reply = self._site.ask(client, "kept", {"number": number}, b"", 1.0)
             except (UnreachableError, RefusedError):
                 continue
-            if reply.said["is_complete"]:
-                return _unpacked(reply)
+            result = _unpacked(reply, self._site.describe(client))
+            if result is not None:
+                return result
         return None
 
 
@@ -273,8 +277,9 @@ def _named(number: Number, what: str) -> str:
 
 
 def _number(call: Call) -> Number:
-    round_index, index = call.said["number"]
-    return int(round_index), int(index)
+    with call.reading():
+        round_index, index = call.said["number"]
+        return int(round_index), int(index)
 
 
 def _forget_old(by_number: dict[Number, Any]) -> None:
@@ -287,9 +292,21 @@ def _packed(result: Gathered) -> Reply:
     return Reply({"is_complete": True, "sizes": sizes}, b"".join(result.values()))
 
 
-def _unpacked(reply: Reply) -> Gathered:
+def _unpacked(reply: Reply, sender: str) -> Gathered | None:
+    """The payloads that :func:`_packed` wrote; None where they are not complete yet.
+
+    Raises:
+        ProtocolError: they do not fill the answer's body, or a client has two.
+    """
     result, at = Gathered(), 0
-    for client, size in reply.said["sizes"]:
-        result[int(client)] = bytes(reply.body[at : at + size])
-        at += size
+    with reading(f"a collective's result from {sender}"):
+        if not reply.said["is_complete"]:
+            return None
+        for client, size in reply.said["sizes"]:
+            if not 0 <= int(size) <= len(reply.body) - at or int(client) in result:
+                raise ValueError(f"{size!r:.40} bytes of client {client!r:.40} are not in it")
+            result[int(client)] = bytes(reply.body[at : at + int(size)])
+            at += int(size)
+        if at != len(reply.body):
+            raise ValueError(f"it states {at} bytes, and has {len(reply.body)}")
     return result

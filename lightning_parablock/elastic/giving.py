@@ -12,6 +12,7 @@ from lightning_parablock.elastic.herald import backup_pieces
 from lightning_parablock.elastic.transport import ElasticTransport
 from lightning_parablock.regroup.log import as_key
 from lightning_parablock.regroup.report import Source
+from lightning_parablock.system.reading import reading
 
 
 class Giver:
@@ -41,30 +42,37 @@ class Giver:
 
     def _commit(self, call: Call) -> Reply:
         """A part of W of a block after an exchange."""
-        key = as_key(call.said["key"])
+        with call.reading():
+            key = as_key(call.said["key"])
         return chunk_reply(call.said, self._transport.commit_of(key), str(key), self._pace)
 
     def _state(self, call: Call) -> Reply:
         """Which tensors a piece of server state consists of."""
-        pieces = self._transport.state_of(source_from(call.said["source"]))
+        pieces = self._transport.state_of(_source(call))
         return Reply({"pieces": [[piece.block, piece.name, piece.first] for piece in pieces]})
 
     def _piece(self, call: Call) -> Reply:
         """A part of one of them."""
-        piece = self._transport.state_of(source_from(call.said["source"]))[int(call.said["index"])]
+        pieces = self._transport.state_of(_source(call))
+        with call.reading():
+            piece = pieces[int(call.said["index"])]
         return chunk_reply(call.said, piece.values, str(call.said["source"]), self._pace)
 
     def _landed(self, call: Call) -> Reply:
         """A member says what has landed there."""
-        said = call.said
-        self._transport.note_landed(int(said["client"]), as_key(said["key"]), int(said["generation"]))
+        with call.reading():
+            client, generation = int(call.said["client"]), int(call.said["generation"])
+            key = as_key(call.said["key"])
+        self._transport.note_landed(client, key, generation)
         return Reply({})
 
     def _backup(self, call: Call) -> Reply:
         """A server's state, to be kept in case it is lost."""
-        said, (key, generation) = call.said, call.said["label"]
-        label = (as_key(key), int(generation))
-        self._transport.take_backup(int(said["block"]), int(said["server"]), label, backup_pieces(said, call.body))
+        with call.reading():
+            key, generation = call.said["label"]
+            label = (as_key(key), int(generation))
+            block, server = int(call.said["block"]), int(call.said["server"])
+        self._transport.take_backup(block, server, label, backup_pieces(call.said, call.body))
         return Reply({})
 
 
@@ -74,11 +82,21 @@ def source_as_json(source: Source) -> dict[str, Any]:
 
 
 def source_from(said: Any) -> Source:
-    """What :func:`source_as_json` wrote."""
-    label = said["label"]
-    return Source(
-        int(said["block"]),
-        int(said["server"]),
-        None if said["holder"] is None else int(said["holder"]),
-        None if label is None else (as_key(label[0]), int(label[1])),
-    )
+    """What :func:`source_as_json` wrote.
+
+    Raises:
+        ProtocolError: it is something else, or names no version.
+    """
+    with reading("a piece of server state that is asked for"):
+        key, generation = said["label"]
+        return Source(
+            int(said["block"]),
+            int(said["server"]),
+            None if said["holder"] is None else int(said["holder"]),
+            (as_key(key), int(generation)),
+        )
+
+
+def _source(call: Call) -> Source:
+    with call.reading():
+        return source_from(call.said["source"])

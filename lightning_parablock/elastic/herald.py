@@ -10,9 +10,10 @@ from typing import Any
 from lightning_parablock.desk.tensors import as_message, from_message
 from lightning_parablock.elastic.seat import Seat
 from lightning_parablock.elastic.shard import Backup
-from lightning_parablock.errors import MembershipError, ParaBlockError
+from lightning_parablock.errors import MembershipError, ParaBlockError, ProtocolError
 from lightning_parablock.regroup.keys import BEFORE_ALL, Key
 from lightning_parablock.server.shard import StatePiece
+from lightning_parablock.system.reading import reading
 
 log = logging.getLogger(__name__)
 
@@ -152,12 +153,19 @@ def backup_message(backup: Backup, pieces: Sequence[StatePiece]) -> tuple[dict[s
 
 
 def backup_pieces(said: Mapping[str, Any], body: memoryview) -> list[StatePiece]:
-    """The tensors of a backup that :func:`backup_message` wrote."""
+    """The tensors of a backup that :func:`backup_message` wrote.
+
+    Raises:
+        ProtocolError: they do not fill the body, or are none.
+    """
     pieces, at = list[StatePiece](), 0
-    for name, first, about, n_bytes in said["pieces"]:
-        values = from_message(about, body[at : at + int(n_bytes)])
-        pieces.append(StatePiece(int(said["block"]), str(name), int(first), values))
-        at += int(n_bytes)
+    with reading("a copy of a server's state"):
+        for name, first, about, n_bytes in said["pieces"]:
+            values = from_message(about, body[at : at + int(n_bytes)])
+            pieces.append(StatePiece(int(said["block"]), str(name), int(first), values))
+            at += values.nbytes
+    if at != len(body):
+        raise ProtocolError(f"a copy of a server's state states {at} bytes, and has {len(body)}")
     return pieces
 
 

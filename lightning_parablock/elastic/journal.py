@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lightning_parablock.errors import DroppedError
+from lightning_parablock.errors import ConfigurationError, DroppedError
 from lightning_parablock.regroup.changes import Change
 from lightning_parablock.regroup.keys import Key
 from lightning_parablock.regroup.log import MembershipLog, Record
+from lightning_parablock.system.reading import reading
 
 log = logging.getLogger(__name__)
 
@@ -188,14 +189,16 @@ def read_lines(path: Path) -> list[Line]:
     """The lines of a journal, oldest first; a last line that was torn by the end of its process is left out.
 
     Raises:
-        ValueError: another line is not one of a journal.
+        ConfigurationError: another line is not one of a journal.
     """
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    try:
-        return [Line.from_json(json.loads(one)) for one in whole.splitlines() if one]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} has a line that is not one of a journal: {error!r}") from error
+    data = path.read_bytes()
+    lines = data[: data.rfind(b"\n") + 1].splitlines()
+    return [_read_line(line, f"line {number} of the journal {path}") for number, line in enumerate(lines, 1) if line]
+
+
+def _read_line(line: bytes, what: str) -> Line:
+    with reading(what, ConfigurationError):
+        return Line.from_json(json.loads(line))
 
 
 def _append(path: Path, text: str) -> None:

@@ -29,7 +29,7 @@ import atexit
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -171,13 +171,12 @@ class Lighthouse(Arbiter):
         found: dict[str, Candidate] = {}
         answers = 0
         for member in quorum.participants:
-            said = member.data or {}
-            one = Candidate.from_json(said.get("parablock"))
+            one, number = _said_by(member)
             if one is None:
                 continue  # another program uses this lighthouse
             found[member.replica_id] = one
             if member.replica_id == _id_of(me):
-                answers = int(said["number"])
+                answers = number
         alive = self._roll.read(quorum.quorum_id, found, time.monotonic())
         with self._changed:
             self._problem, self._list = None, (answers, alive)
@@ -229,3 +228,12 @@ class _Client:
 
 def _id_of(me: Candidate) -> str:
     return f"{me.site} {me.incarnation}"
+
+
+def _said_by(member: Any) -> tuple[Candidate | None, int]:
+    """What a process of a list says of itself, and the number of its call; None, and 0, where it is another program."""
+    said = member.data
+    if not isinstance(said, Mapping):
+        return None, 0
+    number = said.get("number")
+    return Candidate.from_json(said.get("parablock")), number if type(number) is int else 0

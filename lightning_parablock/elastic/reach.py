@@ -10,9 +10,12 @@ from lightning_parablock.desk.message import Reply
 from lightning_parablock.desk.service import Call
 from lightning_parablock.elastic.arbiter import Candidate
 from lightning_parablock.elastic.seat import Seat
-from lightning_parablock.errors import ParaBlockError, RefusedError
+from lightning_parablock.errors import ParaBlockError, ProtocolError, RefusedError
+from lightning_parablock.system.reading import reading
 
 _PING_S = 2.0
+_MOST_DESKS = 1024
+"""Each is tried in a thread of its own: a wrong call must not start any number of them."""
 
 
 class Reach:
@@ -27,7 +30,11 @@ class Reach:
 
     def answer(self, call: Call) -> Reply:
         """Desk: which of some sites this one reaches."""
-        return Reply({"reached": self.reached({str(site): str(desk) for site, desk in call.said["desks"].items()})})
+        with call.reading():
+            desks = {str(site): str(desk) for site, desk in call.said["desks"].items()}
+        if len(desks) > _MOST_DESKS:
+            raise ProtocolError(f"a call names {len(desks)} desks to try; at most {_MOST_DESKS} are tried")
+        return Reply({"reached": self.reached(desks)})
 
     def reached(self, desks: Mapping[str, str]) -> list[str]:
         """Those of some sites whose desks answer this one, by name."""
@@ -57,9 +64,10 @@ class Reach:
             return self.reached(desks)
         try:
             reply = self._seat.call(one.desk, "reach", {"desks": dict(desks)}, 2 * _PING_S)
+            with reading(f"the answer of site {one.site!r} to 'reach'"):
+                return [str(site) for site in reply.said["reached"]]
         except ParaBlockError:
             return []
-        return [str(site) for site in reply.said["reached"]]
 
 
 def who_goes(reached: Mapping[str, set[str]], order: Sequence[str]) -> str | None:

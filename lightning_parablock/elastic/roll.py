@@ -62,6 +62,6 @@ def nobody_listens(address: str) -> bool:
         socket.create_connection((host.removeprefix("[").removesuffix("]"), int(port)), timeout=_KNOCK_S).close()
     except ConnectionRefusedError:
         return True
-    except OSError:
+    except (OSError, ValueError, OverflowError):  # no answer; not an address, or not a port
         return False
     return False

@@ -9,6 +9,7 @@ from lightning_parablock.desk.service import Call
 from lightning_parablock.elastic.seat import Seat
 from lightning_parablock.errors import MembershipError, PeerTimeoutError, RefusedError, UnreachableError
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
+from lightning_parablock.system.reading import reading
 
 _PAUSE_S = 0.1
 _ASK_S = 2.0
@@ -56,9 +57,11 @@ class RoundStarts:
                     reply = seat.ask(client, "trainer", {"round": round_index}, b"", _ASK_S)
                 except (UnreachableError, RefusedError):
                     continue
-                if reply.said["is_here"]:
+                with reading(f"the answer of {seat.describe(client)} to 'trainer'"):
+                    is_here, is_over = bool(reply.said["is_here"]), bool(reply.said["is_over"])
+                if is_here:
                     return bytes(reply.body)
-                self._refuse_ended_run(round_index, is_over=bool(reply.said["is_over"]))
+                self._refuse_ended_run(round_index, is_over=is_over)
             listed = {one.site for one in seat.candidates} - {seat.options.site}
             self._refuse_ended_run(round_index, is_over=not listed)
             time.sleep(_PAUSE_S)
@@ -75,7 +78,8 @@ class RoundStarts:
 
     def answer(self, call: Call) -> Reply:
         """Desk: this site's state at the start of a round, once it is there."""
-        round_index = int(call.said["round"])
+        with call.reading():
+            round_index = int(call.said["round"])
         with self._seat.changed:
             call.until(self._seat.changed, lambda: round_index in self._states or self._seat.is_over)
             state = self._states.get(round_index)

@@ -12,7 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lightning_parablock.errors import ParaBlockError
 from lightning_parablock.regroup.lineage import Lineage
+from lightning_parablock.system.reading import reading
 
 
 class RunRecord:
@@ -33,7 +35,7 @@ class RunRecord:
         """The same run and those from which it descends, oldest first; empty for none."""
         if self.path is None or not self.path.exists():
             return ()
-        with contextlib.suppress(ValueError, OSError, AttributeError, KeyError, TypeError):  # a torn or foreign file
+        with contextlib.suppress(ParaBlockError, OSError), reading(str(self.path)):  # a torn or foreign file
             said: dict[str, Any] = json.loads(self.path.read_text())
             return (*(str(run) for run in said.get("ancestors", ())), str(said["run"]))
         return ("unknown",)

@@ -27,6 +27,7 @@ from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.regroup.keys import newest_due_at_start
 from lightning_parablock.server.optimizers import ServerSGD
 from lightning_parablock.settings import Settings
+from lightning_parablock.system.reading import reading
 from lightning_parablock.transport.base import Transport
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ class RunSite(Site, SiteView):
             self.seat.changed.notify_all()
 
     def _answer_hash(self, call: Call) -> Reply:
-        round_index = int(call.said["round"])
+        with call.reading():
+            round_index = int(call.said["round"])
         with self.seat.changed:
             call.until(self.seat.changed, lambda: round_index in self._hashes)
             return Reply({"sha256": self._hashes.get(round_index, "")})
@@ -100,9 +102,11 @@ class RunSite(Site, SiteView):
         """
         for client in (c for c in self.log.newest.members if c != self.client):
             try:
-                theirs = str(self.seat.ask(client, "hash", {"round": round_index}, b"", _HASH_S).said["sha256"])
+                said = self.seat.ask(client, "hash", {"round": round_index}, b"", _HASH_S).said
             except (UnreachableError, RefusedError):
                 continue
+            with reading(f"the answer of {self.seat.describe(client)} to 'hash'"):
+                theirs = str(said["sha256"])
             if theirs and theirs != own:
                 raise DivergenceError(
                     f"round {round_index}: the committed model that this site has received differs from that of "

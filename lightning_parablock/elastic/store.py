@@ -96,6 +96,8 @@ class CommittedStore:
             CallOrderError: it has not landed here, or is not kept any more.
         """
         with self._lock:
+            if not 0 <= key[1] < len(self._versions):
+                raise CallOrderError(f"there is no block {key[1]}; the model has {len(self._versions)}")
             for known, value in reversed(self._versions[key[1]]):
                 if known == key:
                     return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import re
 import uuid
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.system.reading import reading
 
 _MAX_NAME_LENGTH = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -43,6 +45,24 @@ class Introduction:
     pid: int
     job: str = ""
     system: str = ""
+
+    @classmethod
+    def from_json(cls, text: bytes, what: str) -> Introduction:
+        """The introduction that a rank wrote as JSON.
+
+        Args:
+            text: The JSON.
+            what: Names it in messages.
+
+        Raises:
+            ProtocolError: it is something else, as of another version of this package.
+        """
+        with reading(what):
+            one = cls(**json.loads(text))
+            numbers, texts = (one.rank, one.n_ranks, one.pid), (one.host, one.job, one.system, one.site or "")
+            if any(type(number) is not int for number in numbers) or any(type(text) is not str for text in texts):
+                raise TypeError(f"a value has another type: {one!r}")
+        return one
 
     @property
     def seat(self) -> str:
@@ -157,6 +177,6 @@ def is_dead(seat: str) -> bool:
         os.kill(int(seat.removeprefix("pid ").partition(" ")[0]), 0)
     except ProcessLookupError:
         return True
-    except OSError:  # another user's process
+    except (OSError, ValueError, OverflowError):  # another user's process; no number of a process
         return False
     return False

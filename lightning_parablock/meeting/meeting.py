@@ -63,7 +63,7 @@ class MeetingTable:
             self._leave(error)
             raise
         ranks = in_order([self._read(rank) for rank in range(self._own.n_ranks)])
-        run_id = self._store.compare_set("run id", "", uuid.uuid4().hex).decode()
+        run_id = _text(self._store.compare_set("run id", "", uuid.uuid4().hex))
         return Meeting(ranks, ranks.index(self._own), run_id)
 
     def _introduce(self) -> None:
@@ -99,7 +99,7 @@ class MeetingTable:
 
     def _agree(self, key: str, value: str, why: Callable[[str], str]) -> None:
         """Write a key to which all ranks must write the same value."""
-        found = self._store.compare_set(key, "", value).decode()
+        found = _text(self._store.compare_set(key, "", value))
         if found != value:
             raise self._refusal(why(found))
 
@@ -110,9 +110,9 @@ class MeetingTable:
             raise self._refusal(why(process_in(found)))
 
     def _try_to_take(self, key: str, value: str) -> str:
-        found = self._store.compare_set(key, "", value).decode()
+        found = _text(self._store.compare_set(key, "", value))
         if found != value and is_dead(found):
-            found = self._store.compare_set(key, found, value).decode()
+            found = _text(self._store.compare_set(key, found, value))
         if found == value:
             self._taken[key] = value
         return found
@@ -147,7 +147,7 @@ class MeetingTable:
     def _refuse_closed(self) -> None:
         if self._store.check(["closed"]):
             self._store.add("gone", 1)
-            raise PeerLostError(f"the meeting at {self._where} is over: {self._store.get('closed').decode()}")
+            raise PeerLostError(f"the meeting at {self._where} is over: {_text(self._store.get('closed'))}")
 
     def _here(self) -> list[int]:
         return [rank for rank in range(self._own.n_ranks) if self._store.check([_key(rank)])]
@@ -156,7 +156,7 @@ class MeetingTable:
         here = self._here()
         absent = [rank for rank in range(self._own.n_ranks) if rank not in here]
         came = several([self._read(rank) for rank in here])
-        refused = f"; refused: {self._store.get('refused').decode()}" if self._store.check(["refused"]) else ""
+        refused = f"; refused: {_text(self._store.get('refused'))}" if self._store.check(["refused"]) else ""
         if self._gets_number:
             who = f"{len(absent)} of {self._own.n_ranks} sites"
         else:
@@ -164,12 +164,17 @@ class MeetingTable:
         return f"{who} (here: {came}{refused})"
 
     def _read(self, rank: int) -> Introduction:
-        return Introduction(**json.loads(self._store.get(_key(rank))))
+        what = f"the introduction of rank {rank} at {self._where}"
+        return Introduction.from_json(self._store.get(_key(rank)), what)
 
 
 def _all_or_none(own: Introduction) -> str:
     this, others = ("no name", "names") if own.site is None else ("a name", "no names")
     return f"it has {this}, and the others have {others}; give every process its own --site NAME, or none"
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
 
 
 def _key(rank: int) -> str:

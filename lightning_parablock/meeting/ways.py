@@ -7,6 +7,7 @@ rank. Of two ranks, gloo makes the one with the lower address listen and the oth
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import socket
 import time
@@ -23,6 +24,7 @@ from lightning_parablock.meeting.devices import open_listeners
 from lightning_parablock.meeting.introductions import Meeting
 from lightning_parablock.settings.ports import PortRange
 from lightning_parablock.system.limited_wait import LimitedWait
+from lightning_parablock.system.reading import reading
 
 TRY_S = 10.0
 """Time limit for one connection: packets dropped by a firewall are not answered."""
@@ -80,7 +82,8 @@ class Ways:
         if self.one_host:
             return None
         found = table.exchange("rendezvous", resolved(self.master))
-        return next((address for address in found if address is not None and not is_loopback(address)), None)
+        with reading("the addresses of the rendezvous"):
+            return next((address for address in found if address is not None and not is_loopback(address)), None)
 
 
 class _Table:
@@ -96,11 +99,15 @@ class _Table:
         while missing := [rank for rank in ranks if not self._store.check([f"{what}/{rank}"])]:
             self._report(what, lambda missing=missing: ", ".join(self._meeting.ranks[r].describe() for r in missing))
             time.sleep(_POLL_S)
-        return [json.loads(self._store.get(f"{what}/{rank}")) for rank in ranks]
+        return [self._read(what, rank) for rank in ranks]
+
+    def _read(self, what: str, rank: int) -> Any:
+        with reading(f"the {what} of {self._meeting.ranks[rank].describe()}"):
+            return json.loads(self._store.get(f"{what}/{rank}"))
 
     def agree(self, what: str, problem: str) -> None:
         """Raise the same error on every rank if any of them has a problem; collective."""
-        problems = [one for one in self.exchange(f"problems of {what}", problem) if one]
+        problems = [str(one) for one in self.exchange(f"problems of {what}", problem) if one]
         if problems:
             self._let_others_read(what)
             raise ConfigurationError("; ".join(problems))
@@ -127,7 +134,7 @@ def _blocked(meeting: Meeting, everyones: list[list[list[Any]]]) -> list[str]:
     """Problems with the connections from this rank to those that gloo will make it connect to."""
     found: list[str] = []
     for rank, theirs in enumerate(everyones):
-        for own, (address, port) in zip(everyones[meeting.rank], theirs, strict=False):
+        for own, (address, port) in zip(everyones[meeting.rank], _listeners(meeting, rank, theirs), strict=False):
             if rank == meeting.rank or _order(own[0], own[1]) <= _order(address, port):
                 continue
             why = _try(address, port)
@@ -139,6 +146,17 @@ def _blocked(meeting: Meeting, everyones: list[list[list[Any]]]) -> list[str]:
                     f"others reach: export {INTERFACE_VARIABLE}=eth0"
                 )
     return found
+
+
+def _listeners(meeting: Meeting, rank: int, said: Any) -> list[tuple[str, int]]:
+    """Address and port of each listener of a rank."""
+    with reading(f"the addresses of {meeting.ranks[rank].describe()}"):
+        found = [(str(address), int(port)) for address, port in said]
+        for address, port in found:
+            ipaddress.ip_address(address.partition("%")[0])
+            if not 0 < port < 1 << 16:
+                raise ValueError(f"{port} is no port")
+        return found
 
 
 def _order(address: str, port: int) -> tuple[int, bytes, int]:

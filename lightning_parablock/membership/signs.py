@@ -26,6 +26,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from lightning_parablock.errors import ProtocolError
+
 SIGN_BYTES = 256
 _LAYOUT = struct.Struct("<B7xqqqqqq16s184s")
 _TEXT_BYTES = 184
@@ -97,10 +99,18 @@ class Word:
 
     @staticmethod
     def unpack(message: Tensor) -> Word:
-        """Decode a message, shape (256,), uint8."""
+        """Decode a message, shape (256,), uint8.
+
+        Raises:
+            ProtocolError: its sign is none of this version.
+        """
         sign, rounds, submitted, round_, idle_ms, number, pledge, digest, text = _LAYOUT.unpack(
             message.numpy().tobytes()
         )
+        if sign not in list(Sign):
+            raise ProtocolError(
+                f"a sign of life of unknown kind {sign}; install the same lightning-parablock everywhere"
+            )
         call = Call(number, digest, text.rstrip(b"\0").decode(errors="ignore"))
         return Word(Sign(sign), Progress(rounds, submitted, round_, idle_ms, pledge), call)
 

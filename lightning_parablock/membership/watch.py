@@ -16,7 +16,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from lightning_parablock.errors import ParaBlockError, PeerError, PeerLostError, PeerTimeoutError, ResourceError
+from lightning_parablock.errors import (
+    ParaBlockError,
+    PeerError,
+    PeerLostError,
+    PeerTimeoutError,
+    ProtocolError,
+    ResourceError,
+)
 from lightning_parablock.membership.aborts import Aborts
 from lightning_parablock.membership.awake import now_s
 from lightning_parablock.membership.channel import Channel, reason_of
@@ -278,6 +285,8 @@ class Watch:
                     self.peers.lose(rank, f"ended on an error of its own: {words}")
                 else:
                     self.peers.hear(rank, word)
+            except ProtocolError as error:
+                self.peers.lose(rank, f"was lost: it sent {error}")
             except Exception as error:  # gloo raises RuntimeError and others; in any case nothing more can arrive
                 self.peers.lose(rank, f"was lost: its process ended or its connection closed ({reason_of(error)})")
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lightning_parablock.regroup.keys import BEFORE_ALL, Key
+from lightning_parablock.system.reading import reading
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,16 @@ class Record:
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Record:
-        """The record that :meth:`to_json` wrote."""
+        """The record that :meth:`to_json` wrote.
+
+        Raises:
+            ProtocolError: it is no record.
+        """
+        with reading("the record of a generation"):
+            return cls._from(said)
+
+    @classmethod
+    def _from(cls, said: Mapping[str, Any]) -> Record:
         return cls(
             generation=int(said["generation"]),
             members=_ids(said["members"]),
@@ -149,14 +159,24 @@ class MembershipLog:
 
     @classmethod
     def from_json(cls, said: Sequence[Mapping[str, Any]]) -> MembershipLog:
-        """The log that :meth:`to_json` wrote."""
-        return cls(tuple(map(Record.from_json, said)))
+        """The log that :meth:`to_json` wrote.
+
+        Raises:
+            ProtocolError: it is no log.
+        """
+        with reading("the membership log"):
+            return cls(tuple(map(Record.from_json, said)))
 
 
 def as_key(said: Sequence[int]) -> Key:
-    """A key that has travelled as JSON."""
-    round_index, block = said
-    return int(round_index), int(block)
+    """A key that has travelled as JSON.
+
+    Raises:
+        ProtocolError: it is no key.
+    """
+    with reading("the key of an exchange"):
+        round_index, block = said
+        return int(round_index), int(block)
 
 
 def _ids(said: Sequence[int]) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from lightning_parablock.regroup.keys import BEFORE_ALL, Key
 from lightning_parablock.regroup.lineage import Lineage
 from lightning_parablock.regroup.log import MembershipLog, Record, as_key
+from lightning_parablock.system.reading import reading
 
 Label = tuple[Key, int]
 """A version of a piece of server state: the exchange after which it was taken, and the generation that served it.
@@ -47,13 +48,18 @@ class Standing:
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Standing:
-        """What :meth:`to_json` wrote."""
-        return cls(
-            log=MembershipLog.from_json(said["log"]),
-            landed=as_key(said["landed"]),
-            served={int(block): _labels(labels) for block, labels in said["served"]},
-            backups={(int(block), int(server)): _labels(labels) for block, server, labels in said["backups"]},
-        )
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            ProtocolError: it is something else.
+        """
+        with reading("what a site has in a generation"):
+            return cls(
+                log=MembershipLog.from_json(said["log"]),
+                landed=as_key(said["landed"]),
+                served={int(block): _labels(labels) for block, labels in said["served"]},
+                backups={(int(block), int(server)): _labels(labels) for block, server, labels in said["backups"]},
+            )
 
 
 @dataclass(frozen=True)
@@ -103,19 +109,24 @@ class Report:
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Report:
-        """What :meth:`to_json` wrote."""
-        return cls(
-            site=str(said["site"]),
-            client=None if said["client"] is None else int(said["client"]),
-            opened=None if said["opened"] is None else Standing.from_json(said["opened"]),
-            acknowledged=None if said["acknowledged"] is None else Standing.from_json(said["acknowledged"]),
-            started=int(said["started"]),
-            is_leaving=bool(said["is_leaving"]),
-            samples=int(said["samples"]),
-            checkpoint_round=int(said["checkpoint_round"]),
-            lineage=tuple(str(run) for run in said["lineage"]),
-            noted=tuple(str(run) for run in said["noted"]),
-        )
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            ProtocolError: it is something else.
+        """
+        with reading("the report of a site"):
+            return cls(
+                site=str(said["site"]),
+                client=None if said["client"] is None else int(said["client"]),
+                opened=None if said["opened"] is None else Standing.from_json(said["opened"]),
+                acknowledged=None if said["acknowledged"] is None else Standing.from_json(said["acknowledged"]),
+                started=int(said["started"]),
+                is_leaving=bool(said["is_leaving"]),
+                samples=int(said["samples"]),
+                checkpoint_round=int(said["checkpoint_round"]),
+                lineage=tuple(str(run) for run in said["lineage"]),
+                noted=tuple(str(run) for run in said["noted"]),
+            )
 
 
 @dataclass(frozen=True)
@@ -168,16 +179,21 @@ class Decision:
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Decision:
-        """What :meth:`to_json` wrote."""
-        log = MembershipLog.from_json(said["log"])
-        return cls(
-            record=log.newest,
-            log=log,
-            landed={int(client): as_key(key) for client, key in said["landed"]},
-            donor=None if said["donor"] is None else int(said["donor"]),
-            sources=tuple(_source(one) for one in said["sources"]),
-            refused={str(site): str(why) for site, why in said["refused"].items()},
-        )
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            ProtocolError: it is something else.
+        """
+        with reading("a decision"):
+            log = MembershipLog.from_json(said["log"])
+            return cls(
+                record=log.newest,
+                log=log,
+                landed={int(client): as_key(key) for client, key in said["landed"]},
+                donor=None if said["donor"] is None else int(said["donor"]),
+                sources=tuple(_source(one) for one in said["sources"]),
+                refused={str(site): str(why) for site, why in said["refused"].items()},
+            )
 
 
 def _labels(said: Sequence[Any]) -> tuple[Label, ...]:

@@ -14,7 +14,7 @@ from lightning_parablock.callbacks.sight_figures import DRIFT, LOSS, PARTICIPATI
 from lightning_parablock.callbacks.trace import EXPOSED, MEMBERSHIP, SUBMITTED, WAITING
 from lightning_parablock.elastic.journal import FILE_NAME as JOURNAL_NAME
 from lightning_parablock.elastic.journal import Line, read_lines
-from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.runs.folder import MANIFEST_NAME
 
@@ -134,7 +134,9 @@ def read_run(folder: Path) -> RunFiles:
         if (journal := folder / JOURNAL_NAME).is_file():
             lines = read_lines(journal)
             found.membership = [line for line in lines if line.run == lines[-1].run]
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except ParaBlockError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError) as error:
         raise ConfigurationError(f"{folder} cannot be read as a run: {type(error).__name__}: {error}") from error
     return found
 

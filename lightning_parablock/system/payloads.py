@@ -12,6 +12,7 @@ import importlib
 import io
 import pathlib
 import pickle
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,7 @@ def from_bytes(data: bytes, what: str, device: torch.device | str = "cpu") -> An
         return storage if location == "cpu" else storage.to(device=torch.device(device))
 
     try:
+        _refuse_more_than_came(buffer)
         with numpy_numbers(), torch.serialization.safe_globals(list(_records(buffer))):
             return torch.load(buffer, map_location=place, weights_only=True)
     except Exception as error:
@@ -80,6 +82,16 @@ def _why_foreign(value: Any, buffer: io.BytesIO) -> str | None:
         return None
     found = first_foreign(value)
     return f"a {unknown[0]} in it" if found is None else f"{found[0] or 'it'} is a {found[1]}"
+
+
+def _refuse_more_than_came(buffer: io.BytesIO) -> None:
+    """Refuse what would take more memory than it has bytes: parts that are packed, and torch's format of old."""
+    with zipfile.ZipFile(buffer) as archive:
+        parts = archive.infolist()
+    is_packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+    if is_packed or sum(part.file_size for part in parts) > buffer.getbuffer().nbytes:
+        raise ProtocolError("it states more bytes than it has")
+    buffer.seek(0)
 
 
 def _records(buffer: io.BytesIO) -> Sequence[type]:

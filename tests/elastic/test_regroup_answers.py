@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,7 @@ def _watcher(seat: Seat) -> Watcher:
 
 
 def _call(**said: Any) -> Any:
-    return SimpleNamespace(said=said, remaining_s=5.0)
+    return SimpleNamespace(said=said, remaining_s=5.0, reading=nullcontext)
 
 
 def test_one_that_missed_the_opening_does_not_keep_the_others_from_coordinating(

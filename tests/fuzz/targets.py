@@ -1,0 +1,7 @@
+"""All parsers of bytes that come from elsewhere, by name."""
+
+from __future__ import annotations
+
+from tests.fuzz import desks, files, messages, sites
+
+TARGETS = {target.name: target for room in (messages, desks, sites, files) for target in room.TARGETS}
