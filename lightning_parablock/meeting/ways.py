@@ -7,7 +7,6 @@ rank. Of two ranks, gloo makes the one with the lower address listen and the oth
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import socket
 import time
@@ -153,10 +152,19 @@ def _listeners(meeting: Meeting, rank: int, said: Any) -> list[tuple[str, int]]:
     with reading(f"the addresses of {meeting.ranks[rank].describe()}"):
         found = [(str(address), int(port)) for address, port in said]
         for address, port in found:
-            ipaddress.ip_address(address.partition("%")[0])
+            if not _is_address(address):
+                raise ValueError(f"{address!r:.80} is no address")
             if not 0 < port < 1 << 16:
                 raise ValueError(f"{port} is no port")
         return found
+
+
+def _is_address(text: str) -> bool:
+    try:
+        _order(text, 0)
+    except (OSError, ValueError):  # the latter for a zero byte
+        return False
+    return True
 
 
 def _order(address: str, port: int) -> tuple[int, bytes, int]:

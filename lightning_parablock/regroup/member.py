@@ -100,9 +100,10 @@ class Membership:
         if client not in decision.record.members:
             raise CallOrderError(f"site {self.site!r} is no member of generation {decision.record.generation}")
         if client not in decision.record.joiners and decision.log.records[:-1] != self.log.records:
+            before = MembershipLog(decision.log.records[:-1]).generation
             raise CallOrderError(
-                f"site {self.site!r} is in generation {self.generation} and the decision continues from "
-                f"{decision.log.records[-2].generation}: call adopt first"
+                f"site {self.site!r} is in generation {self.generation} and the decision continues from {before}: call "
+                "adopt first"
             )
         self.acknowledged = decision
 

@@ -71,6 +71,8 @@ NO_ADDRESSES = (
         ("introduction", {"rank": "0", "n_ranks": 2, "site": None, "host": "h", "pid": 1}, "a value has another type"),
         ("addresses", [["here", 80]], "the addresses of "),
         ("addresses", [["::1", 80_000]], "80000 is no port"),
+        ("addresses", [["::1\0", 80]], "is no address"),
+        ("addresses", [["%:1", 80]], "'%:1' is no address"),
     ],
 )
 def test_a_malformed_message_is_refused_with_its_sender_and_what_is_wrong(name: str, said: Any, named: str) -> None:
