@@ -5,9 +5,14 @@ from __future__ import annotations
 import gc
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
+
+THREADS_END_S = 60.0
+"""Bounds the wait for threads that are about to end, on a busy machine."""
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +21,17 @@ def plain_tracebacks() -> Iterator[None]:
     hook = sys.excepthook
     yield
     sys.excepthook = hook
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_thread_is_left_by_a_file() -> Iterator[None]:
+    """A thread of this package that is left would make a later command in this process exit at once."""
+    before = set(threading.enumerate())
+    yield
+    ends_s = time.monotonic() + THREADS_END_S
+    while left := [t.name for t in set(threading.enumerate()) - before if t.name.startswith("parablock-")]:
+        assert time.monotonic() < ends_s, left
+        time.sleep(0.02)
 
 
 def pytest_configure() -> None:
