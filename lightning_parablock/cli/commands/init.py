@@ -27,13 +27,33 @@ _METHODS = ("parablock", "fedbcd", "fedavg", "diloco")
 
 
 @dataclass(frozen=True)
+class Membership:
+    """What differs between a fixed membership and one that changes.
+
+    Attributes:
+        address: Where the sites meet.
+        place: What is there, in words.
+        page: The page of the documentation.
+        trainer: Lines of the trainer's options.
+        options: Lines of the strategy's options.
+        start: What to start before the sites, for the user.
+    """
+
+    address: Address
+    place: str
+    page: str
+    trainer: tuple[str, ...]
+    options: tuple[str, ...]
+    start: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """The values that go into the file.
 
     Attributes:
         sites: Names of the sites, sorted: the order of the clients' numbers.
-        meeting: Where the sites meet: of a fixed membership, or their lighthouse.
-        is_elastic: Whether sites may come and go.
+        membership: Where the sites meet, and whether they may come and go.
         ports: Range of TCP ports on which each site accepts connections.
         method: Name of a preset.
         model: As CausalLM takes it.
@@ -41,8 +61,7 @@ class Plan:
     """
 
     sites: tuple[str, ...]
-    meeting: Address
-    is_elastic: bool
+    membership: Membership
     ports: str
     method: str
     model: str
@@ -96,10 +115,10 @@ def run_init(args: Sequence[str]) -> None:
     options = init_parser().parse_args(list(args))
     if options.rendezvous is not None and options.lighthouse is not None:
         raise ConfigurationError("rendezvous is for a fixed membership and lighthouse for one that changes; keep one")
+    sites = _sites(options.sites)
     plan = Plan(
-        sites=_sites(options.sites),
-        meeting=_meeting(options),
-        is_elastic=options.lighthouse is not None,
+        sites=sites,
+        membership=_membership(options, len(sites)),
         ports=str(read_ports(options.ports)),
         method=_method(options.method),
         model=options.model,
@@ -117,11 +136,11 @@ def configuration(plan: Plan) -> str:
 #
 #   {PROGRAM} fit --config {NAME} --site NAME
 #
-# and its rows stay on its machine. {_page(plan)} explains ports, data and what leaves a site.
+# and its rows stay on its machine. {plan.membership.page} explains ports, data and what leaves a site.
 seed_everything: 0 # random seed of the order of blocks and rows
 
 trainer:
-{_number_of_sites(plan)}  devices: 1 # processes per site
+{_indented([*plan.membership.trainer, "devices: 1 # processes per site"], 2)}
   accelerator: cpu # cpu, gpu, ...; a site may choose its own: --trainer.accelerator gpu
   max_epochs: 1 # passes over each site's rows; or max_steps, the optimizer steps of each site
   log_every_n_steps: 1 # optimizer steps between rows of the log
@@ -129,7 +148,7 @@ trainer:
   strategy:
     class_path: lightning_parablock.ParaBlockStrategy
     init_args:
-{_indented([*_method_options(plan.method), *_membership_options(plan)])}
+{_indented([*_method_options(plan.method), *plan.membership.options], 6)}
       ports: {plan.ports} # TCP ports on which each site accepts connections of the other sites
 
 model:
@@ -153,7 +172,7 @@ data:
 
 def next_steps(plan: Plan, path: Path) -> str:
     """What to print: what each site needs, the commands, and the ports to open."""
-    width = max(map(len, plan.sites))
+    meets, width = plan.membership, max(map(len, plan.sites))
     commands = [f"  {site + ':':<{width + 1}} {PROGRAM} fit --config {NAME} --site {site}" for site in plan.sites]
     return "\n".join(
         (
@@ -162,9 +181,9 @@ def next_steps(plan: Plan, path: Path) -> str:
             f"1. Copy it to every site, beside the model ({plan.model}) and the site's own rows ({plan.source}), one "
             'JSON object per line: {"prompt": "...", "answer": "..."}',
             "2. Open these incoming TCP ports to the other sites:",
-            f"  {plan.meeting.port} on {plan.meeting.host}, {_place(plan)}",
+            f"  {meets.address.port} on {meets.address.host}, {meets.place}",
             f"  {plan.ports} on every site",
-            *_start(plan),
+            *meets.start,
             *commands,
             "",
             f"{PROGRAM} fit --config {NAME} --dry-run shows blocks, bytes and memory before anything is started.",
@@ -172,36 +191,35 @@ def next_steps(plan: Plan, path: Path) -> str:
     )
 
 
-def _page(plan: Plan) -> str:
-    return "docs/elastic.md" if plan.is_elastic else "docs/sites.md"
+def _fixed(address: Address, n_sites: int) -> Membership:
+    at = _scalar(_host_and_port(address))
+    return Membership(
+        address=address,
+        place="where the sites meet",
+        page="docs/sites.md",
+        trainer=(f"num_nodes: {n_sites} # number of sites",),
+        options=(f"rendezvous: {at} # where the sites meet: a machine that all others reach",),
+        start=("3. Start every site, in any order:",),
+    )
 
 
-def _place(plan: Plan) -> str:
-    return "the lighthouse" if plan.is_elastic else "where the sites meet"
-
-
-def _number_of_sites(plan: Plan) -> str:
-    return "" if plan.is_elastic else f"  num_nodes: {len(plan.sites)} # number of sites\n"
-
-
-def _membership_options(plan: Plan) -> list[str]:
-    at = _scalar(_host_and_port(plan.meeting))
-    if not plan.is_elastic:
-        return [f"rendezvous: {at} # where the sites meet: a machine that all others reach"]
-    return [
-        f"lighthouse: {at} # where the lighthouse runs: a machine that all sites reach",
-        f"min_clients: {len(plan.sites) // 2 + 1} # this many sites found the run, and it does not continue with fewer",
-    ]
-
-
-def _start(plan: Plan) -> list[str]:
-    if not plan.is_elastic:
-        return ["3. Start every site, in any order:"]
-    return [
-        f"3. Start the lighthouse on {plan.meeting.host}, and leave it running:",
-        f"  {PROGRAM} lighthouse --port {plan.meeting.port}",
-        "4. Start every site, in any order; the same command brings a lost one back, and a new one in:",
-    ]
+def _elastic(address: Address, n_sites: int) -> Membership:
+    at = _scalar(_host_and_port(address))
+    return Membership(
+        address=address,
+        place="the lighthouse",
+        page="docs/elastic.md",
+        trainer=(),
+        options=(
+            f"lighthouse: {at} # where the lighthouse runs: a machine that all sites reach",
+            f"min_clients: {n_sites // 2 + 1} # this many sites found the run, and it does not continue with fewer",
+        ),
+        start=(
+            f"3. Start the lighthouse on {address.host}, and leave it running:",
+            f"  {PROGRAM} lighthouse --port {address.port}",
+            "4. Start every site, in any order; the same command brings a lost one back, and a new one in:",
+        ),
+    )
 
 
 def _method_options(method: str) -> list[str]:
@@ -240,8 +258,8 @@ def _scalar(text: str) -> str:
     return yaml.safe_dump(text, width=len(text) + 10).splitlines()[0]
 
 
-def _indented(lines: Sequence[str]) -> str:
-    return "\n".join(f"      {line}" for line in lines)
+def _indented(lines: Sequence[str], spaces: int) -> str:
+    return "\n".join(f"{' ' * spaces}{line}" for line in lines)
 
 
 def _sites(listed: str) -> tuple[str, ...]:
@@ -257,12 +275,12 @@ def _sites(listed: str) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _meeting(options: Any) -> Address:
+def _membership(options: Any, n_sites: int) -> Membership:
     from lightning_parablock.meeting.rendezvous import Address
 
     if options.lighthouse is not None:
-        return Address.parse("lighthouse", options.lighthouse)
-    return Address.parse("rendezvous", options.rendezvous or f"{socket.gethostname()}:{PORT}")
+        return _elastic(Address.parse("lighthouse", options.lighthouse), n_sites)
+    return _fixed(Address.parse("rendezvous", options.rendezvous or f"{socket.gethostname()}:{PORT}"), n_sites)
 
 
 def _method(name: str) -> str:
