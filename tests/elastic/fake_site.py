@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 
+from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks.flat import FlatBlocks
 from lightning_parablock.elastic.journal import Journal
 from lightning_parablock.elastic.view import Admission, Entry, HeldCheckpoint
@@ -21,6 +23,17 @@ from lightning_parablock.transport.base import Transport
 from tests.support.engine import loopback
 
 LIMIT_S = 60.0
+
+
+def enter(patch: pytest.MonkeyPatch, site: FakeSite) -> None:
+    """Let strategies with a lighthouse take part as this site."""
+    patch.setattr("lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name, folder: site)
+
+
+def elastic_strategy(site: str = "a", **options: Any) -> ParaBlockStrategy:
+    """Of a site that can found a run alone; its module has two layers, each of them a block."""
+    two_layers = {"blocks": [r"layers\.0\.", r"layers\.1\."], "delay_steps": 0, "seed": 3}
+    return ParaBlockStrategy(**{**two_layers, "lighthouse": "hub:1", "min_clients": 1, "site": site, **options})
 
 
 @dataclass

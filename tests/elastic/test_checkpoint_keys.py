@@ -19,10 +19,10 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launching.checkpoint_choice import Choice
 from lightning_parablock.strategy.elastic_resume import HeldFile, ShareOfCheckpoint, held_checkpoint
 from lightning_parablock.strategy.elastic_run import ElasticRun
-from tests.elastic.fake_site import Board, FakeSite, together
+from tests.elastic.fake_site import Board, FakeSite, elastic_strategy, enter, together
 from tests.elastic.test_elastic_checkpoints import SETTINGS, Fails, Gatherers, entry_of
 from tests.elastic.test_elastic_group import Ranks
-from tests.elastic.test_round_start import BATCHES, EPOCHS, K, Module, enter
+from tests.elastic.test_round_start import BATCHES, EPOCHS, K, Module
 from tests.support.lightning_run import Steps, trainer_for
 
 SAVED_AT = 10
@@ -124,15 +124,7 @@ class Fitted:
         enter(patch, FakeSite(Board({0: site}), 0))
         self.module, self.watches, self.data = Counts(extra), Watches(), Data()
         saving = ModelCheckpoint(root / "kept", monitor="val_loss", every_n_train_steps=SAVED_AT, save_top_k=-1)
-        strategy = ParaBlockStrategy(
-            local_steps=K,
-            delay_steps=0,
-            blocks=[r"layers\.0\.", r"layers\.1\."],
-            seed=3,
-            lighthouse="hub:1",
-            min_clients=1,
-            site=site,
-        )
+        strategy = elastic_strategy(site, local_steps=K)
         trainer = trainer_for(
             strategy,
             callbacks=[self.watches, saving, *callbacks],

@@ -20,9 +20,9 @@ from lightning_parablock.launching.checkpoint_choice import Choice
 from lightning_parablock.strategy.elastic_group import PIECE_BYTES
 from lightning_parablock.strategy.elastic_resume import HeldFile, ShareOfCheckpoint, held_checkpoint
 from lightning_parablock.strategy.elastic_run import ElasticRun
-from tests.elastic.fake_site import Board, FakeSite, together
+from tests.elastic.fake_site import Board, FakeSite, enter, together
 from tests.elastic.test_elastic_group import Ranks
-from tests.elastic.test_round_start import K, Module, Told, enter, fit
+from tests.elastic.test_round_start import K, Module, Told, fit
 
 
 def saving(folder: Path, every: int) -> ModelCheckpoint:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.callbacks import RoundProgressBar
 from lightning_parablock.elastic.journal import FILE_NAME, read_lines
 from lightning_parablock.errors import ConfigurationError, CutOffError, DataError, DroppedError, PeerTimeoutError
-from tests.elastic.fake_site import Board, FakeSite
+from tests.elastic.fake_site import Board, FakeSite, enter
 from tests.support.lightning_run import TaskModule, loader_of, patterns_of, trainer_for
 from tests.tasks import adamw_default, mlp_task
 
@@ -44,6 +46,16 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Board:
         "lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name, folder: FakeSite(made, 0)
     )
     return made
+
+
+@contextmanager
+def entered(board: Board) -> Generator[FakeSite]:
+    """A site with a line in its journal, as which strategies take part until the end of the block."""
+    site = FakeSite(board, 0)
+    site.journal.note_opening(board.log, "run")
+    with pytest.MonkeyPatch.context() as patch:
+        enter(patch, site)
+        yield site
 
 
 class Noted(Callback):
@@ -73,10 +85,7 @@ def test_a_single_site_trains_the_bits_of_a_fixed_membership(board: Board, tmp_p
 
 def test_the_log_of_the_newest_fit_is_readable_until_the_next_one_begins(board: Board, tmp_path: Path) -> None:
     used = elastic()
-    site = FakeSite(board, 0)
-    site.journal.note_opening(board.log, "run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name, folder: site)
+    with entered(board) as site:
         trainer, module = fit(used, tmp_path, max_epochs=1)
     for _ in range(2):
         trainer.validate(module, loader_of(3, 0), verbose=False)
@@ -180,10 +189,7 @@ class iter_of:
 
 def test_the_openings_are_noted_in_the_folder_of_the_site(board: Board, tmp_path: Path) -> None:
     used = elastic()
-    site = FakeSite(board, 0)
-    site.journal.note_opening(board.log, "run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name, folder: site)
+    with entered(board) as site:
         fit(used, tmp_path, max_epochs=1)
         fit(elastic(), tmp_path / "trial", fast_dev_run=1)
     assert [one.record for one in read_lines(tmp_path / "a" / FILE_NAME)] == list(board.log.records)

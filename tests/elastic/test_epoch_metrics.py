@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import CatMetric, MeanMetric
 
-from lightning_parablock import ParaBlockStrategy
-from tests.elastic.fake_site import Board, FakeSite
-from tests.elastic.test_round_start import BATCHES, EPOCHS, K, Module, enter
+from tests.elastic.fake_site import Board, FakeSite, elastic_strategy, enter
+from tests.elastic.test_round_start import BATCHES, EPOCHS, K, Module
 from tests.support.lightning_run import Steps, trainer_for
 
 
@@ -91,15 +90,7 @@ class Beside(FakeSite):
 
 def fit(root: Path, batches: int, **options: Any) -> Epochs:
     epochs = Epochs()
-    strategy = ParaBlockStrategy(
-        local_steps=K,
-        delay_steps=0,
-        blocks=[r"layers\.0\.", r"layers\.1\."],
-        seed=3,
-        lighthouse="hub:1",
-        min_clients=1,
-        site="a",
-    )
+    strategy = elastic_strategy(local_steps=K)
     callbacks = [epochs, *options.pop("callbacks", [])]
     ckpt_path = options.pop("ckpt_path", None)
     chosen = {"max_epochs": EPOCHS, "default_root_dir": str(root), **options}

@@ -13,10 +13,10 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launching.checkpoint_choice import Choice
 from lightning_parablock.strategy.elastic_resume import ShareOfCheckpoint
 from lightning_parablock.strategy.elastic_run import ElasticRun
-from tests.elastic.fake_site import Board, FakeSite, together
+from tests.elastic.fake_site import Board, FakeSite, enter, together
 from tests.elastic.test_elastic_checkpoints import SETTINGS, Gatherers, held
 from tests.elastic.test_elastic_group import Ranks
-from tests.elastic.test_round_start import Module, enter, fit
+from tests.elastic.test_round_start import Module, fit
 
 
 def keeping(folder: Path | None) -> ModelCheckpoint:

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader
 
-from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.errors import ConfigurationError
-from tests.elastic.fake_site import Board, FakeSite
+from tests.elastic.fake_site import Board, FakeSite, elastic_strategy, enter
 from tests.support.lightning_run import Steps, trainer_for
 
 K, EPOCHS, BATCHES = 4, 4, 7
@@ -96,23 +95,11 @@ class Told(Callback):
         self._say("epoch end", trainer, stopping.wait_count, stopping.best_score.item())
 
 
-def enter(monkeypatch: pytest.MonkeyPatch, site: FakeSite) -> None:
-    monkeypatch.setattr("lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name, folder: site)
-
-
 def fit(root: Path, module: Module, **options: Any) -> Told:
     told = Told()
     stopping = EarlyStopping("val_loss", patience=2, min_delta=options.pop("min_delta", 0.0))
     callbacks = [told, stopping, *options.pop("callbacks", [])]
-    strategy = ParaBlockStrategy(
-        local_steps=K,
-        delay_steps=0,
-        blocks=[r"layers\.0\.", r"layers\.1\."],
-        seed=3,
-        lighthouse="hub:1",
-        min_clients=1,
-        site="a",
-    )
+    strategy = elastic_strategy(local_steps=K)
     chosen = {"max_epochs": EPOCHS, "num_sanity_val_steps": 2, "default_root_dir": str(root), **options}
     ckpt_path = chosen.pop("ckpt_path", None)
     trainer = trainer_for(strategy, callbacks=callbacks, **chosen)
