@@ -93,7 +93,7 @@ class _Storm:
             self._at(began_s + fault.at_s, lambda number=number, fault=fault: self._begin(number, fault))
         ends_s = began_s + 60 * self._weather.minutes
         self._until(lambda: time.time() >= ends_s and not self._due, 60 * self._weather.minutes + START_S, "the end")
-        self._until(self._everybody_is_back, SETTLE_S, "all sites to be members", is_needed=False)
+        self._until(self._all_are_back, SETTLE_S, "all sites to be members", is_needed=False)
         ended_s, load = time.time(), os.getloadavg()[0]
         lines = [line for lines in read_traces(self._folder).values() for line in lines]
         newest = max(line["round"] for line in lines if line["what"] == "commit")
@@ -195,7 +195,7 @@ class _Storm:
     def _committed(self, site: int) -> bool:
         return '"what": "commit"' in self._lines(site)
 
-    def _everybody_is_back(self) -> bool:
+    def _all_are_back(self) -> bool:
         return all(self._is_member(site) for site in range(self._job.sites))
 
     def _is_done(self, site: int) -> bool:

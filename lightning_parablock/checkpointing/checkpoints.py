@@ -19,14 +19,13 @@ from torch import Tensor
 from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.blocks.partition import Block
 from lightning_parablock.checkpointing.client_states import LIGHTNING, OWN, ClientStates, SavePoint, points_in_words
-from lightning_parablock.checkpointing.plain import is_remote, save_plain, warn_of_foreign
+from lightning_parablock.checkpointing.plain import is_remote, read_checkpoint, save_plain, warn_of_foreign
 from lightning_parablock.checkpointing.resumed import Resumed
 from lightning_parablock.checkpointing.sidecars import (
     KEY,
     Entry,
     remove_sidecars,
     sidecar_path,
-    what_was_foreign,
     write_sidecar,
 )
 from lightning_parablock.checkpointing.together import do_on_all, gather_from_all
@@ -34,7 +33,6 @@ from lightning_parablock.errors import CheckpointError, ConfigurationError
 from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.settings import Settings
 from lightning_parablock.system.places import refuse_unwritable
-from lightning_parablock.system.plain_values import numpy_numbers
 
 log = logging.getLogger(__name__)
 
@@ -145,14 +143,7 @@ class Checkpoints:
         return checkpoint
 
     def _read_main(self, path: Any, weights_only: bool | None) -> dict[str, Any]:
-        try:
-            with numpy_numbers():
-                # Lightning would let a file at a URL run code, if the user has not said that it must not.
-                checkpoint: Any = self._files.load_checkpoint(path, weights_only=weights_only is not False)
-        except Exception as error:
-            raise ConfigurationError(f"{path} cannot be read as a checkpoint: {what_was_foreign(error)}") from error
-        if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-            raise ConfigurationError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'")
+        checkpoint = read_checkpoint(self._files, path, weights_only)
         checkpoint.setdefault("pytorch-lightning_version", lightning_version)  # Lightning asks for it
         return checkpoint
 

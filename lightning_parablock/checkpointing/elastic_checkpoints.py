@@ -21,15 +21,17 @@ from torch import Tensor
 
 from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.blocks.partition import Block
-from lightning_parablock.checkpointing.plain import is_remote
-from lightning_parablock.checkpointing.sidecars import what_was_foreign
+from lightning_parablock.checkpointing.plain import is_remote, read_checkpoint
 from lightning_parablock.errors import CheckpointError, ConfigurationError
 from lightning_parablock.regroup.lineage import Lineage
 from lightning_parablock.regroup.log import MembershipLog
-from lightning_parablock.system.plain_values import numpy_numbers
 from lightning_parablock.system.reading import reading
 
 KEY = "parablock_elastic"
+_ADVICE = (
+    "; if the module or a callback has put an object of its own into it, and you trust the file, fit with "
+    "weights_only=False"
+)
 FORMAT = 1
 _PROGRESS = ("loops", "optimizer_states", "lr_schedulers")
 """Lightning's keys that are of the moment at which it saved, while a run continues from the start of a round."""
@@ -148,17 +150,7 @@ def read_elastic(files: CheckpointIO, path: Any, weights_only: bool | None) -> d
     """
     if not is_remote(path) and not Path(path).is_file():
         raise ConfigurationError(f"checkpoint {path} does not exist")
-    try:
-        with numpy_numbers():
-            checkpoint: Any = files.load_checkpoint(path, weights_only=weights_only is not False)
-    except Exception as error:
-        raise ConfigurationError(
-            f"{path} cannot be read as a checkpoint: {what_was_foreign(error)}; if the module or a callback has put an "
-            "object of its own into it, and you trust the file, fit with weights_only=False"
-        ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ConfigurationError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'")
-    return checkpoint
+    return read_checkpoint(files, path, weights_only, advice=_ADVICE)
 
 
 def without_progress(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from typing import Any
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from lightning.pytorch import Trainer
 
-from lightning_parablock.checkpointing.sidecars import write_atomically
+from lightning_parablock.checkpointing.sidecars import what_was_foreign, write_atomically
+from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.lightning_private.checkpoints import dump_weights
 from lightning_parablock.system.command_line import command_to_resume
-from lightning_parablock.system.plain_values import first_foreign, without_numpy_numbers
+from lightning_parablock.system.plain_values import first_foreign, numpy_numbers, without_numpy_numbers
 
 log = logging.getLogger(__name__)
 _warned = set[tuple[str, str]]()
@@ -37,6 +38,29 @@ def write_plain(files: CheckpointIO, checkpoint: dict[str, Any], filepath: Any, 
     write_atomically(
         Path(filepath), lambda path: files.save_checkpoint(checkpoint, path, storage_options=storage_options)
     )
+
+
+def read_checkpoint(files: CheckpointIO, path: Any, weights_only: bool | None, *, advice: str = "") -> dict[str, Any]:
+    """A checkpoint of Lightning.
+
+    Args:
+        files: How Lightning reads checkpoints.
+        path: The file, or a URL.
+        weights_only: False lets it hold any Python object.
+        advice: Ends the message where it cannot be read.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is no checkpoint.
+    """
+    try:
+        with numpy_numbers():
+            # Lightning would let a file at a URL run code, if the user has not said that it must not.
+            checkpoint: Any = files.load_checkpoint(path, weights_only=weights_only is not False)
+    except Exception as error:
+        raise ConfigurationError(f"{path} cannot be read as a checkpoint: {what_was_foreign(error)}{advice}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ConfigurationError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'")
+    return checkpoint
 
 
 def warn_of_foreign(state: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from lightning_parablock.desk.message import (
     slices,
 )
 from lightning_parablock.errors import ConfigurationError, ParaBlockError, ProtocolError, RefusedError
-from lightning_parablock.settings.ports import PortRange
+from lightning_parablock.settings.ports import PortRange, opened_on_one_of
 
 log = logging.getLogger(__name__)
 
@@ -280,15 +280,11 @@ def error_said(error: Exception) -> dict[str, Any]:
 
 
 def _opened(host: str, ports: list[int], answers: Answers, most_bytes: int) -> _Server:
-    problem: OSError | None = None
-    for port in ports:
-        try:
-            return _Server(host, port, answers, most_bytes)
-        except OSError as error:
-            problem = error
-    assert problem is not None, "a range has a port"
-    which = f"port {ports[0]}" if len(ports) == 1 else f"one of the ports {ports[0]}-{ports[-1]}"
-    raise ConfigurationError(
-        f"{socket.gethostname()} cannot listen at {host}, {which}: {problem.strerror or problem}; end the program that "
-        "uses it, choose other ports, or name the interface that the other sites reach"
-    ) from problem
+    try:
+        return opened_on_one_of(ports, lambda port: _Server(host, port, answers, most_bytes))
+    except OSError as problem:
+        which = f"port {ports[0]}" if len(ports) == 1 else f"one of the ports {ports[0]}-{ports[-1]}"
+        raise ConfigurationError(
+            f"{socket.gethostname()} cannot listen at {host}, {which}: {problem.strerror or problem}; end the program "
+            "that uses it, choose other ports, or name the interface that the other sites reach"
+        ) from problem

@@ -56,8 +56,8 @@ class Door:
         with seat.changed:
             seat.run, seat.asked_client = run, client
         self.founders = tuple(sites)
-        everybody = {**sites, seat.client: seat.options.site}
-        return Entry(False, seat.client, everybody, first_round, bytes(agreed.body))
+        with_own = {**sites, seat.client: seat.options.site}
+        return Entry(False, seat.client, with_own, first_round, bytes(agreed.body))
 
     def open(self, agreed: bytes) -> None:
         """Let guests in from now on, and tell them what the founders have agreed on."""

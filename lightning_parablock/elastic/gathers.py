@@ -115,8 +115,8 @@ class Gathers:
             result = self._ask_hub(number, what, payload)
             if result is not None:
                 break
-            if self._stage() != stage:  # each regroup and each opening restarts the limit
-                stage = self._stage()
+            before, stage = stage, self._stage()
+            if stage != before:  # each regroup and each opening restarts the limit
                 wait = LimitedWait(self._limit_of(stage), reports=LATE)
             if wait.is_over:
                 option = "rejoin_timeout_s" if stage[1] else "straggler_timeout_s"

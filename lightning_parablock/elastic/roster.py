@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -31,7 +32,6 @@ class Roster:
         self._seat, self._newest_round = seat, newest_round
         self._reach = Reach(seat)
         self._since_s: dict[str, float] = {}
-        self._left_out: set[str] = set()
         self._out_until_s: dict[str, float] = {}
         self._times_out: dict[str, int] = {}
         self._failures = 0
@@ -100,7 +100,7 @@ class Roster:
             "network between it and them. Its next process is admitted in %g s at the earliest",
             *(site, wait_s),
         )
-        self._left_out |= {one.incarnation for one in participants if one.site == site}
+        self._out_until_s |= {one.incarnation: math.inf for one in participants if one.site == site}
         # It runs its command again by itself, and would disturb the others again at once.
         self._out_until_s[site] = time.monotonic() + wait_s
 
@@ -128,8 +128,7 @@ class Roster:
         return _OUT_S * 2 ** min(self._times_out[site] - 1, 6)
 
     def _is_out(self, one: Candidate) -> bool:
-        until_s = max(self._out_until_s.get(name, 0.0) for name in (one.incarnation, one.site))
-        return one.incarnation in self._left_out or until_s > time.monotonic()
+        return max(self._out_until_s.get(name, 0.0) for name in (one.incarnation, one.site)) > time.monotonic()
 
     def _may_be_there(self, candidates: Sequence[Candidate]) -> bool:
         """Whether a member that the list lacks still answers, so that the list may be incomplete.

@@ -27,12 +27,11 @@ class RunRecord:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
 
-    def read(self) -> str:
-        """Id of the run in which the site has started a round that it has not finished; empty for none."""
-        return self.lineage()[-1] if self.lineage() else ""
-
     def lineage(self) -> Lineage:
-        """The same run and those from which it descends, oldest first; empty for none."""
+        """The runs from which the run descends that the site has started and not finished, and that run last.
+
+        Empty for none.
+        """
         if self.path is None or not self.path.exists():
             return ()
         with contextlib.suppress(ParaBlockError, OSError), reading(str(self.path)):  # a torn or foreign file

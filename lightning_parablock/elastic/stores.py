@@ -13,7 +13,7 @@ from torch.distributed.distributed_c10d import Store
 
 from lightning_parablock.errors import ConfigurationError, UnreachableError
 from lightning_parablock.meeting.rendezvous import one_line
-from lightning_parablock.settings.ports import PortRange
+from lightning_parablock.settings.ports import PortRange, opened_on_one_of
 
 _WAITING = 128
 """Connections that wait to be accepted: all members of a generation come at once."""
@@ -39,17 +39,16 @@ def host_store(host: str, ports: PortRange | None = None) -> TCPStore:
 
 def _listening(host: str, ports: PortRange) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    problem: OSError | None = None
-    for port in range(ports.first, ports.last + 1):
-        try:
-            return socket.create_server((host, port), family=family, backlog=_WAITING)
-        except OSError as error:
-            problem = error
-    assert problem is not None, "a range has a port"
-    raise ConfigurationError(
-        f"ports='{ports}': {socket.gethostname()} cannot listen at {host} on any of them: "
-        f"{problem.strerror or problem}; a site takes three ports of the range, so give it about 100"
-    ) from problem
+    try:
+        return opened_on_one_of(
+            range(ports.first, ports.last + 1),
+            lambda port: socket.create_server((host, port), family=family, backlog=_WAITING),
+        )
+    except OSError as problem:
+        raise ConfigurationError(
+            f"ports='{ports}': {socket.gethostname()} cannot listen at {host} on any of them: "
+            f"{problem.strerror or problem}; a site takes three ports of the range, so give it about 100"
+        ) from problem
 
 
 def join_store(address: str, limit_s: float) -> Store:

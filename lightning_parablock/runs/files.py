@@ -17,6 +17,7 @@ from lightning_parablock.elastic.journal import Line, read_lines
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.runs.folder import MANIFEST_NAME
+from lightning_parablock.system.reading import MALFORMED
 
 METRICS_NAME, TIMELINE_NAME = "metrics.csv", "timeline.json"
 _SIGHT = tuple(f"{name}_" for name in (LOSS, DRIFT, PARTICIPATION, SAMPLES))
@@ -136,7 +137,7 @@ def read_run(folder: Path) -> RunFiles:
             found.membership = [line for line in lines if line.run == lines[-1].run]
     except ParaBlockError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError) as error:
+    except (*MALFORMED, OSError) as error:
         raise ConfigurationError(f"{folder} cannot be read as a run: {type(error).__name__}: {error}") from error
     return found
 

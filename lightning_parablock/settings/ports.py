@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from lightning_parablock.errors import ConfigurationError
+
+T = TypeVar("T")
 
 _LAST_PORT = 65535
 _RANGE = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
@@ -23,6 +27,22 @@ class PortRange:
 
     def __str__(self) -> str:
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+def opened_on_one_of(ports: Iterable[int], open_port: Callable[[int], T]) -> T:
+    """What ``open_port`` returns for the first port that can be opened.
+
+    Raises:
+        OSError: none can: why the last one could not.
+    """
+    problem: OSError | None = None
+    for port in ports:
+        try:
+            return open_port(port)
+        except OSError as error:
+            problem = error
+    assert problem is not None, "a range has a port"
+    raise problem
 
 
 def read_ports(ports: str | int | None) -> PortRange | None:

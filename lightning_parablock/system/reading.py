@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 from lightning_parablock.errors import ParaBlockError, ProtocolError
 
-_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 """What code raises that takes values apart which are not of the form that it expects."""
 _LONGEST = 200
 
@@ -30,7 +30,7 @@ def reading(what: str, refusal: type[ParaBlockError] = ProtocolError) -> Generat
         raise refusal(f"{what}: {error}") from error
     except ParaBlockError:
         raise
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise refusal(f"{what} is malformed: {_why(error)}") from error
 
 

@@ -158,7 +158,7 @@ def test_a_site_that_has_started_a_run_does_not_found_it_again(tmp_path: Path) -
     first = ToySite("a", LocalLighthouse(), Settings(local_steps=2), 2, pause_s=0.0, min_clients=1, record=record)
     first.start()
     _ended([first])
-    assert not record.read(), "the run has ended as it should"
+    assert not record.lineage(), "the run has ended as it should"
     record.write("some run")
     again = ToySite(
         "a",
