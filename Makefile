@@ -30,7 +30,7 @@ demo: install ## two clients fine-tune SmolLM2-135M, each on its own data
 	$(BIN)/torchrun --standalone --nproc-per-node 2 -m lightning_parablock fit --config configs/quickstart.yaml
 
 test: install ## run the whole suite in two processes; PYTEST_ARGS="-k name" picks, WORKERS=0 takes one
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: install ## lint, format, types and the direction of imports
 	$(BIN)/ruff check .
