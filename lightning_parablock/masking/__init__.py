@@ -1,0 +1,1 @@
+"""Secure aggregation: integers instead of deltas, and masks that cancel in their sum."""
