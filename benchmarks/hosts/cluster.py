@@ -8,13 +8,13 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from benchmarks.hosts.errors import HostsError, HostsTimeoutError
-from benchmarks.hosts.host import POLL_S, Host
+from benchmarks.hosts.errors import HostsError
+from benchmarks.hosts.host import Host
 from benchmarks.hosts.launch import launch_environment
 from benchmarks.hosts.network import INTERFACE, address
 from benchmarks.hosts.session import Session
@@ -31,6 +31,8 @@ class HostCluster:
         rate: Speed of each host's link in both directions: one tc rate such as ``"100mbit"``, one per host, or None.
         pin: Pin host i to one core (i modulo the cores this process may use).
         log_dir: Folder in which logs are kept; by default a temporary one that is removed with the cluster.
+        behind_nat: Hosts behind routers of their own, all with the same private address: they reach the other hosts,
+            and no other host reaches them. ``address(i)`` is that of their router.
 
     Raises:
         HostsError: wrong arguments, or (on entering) a machine that does not allow namespaces.
@@ -43,11 +45,15 @@ class HostCluster:
         rate: str | Sequence[str | None] | None = None,
         pin: bool = False,
         log_dir: str | Path | None = None,
+        behind_nat: Collection[int] = (),
     ) -> None:
         self.n = n
         self.rates = _rates(n, rate)
         self.pin = pin
         self.hosts: dict[int, Host] = {}
+        for host in behind_nat:
+            self._check(host)
+        self.behind_nat = frozenset(behind_nat)
         self._log_dir = log_dir
         self._started: list[Host] = []
         self._session: Session | None = None
@@ -57,7 +63,11 @@ class HostCluster:
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
             self._session = Session.open(
-                self.rates, pin=self.pin, directory=self.directory, temporary=self._log_dir is None
+                self.rates,
+                pin=self.pin,
+                directory=self.directory,
+                temporary=self._log_dir is None,
+                behind_nat=self.behind_nat,
             )
         except BaseException:
             self._remove_directory()
@@ -91,37 +101,35 @@ class HostCluster:
         ``env``.
         Raises HostsError.
         """
-        if not 0 <= i < self.n:
-            raise HostsError(f"there is no host {i}: the cluster has hosts 0 to {self.n - 1}")
-        log_path = self.directory / f"host{i}-start{len(self._started)}.log"
+        self._check(i)
         launch = launch_environment(i, self.n, address(0), MASTER_PORT) | {"GLOO_SOCKET_IFNAME": INTERFACE}
-        full_env = {**os.environ, **launch, **(env or {})}
-        pid = self.session.ask(
-            "start", host=i, argv=list(argv), env=full_env, cwd=str(cwd or os.getcwd()), log=str(log_path)
-        )
-        self.hosts[i] = Host(self.session, i, pid, log_path)
-        self._started.append(self.hosts[i])
+        self.hosts[i] = self._start(i, argv, {**os.environ, **launch, **(env or {})}, cwd)
         return self.hosts[i]
 
-    def wait_for_line(self, i: int, regex: str, timeout_s: float) -> re.Match[str]:
-        """Wait until a line of host i's log matches; returns the match, whose ``string`` is that line.
+    def start_at_switch(self, argv: Sequence[str]) -> Host:
+        """Start a program beside the switch, whose bridge ``br0`` shows it every packet that the hosts exchange.
 
-        Raises HostsTimeoutError after ``timeout_s``, HostsError when the program ends without such a line; both show
-        the end of the log.
+        Raises HostsError.
         """
-        host = self.hosts[i]
-        deadline = time.monotonic() + timeout_s
-        while True:
-            ended = host.poll() is not None  # asked first, so that a last line is still seen below
-            for line in host.log_text().splitlines():
-                if match := re.search(regex, line):
-                    return match
-            problem = f"host {i} printed no line matching {regex!r}"
-            if ended:
-                raise HostsError(f"{problem} before it ended with {host.poll()}; {host.log_tail()}")
-            if time.monotonic() > deadline:
-                raise HostsTimeoutError(f"{problem} within {timeout_s} s; {host.log_tail()}")
-            time.sleep(POLL_S)
+        return self._start(None, argv, dict(os.environ), None)
+
+    def _start(self, i: int | None, argv: Sequence[str], env: Mapping[str, str], cwd: str | Path | None) -> Host:
+        place = "switch" if i is None else f"host{i}"
+        log_path = self.directory / f"{place}-start{len(self._started)}.log"
+        pid = self.session.ask(
+            "start", host=i, argv=list(argv), env=dict(env), cwd=str(cwd or os.getcwd()), log=str(log_path)
+        )
+        started = Host(self.session, -1 if i is None else i, pid, log_path)
+        self._started.append(started)
+        return started
+
+    def _check(self, i: int) -> None:
+        if not 0 <= i < self.n:
+            raise HostsError(f"there is no host {i}: the cluster has hosts 0 to {self.n - 1}")
+
+    def wait_for_line(self, i: int, regex: str, timeout_s: float) -> re.Match[str]:
+        """See :meth:`Host.wait_for_line`, of the program that host i has started last."""
+        return self.hosts[i].wait_for_line(regex, timeout_s)
 
     def wait(self, timeout_s: float) -> list[int]:
         """Exit status of every started host, in order of host; ``timeout_s`` is for all of them together."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
-from benchmarks.hosts.errors import HostsTimeoutError
+from benchmarks.hosts.errors import HostsError, HostsTimeoutError
 from benchmarks.hosts.session import Session
 
 POLL_S = 0.02
@@ -39,6 +40,25 @@ class Host:
                 raise HostsTimeoutError(f"host {self.index} still runs after {timeout_s} s; {self.log_tail()}")
             time.sleep(POLL_S)
         return status
+
+    def wait_for_line(self, regex: str, timeout_s: float) -> re.Match[str]:
+        """Wait until a line of the log matches; returns the match, whose ``string`` is that line.
+
+        Raises HostsTimeoutError after ``timeout_s``, HostsError when the program ends without such a line; both show
+        the end of the log.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            ended = self.poll() is not None  # asked first, so that a last line is still seen below
+            for line in self.log_text().splitlines():
+                if match := re.search(regex, line):
+                    return match
+            problem = f"host {self.index} printed no line matching {regex!r}"
+            if ended:
+                raise HostsError(f"{problem} before it ended with {self.poll()}; {self.log_tail()}")
+            if time.monotonic() > deadline:
+                raise HostsTimeoutError(f"{problem} within {timeout_s} s; {self.log_tail()}")
+            time.sleep(POLL_S)
 
     def send_signal(self, number: int) -> None:
         """Signal the program's process group; nothing happens if it has ended."""

@@ -6,24 +6,21 @@ leads out. Namespaces are held by file descriptors, without names, so two cluste
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-CLONE_NEWUTS = 0x04000000
-CLONE_NEWNET = 0x40000000
+from benchmarks.hosts.namespaces import new_network_namespace, run
+from benchmarks.hosts.routers import hide
+
 INTERFACE = "eth0"
 """Name of a host's end of its link."""
 # The burst must exceed one 64 KiB segmentation-offload packet with its headers: at 64kb tbf cuts every such packet up
 # again, CPU time grows tenfold, and the computation beside it looks slower than it is.
 BURST = "128kb"
 QUEUE = "512kb"
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def address(host: int) -> str:
@@ -41,26 +38,21 @@ def interface_bytes(name: str) -> tuple[int, int]:
     raise RuntimeError(f"there is no network interface {name} here")
 
 
-def unshare(flags: int) -> None:
-    """Move this process into new namespaces of the given kinds. Raises OSError."""
-    _check(_libc.unshare(flags), "unshare")
-
-
-def enter_network(fd: int) -> None:
-    """Move this process into the network namespace behind ``fd``. Raises OSError."""
-    _check(_libc.setns(fd, CLONE_NEWNET), "setns")
-
-
 class Network:
     """The hosts' links: ``eth0`` inside host i, ``v<i>`` at its other end on the bridge ``br0``.
 
     Args:
         rates: One tc rate per host such as ``"100mbit"``, applied in both directions, or None for no shaping.
+        behind_nat: Hosts that have a router of their own, which hides them: all of these hosts have the same private
+            address, and the router has the public one. See :mod:`benchmarks.hosts.routers`.
     """
 
-    def __init__(self, rates: Sequence[str | None]) -> None:
+    def __init__(self, rates: Sequence[str | None], behind_nat: Collection[int] = ()) -> None:
         self.rates = list(rates)
+        self.behind_nat = frozenset(behind_nat)
         self.namespaces: list[int] = []
+        self._routers: list[int] = []
+        """Namespaces of the routers; they end when their descriptors close."""
 
     def open(self) -> None:
         """Create bridge, namespaces and links. Raises RuntimeError with the failed command's output."""
@@ -68,13 +60,22 @@ class Network:
         run("ip link add br0 type bridge")
         run("ip link set br0 up")
         for host, rate in enumerate(self.rates):
-            self.namespaces.append(_new_network_namespace())
-            self._join(host)
+            self.namespaces.append(new_network_namespace())
+            if host in self.behind_nat:
+                self._join_behind_router(host)
+            else:
+                self._join(host, self.namespaces[host])
             if rate is not None:
                 self.set_rate(host, rate)
 
-    def _join(self, host: int) -> None:
-        fd = self.namespaces[host]
+    def _join_behind_router(self, host: int) -> None:
+        router = new_network_namespace()
+        self._routers.append(router)
+        self._join(host, router)
+        hide(self.namespaces[host], router)
+
+    def _join(self, host: int, fd: int) -> None:
+        """Connect a namespace, the host's or its router's, to the bridge."""
         run(f"ip link add v{host} type veth peer name {INTERFACE} netns /proc/self/fd/{fd}", keep=fd)
         run(f"ip link set v{host} master br0")
         run(f"ip link set v{host} up")
@@ -108,32 +109,6 @@ class Network:
         return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _network_of(pid) == mine]
 
 
-def run(command: str, namespace: int | None = None, *, keep: int | None = None) -> str:
-    """Run one command, inside the network namespace behind an fd if given; returns what it printed."""
-    done = subprocess.run(
-        command.split(),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        pass_fds=() if keep is None else (keep,),
-        preexec_fn=None if namespace is None else lambda: enter_network(namespace),  # single-threaded: safe
-    )
-    if done.returncode:
-        raise RuntimeError(f"`{command}` failed: {(done.stderr or done.stdout).strip()}")
-    return done.stdout
-
-
-def _new_network_namespace() -> int:
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    try:
-        unshare(CLONE_NEWNET)
-        fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        enter_network(home)
-    finally:
-        os.close(home)
-    return fd
-
-
 def _network_of(pid: int) -> int | None:
     try:
         return os.stat(f"/proc/{pid}/ns/net").st_ino
@@ -151,9 +126,3 @@ def _shaper_report(text: str) -> dict[str, int] | None:
             rate_bps = 8 * int(qdisc["options"]["rate"])
             return {"rate_bps": rate_bps, "passed_bytes": qdisc["bytes"], "delayed_packets": qdisc["overlimits"]}
     return None
-
-
-def _check(status: int, call: str) -> None:
-    if status:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{call}: {os.strerror(code)}")

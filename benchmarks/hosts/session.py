@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ CLOSE_LIMIT_S = 10.0
 _NAMESPACES = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 _AS_USER = ["--user", "--map-root-user"]
 _NEEDS = (
-    "namespaced hosts need Linux with the commands unshare (util-linux), ip and tc (iproute2), and either root or user "
-    "namespaces (sysctl user.max_user_namespaces > 0, no AppArmor or seccomp rule against them)"
+    "namespaced hosts need Linux with the commands unshare (util-linux), ip and tc (iproute2), iptables for hosts "
+    "behind routers, and either root or user namespaces (sysctl user.max_user_namespaces > 0, no AppArmor or seccomp "
+    "rule against them)"
 )
 
 
@@ -35,17 +36,26 @@ class Session:
         self._pid_namespace = 0
 
     @classmethod
-    def open(cls, rates: Sequence[str | None], *, pin: bool, directory: Path, temporary: bool) -> Session:
+    def open(
+        cls,
+        rates: Sequence[str | None],
+        *,
+        pin: bool,
+        directory: Path,
+        temporary: bool,
+        behind_nat: Collection[int] = (),
+    ) -> Session:
         """Open namespaces as root, or as the root of a user namespace; a ``temporary`` directory is removed with them.
 
         Raises HostsError with the reason.
         """
-        missing = [name for name in ("unshare", "ip", "tc") if shutil.which(name) is None]
+        needed = ("unshare", "ip", "tc", *(["iptables"] if behind_nat else []))
+        missing = [name for name in needed if shutil.which(name) is None]
         if sys.platform != "linux" or missing:
             raise HostsError(f"{_NEEDS}; this machine is {sys.platform}, missing: {', '.join(missing) or 'none'}")
         reasons: list[str] = []
         for prefix in ([], _AS_USER) if os.geteuid() == 0 else (_AS_USER,):
-            options = {"rates": list(rates), "pin": pin, "temporary": temporary}
+            options = {"rates": list(rates), "behind_nat": sorted(behind_nat), "pin": pin, "temporary": temporary}
             session = cls._launch([*prefix, *_NAMESPACES], options, directory)
             try:
                 session._pid_namespace = session._answer()

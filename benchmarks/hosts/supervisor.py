@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.hosts.network import CLONE_NEWUTS, Network, address, enter_network, run, unshare
+from benchmarks.hosts.namespaces import CLONE_NEWUTS, enter_network, run, unshare
+from benchmarks.hosts.network import Network, address
 
 KILL_LIMIT_S = 10.0
 
@@ -51,8 +52,8 @@ class Supervisor:
         except Exception as error:  # the starter raises it; this process must stay to keep the hosts
             return {"error": f"{type(error).__name__}: {error}"}
 
-    def do_start(self, host: int, argv: list[str], env: dict[str, str], cwd: str, log: str) -> int:
-        """Start the host's program in its own session; returns its pid in this namespace."""
+    def do_start(self, host: int | None, argv: list[str], env: dict[str, str], cwd: str, log: str) -> int:
+        """Start a program of a host, or beside the switch, in its own session; returns its pid in this namespace."""
         with open(log, "wb") as out:
             process = subprocess.Popen(
                 argv,
@@ -67,7 +68,9 @@ class Supervisor:
         process.returncode = 0  # `_reap` collects every child, so Popen must not
         return process.pid
 
-    def _become(self, host: int) -> None:
+    def _become(self, host: int | None) -> None:
+        if host is None:
+            return
         enter_network(self.network.namespaces[host])
         unshare(CLONE_NEWUTS)
         socket.sethostname(f"h{host}")
@@ -143,7 +146,7 @@ def main() -> None:
     options = json.loads(sys.argv[1])
     try:
         _give_hosts_names(len(options["rates"]), Path(options["directory"]))
-        network = Network(options["rates"])
+        network = Network(options["rates"], options["behind_nat"])
         network.open()
         ready = {"ok": os.stat("/proc/self/ns/pid").st_ino}
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
