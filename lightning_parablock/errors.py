@@ -79,12 +79,24 @@ class ProtocolError(PeerError):
     """A message that was not expected: its version, round, block, length or checksum differs."""
 
 
+class StatementError(ProtocolError):
+    """What a site states before it masks is malformed, or differs from what it must be; the message names the site."""
+
+
+class SecureSumError(ProtocolError):
+    """A sum of masked contributions is none that the clients can have: it is refused before anything uses it."""
+
+
+class MaskReuseError(ParaBlockError):
+    """A mask would be used a second time, which would show the difference of two contributions to a server."""
+
+
 class MembershipError(ParaBlockError):
     """A site cannot take part in the run, or the run cannot continue with the sites that are left; names them."""
 
 
 class TooFewSitesError(MembershipError):
-    """Fewer sites are here than ``min_clients``: there is no regroup until more have come."""
+    """Fewer sites are here than ``min_clients``, or than ``min_sites`` of a secure sum: more have to come first."""
 
 
 class WeightsLostError(MembershipError):
