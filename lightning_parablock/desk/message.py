@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from lightning_parablock.errors import ProtocolError
+from lightning_parablock.system.bounded_json import parsed
 
 SAID, RUN, SITE, INCARNATION, WAIT = (
     "Parablock-Said",
@@ -95,15 +96,15 @@ def decoded(text: bytes | bytearray | memoryview) -> dict[str, Any]:
     """The JSON object that :func:`encoded` wrote.
 
     Raises:
-        ProtocolError: it is no JSON object.
+        ProtocolError: it is no JSON object, or has too many values.
     """
     try:
-        said = json.loads(bytes(text))
+        said = parsed(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a message is not JSON: {error}") from error
     if not isinstance(said, dict):
         raise ProtocolError("a message is not a JSON object")
-    return said  # pyright: ignore[reportUnknownVariableType]
+    return cast(dict[str, Any], said)
 
 
 def length(headers: Headers, name: str, most: int) -> int:

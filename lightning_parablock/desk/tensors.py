@@ -6,11 +6,9 @@ donor is not a lost one.
 
 from __future__ import annotations
 
-import math
-import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,16 +18,10 @@ from lightning_parablock.desk.caller import NOBODY, call
 from lightning_parablock.desk.message import Identity, Reply
 from lightning_parablock.errors import ProtocolError, UnreachableError
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
+from lightning_parablock.system.tensor_bytes import DTYPES, bytes_of, memory_of, n_bytes_of, name_of, read_shape
 
 CHUNK_BYTES = 4 << 20
 _PAUSE_S = 0.2
-_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-    )
-}
 
 
 def as_message(tensor: Tensor) -> tuple[dict[str, Any], memoryview]:
@@ -38,7 +30,7 @@ def as_message(tensor: Tensor) -> tuple[dict[str, Any], memoryview]:
     Raises:
         TypeError: values of this kind cannot be sent.
     """
-    view = _bytes_of(tensor)
+    view = bytes_of(tensor)
     return {**_described(tensor), "checksum": zlib.crc32(view)}, view
 
 
@@ -49,7 +41,7 @@ def from_message(said: Mapping[str, Any], body: bytes | bytearray | memoryview) 
         ProtocolError: bytes, shape and checksum do not fit together.
     """
     dtype, shape = _read_description(said)
-    if memoryview(body).nbytes != _n_bytes(dtype, shape) or zlib.crc32(body) != said.get("checksum"):
+    if memoryview(body).nbytes != n_bytes_of(dtype, shape) or zlib.crc32(body) != said.get("checksum"):
         raise ProtocolError(f"a tensor of shape {list(shape)} has arrived with wrong bytes")
     flat = _empty(dtype, shape)
     _store(flat, 0, body)
@@ -71,7 +63,7 @@ def chunk_reply(
     Raises:
         ProtocolError: the call asks for a part that the tensor does not have.
     """
-    view = _bytes_of(tensor)
+    view = bytes_of(tensor)
     try:
         first, n_bytes = int(said["first_byte"]), int(said["chunk_bytes"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -187,54 +179,30 @@ class _Pull:
 
 
 def _described(tensor: Tensor) -> dict[str, Any]:
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name not in _DTYPES:
+    name = name_of(tensor.dtype)
+    if name not in DTYPES:
         raise TypeError(f"tensors of {tensor.dtype} cannot be sent to other sites")
     return {"dtype": name, "shape": list(tensor.shape)}
 
 
 def _read_description(said: Mapping[str, Any]) -> tuple[torch.dtype, tuple[int, ...]]:
-    name, shape = said.get("dtype"), said.get("shape")
-    if not isinstance(name, str) or name not in _DTYPES or not _is_shape(shape):
-        raise ProtocolError(f"a tensor of type {name!r:.40} and shape {shape!r:.40} cannot be read")
-    return _DTYPES[name], tuple(shape or ())
-
-
-def _is_shape(shape: Any) -> bool:
-    return (
-        isinstance(shape, Sequence)
-        and len(shape) <= 64
-        and all(type(size) is int and 0 <= size < 1 << 48 for size in shape)
-    )
-
-
-def _n_bytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * dtype.itemsize
+    name = said.get("dtype")
+    if not isinstance(name, str) or name not in DTYPES:
+        raise ProtocolError(f"a tensor of type {name!r:.40} cannot be read")
+    return DTYPES[name], read_shape(said.get("shape"))
 
 
 def _empty(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """Memory for a tensor, as bytes."""
-    n_bytes = _n_bytes(dtype, shape)
+    n_bytes = n_bytes_of(dtype, shape)
     try:
         return torch.empty(n_bytes, dtype=torch.uint8)
     except (RuntimeError, TypeError) as error:  # too much for this machine; too much for any
         raise ProtocolError(f"there is no memory for a tensor of {n_bytes} bytes that another site offers") from error
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    if sys.byteorder != "little":
-        raise TypeError("tensors can be sent only between machines of little-endian byte order")
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return _memory(flat).toreadonly()
-
-
 def _store(flat: Tensor, first: int, body: bytes | bytearray | memoryview) -> None:
-    _memory(flat)[first : first + memoryview(body).nbytes] = memoryview(body)
-
-
-def _memory(flat: Tensor) -> memoryview:
-    array: Any = flat.numpy()
-    return memoryview(array)
+    memory_of(flat)[first : first + memoryview(body).nbytes] = memoryview(body)
 
 
 def _pause(look: Callable[[], object] | None) -> None:

@@ -15,8 +15,9 @@ from lightning.pytorch.trainer.connectors.logger_connector.result import (
 )
 from typing_extensions import override
 
-from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.errors import ConfigurationError, ProtocolError
 
+_REDUCTIONS = ("mean", "sum", "min", "max")
 _SAME = (
     "fx",
     "name",
@@ -142,7 +143,9 @@ def _described(key: str, item: Any) -> dict[str, Any]:
 
 
 def _empty(entry: Mapping[str, Any], trainer: Trainer, module: LightningModule) -> Any:
-    functions: Any = builtins if entry["is_builtin"] else torch
+    if entry["reduce_fx"] not in _REDUCTIONS:  # a peer must not choose which function is called
+        raise ProtocolError(f"the other sites reduce {entry['name']!r} by {entry['reduce_fx']!r:.40}: no reduction")
+    functions: Any = builtins if entry["is_builtin"] is True and entry["reduce_fx"] != "mean" else torch
     meta = _Metadata(**{name: entry[name] for name in _SAME}, reduce_fx=getattr(functions, entry["reduce_fx"]))
     meta.sync = _Sync(_should=entry["should_sync"], fn=trainer.strategy.reduce)
     item: Any = _Empty(meta, entry["is_tensor"])

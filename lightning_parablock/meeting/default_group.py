@@ -1,7 +1,7 @@
 """The default process group. Nothing here notices a lost rank before the group's own timeout.
 
-Values of ranks travel as plain bytes and are refused if they are anything but data: what a peer sends is never
-unpickled. Lengths are bounded, and memory is taken piece by piece, as the bytes arrive.
+Values of ranks travel as JSON and the bytes of tensors, which can express nothing but data. Lengths are bounded, and
+memory is taken piece by piece, as the bytes arrive.
 
 Within a run use the strategy's collectives, which run these under the watch. Without it are the probe, strategies of
 other packages, and ranks that meet again.
@@ -64,7 +64,7 @@ def gather_in_group(value: T, what: str = "a gathered value") -> list[T]:
         pieces = _gathered(_tensor_of(payload[start : start + width], width))
         for rank, size in enumerate(sizes):
             received[rank] += _bytes_of(pieces[rank], max(0, min(width, size - start)))
-    return [from_bytes(bytes(data), f"{what} of rank {rank}", _landing()) for rank, data in enumerate(received)]
+    return [from_bytes(data, f"{what} of rank {rank}", _landing()) for rank, data in enumerate(received)]
 
 
 def broadcast_in_group(value: T, source: int, what: str = "a broadcast value") -> T:
@@ -91,7 +91,7 @@ def broadcast_in_group(value: T, source: int, what: str = "a broadcast value") -
         dist.broadcast(piece, source)
         if not is_source:
             received += _bytes_of(piece, width)
-    return from_bytes(payload if is_source else bytes(received), f"{what} of rank {source}", _landing())
+    return from_bytes(payload if is_source else received, f"{what} of rank {source}", _landing())
 
 
 def _gathered(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import re
 import uuid
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.system.bounded_json import parsed
 from lightning_parablock.system.reading import reading
 
 _MAX_NAME_LENGTH = 64
@@ -58,7 +58,7 @@ class Introduction:
             ProtocolError: it is something else, as of another version of this package.
         """
         with reading(what):
-            one = cls(**json.loads(text))
+            one = cls(**parsed(text))
             numbers, texts = (one.rank, one.n_ranks, one.pid), (one.host, one.job, one.system, one.site or "")
             if any(type(number) is not int for number in numbers) or any(type(text) is not str for text in texts):
                 raise TypeError(f"a value has another type: {one!r}")

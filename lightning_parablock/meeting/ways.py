@@ -22,6 +22,7 @@ from lightning_parablock.meeting.addresses import INTERFACE_VARIABLE, is_loopbac
 from lightning_parablock.meeting.devices import open_listeners
 from lightning_parablock.meeting.introductions import Meeting
 from lightning_parablock.settings.ports import PortRange
+from lightning_parablock.system.bounded_json import parsed
 from lightning_parablock.system.limited_wait import LimitedWait
 from lightning_parablock.system.reading import reading
 
@@ -102,7 +103,7 @@ class _Table:
 
     def _read(self, what: str, rank: int) -> Any:
         with reading(f"the {what} of {self._meeting.ranks[rank].describe()}"):
-            return json.loads(self._store.get(f"{what}/{rank}"))
+            return parsed(self._store.get(f"{what}/{rank}"))
 
     def agree(self, what: str, problem: str) -> None:
         """Raise the same error on every rank if any of them has a problem; collective."""

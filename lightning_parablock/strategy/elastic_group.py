@@ -22,6 +22,7 @@ from lightning_parablock.elastic.view import Entry, SiteView
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.strategy.groups import Group, Guarded, is_default, kind_of
 from lightning_parablock.system.payloads import from_bytes, to_bytes
+from lightning_parablock.system.reading import reading
 
 T = TypeVar("T")
 Payloads = Mapping[int, bytes]
@@ -56,7 +57,12 @@ class Agreed:
     @classmethod
     def from_bytes(cls, data: bytes) -> Agreed:
         """What :meth:`to_bytes` wrote; raises a ProtocolError for anything else."""
-        return cls(from_bytes(data, "what the founders agreed on"))
+        results = from_bytes(data, "what the founders agreed on")
+        with reading("what the founders agreed on"):
+            for what, payloads in results:
+                if type(what) is not str or {*map(type, payloads)} - {int} or {*map(type, payloads.values())} - {bytes}:
+                    raise TypeError(f"{what!r:.40} is no result of a collective")
+            return cls(results)
 
 
 class ElasticGroup(Group):

@@ -25,8 +25,13 @@ from lightning_parablock.lightning_private.epoch_metrics import (
 from lightning_parablock.lightning_private.round_start import progress_before_batch, start_before_batch
 from lightning_parablock.loading.fit_loaders import FitLoaders
 from lightning_parablock.system.payloads import from_bytes, to_bytes
+from lightning_parablock.system.reading import reading
 
 _WHAT = "the trainer's state at the start of a round"
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("progress", "callbacks", "callback_metrics", "open_metrics", "buffers"), dict),
+    **dict.fromkeys(("lr_schedulers", "optimizers"), list),
+}
 
 
 def capture_round_start(trainer: Trainer, module: LightningModule) -> bytes:
@@ -89,7 +94,7 @@ def apply_round_start(
     Raises:
         ConfigurationError: this site has other schedulers, optimizers or callbacks.
     """
-    state = from_bytes(data, _WHAT)
+    state = _read_state(data)
     _refuse_differences(trainer, state)
     epoch, batch = start_before_batch(trainer, state["progress"])
     loaders.begin_at(epoch, batch)
@@ -106,6 +111,15 @@ def apply_round_start(
     for name, buffer in _buffers(module):
         buffer.copy_(state["buffers"][name])
     return partial(join_open_metrics, trainer, module, state["open_metrics"], alike=is_founding)
+
+
+def _read_state(data: bytes) -> dict[str, Any]:
+    state = from_bytes(data, _WHAT)
+    with reading(_WHAT):
+        for name, kind in _KINDS.items():
+            if type(state[name]) is not kind:
+                raise TypeError(f"its {name!r} is no {kind.__name__}")
+    return state
 
 
 def _refuse_differences(trainer: Trainer, state: dict[str, Any]) -> None:

@@ -2,27 +2,42 @@
 
 What travels are tensors, plain values, paths, plain containers of them, and records of this package (frozen
 dataclasses that check nothing, and named tuples), which hold such values themselves. Anything else is refused where it
-is to be sent, and again where it arrives.
+is to be sent, and cannot be expressed where it arrives: a payload is JSON, and the bytes of texts and tensors behind
+it. No part of it takes more memory than a fixed multiple of the bytes that have arrived.
+
+=============  ====================================================
+bytes          content
+=============  ====================================================
+4              ``PBv2``
+4              CRC-32 of all that follows, little-endian
+8              length of the JSON, little-endian
+as many        the JSON, see :mod:`~lightning_parablock.system.value_writer`
+all others     the bytes beside it
+=============  ====================================================
 """
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import io
-import pathlib
-import pickle
-import zipfile
-from collections.abc import Sequence
+import json
+import struct
+import zlib
 from typing import Any
 
 import torch
 
 from lightning_parablock.errors import ConfigurationError, ProtocolError
-from lightning_parablock.system.plain_values import first_foreign, numpy_numbers
+from lightning_parablock.system.bounded_json import MOST_VALUES, most_values, parsed
+from lightning_parablock.system.reading import reading
+from lightning_parablock.system.value_reader import ValueReader
+from lightning_parablock.system.value_writer import ForeignError, ValueWriter
 
-_PACKAGE = "lightning_parablock."
-_PATHS = (pathlib.PosixPath, pathlib.PurePosixPath, pathlib.WindowsPath, pathlib.PureWindowsPath)
+MOST_JSON_BYTES = 1 << 28
+"""Longest JSON of a payload."""
+
+_MAGIC = b"PBv2"
+_CHECKSUM = struct.Struct("<4sI")
+_LENGTH = struct.Struct("<Q")
+_HEAD_BYTES = _CHECKSUM.size + _LENGTH.size
 
 
 def to_bytes(value: Any, what: str) -> bytes:
@@ -35,95 +50,52 @@ def to_bytes(value: Any, what: str) -> bytes:
     Raises:
         ConfigurationError: it holds something else; names what.
     """
-    buffer = io.BytesIO()
-    with numpy_numbers():
-        foreign = _why_foreign(value, buffer)
-    if foreign is None:
-        return buffer.getvalue()
-    raise ConfigurationError(
-        f"{what}: {foreign}; ranks and sites send each other tensors and plain values alone (numbers, texts, paths, "
-        "lists, dicts), so that none of them can make another run code"
-    )
+    writer = ValueWriter()
+    try:
+        text = _json(writer.written(value))
+    except ForeignError as error:
+        raise ConfigurationError(
+            f"{what}: {'.'.join(error.keys) or 'it'} {error.why}; ranks and sites send each other tensors and plain "
+            "values alone (numbers, texts, paths, lists, dicts), so that none of them can make another run code"
+        ) from error
+    length = _LENGTH.pack(len(text))
+    checksum = zlib.crc32(text, zlib.crc32(length))
+    for part in writer.parts:
+        checksum = zlib.crc32(part, checksum)
+    return b"".join((_CHECKSUM.pack(_MAGIC, checksum), length, text, *writer.parts))
 
 
-def from_bytes(data: bytes, what: str, device: torch.device | str = "cpu") -> Any:
+def from_bytes(data: bytes | bytearray | memoryview, what: str, device: torch.device | str = "cpu") -> Any:
     """The value that :func:`to_bytes` was given.
 
     Args:
-        data: Its bytes.
+        data: Its bytes; they are not kept.
         what: Names it in messages.
         device: Where tensors come that were not in host memory; the others stay there.
 
     Raises:
         ProtocolError: the bytes are something else.
     """
-    buffer = io.BytesIO(data)
-
-    def place(storage: Any, location: str) -> Any:
-        return storage if location == "cpu" else storage.to(device=torch.device(device))
-
-    try:
-        _refuse_more_than_came(buffer)
-        with numpy_numbers(), torch.serialization.safe_globals(list(_records(buffer))):
-            return torch.load(buffer, map_location=place, weights_only=True)
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ProtocolError(f"{what}: a peer sent what is no plain value: {first}") from error
+    with reading(what):
+        text, beside = _parts_of(memoryview(data).cast("B"))
+        return ValueReader(beside, torch.device(device)).whole(parsed(text))
 
 
-def _why_foreign(value: Any, buffer: io.BytesIO) -> str | None:
-    """Write the value, and say what in it is not plain."""
-    try:
-        torch.save(value, buffer)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:  # pickle may raise any of these
-        return str(error)
-    unknown = [name for name in _globals(buffer) if _record(name) is None]
-    if not unknown:
-        return None
-    found = first_foreign(value)
-    return f"a {unknown[0]} in it" if found is None else f"{found[0] or 'it'} is a {found[1]}"
+def _json(said: Any) -> bytes:
+    text = json.dumps(said, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    encoded = text.encode("utf-8", "surrogatepass")
+    if len(encoded) > MOST_JSON_BYTES or most_values(encoded) > MOST_VALUES:
+        raise ForeignError(f"has more than {MOST_VALUES} values; send many numbers as a tensor")
+    return encoded
 
 
-def _refuse_more_than_came(buffer: io.BytesIO) -> None:
-    """Refuse what would take more memory than it has bytes: parts that are packed, and torch's format of old."""
-    with zipfile.ZipFile(buffer) as archive:
-        parts = archive.infolist()
-    is_packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
-    if is_packed or sum(part.file_size for part in parts) > buffer.getbuffer().nbytes:
-        raise ProtocolError("it states more bytes than it has")
-    buffer.seek(0)
-
-
-def _records(buffer: io.BytesIO) -> Sequence[type]:
-    return [record for name in _globals(buffer) if (record := _record(name)) is not None]
-
-
-def _globals(buffer: io.BytesIO) -> list[str]:
-    buffer.seek(0)
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(buffer)
-    buffer.seek(0)
-    return names
-
-
-def _record(name: str) -> type | None:
-    """The class of that name, if loading one of its values only assigns fields."""
-    if name == "builtins.bytes":  # as which empty ones are written
-        return bytes
-    module, _, kind = name.rpartition(".")
-    path = next((one for one in _PATHS if one.__name__ == kind and module.partition(".")[0] == "pathlib"), None)
-    if path is not None or not module.startswith(_PACKAGE):
-        return path
-    try:
-        found: Any = getattr(importlib.import_module(module), kind, None)
-    except ImportError:
-        return None
-    is_tuple = isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")
-    return found if is_tuple or _only_assigns(found) else None
-
-
-def _only_assigns(found: Any) -> bool:
-    """Whether it is a frozen dataclass whose creation does nothing else: a peer chooses the class and the values."""
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        return False
-    parameters: Any = vars(found).get("__dataclass_params__")
-    return parameters is not None and parameters.frozen and not hasattr(found, "__post_init__")
+def _parts_of(data: memoryview) -> tuple[memoryview, memoryview]:
+    """The JSON, and the bytes beside it."""
+    if data.nbytes < _HEAD_BYTES or bytes(data[:4]) != _MAGIC:
+        raise ProtocolError("a peer sent what is no value of this version; install the same one at every site")
+    (_, checksum), (length,) = _CHECKSUM.unpack_from(data), _LENGTH.unpack_from(data, _CHECKSUM.size)
+    if zlib.crc32(data[_CHECKSUM.size :]) != checksum:
+        raise ProtocolError("a peer sent a value whose checksum is wrong")
+    if length > min(MOST_JSON_BYTES, data.nbytes - _HEAD_BYTES):
+        raise ProtocolError(f"a peer sent a value of {data.nbytes} bytes that states {length} bytes of JSON")
+    return data[_HEAD_BYTES : _HEAD_BYTES + length], data[_HEAD_BYTES + length :]

@@ -12,7 +12,7 @@ import pytest
 import lightning_parablock
 
 ROOT = Path(lightning_parablock.__file__).parent
-ROOMS = ("desk", "elastic", "regroup")
+ROOMS = ("desk", "elastic", "regroup", "meeting", "membership", "transport", "system")
 MODULES = ("pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "copyreg", "multiprocessing")
 CALLS = ("eval", "exec", "compile", "__import__")
 OF_TORCH = ("load", "save", "all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list")
@@ -42,7 +42,7 @@ def unpickles(source: str) -> Iterator[int]:
 
 
 def test_no_rank_unpickles_what_another_one_sends() -> None:
-    """``torch.save`` and ``load`` are for files, and for plain values in ``system/payloads.py``."""
+    """``torch.save`` and ``load`` are for files alone."""
     files = {path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.rglob("*.py")}
     unsafe = re.compile(
         r"\b(" + "|".join(name for name in OF_TORCH if "object" in name) + r"|pickle\.loads?|Unpickler)\b"
@@ -53,6 +53,7 @@ def test_no_rank_unpickles_what_another_one_sends() -> None:
 @pytest.mark.parametrize("room", ROOMS)
 def test_nothing_is_unpickled_between_sites(room: str) -> None:
     found = {path.name: list(unpickles(path.read_text())) for path in (ROOT / room).rglob("*.py")}
+    found.pop("again.py", None)  # asks multiprocessing whether this process is a child of it
     assert found and {name: lines for name, lines in found.items() if lines} == {}
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import struct
-import zipfile
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,15 @@ from lightning_parablock.membership.signs import SIGN_BYTES, Call, Progress, Sig
 from lightning_parablock.system.payloads import from_bytes, to_bytes
 from lightning_parablock.transport import chunks
 from lightning_parablock.transport.chunks import HEADER_BYTES, Header, Kind
-from tests.fuzz.target import Target, message
+from tests.fuzz.target import Target, message, said_and_body
 
 _INTRODUCTION = Introduction(0, 2, "a", "host", 17)
 _VALUES: tuple[Any, ...] = (
     [1, 2.5, 1j, True, "text", b"bytes", b""],
     {"a": (1, {2, 3}), 4: torch.float16, "size": torch.Size([2, 3]), "path": Path("a/b")},
     [np.float32(0.1), np.arange(3)],
-    [_INTRODUCTION, torch.arange(4, dtype=torch.float32)],
+    [_INTRODUCTION, torch.arange(4, dtype=torch.float32), (*(torch.arange(6).view(2, 3).t(),) * 2, "long text " * 10)],
+    {1 << 70: float("nan"), "array": np.zeros((2, 3), order="F"), "own": bytearray(3), "device": torch.device("cpu")},
 )
 _HEADER = Header(Kind.DELTA, 3, 70, 5, 2, 1024, 40, weight=17, gradient_norm=0.75)
 _SCALARS = 1500
@@ -44,18 +44,17 @@ def _buffer(data: bytes, size_bytes: int) -> Tensor:
 # --- payloads ---------------------------------------------------------------------------------------------------------
 
 
-def _pickle_of(payload: bytes) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(payload)) as archive:
-        return archive.read("archive/data.pkl")
+def _said_in(payload: bytes) -> bytes:
+    """The JSON of a payload, and the bytes beside it."""
+    (length,) = struct.unpack_from("<Q", payload, 8)
+    return payload[16 : 16 + length] + b"\n" + payload[16 + length :]
 
 
-def _read_pickle(data: bytes) -> object:
-    """The pickle of a payload whose checksums are right."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, content in {"data.pkl": data, "byteorder": b"little", "data/0": bytes(16), "version": b"3\n"}.items():
-            archive.writestr(f"archive/{name}", content)
-    return from_bytes(buffer.getvalue(), "it")
+def _read_said(data: bytes) -> object:
+    """A payload whose checksum and length are right."""
+    said, beside = said_and_body(data)
+    rest = struct.pack("<Q", len(said)) + said + beside
+    return from_bytes(b"PBv2" + struct.pack("<I", zlib.crc32(rest)) + rest, "it")
 
 
 # --- chunks and codecs ------------------------------------------------------------------------------------------------
@@ -116,7 +115,7 @@ _WORDS = (
 
 TARGETS = (
     Target("payload", lambda data: from_bytes(data, "it"), (ProtocolError,), tuple(to_bytes(v, "it") for v in _VALUES)),
-    Target("payload-pickle", _read_pickle, (ProtocolError,), tuple(_pickle_of(to_bytes(v, "it")) for v in _VALUES)),
+    Target("payload-said", _read_said, (ProtocolError,), tuple(_said_in(to_bytes(v, "it")) for v in _VALUES)),
     Target("chunk", _unseal, (ProtocolError,), (_sealed(),)),
     Target("chunk-summed", _unseal_summed, (ProtocolError,), (_sealed(),)),
     *(_codec(one) for one in (BF16(), Int8(), Int4(), TopK(0.05))),

@@ -31,6 +31,7 @@ from lightning_parablock.errors import (
 from lightning_parablock.regroup.log import MembershipLog, Record, Restored
 from lightning_parablock.regroup.report import Decision, Report, Source, Standing
 from lightning_parablock.server.shard import StatePiece
+from lightning_parablock.strategy.elastic_group import Agreed
 from tests.elastic.seats import SITES, THREE, LoneSeat
 from tests.fuzz.desks import call_of
 from tests.fuzz.target import Target, message, said_and_body
@@ -206,6 +207,7 @@ TARGETS = (
         (ProtocolError,),
         (message({"data": {"parablock": _CANDIDATE.to_json(), "number": 1}}),),
     ),
+    Target("agreed", Agreed.from_bytes, (ProtocolError,), (Agreed([("a", {0: b"x", 3: b""})]).to_bytes(),)),
     _of_json("report-reply", lambda said: attempt._report(_CANDIDATE, Reply(said)), {"report": _REPORTS[0].to_json()}),
     _of_call("prepare-call", lambda: _answers().prepare, message({"generation": 4}), more=(MembershipError,)),
     _of_call(

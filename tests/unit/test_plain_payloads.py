@@ -52,7 +52,7 @@ def test_tensors_arrive_with_their_bits() -> None:
         ({"module": {"layer": nn.ReLU()}}, "module.layer is a torch.nn.modules.activation.ReLU"),
         (Settings(), "lightning_parablock.settings.record.Settings"),  # its creation checks, and would run code
         (run_again, "it is a builtins.function"),
-        (lambda: None, "lambda"),
+        (lambda: None, "function"),
         (open(os.devnull), "TextIOWrapper"),  # noqa: SIM115
     ],
 )
@@ -100,7 +100,7 @@ EVIL = sorted(evil_payloads(Path("mark")))
 @pytest.mark.parametrize("name", EVIL)
 def test_no_message_runs_code(name: str, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    with pytest.raises(ProtocolError, match="the greeting of rank 1: a peer sent what is no plain value"):
+    with pytest.raises(ProtocolError, match="the greeting of rank 1: a peer sent what is no value"):
         from_bytes(evil_payloads(mark)[name], "the greeting of rank 1")
     assert not mark.exists()
 
