@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 from lightning_parablock.errors import ConfigurationError
 
 _CUTOFF = 0.7
+_MAX_NAME_LENGTH = 64
+_SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 C = TypeVar("C")
 
 
@@ -67,6 +69,21 @@ def check_pattern(name: str, pattern: Any) -> None:
         re.compile(pattern)
     except re.error as error:
         raise ConfigurationError(f"{name}: {pattern!r} is not a regular expression: {error}") from error
+
+
+def check_site_name(name: object) -> None:
+    """Raise a ConfigurationError unless a site may have this name.
+
+    Raises:
+        ConfigurationError: the name is not 1 to 64 letters, digits, dots, underscores and hyphens, starting with a
+            letter or digit.
+    """
+    if isinstance(name, str) and len(name) <= _MAX_NAME_LENGTH and _SITE_NAME.fullmatch(name):
+        return
+    raise ConfigurationError(
+        f"site must be a name of 1 to {_MAX_NAME_LENGTH} letters (a-z, A-Z), digits, '.', '_' and '-' that begins with "
+        f"a letter or a digit, got {name!r:.100}"
+    )
 
 
 def whole(at_least: int, unit: str, *, or_none: bool = False) -> Callable[[str, Any], None]:

@@ -23,6 +23,18 @@ class CheckpointError(ConfigurationError):
     """A checkpoint, or the clients' state stored with it, that cannot be written or resumed from."""
 
 
+class CardError(ConfigurationError):
+    """A site's public card that was damaged, cut or altered on its way, or whose keys cannot be used."""
+
+
+class IdentityError(ConfigurationError):
+    """The private keys of a site that are missing, damaged, there already, or readable by other users."""
+
+
+class RosterError(ConfigurationError):
+    """A federation file, or a signature checked against it, that cannot be trusted; the message says what to do."""
+
+
 class PeerError(ParaBlockError):
     """Something went wrong with another client; the message names client, round and block.
 

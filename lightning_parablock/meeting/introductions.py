@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.system.bounded_json import parsed
 from lightning_parablock.system.reading import reading
 
-_MAX_NAME_LENGTH = 64
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 NO_NUMBER = -1
 
 
@@ -102,21 +99,6 @@ class Meeting:
     def site_names(self) -> tuple[str, ...]:
         """Name of each rank's site; empty if sites have no names."""
         return tuple(one.site for one in self.ranks if one.site is not None)
-
-
-def check_site_name(name: object) -> None:
-    """Raise a ConfigurationError unless a site may have this name.
-
-    Raises:
-        ConfigurationError: the name is not 1 to 64 letters, digits, dots, underscores and hyphens, starting with a
-            letter or digit.
-    """
-    if isinstance(name, str) and len(name) <= _MAX_NAME_LENGTH and _NAME.fullmatch(name):
-        return
-    raise ConfigurationError(
-        f"site must be a name of 1 to {_MAX_NAME_LENGTH} letters (a-z, A-Z), digits, '.', '_' and '-' that begins with "
-        f"a letter or a digit, got {name!r}"
-    )
 
 
 def in_order(ranks: Sequence[Introduction]) -> tuple[Introduction, ...]:

@@ -10,8 +10,7 @@ from lightning.fabric.plugins import CheckpointIO, ClusterEnvironment
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 
-from lightning_parablock.checks import require
-from lightning_parablock.meeting.introductions import check_site_name
+from lightning_parablock.checks import check_site_name, require
 from lightning_parablock.options import OptionGroup, option, record
 from lightning_parablock.settings import MethodOptions
 from lightning_parablock.strategy.collectives import DEFAULT_TIMEOUT

@@ -19,6 +19,7 @@ from lightning.pytorch import Trainer
 from torch.distributed.distributed_c10d import PrefixStore
 
 from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.checks import check_site_name
 from lightning_parablock.cli.spellings import expand_argv
 from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTimeoutError
 from lightning_parablock.launching import joining
@@ -29,7 +30,6 @@ from lightning_parablock.meeting.introductions import (
     NO_NUMBER,
     Introduction,
     Meeting,
-    check_site_name,
     in_order,
     is_dead,
     this_system,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lightning_parablock.checks import closest
+from lightning_parablock.checks import check_site_name, closest
 from lightning_parablock.cli.parser import CommandParser
 from lightning_parablock.cli.table import COMMANDS, PROGRAM
 from lightning_parablock.errors import ConfigurationError
@@ -263,8 +263,6 @@ def _indented(lines: Sequence[str], spaces: int) -> str:
 
 
 def _sites(listed: str) -> tuple[str, ...]:
-    from lightning_parablock.meeting.introductions import check_site_name
-
     names = [name.strip() for name in listed.split(",") if name.strip()]
     for name in names:
         check_site_name(name)
