@@ -35,7 +35,7 @@ _STRATEGY = """\
 Give an option as an argument of `ParaBlockStrategy`, as `--strategy.NAME` on the command line, or under
 `trainer.strategy.init_args` in a YAML file (`null` is `None`). All ranks must have the same value unless an option says
 otherwise; the run does not start if they disagree on the method. [ParaBlockStrategy](reference/strategy.md) describes
-the objects for `server_optimizer` and `compression`.
+the objects for `server_optimizer`, `compression` and `aggregation`.
 """
 _DATA = """\
 # Options of the data module

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_parablock.settings import MeanAggregation
+
 FORMAT = 3
 """Format in which this version saves the clients' state."""
 
 READABLE = (2, 3)
+
+_SETTINGS_SINCE = {"aggregation": repr(MeanAggregation())}
+"""Settings that runs have had without saying so, as they had them."""
 
 _NOT_IN_A_TURN_ANY_MORE = ("exposed_s", "wait_peer_s")
 
@@ -35,3 +40,8 @@ def in_present_form(own: Mapping[str, Any], saved_in: int) -> dict[str, Any]:
         "buffers_before": None,
         "outside": {},
     }
+
+
+def in_present_words(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of the run that saved a checkpoint, printable, with those that have been added since."""
+    return {**_SETTINGS_SINCE, **{str(name): str(value) for name, value in settings.items()}}

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from lightning_parablock.checkpointing.formats import FORMAT, READABLE
+from lightning_parablock.checkpointing.formats import FORMAT, READABLE, in_present_words
 from lightning_parablock.errors import CheckpointError
 from lightning_parablock.system.plain_values import numpy_numbers
 from lightning_parablock.system.reading import reading
@@ -82,7 +82,7 @@ class Entry:
             return cls(
                 save=_name(found["save"]),
                 sidecars_sha256=[str(one) for one in found["sidecars_sha256"]],
-                settings={str(name): str(value) for name, value in found["settings"].items()},
+                settings=in_present_words(found["settings"]),
                 blocks=[(str(name), int(numel)) for name, numel in found["blocks"]],
                 round=int(found["round"]),
                 weights_sha256=str(found["weights_sha256"]),

@@ -28,7 +28,11 @@ def check_strategy(strategy: Any) -> None:
     if isinstance(strategy, str):
         check_strategy_name(strategy)
     elif isinstance(strategy, Namespace):
-        for name in ("compression", "server_optimizer"):  # by itself, or the cause is lost among those of a union
+        for name in (
+            "aggregation",
+            "compression",
+            "server_optimizer",
+        ):  # by itself, or the cause is lost among those of a union
             chosen = strategy.get(f"init_args.{name}")
             if isinstance(chosen, Namespace):
                 instantiate_class((), chosen.as_dict())

@@ -12,7 +12,8 @@ from typing_extensions import override
 
 from lightning_parablock.errors import CallOrderError
 from lightning_parablock.regroup.keys import Key
-from lightning_parablock.transport.base import Exchange, ExchangeFacts, Upload
+from lightning_parablock.server.uploads import Upload
+from lightning_parablock.transport.base import Exchange, ExchangeFacts
 
 
 class Landing(Protocol):

@@ -27,9 +27,10 @@ from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.regroup.keys import Key, newest_due_at_start
 from lightning_parablock.regroup.log import MembershipLog, Record
 from lightning_parablock.server.shard import ServerShard, StatePiece
+from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Settings
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
-from lightning_parablock.transport.base import Exchange, Transport, Upload
+from lightning_parablock.transport.base import Exchange, Transport
 
 _POLL_S = 0.05
 

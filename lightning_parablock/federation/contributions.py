@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lightning_parablock.codecs.feedback import Residuals
 from lightning_parablock.federation.client import Client
+from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Settings
-from lightning_parablock.transport.base import Upload
 
 
 class Contributions:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from lightning_parablock.federation.schedule import Work
 from lightning_parablock.records import RoundRecord
-from lightning_parablock.transport.base import Exchange, Upload
+from lightning_parablock.server.uploads import Upload
+from lightning_parablock.transport.base import Exchange
 
 
 @dataclass

@@ -49,7 +49,7 @@ from lightning_parablock.federation.flights import Flight, TurnFacts
 from lightning_parablock.federation.profiling import profiled
 from lightning_parablock.federation.schedule import Work
 from lightning_parablock.federation.state import MAX_RECORDS, RoundState
-from lightning_parablock.transport.base import Upload
+from lightning_parablock.server.uploads import Upload
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from lightning_parablock.federation.flights import TurnFacts
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.federation.schedule import Work
 from lightning_parablock.server.shard import StatePiece
-from lightning_parablock.transport.base import Upload
+from lightning_parablock.server.uploads import Upload
 
 Facts = dict[int, dict[int, TurnFacts]]
 """Round -> client -> what it did in its turn."""

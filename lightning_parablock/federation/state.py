@@ -14,8 +14,9 @@ from lightning_parablock.federation.flights import Flight, TurnFacts
 from lightning_parablock.federation.held import HeldModel
 from lightning_parablock.federation.schedule import Schedule, Work
 from lightning_parablock.records import RoundRecord
+from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Settings
-from lightning_parablock.transport.base import Transport, Upload
+from lightning_parablock.transport.base import Transport
 
 MAX_RECORDS = 100_000
 

@@ -17,7 +17,7 @@ from lightning_parablock.federation.cohorts import Cohorts
 from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, ModelSize, memory_parts, total_bytes
 from lightning_parablock.planning.traffic import traffic_by_role
-from lightning_parablock.settings import Compression, ServerOptimizer, Settings, option_word
+from lightning_parablock.settings import Aggregation, Compression, ServerOptimizer, Settings, option_word
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer  # the planner's tables must not need Lightning
@@ -135,14 +135,22 @@ def _method_table(settings: Settings, n_ranks: int, n_blocks: int) -> Table:
     steps = "agreed by the clients in round 0" if "local_steps" in settings.pending else str(settings.local_steps)
     table.add_row("local steps", f"{steps} optimizer steps per round" if steps.isdigit() else steps)
     table.add_row("delay", _delay(settings))
-    for name in ("block_order", "topology", "compression", "server_optimizer", "in_flight_value", "seed"):
+    for name in (
+        "block_order",
+        "topology",
+        "compression",
+        "aggregation",
+        "server_optimizer",
+        "in_flight_value",
+        "seed",
+    ):
         table.add_row(name.replace("_", " "), _said(getattr(settings, name)))
     return table
 
 
 def _said(value: object) -> str:
     """A value as an option spells it; for an object, with its settings that differ from the defaults."""
-    if not isinstance(value, Compression | ServerOptimizer):
+    if not isinstance(value, Aggregation | Compression | ServerOptimizer):
         return str(value)
     changed = [
         f"{field.name} {getattr(value, field.name)}"

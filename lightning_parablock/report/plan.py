@@ -78,6 +78,7 @@ def settings_yaml(chosen: Variant, premises: Premises) -> str:
         "block_order": settings.block_order,
         "topology": settings.topology,
         "compression": option_word(settings.compression),
+        "aggregation": option_word(settings.aggregation),
         "server_optimizer": option_word(settings.server_optimizer),
         "chunk_bytes": settings.chunk_bytes,
         **({"seed": settings.seed} if settings.seed else {}),

@@ -1,27 +1,72 @@
-"""What the clients' uploads become on their way into the server's arithmetic: one mean per part of a block.
+"""What travels in an exchange, and how the server of a shard makes one mean of it: the two ends of every payload.
 
-Every transport aggregates here, whether the uploads came as messages or not, so all of them give the same bits.
+A site turns the uploads of its clients into contributions, one per sender; a server reads those of all senders and
+makes the mean; its commit is written and read here, too. So what the bytes mean is decided in one place, by one object,
+and transports carry them without knowing. Every transport aggregates here, whether a contribution came as a message or
+not, so all of them give the same bits.
+
+Contributions are worked on part by part, in any order, and never twice. Whatever a rule has to do with a delta
+(residual, rounding, masks) it does when its part is written.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
+
+from lightning_parablock.codecs.feedback import Coder
+from lightning_parablock.regroup.keys import Key
+from lightning_parablock.server.shard import ServerShard
+from lightning_parablock.server.uploads import Upload
+
+Uploads = Mapping[int, Upload]
+"""What the clients of a rank bring to an exchange, by client id."""
+
+
+class Contribution(Protocol):
+    """What one sender adds to an exchange. Each part is asked for once, on one of two threads."""
+
+    @property
+    def weight(self) -> int:
+        """n_i of the mean, as the message's header says it."""
+        ...
+
+    @property
+    def gradient_norm(self) -> float:
+        """Gradient norm of the block at the client's first local step, likewise."""
+        ...
+
+    def write(self, part: slice, payload: Tensor, coder: Coder) -> None:
+        """Write a part into a message for another rank.
+
+        Args:
+            part: Scalars of the block.
+            payload: Shape (contribution_bytes(part),), uint8.
+            coder: That of the calling thread.
+        """
+        ...
+
+    def here(self, part: slice, coder: Coder) -> Tensor:
+        """A part for a server on this rank: what :meth:`Aggregator.read` would make of its message."""
+        ...
 
 
 @dataclass(frozen=True)
 class Received:
-    """One client's contribution to a part of a block, as the server got it.
+    """A sender's contribution to a part of a block, as the server got it.
 
     Attributes:
-        weight: n_i of the mean; 0 for a client that has no part in it.
-        gradient_norm: Gradient norm of the block at the client's first local step.
-        read: Returns the part of the delta, shape (scalars,), float32, on the host. It may be a buffer that the next
-            client's part overwrites.
+        weight: See :class:`Contribution`.
+        gradient_norm: See :class:`Contribution`.
+        read: Returns the part in the form in which the aggregator adds it up. It may be a buffer that the next sender's
+            part overwrites.
     """
 
     weight: int
@@ -42,23 +87,105 @@ class Aggregate:
     gradient_norm: float
 
 
-class MeanAggregator:
-    """The weighted mean over the clients, added in ascending client id; for the use of one thread."""
+class Aggregator(ABC):
+    """One way from deltas to their mean, on one rank.
+
+    Its methods are called on several threads; those that a server calls (:meth:`aggregate` and :meth:`commit`) on one.
+    """
+
+    # --- what a site sends --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def contributions(self, key: Key, uploads: Uploads, cohort: Collection[int]) -> dict[int, Contribution]:
+        """What this rank sends in an exchange, by sender, ascending.
+
+        Args:
+            key: The exchange.
+            uploads: Those of this rank's clients, by client id.
+            cohort: Ids of all clients that take part.
+        """
+
+    @abstractmethod
+    def senders(self, hosted: Sequence[int], cohort: Collection[int]) -> list[int]:
+        """The senders of a rank that hosts these clients: the keys of its :meth:`contributions`."""
+
+    @abstractmethod
+    def contribution_bytes(self, scalars: int, coder: Coder) -> int:
+        """Length in bytes of a contribution's part of this number of scalars."""
+
+    # --- what a server makes of it ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read(self, payload: Tensor, scalars: int, coder: Coder) -> Tensor:
+        """A part from another rank in the form in which it is added up: a view, or a buffer that is used again."""
+
+    @abstractmethod
+    def aggregate(self, key: Key, received: Mapping[int, Received], part: slice) -> Aggregate:
+        """Aggregate a part of a block.
+
+        Args:
+            key: The exchange.
+            received: By sender, from all senders of the exchange.
+            part: Scalars of the block.
+        """
+
+    # --- what comes back ----------------------------------------------------------------------------------------------
+
+    def commit_bytes(self, scalars: int, coder: Coder) -> int:
+        """Length in bytes of a commit's part of this number of scalars."""
+        return coder.codec.payload_bytes(scalars)
+
+    def commit(self, server: ServerShard, key: Key, within: slice, aggregate: Aggregate, payload: Tensor) -> Tensor:
+        """Let the server take in a part and write what all ranks are to know of it.
+
+        Args:
+            server: This rank's shard.
+            key: The exchange.
+            within: Scalars of the shard's slice of the block.
+            aggregate: What was made of the part.
+            payload: Shape (commit_bytes(part),), uint8, on the host; overwritten.
+
+        Returns:
+            What :meth:`read_commit` makes of the payload; a view that the next call overwrites.
+        """
+        return server.commit(*key, within, aggregate.mean, payload)
+
+    def read_commit(self, key: Key, part: slice, payload: Tensor, coder: Coder) -> Tensor:
+        """The part of the new W, or of its increment, in another server's commit; shape (scalars,), float32."""
+        del key
+        return coder.decode(payload, part.stop - part.start)
+
+
+class MeanAggregator(Aggregator):
+    """The weighted mean over the clients, added in ascending client id: each client is a sender."""
 
     def __init__(self) -> None:
         self._scratch = torch.empty(0, dtype=torch.float32, device="cpu")
 
-    @torch.no_grad()
-    def aggregate(self, received: Mapping[int, Received], scalars: int) -> Aggregate:
-        """Aggregate a part of a block.
+    @override
+    def contributions(self, key: Key, uploads: Uploads, cohort: Collection[int]) -> dict[int, Contribution]:
+        del key, cohort
+        return dict(sorted(uploads.items()))
 
-        Args:
-            received: By client id, from every client of the cohort.
-            scalars: Length of the part.
-        """
+    @override
+    def senders(self, hosted: Sequence[int], cohort: Collection[int]) -> list[int]:
+        return [client for client in hosted if client in cohort]
+
+    @override
+    def contribution_bytes(self, scalars: int, coder: Coder) -> int:
+        return coder.codec.payload_bytes(scalars)
+
+    @override
+    def read(self, payload: Tensor, scalars: int, coder: Coder) -> Tensor:
+        return coder.decode(payload, scalars).cpu()
+
+    @override
+    @torch.no_grad()
+    def aggregate(self, key: Key, received: Mapping[int, Received], part: slice) -> Aggregate:
+        del key
         ordered = [received[client] for client in sorted(received)]
         weights = [one.weight for one in ordered]
-        mean = weighted_mean((one.read() for one in ordered), weights, self._buffer(scalars))
+        mean = weighted_mean((one.read() for one in ordered), weights, self._buffer(part.stop - part.start))
         return Aggregate(mean, mean_norm([one.gradient_norm for one in ordered], weights))
 
     def _buffer(self, scalars: int) -> Tensor:

@@ -12,6 +12,12 @@ from lightning_parablock.codecs.compression import (
     TopK,
     resolve_compression,
 )
+from lightning_parablock.server.aggregations import (
+    AGGREGATIONS,
+    Aggregation,
+    MeanAggregation,
+    resolve_aggregation,
+)
 from lightning_parablock.server.optimizers import (
     SERVER_OPTIMIZERS,
     Decay,
@@ -31,6 +37,7 @@ from lightning_parablock.settings.record import OWN_SETTINGS, MethodOptions, Set
 from lightning_parablock.settings.rounds import AUTO, MAX_AUTO_STEPS, resolve_steps
 
 __all__ = [
+    "AGGREGATIONS",
     "AUTO",
     "BF16",
     "COMPRESSIONS",
@@ -38,6 +45,7 @@ __all__ = [
     "OWN_SETTINGS",
     "RECORD_SCALARS",
     "SERVER_OPTIMIZERS",
+    "Aggregation",
     "Availability",
     "BlockOptimizerState",
     "BlockOrder",
@@ -49,6 +57,7 @@ __all__ = [
     "InFlightValue",
     "Int4",
     "Int8",
+    "MeanAggregation",
     "MethodOptions",
     "MissingClientState",
     "NoCompression",
@@ -66,6 +75,7 @@ __all__ = [
     "Weighting",
     "nearest",
     "option_word",
+    "resolve_aggregation",
     "resolve_blocks",
     "resolve_compression",
     "resolve_server_optimizer",

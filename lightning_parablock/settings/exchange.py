@@ -6,6 +6,7 @@ from typing import Literal
 
 from lightning_parablock.codecs.compression import Compression, resolve_compression
 from lightning_parablock.options import OptionGroup, option, record
+from lightning_parablock.server.aggregations import Aggregation, resolve_aggregation
 from lightning_parablock.server.optimizers import ServerOptimizer, resolve_server_optimizer
 
 InFlightValue = Literal["local", "anchor"]
@@ -50,4 +51,10 @@ class ExchangeOptions(OptionGroup):
         'times); "topk" the 64 largest of every 1024 values (16 times). The objects Int8, Int4 and TopK have their '
         "own settings. What a lossy compression leaves out is kept and sent with the block's next delta or commit "
         "(error feedback).",
+    )
+    aggregation: Aggregation = option(
+        default="mean",
+        converter=resolve_aggregation,
+        help='How the deltas become their mean: "mean". Each client\'s delta travels by itself, and the server of a '
+        "part of the block reads and adds the deltas of all clients.",
     )

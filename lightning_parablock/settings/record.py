@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import field
 
 from lightning_parablock.checks import require
 from lightning_parablock.codecs.compression import COMPRESSIONS, Compression
 from lightning_parablock.options import options_of, record
+from lightning_parablock.server.aggregations import AGGREGATIONS, Aggregation
 from lightning_parablock.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
 from lightning_parablock.settings.blocks import BlockOptions
 from lightning_parablock.settings.clients import ClientOptions
@@ -119,7 +121,7 @@ OWN_SETTINGS = tuple(option.name for option in options_of(Settings) if option.ki
 """Settings that may differ between ranks: a site's link, speed and firewall."""
 
 
-def option_word(value: Compression | ServerOptimizer) -> str:
+def option_word(value: Aggregation | Compression | ServerOptimizer) -> str:
     """The word for the object's class, as an option of the strategy takes it."""
-    words: dict[type, str] = {kind: word for word, kind in (*COMPRESSIONS.items(), *SERVER_OPTIMIZERS.items())}
-    return words[type(value)]
+    choices: tuple[Mapping[str, type], ...] = (AGGREGATIONS, COMPRESSIONS, SERVER_OPTIMIZERS)
+    return next(word for named in choices for word, kind in named.items() if kind is type(value))

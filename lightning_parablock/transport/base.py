@@ -8,31 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_parablock.codecs.feedback import Coder, Residual
-from lightning_parablock.server.aggregation import Received
 from lightning_parablock.server.shard import ServerShard, StatePiece
-
-
-@dataclass(frozen=True)
-class Upload:
-    """One client's contribution to an exchange.
-
-    Attributes:
-        delta: Shape (numel of the block,), float32; neither the caller nor the transport changes it after submission.
-        weight: n_i of the mean: 1 for uniform weighting, else the samples of the round; 0 for a client that did not
-            train or whose delta was not finite.
-        residual: What a lossy codec left out before and will leave out now; None where it leaves nothing out.
-        gradient_norm: Gradient norm of the block at the client's first local step; 0 where no block order needs it.
-    """
-
-    delta: Tensor
-    weight: int = 1
-    residual: Residual | None = None
-    gradient_norm: float = 0.0
-
-    def received_here(self, part: slice, coder: Coder) -> Received:
-        """What a server on this rank gets of a part of the block: the same bits as from a message."""
-        return Received(self.weight, self.gradient_norm, lambda: coder.as_received(self.delta, self.residual, part))
+from lightning_parablock.server.uploads import Upload
 
 
 @dataclass(frozen=True)

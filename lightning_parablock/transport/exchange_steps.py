@@ -1,7 +1,8 @@
 """What one exchange of one block consists of, step by step; ``lanes.py`` decides which thread takes which step.
 
 Step i concerns chunk i of each server's shard: its deltas go out, come in and are summed in ascending client id, then
-its commit goes out and comes in. A rank's own parts pass through the codec like those of others, without a message.
+its commit goes out and comes in. What is in the messages is the aggregator's business; a rank's own parts become what
+those of others are, without a message.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from torch import Tensor
 from lightning_parablock.codecs.feedback import Coder
 from lightning_parablock.errors import ProtocolError
 from lightning_parablock.membership.membership import Membership
-from lightning_parablock.server.aggregation import MeanAggregator, Received
+from lightning_parablock.server.aggregation import Aggregator, Contribution, Received
 from lightning_parablock.server.shard import ServerShard
+from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport import chunks
-from lightning_parablock.transport.base import ExchangeFacts, Upload
+from lightning_parablock.transport.base import ExchangeFacts
 from lightning_parablock.transport.chunks import Header, Kind, payload
 from lightning_parablock.transport.windows import Expected
 
@@ -36,13 +38,13 @@ class ExchangeContext:
         members: The ranks.
         settings: Topology and chunk size.
         server: This rank's shard of the server.
-        aggregator: Used by the thread that serves, and by no other.
+        aggregator: What travels, and what a server makes of it.
     """
 
     members: Membership
     settings: Settings
     server: ServerShard
-    aggregator: MeanAggregator
+    aggregator: Aggregator
 
 
 class ExchangeSteps:
@@ -71,7 +73,8 @@ class ExchangeSteps:
         self._members, self._settings, self._server = context.members, context.settings, context.server
         self._aggregator = context.aggregator
         self._round, self._block = round_index, block
-        self._uploads, self._cohort = dict(sorted(uploads.items())), frozenset(cohort)
+        self._key, self._cohort = (round_index, block), frozenset(cohort)
+        self._contributions = self._aggregator.contributions(self._key, uploads, self._cohort)
         self.commit = commit
         self._gradient_norm = 0.0
         self._start_s = self._ready_s = time.time()
@@ -100,19 +103,23 @@ class ExchangeSteps:
     # --- deltas out ---------------------------------------------------------------------------------------------------
 
     def deltas_out(self, step: int) -> Iterator[tuple[int, int, slice]]:
-        """(server's rank, client, part) of the deltas to send, each rank beginning with the one after it."""
+        """(server's rank, sender, part) of the deltas to send, each rank beginning with the one after it."""
         rank, n_ranks = self._members.rank, self._members.n_ranks
         for peer in ((rank + distance) % n_ranks for distance in range(1, n_ranks)):
             for part in self._chunks[peer][step : step + 1]:
-                for client in self._uploads:
-                    yield peer, client, part
+                for sender in self._contributions:
+                    yield peer, sender, part
 
-    def write_delta(self, message: Tensor, client: int, part: slice, coder: Coder) -> None:
-        """Fill in a client's delta."""
-        upload = self._uploads[client]
-        coder.encode_delta(upload.delta, upload.residual, part, payload(message))
-        said = {"weight": upload.weight, "gradient_norm": upload.gradient_norm}
-        chunks.seal(message, self._header(Kind.DELTA, client, part, message, **said))
+    def delta_bytes(self, part: slice, coder: Coder) -> int:
+        """Payload of a delta's chunk."""
+        return self._aggregator.contribution_bytes(part.stop - part.start, coder)
+
+    def write_delta(self, message: Tensor, sender: int, part: slice, coder: Coder) -> None:
+        """Fill in a sender's delta."""
+        contribution = self._contributions[sender]
+        contribution.write(part, payload(message), coder)
+        said = {"weight": contribution.weight, "gradient_norm": contribution.gradient_norm}
+        chunks.seal(message, self._header(Kind.DELTA, sender, part, message, **said))
         self._sent_bytes[Kind.DELTA] += message.numel()
 
     # --- serve --------------------------------------------------------------------------------------------------------
@@ -121,10 +128,9 @@ class ExchangeSteps:
         """The messages expected for each chunk of this rank's shard."""
         return [
             [
-                self._expected(peer, Kind.DELTA, client, part, coder)
+                self._expected(peer, Kind.DELTA, sender, part, self.delta_bytes(part, coder))
                 for peer in self._members.peers
-                for client in self._members.clients[peer]
-                if client in self._cohort
+                for sender in self._aggregator.senders(self._members.clients[peer], self._cohort)
             ]
             for part in self._chunks[self._members.rank]
         ]
@@ -137,21 +143,25 @@ class ExchangeSteps:
         """The scalars of the block that a step serves."""
         return self._chunks[self._members.rank][step]
 
+    def commit_bytes(self, part: slice, coder: Coder) -> int:
+        """Payload of a commit's chunk."""
+        return self._aggregator.commit_bytes(part.stop - part.start, coder)
+
     def serve(self, step: int, arrived: Arrived, message: Tensor, coder: Coder) -> None:
         """Sum the deltas of a chunk, commit it, and fill in the message for the other ranks."""
         part = self.part_served(step)
-        received = {client: upload.received_here(part, coder) for client, upload in self._uploads.items()}
+        received = {sender: _here(one, part, coder) for sender, one in self._contributions.items()}
         for expected, delta in arrived:
             header = self._opened(expected, delta)
-            received[header.sender] = _received(header, delta, part, coder)
+            received[header.sender] = self._received(header, delta, part, coder)
         if step == 0:
             self._ready_s = time.time()
-        aggregate = self._aggregator.aggregate(received, part.stop - part.start)
+        aggregate = self._aggregator.aggregate(self._key, received, part)
         self._gradient_norm = aggregate.gradient_norm
         within = slice(part.start - self._mine.start, part.stop - self._mine.start)
         body = payload(message)
         on_host = torch.empty_like(body, device="cpu") if body.is_cuda else body
-        self.commit[part] = self._server.commit(self._round, self._block, within, aggregate.mean, on_host)
+        self.commit[part] = self._aggregator.commit(self._server, self._key, within, aggregate, on_host)
         if body.is_cuda:
             body.copy_(on_host)
         since_ready_us = max(0, int(1e6 * (time.time() - self._ready_s)))
@@ -165,7 +175,7 @@ class ExchangeSteps:
         """The messages expected from the other servers, step by step."""
         return [
             [
-                self._expected(peer, Kind.COMMIT, peer, part, coder)
+                self._expected(peer, Kind.COMMIT, peer, part, self.commit_bytes(part, coder))
                 for peer in self._members.peers
                 for part in self._chunks[peer][step : step + 1]
             ]
@@ -180,7 +190,7 @@ class ExchangeSteps:
                 # A rank that serves nothing learns from the first commit when the slowest client had submitted.
                 self._ready_s = max(self._start_s, time.time() - header.since_ready_us / 1e6)
             part, self._gradient_norm = expected.part, header.gradient_norm
-            self.commit[part] = coder.decode(payload(message), part.stop - part.start)
+            self.commit[part] = self._aggregator.read_commit(self._key, part, payload(message), coder)
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -190,8 +200,7 @@ class ExchangeSteps:
             kind, self._members.generation, self._round, self._block, sender, part.start, length_bytes, **said
         )
 
-    def _expected(self, rank: int, kind: Kind, sender: int, part: slice, coder: Coder) -> Expected:
-        length_bytes = coder.codec.payload_bytes(part.stop - part.start)
+    def _expected(self, rank: int, kind: Kind, sender: int, part: slice, length_bytes: int) -> Expected:
         header = Header(kind, self._members.generation, self._round, self._block, sender, part.start, length_bytes)
         return Expected(rank, header, part)
 
@@ -202,9 +211,14 @@ class ExchangeSteps:
         except ProtocolError as error:
             raise ProtocolError(f"from {self._members.describe(expected.rank)}: {error}") from error
 
+    def _received(self, header: Header, message: Tensor, part: slice, coder: Coder) -> Received:
+        """What a message contains of a sender's delta."""
+        scalars = part.stop - part.start
+        return Received(
+            header.weight, header.gradient_norm, lambda: self._aggregator.read(payload(message), scalars, coder)
+        )
 
-def _received(header: Header, message: Tensor, part: slice, coder: Coder) -> Received:
-    """What a message contains of a client's delta."""
-    return Received(
-        header.weight, header.gradient_norm, lambda: coder.decode(payload(message), part.stop - part.start).cpu()
-    )
+
+def _here(one: Contribution, part: slice, coder: Coder) -> Received:
+    """What a sender of this rank has for the server on this rank."""
+    return Received(one.weight, one.gradient_norm, lambda: one.here(part, coder))

@@ -98,9 +98,9 @@ class DeltaLane(Lane):
     @override
     def carry_out(self, steps: ExchangeSteps) -> None:
         for step in range(steps.n_steps):
-            for peer, client, part in steps.deltas_out(step):
-                message = self._window.message(self.coder.codec.payload_bytes(part.stop - part.start))
-                steps.write_delta(message, client, part, self.coder)
+            for peer, sender, part in steps.deltas_out(step):
+                message = self._window.message(steps.delta_bytes(part, self.coder))
+                steps.write_delta(message, sender, part, self.coder)
                 self.context.pacer.wait(message.numel())
                 self._window.send(message, [peer], Kind.DELTA)
 
@@ -128,8 +128,7 @@ class ServerLane(Lane):
         steps.begin_serving()
         for step in range(steps.n_serves):
             arrived = self._in.arrived(step)
-            part = steps.part_served(step)
-            message = self._out.message(self.coder.codec.payload_bytes(part.stop - part.start))
+            message = self._out.message(steps.commit_bytes(steps.part_served(step), self.coder))
             steps.serve(step, arrived, message, self.coder)
             self._in.release(step)
             self.context.pacer.wait(message.numel() * len(self.context.members.peers))
@@ -191,8 +190,7 @@ class LockstepLane(Lane):
             self._exchange(incoming, outgoing)
             outgoing = []
             if step < steps.n_serves:
-                part = steps.part_served(step)
-                message = self._new(self.coder.codec.payload_bytes(part.stop - part.start))
+                message = self._new(steps.commit_bytes(steps.part_served(step), self.coder))
                 arrived = [(e, t.message) for e, t in zip(deltas[step], incoming, strict=True)]
                 steps.serve(step, arrived, message, self.coder)
                 outgoing = [Transfer(message, peer, Kind.COMMIT) for peer in self.context.members.peers]
@@ -204,9 +202,9 @@ class LockstepLane(Lane):
     def drain(self) -> None:
         """Each batch is waited for when it is posted."""
 
-    def _delta(self, steps: ExchangeSteps, peer: int, client: int, part: slice) -> Transfer:
-        message = self._new(self.coder.codec.payload_bytes(part.stop - part.start))
-        steps.write_delta(message, client, part, self.coder)
+    def _delta(self, steps: ExchangeSteps, peer: int, sender: int, part: slice) -> Transfer:
+        message = self._new(steps.delta_bytes(part, self.coder))
+        steps.write_delta(message, sender, part, self.coder)
         return Transfer(message, peer, Kind.DELTA)
 
     def _receive(self, expected: Expected) -> Transfer:

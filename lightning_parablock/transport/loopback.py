@@ -10,9 +10,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.codecs.feedback import Coder
-from lightning_parablock.server.aggregation import MeanAggregator
+from lightning_parablock.server.aggregation import Aggregator, MeanAggregator, Received
 from lightning_parablock.server.shard import ServerShard
-from lightning_parablock.transport.base import Exchange, ExchangeFacts, Transport, Upload
+from lightning_parablock.server.uploads import Upload
+from lightning_parablock.transport.base import Exchange, ExchangeFacts, Transport
 
 
 class _Done(Exchange):
@@ -32,22 +33,30 @@ class _Done(Exchange):
 
 
 class LoopbackTransport(Transport):
-    """Aggregates at once and moves no byte."""
+    """Aggregates at once and moves no byte.
 
-    def __init__(self, server: ServerShard) -> None:
+    Args:
+        server: The whole model's server.
+        aggregator: What it makes of the deltas; None for their mean.
+    """
+
+    def __init__(self, server: ServerShard, aggregator: Aggregator | None = None) -> None:
         super().__init__(server)
         self._coder = Coder(server.compression)
-        self._aggregator = MeanAggregator()
+        self._aggregator = aggregator if aggregator is not None else MeanAggregator()
 
     @override
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:
-        start_s = time.time()
+        start_s, key = time.time(), (round_index, block)
         self._server.begin(round_index, block)
         whole = slice(0, self._server.values[block].numel())
-        received = {client: uploads[client].received_here(whole, self._coder) for client in cohort}
-        aggregate = self._aggregator.aggregate(received, whole.stop)
-        unsent = torch.empty(self._coder.codec.payload_bytes(whole.stop), dtype=torch.uint8)
-        commit = self._server.commit(round_index, block, whole, aggregate.mean, unsent)
+        received = {
+            sender: Received(one.weight, one.gradient_norm, lambda one=one: one.here(whole, self._coder))
+            for sender, one in self._aggregator.contributions(key, uploads, cohort).items()
+        }
+        aggregate = self._aggregator.aggregate(key, received, whole)
+        unsent = torch.empty(self._aggregator.commit_bytes(whole.stop, self._coder), dtype=torch.uint8)
+        commit = self._aggregator.commit(self._server, key, whole, aggregate, unsent)
         device = uploads[cohort[0]].delta.device if cohort else commit.device
         own = commit.to(device, copy=True)
         return _Done(own, start_s, aggregate.gradient_norm, brings_increment=self._coder.is_lossy)

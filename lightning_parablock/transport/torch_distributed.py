@@ -23,10 +23,11 @@ from lightning_parablock.blocks.partition import Block
 from lightning_parablock.errors import PeerError
 from lightning_parablock.membership.membership import Membership
 from lightning_parablock.membership.watch import CLOSE_LIMIT_S
-from lightning_parablock.server.aggregation import MeanAggregator
+from lightning_parablock.server.aggregation import Aggregator, MeanAggregator
 from lightning_parablock.server.shard import ServerShard
+from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Settings
-from lightning_parablock.transport.base import Exchange, Transport, Upload
+from lightning_parablock.transport.base import Exchange, Transport
 from lightning_parablock.transport.communication_thread import CommunicationThread
 from lightning_parablock.transport.exchange_steps import ExchangeContext, ExchangeSteps
 from lightning_parablock.transport.lanes import LOCKSTEP, STREAMING, Lane, LaneContext
@@ -54,6 +55,7 @@ class TorchDistributedTransport(Transport):
         backend: "gloo" or "nccl".
         wire: Carries the messages; None for a new group over the ranks of the default one.
         pacer: Spaces the messages, shared with other senders of this rank; None for one of its own.
+        aggregator: What travels, and what a server makes of it; None for each client's delta and their mean.
     """
 
     def __init__(
@@ -68,11 +70,13 @@ class TorchDistributedTransport(Transport):
         backend: str,
         wire: Wire | None = None,
         pacer: Pacer | None = None,
+        aggregator: Aggregator | None = None,
     ) -> None:
         super().__init__(server)
         self._membership, self._watch = membership, watch
         self._settings, self._blocks = settings, blocks
-        self._context = ExchangeContext(membership, settings, server, MeanAggregator())
+        aggregator = aggregator if aggregator is not None else MeanAggregator()
+        self._context = ExchangeContext(membership, settings, server, aggregator)
         self._staging = staging_of(device)
         self._wire = self._open_wire(device, backend) if wire is None else wire
         pacer = Pacer(settings.upload_bps) if pacer is None else pacer

@@ -13,8 +13,9 @@ from lightning_parablock.elastic.shard import VersionedShard
 from lightning_parablock.errors import PeerLostError
 from lightning_parablock.regroup.log import Record
 from lightning_parablock.server.aggregation import MeanAggregator, Received
+from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Topology
-from lightning_parablock.transport.base import Exchange, ExchangeFacts, Transport, Upload
+from lightning_parablock.transport.base import Exchange, ExchangeFacts, Transport
 from lightning_parablock.transport.chunks import shard_bounds
 from tests.elastic.world import World
 
@@ -111,8 +112,7 @@ class Carrier(Transport):
         self._attempts[key] = attempt
         for server, part in zip(self.record.order, self._bounds(block), strict=True):
             for client, upload in uploads.items() if part.start < part.stop else ():
-                received = upload.received_here(part, self._coder)
-                values, weight = received.read().clone(), received.weight
+                values, weight = upload.here(part, self._coder).clone(), upload.weight
                 self._on_the_way[key] = self._on_the_way.get(key, 0) + 1
                 self._post(server, lambda there, c=client, v=values, w=weight: self._arrive(there, key, c, v, w))
         self._uploads += [(key, upload) for upload in uploads.values()]
@@ -164,7 +164,7 @@ class Carrier(Transport):
         part = slice(first, min(first + step, mine.stop - mine.start))
         if part.start < part.stop:
             received = {c: Received(w, 0.0, lambda v=v: v[part]) for c, (v, w) in arrived.items()}
-            aggregate = self._aggregator.aggregate(received, part.stop - part.start)
+            aggregate = self._aggregator.aggregate(key, received, part)
             payload = torch.empty(self._coder.codec.payload_bytes(part.stop - part.start), dtype=torch.uint8)
             commit = self.server.commit(*key, part, aggregate.mean, payload).clone()
             whole = slice(mine.start + part.start, mine.start + part.stop)

@@ -23,8 +23,8 @@ from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.meeting.devices import open_listeners
 from lightning_parablock.regroup.log import MembershipLog, Record
 from lightning_parablock.regroup.report import Decision, Report
+from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Settings
-from lightning_parablock.transport.base import Upload
 
 SIZE = 200_000
 SITES = {0: "a", 1: "b", 2: "c"}

@@ -20,7 +20,7 @@ from lightning_parablock.elastic.transport import ElasticTransport
 from lightning_parablock.errors import ParaBlockError
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.regroup.report import Decision, Report, Standing
-from lightning_parablock.transport.base import Upload
+from lightning_parablock.server.uploads import Upload
 from tests.elastic import sites
 from tests.elastic.histories import History, HistoryError
 from tests.elastic.sites import Run, Site

@@ -20,8 +20,9 @@ from lightning_parablock.regroup.log import MembershipLog, Record
 from lightning_parablock.regroup.report import Decision
 from lightning_parablock.server.optimizers import ServerSGD
 from lightning_parablock.server.shard import ServerShard
+from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Settings
-from lightning_parablock.transport.base import Exchange, ExchangeFacts, Upload
+from lightning_parablock.transport.base import Exchange, ExchangeFacts
 from lightning_parablock.transport.loopback import LoopbackTransport
 
 RECORD = Record(0, (0, 1), (0, 1), (0, 1), 0, sites={0: "a", 1: "b"})

@@ -44,7 +44,9 @@ OF_LIGHTNING = ("--trainer.", "--optimizer", "--lr_scheduler", "--seed_everythin
 
 
 def rich_settings(availability: str) -> Settings:
-    """Settings in which no field that ranks share has its default, but for ``buffers``, which clients in turn exclude.
+    """Settings in which no field that ranks share has its default, but for two.
+
+    ``aggregation`` has one choice, and clients in turn exclude ``buffers="average"``.
 
     Args:
         availability: The file that has :data:`AVAILABILITY`.

@@ -19,7 +19,7 @@ def test_the_fingerprints_keys_values_and_order(tmp_path: Path) -> None:
     found = surface.fingerprints(str(availability))
     assert found == stored("fingerprints")
     default, rich = dict(found["default"]), dict(found["rich"])
-    assert [name for name in default if default[name] == rich[name]] == ["buffers"]
+    assert [name for name in default if default[name] == rich[name]] == ["aggregation", "buffers"]
 
 
 def test_settings_of_a_site_are_not_in_the_fingerprint() -> None:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lightning_parablock.server.aggregation import mean_norm, weighted_mean
 from lightning_parablock.server.shard import ServerShard
+from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import ServerSGD
-from lightning_parablock.transport.base import Upload
 from lightning_parablock.transport.loopback import LoopbackTransport
 
 EXAMPLES = settings(max_examples=150, derandomize=True, deadline=None, database=None)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_parablock.checkpointing.sidecars import read_sidecar, write_sidecar
+from lightning_parablock.checkpointing.sidecars import Entry, read_sidecar, write_sidecar
 from lightning_parablock.errors import CheckpointError
+from lightning_parablock.settings import Settings
 from lightning_parablock.system.plain_values import first_foreign, without_numpy_numbers
 
 NUMPY: dict[str, Any] = {
@@ -62,3 +63,21 @@ def test_a_disk_without_room_is_named_and_the_old_file_stays(tmp_path: Path) -> 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert torch.equal(read_sidecar(path, sha256)["x"], torch.zeros(10))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_that_said_nothing_of_its_aggregation_had_the_mean() -> None:
+    """Of formats 2 and 3 before there was a choice; resumed with another one it must be noticed."""
+    found = {
+        "save": "a",
+        "sidecars_sha256": [],
+        "settings": {"seed": "0"},
+        "blocks": [],
+        "round": 1,
+        "weights_sha256": "",
+        "format": 3,
+    }
+    entry = Entry.of({"parablock": found}, "x.ckpt")
+    assert entry is not None and entry.settings == {"seed": "0", "aggregation": repr(Settings().aggregation)}
+    found["settings"] = {"aggregation": "Another()"}
+    entry = Entry.of({"parablock": found}, "x.ckpt")
+    assert entry is not None and entry.settings == {"aggregation": "Another()"}

@@ -21,7 +21,7 @@ def test_an_exchange_computes_in_float32_whatever_the_default_is(compression: Co
         residual = residuals.begin(0, 0, 0, 40) if compression.is_lossy else None
         received = Received(1, 0.0, lambda: coder.as_received(delta, residual, slice(0, 40)))
         server.begin(0, 0)
-        server.commit(0, 0, slice(0, 40), MeanAggregator().aggregate({0: received}, 40).mean, payload)
+        server.commit(0, 0, slice(0, 40), MeanAggregator().aggregate((0, 0), {0: received}, slice(0, 40)).mean, payload)
         return [server.values[0], payload, *(piece.values for piece in server.state())]
 
     start, delta = vectors(2, seed=3)

@@ -12,11 +12,13 @@ from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.options import options_of
 from lightning_parablock.settings import (
+    AGGREGATIONS,
     BF16,
     COMPRESSIONS,
     OWN_SETTINGS,
     Int4,
     Int8,
+    MeanAggregation,
     NoCompression,
     ServerAdam,
     ServerNesterov,
@@ -237,6 +239,13 @@ def test_compressions_by_name_and_as_objects() -> None:
     assert ParaBlockStrategy(compression="int8").settings.compression == Int8()
     assert ParaBlockStrategy().settings.compression == Settings().compression == NoCompression()
     assert [TopK(1).keep, Int8(1024).group] == [1, 1024]
+
+
+def test_aggregations_by_name_and_as_objects() -> None:
+    assert list(AGGREGATIONS) == ["mean"]
+    assert ParaBlockStrategy(aggregation="mean").settings.aggregation == Settings().aggregation == MeanAggregation()
+    with pytest.raises(ConfigurationError, match="aggregation='median' is not known; choose from 'mean'"):
+        ParaBlockStrategy(aggregation="median")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
