@@ -21,7 +21,6 @@ from torch import Tensor
 
 from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.blocks.partition import Block
-from lightning_parablock.checkpointing.formats import in_present_words
 from lightning_parablock.checkpointing.plain import is_remote, read_checkpoint
 from lightning_parablock.errors import CheckpointError, ConfigurationError
 from lightning_parablock.regroup.lineage import Lineage
@@ -117,7 +116,7 @@ class ElasticEntry:
             run=str(said["run"]),
             site=str(said["site"]),
             log=MembershipLog.from_json(said["log"]),
-            settings=in_present_words(said["settings"]),
+            settings={str(name): str(value) for name, value in said["settings"].items()},
             blocks=tuple((str(name), int(numel)) for name, numel in said["blocks"]),
             weights_sha256=str(said["weights_sha256"]),
             ancestors=tuple(str(run) for run in said.get("ancestors", ())),  # not in a file of an earlier version

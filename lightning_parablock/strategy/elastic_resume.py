@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_parablock.checkpointing.client_states import PATH_ONLY
 from lightning_parablock.checkpointing.elastic_checkpoints import ElasticEntry, read_elastic, without_progress
+from lightning_parablock.checkpointing.formats import in_present_words
 from lightning_parablock.checkpointing.plain import is_remote
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.collectives import Gathering
@@ -165,6 +166,7 @@ def _plain(told: _Told) -> tuple[Any, ...]:
 
 
 def _other_setting(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
+    saved, now = in_present_words(saved), in_present_words(now)
     for name, value in saved.items():
         if name not in PATH_ONLY and now.get(name) != value:
             return f"{name}={value}, this run has {now.get(name)}"
