@@ -35,6 +35,10 @@ class RosterError(ConfigurationError):
     """A federation file, or a signature checked against it, that cannot be trusted; the message says what to do."""
 
 
+class SubmissionError(ConfigurationError):
+    """A site's record of its contributions is damaged, or a contribution was about to enter a second sum."""
+
+
 class PeerError(ParaBlockError):
     """Something went wrong with another client; the message names client, round and block.
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from lightning_parablock.errors import StatementError
-from lightning_parablock.masking.primitives import primitives
 from lightning_parablock.masking.streams import KEY_BYTES
+from lightning_parablock.system.private_extra import primitives
 
 Lane = Literal["values", "scales", "weights"]
 """What is masked within an exchange: the values of the block, the l_i of its records, the weights n_i."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_parablock.errors import CallOrderError, MaskReuseError, TooFewSitesError
 from lightning_parablock.masking.agreement import Lane, pair_key
+from lightning_parablock.masking.release import require_installed
 from lightning_parablock.masking.ring import Ring
 from lightning_parablock.masking.spent import Spent
 from lightning_parablock.masking.streams import PIECE_BYTES, MaskStream, pieces
@@ -68,6 +69,7 @@ class Masks:
 
     Raises:
         TooFewSitesError: fewer members than ``min_sites``.
+        ConfigurationError: the package ``cryptography`` is missing or too old.
     """
 
     def __init__(self, site: str, members: Sequence[str], session: Session, min_sites: int = MIN_SITES) -> None:
@@ -76,6 +78,7 @@ class Masks:
         self._uses: dict[tuple[int, int, Lane], _Use] = {}
         self._first_open_round = 0
         self._lock = threading.Lock()
+        require_installed()
         self._refuse_too_few(self._members, "a session")
 
     def apply(

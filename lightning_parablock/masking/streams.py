@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_parablock.masking.primitives import primitives
+from lightning_parablock.system.private_extra import primitives
 
 PIECE_BYTES = 1 << 18
 """Bytes per call of the cipher, which releases the interpreter's lock meanwhile. Mask, values and the zeros that are

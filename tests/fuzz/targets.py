@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.fuzz import desks, files, messages, sites
+from tests.fuzz import desks, files, masks, messages, sites
 
-TARGETS = {target.name: target for room in (messages, desks, sites, files) for target in room.TARGETS}
+TARGETS = {target.name: target for room in (messages, desks, sites, files, masks) for target in room.TARGETS}

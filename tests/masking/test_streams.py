@@ -8,7 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from lightning_parablock.errors import ConfigurationError, StatementError
-from lightning_parablock.masking import primitives
+from lightning_parablock.masking import release
 from lightning_parablock.masking.agreement import Lane, SessionKey, pair_key
 from lightning_parablock.masking.spent import Spent
 from lightning_parablock.masking.streams import PIECE_BYTES, MaskStream, pieces
@@ -88,13 +88,13 @@ def test_a_missing_or_old_package_is_named_with_what_to_install(
 ) -> None:
     def installed(name: str) -> str:
         if version is None:
-            raise primitives.importlib.metadata.PackageNotFoundError(name)
+            raise release.importlib.metadata.PackageNotFoundError(name)
         return version
 
-    monkeypatch.setattr(primitives.importlib.metadata, "version", installed)
-    primitives.require_installed.cache_clear()
+    monkeypatch.setattr(release.importlib.metadata, "version", installed)
+    release.require_installed.cache_clear()
     with pytest.raises(ConfigurationError, match=named) as refused:
-        primitives.require_installed()
+        release.require_installed()
     assert "pip install 'lightning-parablock[private]'" in str(refused.value)
 
 

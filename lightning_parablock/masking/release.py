@@ -1,30 +1,16 @@
-"""The package ``cryptography``, an optional dependency: imported at first use, and checked before any training."""
+"""Which release of the package ``cryptography`` masks need; checked before any training."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 from functools import cache
-from typing import Any
 
 from lightning_parablock.errors import ConfigurationError
 
 LEAST_MAJOR = 50
 """Earlier releases hold the interpreter's lock while they encrypt, so that the training would wait for the masks."""
 
-_HAZMAT = "cryptography.hazmat.primitives."
 _INSTALL = "install it at every site: pip install 'lightning-parablock[private]'"
-
-
-@cache
-def primitives(name: str) -> Any:
-    """A module of ``cryptography.hazmat.primitives``, such as ``ciphers`` or ``kdf.hkdf``.
-
-    Raises:
-        ConfigurationError: the package is not installed, or too old.
-    """
-    require_installed()
-    return importlib.import_module(_HAZMAT + name)
 
 
 @cache
