@@ -38,7 +38,7 @@ def quantize(values: Tensor, steps: Tensor, limit: int, into: Tensor) -> int:
         numbers = scratch[: part.stop - part.start].view(step.shape[0], -1)
         wanted = values[part].view(numbers.shape)
         torch.div(wanted, step, out=numbers).round_()
-        saturated += _clamp(numbers, limit)
+        saturated += _clamp(numbers, limit, wanted)
         into[part].view(numbers.shape).copy_(numbers)
         wanted.sub_(numbers.mul_(step))
     return saturated
@@ -71,9 +71,10 @@ def _pieces(scalars: int, steps: Tensor) -> Iterator[tuple[slice, Tensor]]:
             yield slice(start, stop), steps[start // RECORD_SCALARS : -(-stop // RECORD_SCALARS)].unsqueeze(1)
 
 
-def _clamp(numbers: Tensor, limit: int) -> int:
-    low, high = (bound.item() for bound in numbers.aminmax())
-    if not (-torch.inf < low <= high < torch.inf):  # both are NaN where one value is
+def _clamp(numbers: Tensor, limit: int, wanted: Tensor) -> int:
+    low, high = (bound.item() for bound in numbers.aminmax())  # both are NaN where one value is
+    is_finite = -torch.inf < low <= high < torch.inf
+    if not is_finite and not bool(torch.isfinite(wanted).all()):  # a quotient may be infinite where no value is
         raise NonFiniteError("a contribution to a secure sum contains NaN or infinity")
     if -limit <= low and high <= limit:
         return 0

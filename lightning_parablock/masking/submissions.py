@@ -116,7 +116,8 @@ class Submissions:
 
         Args:
             local_state: All that is the site's own and changes its contributions: digests of its data, its own options,
-                versions of packages.
+                versions of packages. Where its training is not repeatable to the bit, random bytes belong to it: if one
+                site's contribution differs when all others repeat theirs, the difference of the sums is that of its.
         """
         return hmac.digest(self._locked(self._read).secret, b"identifier 1\n" + local_state, "sha256")
 

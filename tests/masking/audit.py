@@ -5,8 +5,9 @@ pieces of one message, of one exchange, of other rounds, of other sessions. Thre
 
 - A contribution in two different opened sums (:attr:`Findings.shared`).
 - A pair whose difference is no larger, at every place, than that of two contributions can be (:attr:`Findings.bare`):
-  it is masked by the same bytes. Two independent pieces of 32 values with contributions of at most 3 look like that
-  with probability (13 / 256)^32 < 10^-41, two pieces of 16 wider values with (13 / 65536)^16 < 10^-59.
+  it is masked by the same bytes. Bytes are compared as numbers modulo 256, whatever the width of the values is; where
+  a carry makes another byte of it, that of wider values is found by the statistics below. Two independent pieces with
+  contributions of at most 3 look like that with probability (15 / 256)^32 < 10^-39.
 - Bytes of pieces, or of differences, that are not uniform. Their counts, for each kind of pair over all histories, go
   into Pearson's chi-square with 255 degrees of freedom. The differences of one history are not independent of each
   other, but pairwise independent, so the counts have the variances and covariances of independent ones; over hundreds
@@ -30,12 +31,13 @@ FEWEST_BYTES = 256 * 20
 KINDS = (
     "single pieces",
     "pieces of one message",
+    "lanes of one contribution",
     "sites of one exchange",
     "exchanges of one session",
     "one contribution in two sessions",
     "other sessions",
 )
-_SINGLE, _MESSAGE, _EXCHANGE, _SESSION, _REPEATED, _OTHER = range(len(KINDS))
+_SINGLE, _MESSAGE, _LANES, _EXCHANGE, _SESSION, _REPEATED, _OTHER = range(len(KINDS))
 
 
 @dataclass
@@ -76,15 +78,13 @@ class Findings:
         }
 
     def _compare(self, messages: list[Message]) -> None:
-        unsigned = messages[0].values.dtype.str.replace("i", "u")
         pieces, owners = _pieces(messages)
-        numbers = pieces.view(unsigned)
         self._count(pieces, np.full(len(pieces), _SINGLE))
         one, other = np.triu_indices(len(pieces), 1)
-        differences = numbers[one] - numbers[other]
-        self._count(np.ascontiguousarray(differences).view(np.uint8), _kinds(messages, owners[one], owners[other]))
-        size = 2 * LARGEST
-        self.bare += int((differences + size <= 2 * size).all(1).sum())  # modulo the ring, as unsigned numbers
+        differences = pieces[one] - pieces[other]
+        self._count(differences, _kinds(messages, owners[one], owners[other]))
+        size = 2 * LARGEST + 1  # one more for a carry
+        self.bare += int((differences + size <= 2 * size).all(1).sum())  # modulo 256
 
     def _count(self, parts: NDArray[np.uint8], kinds: NDArray[np.int64]) -> None:
         places = kinds[:, None] * 256 + parts
@@ -111,8 +111,9 @@ def _kinds(messages: list[Message], one: NDArray[np.int64], other: NDArray[np.in
     contribution = equal([message.contribution for message in messages])
     session = equal([message.session for message in messages])
     exchange = equal([message.contribution[3:] for message in messages])
+    lane = equal([message.lane for message in messages])
     return np.select(
-        [contribution & session, session & exchange, session, contribution],
-        [_MESSAGE, _EXCHANGE, _SESSION, _REPEATED],
+        [contribution & session & lane, contribution & session, session & exchange, session, contribution],
+        [_MESSAGE, _LANES, _EXCHANGE, _SESSION, _REPEATED],
         _OTHER,
     )

@@ -12,29 +12,38 @@ import torch
 
 from lightning_parablock.errors import SubmissionError
 from lightning_parablock.masking import masks, stretches
+from lightning_parablock.masking.agreement import Lane
 from tests.masking.audit import KINDS, THRESHOLD, Findings
 from tests.masking.histories import History, Spoiler
 
-HISTORIES = 2000
-FEW = 150
+HISTORIES = 1000
+MORE = 4000
+"""Further histories, without messages."""
+FEW = 100
 """Histories in which a spoiler must be found."""
 
 
-def audited(histories: int, spoiler: Spoiler | None = None) -> Findings:
+def audited(seeds: range, spoiler: Spoiler | None = None, *, is_masked: bool = True) -> Findings:
     findings = Findings()
-    for seed in range(histories):
-        findings.add(History(seed, spoiler or Spoiler()))
+    for seed in seeds:
+        findings.add(History(seed, spoiler or Spoiler(), is_masked))
     return findings
 
 
 def test_servers_learn_nothing_but_sums_that_share_no_contribution() -> None:
-    findings = audited(HISTORIES)
+    findings = audited(range(HISTORIES))
     assert findings.sums > HISTORIES
     assert findings.shared == 0
     assert findings.bare == 0
     statistics = findings.chi_squares()
     assert list(statistics) == list(KINDS), "every kind of pair must occur"
     assert {kind: value for kind, value in statistics.items() if value > THRESHOLD} == {}
+
+
+def test_no_contribution_is_part_of_two_sums() -> None:
+    findings = audited(range(HISTORIES, HISTORIES + MORE), is_masked=False)
+    assert findings.sums > MORE
+    assert findings.shared == 0
 
 
 def test_the_histories_hold_what_they_are_meant_to() -> None:
@@ -64,7 +73,7 @@ def test_an_offset_free_stream_is_found(monkeypatch: pytest.MonkeyPatch) -> None
         real(use, values, 0 * first)
 
     monkeypatch.setattr(masks, "_add_masks", from_the_start)
-    findings = audited(FEW)
+    findings = audited(range(FEW))
     assert findings.bare > FEW
     assert findings.chi_squares()["pieces of one message"] > THRESHOLD
 
@@ -72,17 +81,29 @@ def test_an_offset_free_stream_is_found(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_static_key_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     real = masks.pair_key
 
-    def for_all_rounds(secret: bytes, salt: bytes, i: int, j: int, round_index: int, block: int, lane: str) -> bytes:
-        return real(secret, salt, i, j, 0 * round_index, block, "values")
+    def for_all_rounds(secret: bytes, salt: bytes, i: int, j: int, round_index: int, block: int, lane: Lane) -> bytes:
+        return real(secret, salt, i, j, 0 * round_index, block, lane)
 
     monkeypatch.setattr(masks, "pair_key", for_all_rounds)
-    findings = audited(FEW)
+    findings = audited(range(FEW))
     assert findings.bare > 0
     assert findings.chi_squares()["exchanges of one session"] > THRESHOLD
 
 
+def test_one_key_for_all_lanes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = masks.pair_key
+
+    def for_all_lanes(secret: bytes, salt: bytes, i: int, j: int, round_index: int, block: int, lane: Lane) -> bytes:
+        return real(secret, salt, i, j, round_index, block, "values")
+
+    monkeypatch.setattr(masks, "pair_key", for_all_lanes)
+    findings = audited(range(FEW))
+    assert findings.bare > 0
+    assert findings.chi_squares()["lanes of one contribution"] > THRESHOLD
+
+
 def test_session_keys_that_are_kept_are_found() -> None:
-    findings = audited(FEW, Spoiler(one_session_key=True))
+    findings = audited(range(FEW), Spoiler(one_session_key=True))
     assert findings.bare > 0
     assert findings.chi_squares()["one contribution in two sessions"] > THRESHOLD
 

@@ -145,6 +145,13 @@ def test_integers_and_residuals_are_those_of_exact_arithmetic(width: int, n_clie
     assert u.tolist() == [float(np.float32(float(e))) for e in residuals], "elsewhere it is rounded once"
 
 
+def test_values_far_above_their_step_are_clamped() -> None:
+    u, into = torch.tensor([1e38, -1e38, 0.0]), torch.empty(3, dtype=torch.int8)
+    step = steps(torch.tensor([3 * LEAST_LOG], dtype=torch.int32), 3, 42, 1)
+    assert quantize(u, step, 42, into) == 2
+    assert into.tolist() == [42, -42, 0] and u.tolist() == torch.tensor([1e38, -1e38, 0.0]).tolist()
+
+
 def test_no_cut_changes_an_integer(monkeypatch: pytest.MonkeyPatch) -> None:
     u, size = values(9 * 1024 + 5), torch.rand(10).bfloat16().float() + 0.1
     whole, into = u.clone(), torch.empty(u.numel(), dtype=torch.int16)

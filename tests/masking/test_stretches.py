@@ -132,7 +132,8 @@ def test_a_context_names_the_settings_and_every_sites_record() -> None:
         context_of("settings", {"a": b"2", "b": b"1"}),
         context_of("settings", {"a": b"1"}),
         context_of("settings", {"a": b"1", "b": b"3"}),
-        context_of("settings", {"a": b"1b", "b": b"2"}),
+        context_of("settings", {"a": b"1b2"}),
+        context_of("settingsa1", {"b": b"2"}),
     }
-    assert len(contexts) == 6
+    assert len(contexts) == 7
     assert context_of("settings", {"b": b"2", "a": b"1"}) in contexts
