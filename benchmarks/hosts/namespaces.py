@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import subprocess
 
 CLONE_NEWUTS = 0x04000000
@@ -38,9 +39,12 @@ def new_network_namespace() -> int:
 
 
 def run(command: str, namespace: int | None = None, *, keep: int | None = None) -> str:
-    """Run one command, inside the network namespace behind an fd if given; returns what it printed."""
+    """Run one command, its words quoted as in a shell, inside the network namespace behind an fd if given.
+
+    Returns what it printed.
+    """
     done = subprocess.run(
-        command.split(),
+        shlex.split(command),
         capture_output=True,
         text=True,
         timeout=30,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -138,7 +139,7 @@ def _give_hosts_names(n: int, directory: Path) -> None:
     names = "".join(f"{address(host)} h{host}\n" for host in range(n))
     path = directory / "hosts"
     path.write_text(f"127.0.0.1 localhost\n{names}")
-    run(f"mount --bind {path} /etc/hosts")
+    run(f"mount --bind {shlex.quote(str(path))} /etc/hosts")
 
 
 def main() -> None:

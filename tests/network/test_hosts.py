@@ -135,6 +135,13 @@ def test_launch_environment_and_names() -> None:
     assert host.log_text().splitlines() == [first, second, third]
 
 
+def test_a_folder_of_logs_may_have_spaces_in_its_name(tmp_path: Path) -> None:
+    with HostCluster(1, log_dir=tmp_path / "a fault every minute") as cluster:
+        assert cluster.start(0, python("print('here')")).wait(LIMIT_S) == 0
+    logs = (tmp_path / "a fault every minute").glob("*-start0.log")
+    assert [log.read_text() for log in logs] == ["here\n"]
+
+
 def test_cut_link_blocks_and_restored_link_passes() -> None:
     with HostCluster(2) as cluster:
         cluster.start(0, python(LISTENER))
