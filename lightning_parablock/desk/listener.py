@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 SILENCE_S = 60.0
 """A connection that has been idle for this long is closed; callers do not reuse one that was idle for half of it."""
 _MOST_CONNECTIONS = 512
+_WARN_S = 10.0
 _DRAIN_BYTES, _DRAIN_S = 1 << 20, 2.0
 """How much of a refused message is still read, so that its sender sees the reason and not a broken connection."""
 _LONGEST_PATH = 200
@@ -102,7 +103,9 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, answers: Answers, most_bytes: int) -> None:
         self.answers, self.most_bytes = answers, most_bytes
         self.busy = 0
-        self._open: set[socket.socket] = set()
+        self._open = dict[socket.socket, None]()  # in the order of their opening
+        self._strangers = dict[socket.socket, None]()  # those without a call that was let pass
+        self._warns_s = 0.0
         self._lock = threading.Lock()
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Connection)
@@ -120,18 +123,43 @@ class _Server(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
             is_full = len(self._open) >= _MOST_CONNECTIONS
-            if not is_full:
-                self._open.add(request)
+            oldest = next(iter(self._strangers), None) if is_full else None
+            if oldest is not None:
+                self._forget(oldest)
+                _cut(oldest)
+            accepts = not is_full or oldest is not None
+            if accepts:
+                self._open[request] = self._strangers[request] = None
         if is_full:
-            log.warning("the desk has %d connections open and accepts no more for now", _MOST_CONNECTIONS)
-            self.shutdown_request(request)
-        else:
+            self._warn()
+        if accepts:
             super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def admitted(self, connection: socket.socket) -> None:
+        """A call on this connection was let pass: it is not cut in favour of a new one."""
+        with self._lock:
+            self._strangers.pop(connection, None)
+
+    def _forget(self, connection: socket.socket) -> None:
+        self._open.pop(connection, None)
+        self._strangers.pop(connection, None)
+
+    def _warn(self) -> None:
+        if time.monotonic() < self._warns_s:
+            return
+        self._warns_s = time.monotonic() + _WARN_S
+        log.warning(
+            "the desk has %d connections open, and for each new one cuts one that has sent no call; if this goes on, "
+            "let only the other sites reach its port",
+            _MOST_CONNECTIONS,
+        )
 
     @override
     def shutdown_request(self, request: Any) -> None:
         with self._lock:
-            self._open.discard(request)
+            self._forget(request)
         super().shutdown_request(request)
 
     @override
@@ -148,8 +176,13 @@ class _Server(ThreadingHTTPServer):
         with self._lock:
             still = list(self._open)
         for connection in still:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            _cut(connection)
+
+
+def _cut(connection: socket.socket) -> None:
+    """End a connection; the thread that waits on it ends, too, and closes it."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Connection(BaseHTTPRequestHandler):
@@ -189,6 +222,7 @@ class _Connection(BaseHTTPRequestHandler):
                 raise ProtocolError("a message must state its length; chunked ones are not accepted")
             name, caller = self.path.lstrip("/"), Identity.of(self.headers)
             server.answers.admit(name, caller)
+            server.admitted(self.connection)
             total = length(self.headers, "Content-Length", server.most_bytes)
             of_json = length(self.headers, SAID, min(total, MOST_JSON_BYTES))
             wait_s = self._wait_s()

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from lightning_parablock.blocks.flat import hash_tensors
 WIDTH = 512  # a layer is a block of 1 MB
 STEP_S = 0.1
 LOCAL_STEPS = 4
+HOLD_STEP = 18
+"""In the middle of a round; there the ranks wait until the file named by HOLD_UNTIL exists, if there is such a name."""
 
 
 def loss_of(layers: Iterable[nn.Linear], client: int) -> Tensor:
@@ -58,6 +61,9 @@ class Tell(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         print(f"step {trainer.global_step}", flush=True)
+        until = os.environ.get("HOLD_UNTIL", "")
+        while trainer.global_step == HOLD_STEP and until and not Path(until).exists():
+            time.sleep(0.05)
 
 
 def main() -> None:

@@ -57,6 +57,11 @@ def rank_environment(rank: int, n_ranks: int, port: int) -> dict[str, str]:
 class Rank(Protocol):
     """One started rank."""
 
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        ...
+
     def code(self) -> int | None:
         """Its exit code; None while it runs."""
 
@@ -75,6 +80,10 @@ class _Scratch:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
             )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def code(self) -> int | None:
         return self._process.poll()
@@ -99,6 +108,12 @@ class Fork:
         log.touch()
         self._process = context.Process(target=_run_forked, args=(work, dict(environment), log))
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process.pid is not None
+        return self._process.pid
 
     def code(self) -> int | None:
         """Its exit code; None while it runs."""

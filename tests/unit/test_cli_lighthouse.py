@@ -10,6 +10,7 @@ import pytest
 from lightning_parablock.cli import main
 from lightning_parablock.cli.commands.lighthouse import SILENCE_S
 from lightning_parablock.elastic.lighthouse import Lighthouse
+from lightning_parablock.membership import descriptors
 from lightning_parablock.settings import Settings
 
 
@@ -39,6 +40,14 @@ def test_a_misspelt_option(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["lighthouse", "--prt", "3"])
     assert ended.value.code == 2 and "--port" in capsys.readouterr().err
+
+
+def test_the_limit_of_open_files_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised = list[None]()
+    monkeypatch.setattr(descriptors, "raise_limit", lambda: raised.append(None))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["lighthouse", "--host", "127.0.0.1", "--port", str(taken.getsockname()[1])]) == 2
+    assert raised == [None]
 
 
 def test_the_lighthouse_and_the_sites_wait_equally_long() -> None:

@@ -53,7 +53,9 @@ def run_lighthouse(args: Sequence[str]) -> None:
     require(0 <= options.port <= _LAST_PORT, f"port must be 0 to {_LAST_PORT}, got {options.port}")
     require(options.silence_s > 0, f"silence_s must be above 0 seconds, got {options.silence_s:g}")
     from lightning_parablock.elastic.lighthouse_server import LighthouseServer  # late: an optional dependency
+    from lightning_parablock.membership.descriptors import raise_limit
 
+    raise_limit()
     ended = threading.Event()
     for sign in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sign, lambda _number, _frame: ended.set())
