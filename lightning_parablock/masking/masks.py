@@ -8,35 +8,20 @@ without the recovery of lost sites' masks: an exchange that is not complete is d
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_parablock.errors import CallOrderError, MaskReuseError, TooFewSitesError
-from lightning_parablock.masking.agreement import Lane, pair_key
+from lightning_parablock.errors import CallOrderError, MaskReuseError
+from lightning_parablock.masking.agreement import Lane
 from lightning_parablock.masking.release import require_installed
 from lightning_parablock.masking.ring import Ring
+from lightning_parablock.masking.session import MIN_SITES, Session, refuse_too_few
 from lightning_parablock.masking.spent import Spent
 from lightning_parablock.masking.streams import PIECE_BYTES, MaskStream, pieces
-
-MIN_SITES = 3
-"""Least number of sites in a sum: with two, each learns the other's contribution from the sum."""
-
-
-@dataclass(frozen=True)
-class Session:
-    """What a site shares with every other member until the next process start or generation.
-
-    Attributes:
-        secrets: X25519 secret by name of the other member.
-        salt: Hash of the members' signed statements.
-    """
-
-    secrets: Mapping[str, bytes] = field(repr=False)
-    salt: bytes
 
 
 @dataclass
@@ -79,7 +64,7 @@ class Masks:
         self._first_open_round = 0
         self._lock = threading.Lock()
         require_installed()
-        self._refuse_too_few(self._members, "a session")
+        refuse_too_few(self._members, min_sites, "a session")
 
     def apply(
         self, values: Tensor, round_index: int, block: int, lane: Lane, first: int, among: Sequence[str] | None = None
@@ -148,7 +133,8 @@ class Masks:
         sites = self._members if among is None else tuple(sorted(among))
         use = self._uses.get((round_index, block, lane))
         if use is None:
-            streams = self._streams(round_index, block, lane, sites, what)
+            self._refuse_sites(sites, what)
+            streams = self._session.streams(self._site, self._members, sites, round_index, block, lane)
             use = self._uses[round_index, block, lane] = _Use(sites, ring, streams)
         if use.sites != sites or use.ring != ring:
             raise CallOrderError(
@@ -157,37 +143,19 @@ class Masks:
             )
         return use
 
-    def _streams(
-        self, round_index: int, block: int, lane: Lane, sites: tuple[str, ...], what: str
-    ) -> list[tuple[bool, MaskStream]]:
-        self._refuse_too_few(sites, what)
+    def _refuse_sites(self, sites: tuple[str, ...], what: str) -> None:
+        refuse_too_few(sites, self._min_sites, what)
         if self._site not in sites or not set(sites) <= set(self._members) or len(set(sites)) < len(sites):
             raise CallOrderError(
                 f"{what}: site {self._site!r} is asked for a mask among {', '.join(sites)}, and the session is one of "
                 f"{', '.join(self._members)}"
             )
-        here = self._members.index(self._site)
-        streams: list[tuple[bool, MaskStream]] = []
-        for name in sites:
-            if name != self._site:
-                there = self._members.index(name)
-                pair = (min(here, there), max(here, there))
-                key = pair_key(self._session.secrets[name], self._session.salt, *pair, round_index, block, lane)
-                streams.append((here < there, MaskStream(key)))
-        return streams
 
     def _spend(self, use: _Use, round_index: int, block: int, lane: Lane, first: int, stop: int) -> None:
         if not use.spent.take(first, stop):
             raise MaskReuseError(
                 f"round {round_index}, block {block}, {lane} {first} to {stop - 1}: site {self._site!r} masked some "
                 "of them before; a second use of a mask shows servers the difference of both contributions"
-            )
-
-    def _refuse_too_few(self, sites: Sequence[str], what: str) -> None:
-        if len(set(sites)) < self._min_sites:
-            raise TooFewSitesError(
-                f"{what}: {len(set(sites))} sites ({', '.join(sites)}), and a secure sum needs {self._min_sites} or "
-                "more (min_sites); with fewer, the sum shows too much of each contribution"
             )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from lightning_parablock.errors import RosterError, StatementError, TooFewSitesError
+from lightning_parablock.errors import RosterError, StatementError
 from lightning_parablock.masking.agreement import SessionKey
-from lightning_parablock.masking.masks import MIN_SITES, Session
+from lightning_parablock.masking.session import MIN_SITES, Session, refuse_too_few
 from lightning_parablock.masking.statements import SignedStatement, Statement
 from lightning_parablock.site_kit.roster import Roster
 
@@ -63,11 +63,7 @@ def session_of(
 
 
 def _refuse_own_mistakes(own: Statement, key: SessionKey, roster: Roster, min_sites: int) -> None:
-    if len(own.members) < min_sites:
-        raise TooFewSitesError(
-            f"generation {own.generation} has {len(own.members)} sites ({', '.join(own.members)}), and a secure sum "
-            f"needs {min_sites} or more (min_sites); with fewer, the sum shows too much of each contribution"
-        )
+    refuse_too_few(own.members, min_sites, f"generation {own.generation}")
     if own.site not in own.members or own.session_key != key.public or own.roster != roster.digest:
         raise StatementError(f"site {own.site!r} states what is not so of itself; this is an error of its own process")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from lightning_parablock.masking.masks import Masks, Session
+from lightning_parablock.masking.masks import Masks
+from lightning_parablock.masking.session import Session
 
 
 def names(n_sites: int) -> list[str]:

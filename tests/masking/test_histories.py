@@ -12,6 +12,7 @@ import torch
 
 from lightning_parablock.errors import SubmissionError
 from lightning_parablock.masking import masks, stretches
+from lightning_parablock.masking import session as agreed
 from lightning_parablock.masking.agreement import Lane
 from tests.masking.audit import KINDS, THRESHOLD, Findings
 from tests.masking.histories import History, Spoiler
@@ -79,24 +80,24 @@ def test_an_offset_free_stream_is_found(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_static_key_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = masks.pair_key
+    real = agreed.pair_key
 
     def for_all_rounds(secret: bytes, salt: bytes, i: int, j: int, round_index: int, block: int, lane: Lane) -> bytes:
         return real(secret, salt, i, j, 0 * round_index, block, lane)
 
-    monkeypatch.setattr(masks, "pair_key", for_all_rounds)
+    monkeypatch.setattr(agreed, "pair_key", for_all_rounds)
     findings = audited(range(FEW))
     assert findings.bare > 0
     assert findings.chi_squares()["exchanges of one session"] > THRESHOLD
 
 
 def test_one_key_for_all_lanes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = masks.pair_key
+    real = agreed.pair_key
 
     def for_all_lanes(secret: bytes, salt: bytes, i: int, j: int, round_index: int, block: int, lane: Lane) -> bytes:
         return real(secret, salt, i, j, round_index, block, "values")
 
-    monkeypatch.setattr(masks, "pair_key", for_all_lanes)
+    monkeypatch.setattr(agreed, "pair_key", for_all_lanes)
     findings = audited(range(FEW))
     assert findings.bare > 0
     assert findings.chi_squares()["lanes of one contribution"] > THRESHOLD

@@ -179,12 +179,12 @@ def test_sites_outside_the_session_are_refused(among: list[str]) -> None:
 
 def test_fewer_sites_than_a_sum_needs_are_refused() -> None:
     members = names(3)
-    with pytest.raises(TooFewSitesError, match=r"a session: 3 sites .* needs 4 or more"):
+    with pytest.raises(TooFewSitesError, match=r"a session has 3 sites .* needs 4 or more"):
         Masks("site-0", members, session("site-0", members), min_sites=4)
-    with pytest.raises(TooFewSitesError, match=r"a session: 2 sites .* needs 3 or more"):
+    with pytest.raises(TooFewSitesError, match=r"a session has 2 sites .* needs 3 or more"):
         Masks("site-0", names(2), session("site-0", names(2)))
     masks = Masks("site-0", members, session("site-0", members))
-    with pytest.raises(TooFewSitesError, match="round 3, block 1, values: 2 sites"):
+    with pytest.raises(TooFewSitesError, match="round 3, block 1, values has 2 sites"):
         masks.apply(torch.zeros(4, dtype=torch.int8), 3, 1, "values", 0, members[:2])
 
 

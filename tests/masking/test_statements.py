@@ -13,8 +13,9 @@ import torch
 
 from lightning_parablock.errors import RosterError, StatementError, TooFewSitesError
 from lightning_parablock.masking.agreement import SessionKey
-from lightning_parablock.masking.masks import Masks, Session
+from lightning_parablock.masking.masks import Masks
 from lightning_parablock.masking.ring import Ring
+from lightning_parablock.masking.session import Session
 from lightning_parablock.masking.statements import MOST_BYTES, SignedStatement, Statement
 from lightning_parablock.masking.verifying import session_of
 from lightning_parablock.site_kit.identity import Identity
