@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -85,6 +86,13 @@ def test_the_order_of_arrival_and_ones_own_statement_do_not_matter(federation: F
     assert federation.session("a", c, own, b) == expected
     _, identifiers = session_of(own, federation.keys["a"], [c, b], federation.roster)
     assert identifiers == {"a": b"a" * 32, "b": b"b" * 32, "c": b"c" * 32}
+
+
+def test_the_salt_is_the_hash_of_all_that_was_signed(federation: Federation) -> None:
+    sent = [federation.signed(site) for site in federation.members]
+    parts = [part for one in sent for part in (one.statement.signed_bytes, one.signature)]
+    hashed = hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).digest()
+    assert federation.session("b").salt == hashed
 
 
 def test_another_statement_gives_another_salt(federation: Federation) -> None:
