@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.oracle_codecs import arrives
+from tests.oracle_secure import Told, secure_sum
 
 Weights = dict[str, Tensor]
 MakeModel = Callable[[], nn.Module]
@@ -43,6 +44,7 @@ class OracleConfig:
     compression: str = "none"  # "none" | "bf16" | "int8" | "int4" | "topk", of deltas and commits, with error feedback
     group: int | None = None  # scalars that share a step of int8 and int4; None is 256 and 64
     keep: float = 1 / 16  # share that topk sends
+    secure: int = 0  # bytes of a whole number of the secure sum of the deltas; 0: none. A codec is the commits' alone
     optimizer_state: str = "reset"  # "reset" | "kept": of a client's block, from one of its rounds to its next one
     warmup_steps: int = 0  # of each round, over which a client's learning rate grows
     proximal_mu: float = 0.0
@@ -118,6 +120,8 @@ def run_oracle(
     v = {name: torch.full_like(value, config.server_tau**2 if adaptive else 0.0) for name, value in W.items()}
     e = [{name: torch.zeros_like(value) for name, value in W.items()} for _ in clients]
     e_server = {name: torch.zeros_like(value) for name, value in W.items()}
+    secure_mean: dict[tuple[int, int], tuple[Weights, Told | None]] = {}  # (round, block) -> G, and what was told
+    told: dict[int, Told] = {}  # of each block, with its newest commit
     Delta: dict[tuple[int, int], Weights] = {}
     sent: dict[tuple[int, int], Weights] = {}
     in_flight: list[int] = []  # rounds submitted and not yet committed, oldest first
@@ -141,9 +145,15 @@ def run_oracle(
         n = {i: config.weight(i, t) for i in trained}
         if trained:
             norms[b] = sum(n[i] * first_norm[t, i] for i in trained) / sum(n.values())
+        if config.secure:
+            G_of, newly_told = secure_mean[t, b]
+            if newly_told is not None:
+                told[b] = newly_told
         for name in before:
             G = torch.zeros_like(before[name])
-            if trained:
+            if config.secure:
+                G = G_of[name]
+            elif trained:
                 total = n[trained[0]] * sent[t, trained[0]][name]
                 for i in trained[1:]:
                     total = total + n[i] * sent[t, i][name]
@@ -170,7 +180,34 @@ def run_oracle(
                 e_server[name] = wanted[name] - (W[name] - before[name])
         increments.append((t, b, {name: W[name] - before[name] for name in before}))
 
+    def submit_securely(t: int, b: int) -> None:
+        names, cohort = names_of[b], [i for i in clients if work[t].get(i) == b]
+        trained = [i for i in cohort if (t, i) in Delta]
+
+        def vector(values: Weights) -> Tensor:
+            return torch.cat([values[name].reshape(-1) for name in names])
+
+        def weights(values: Tensor) -> Weights:
+            parts = values.split([W[name].numel() for name in names])
+            return {name: part.view_as(W[name]) for name, part in zip(names, parts, strict=True)}
+
+        done = secure_sum(
+            {i: vector(Delta[t, i]) for i in trained},
+            {i: vector(e[i]) for i in trained},
+            {i: config.weight(i, t) for i in trained},
+            n_cohort=len(cohort),
+            width=config.secure,
+            before=told.get(b),
+            numel=vector(W).numel(),
+        )
+        secure_mean[t, b] = weights(done.mean), done.told
+        for i in trained:
+            e[i].update(weights(done.left[i]))
+            sent[t, i] = {}
+
     def submit(t: int, i: int) -> None:
+        if config.secure:  # by all clients together, once what is due has been merged
+            return
         if config.compression == "none":
             sent[t, i] = Delta[t, i]
             return
@@ -249,6 +286,8 @@ def run_oracle(
                         kept.pop((i, b))
             if r == 0 and q > 0 and t - q >= 0:
                 merge(t - q)
+            for b in sorted(set(work[t].values())) if config.secure else ():
+                submit_securely(t, b)
             in_flight.append(t)
             for i, b in work[t].items():
                 for name, value in held(i, b).items():

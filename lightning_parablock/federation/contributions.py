@@ -1,8 +1,8 @@
 """From a client's delta to its upload: what a client adds to a round's mean, in the order in which it is worked on.
 
 1. :meth:`Contributions.of_turn`, as the turn ends: the delta with the weight of its client.
-2. :meth:`Contributions.for_exchange`, as the round is submitted: with a lossy codec, what earlier uploads of the client
-   to the block left out (error feedback, arXiv 1901.09847).
+2. :meth:`Contributions.for_exchange`, as the round is submitted: where exchanges leave a part of it out, what earlier
+   uploads of the client to the block left out (error feedback, arXiv 1901.09847).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Contributions:
     """Makes the uploads of the clients of one rank.
 
     Args:
-        settings: Weighting and compression.
+        settings: Weighting, compression and aggregation.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._by_samples = settings.weighting == "samples"
-        self._is_lossy = settings.compression.is_lossy
+        self._leaves_residuals = settings.leaves_residuals
         self._residuals = Residuals()
 
     def of_turn(self, client: Client, delta: Tensor) -> Upload:
@@ -47,7 +47,7 @@ class Contributions:
 
     def for_exchange(self, round_index: int, block: int, client: int, upload: Upload) -> Upload:
         """The upload with the client's residual of the block; one without weight keeps that for later."""
-        if not self._is_lossy or upload.weight == 0:
+        if not self._leaves_residuals or upload.weight == 0:
             return upload
         return replace(upload, residual=self._residuals.begin(round_index, client, block, upload.delta.numel()))
 

@@ -14,10 +14,10 @@ PIECE = 1 << 20
 def lr_of_mean(settings: Settings, round_index: int, *, is_exact: bool) -> float | None:
     """The factor by which to divide a commit's increment to obtain the mean delta; None where that is not possible.
 
-    With momentum a commit contains earlier rounds as well, a lossy codec adds what it left out before, and parameters
-    that are not float32 round the increment away.
+    With momentum a commit contains earlier rounds as well, a lossy codec and secure sums add what they left out before,
+    and parameters that are not float32 round the increment away.
     """
-    if not isinstance(settings.server_optimizer, ServerSGD) or settings.compression.is_lossy or not is_exact:
+    if not isinstance(settings.server_optimizer, ServerSGD) or settings.leaves_residuals or not is_exact:
         return None
     return settings.server_optimizer.lr_of(round_index) or None
 

@@ -46,6 +46,7 @@ def restore(engine: RoundEngine, state: Mapping[str, Any]) -> None:
     """
     engine.transport.load_server_state(StatePiece(**piece) for piece in state["server"])
     engine.contributions.load_state(state["residuals"])
+    engine.transport.load_aggregator_state(state.get("aggregator", ()))
     facts = _facts_of(state["turns"])
     for t, work in sorted(_work_of(state["work"]).items()):
         engine.work = work
@@ -65,6 +66,7 @@ def _shared(engine: RoundEngine) -> dict[str, Any]:
         "running": [[block, list(cohort)] for block, cohort in engine.work.items()],
         "work": [[t, block, list(cohort)] for t, flight in flights for block, cohort in flight.work.items()],
         "norms": [[block, norm] for block, norm in engine.norms.items()],
+        **({"aggregator": told} if (told := engine.transport.aggregator_state()) else {}),
     }
 
 

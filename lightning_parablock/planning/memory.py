@@ -73,7 +73,6 @@ def memory_parts(model: ModelSize, n_ranks: int, settings: Settings) -> list[Mem
     hosted = hosted_clients(settings.clients or n_ranks, n_ranks)
     n_hosted, turns = max(map(len, hosted)), turns_of_a_round(settings.cohort, hosted)
     active, flying = _largest_round(model, turns, settings)
-    lossy = settings.compression.is_lossy
     parts = [
         MemoryPart("weights", "device", model.weights_bytes),
         *(
@@ -85,7 +84,7 @@ def memory_parts(model: ModelSize, n_ranks: int, settings: Settings) -> list[Mem
         MemoryPart("messages under way", "host", window_bytes(max(model.numels), n_ranks, settings)),
         *_of_server(sum(model.numels), sum(flying), n_ranks, settings),
     ]
-    if lossy:
+    if settings.leaves_residuals:
         parts += [
             MemoryPart("error feedback of the deltas", "host", FLOAT_BYTES * n_hosted * sum(model.numels)),
             MemoryPart("error feedback from before the exchanges in flight", "host", FLOAT_BYTES * turns * sum(flying)),

@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -93,27 +93,50 @@ class Aggregator(ABC):
     Its methods are called on several threads; those that a server calls (:meth:`aggregate` and :meth:`commit`) on one.
     """
 
-    # --- what a site sends --------------------------------------------------------------------------------------------
+    # --- an exchange begins and ends ----------------------------------------------------------------------------------
 
-    @abstractmethod
-    def contributions(self, key: Key, uploads: Uploads, cohort: Collection[int]) -> dict[int, Contribution]:
-        """What this rank sends in an exchange, by sender, ascending.
+    def stages(self, key: Key, uploads: Uploads, cohort: Collection[int]) -> tuple[Aggregator, ...]:
+        """What an exchange consists of: each stage is carried out by all ranks before the next one begins.
 
         Args:
             key: The exchange.
             uploads: Those of this rank's clients, by client id.
             cohort: Ids of all clients that take part.
         """
+        del key, uploads, cohort
+        return (self,)
+
+    def settle(self, round_index: int) -> None:
+        """All clients have merged the round: what it has told counts from now on."""
+        del round_index
+
+    def state(self) -> list[list[Any]]:
+        """What later exchanges need of earlier ones, the same on all ranks; for a checkpoint."""
+        return []
+
+    def load_state(self, state: Iterable[Iterable[Any]]) -> None:
+        """Restore :meth:`state`, before what was in flight is submitted again."""
+        del state
+
+    # --- what a site sends --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def contributions(self, key: Key, uploads: Uploads, cohort: Collection[int]) -> dict[int, Contribution]:
+        """What this rank sends in a stage, by sender, ascending; arguments as for :meth:`stages`."""
 
     @abstractmethod
     def senders(self, hosted: Sequence[int], cohort: Collection[int]) -> list[int]:
         """The senders of a rank that hosts these clients: the keys of its :meth:`contributions`."""
 
     @abstractmethod
-    def contribution_bytes(self, scalars: int, coder: Coder) -> int:
+    def contribution_bytes(self, key: Key, scalars: int, coder: Coder) -> int:
         """Length in bytes of a contribution's part of this number of scalars."""
 
     # --- what a server makes of it ------------------------------------------------------------------------------------
+
+    def begin(self, server: ServerShard, key: Key) -> None:
+        """Before the first part of a stage is served, and after all exchanges before this one."""
+        server.begin(*key)
 
     @abstractmethod
     def read(self, payload: Tensor, scalars: int, coder: Coder) -> Tensor:
@@ -131,11 +154,18 @@ class Aggregator(ABC):
 
     # --- what comes back ----------------------------------------------------------------------------------------------
 
-    def commit_bytes(self, scalars: int, coder: Coder) -> int:
+    def brings_increment(self, server: ServerShard) -> bool:
+        """Whether what ranks read of a commit is the increment of W, and not W itself."""
+        return server.compression.is_lossy
+
+    def commit_bytes(self, key: Key, scalars: int, coder: Coder) -> int:
         """Length in bytes of a commit's part of this number of scalars."""
+        del key
         return coder.codec.payload_bytes(scalars)
 
-    def commit(self, server: ServerShard, key: Key, within: slice, aggregate: Aggregate, payload: Tensor) -> Tensor:
+    def commit(
+        self, server: ServerShard, key: Key, within: slice, aggregate: Aggregate, payload: Tensor
+    ) -> Tensor | None:
         """Let the server take in a part and write what all ranks are to know of it.
 
         Args:
@@ -150,8 +180,11 @@ class Aggregator(ABC):
         """
         return server.commit(*key, within, aggregate.mean, payload)
 
-    def read_commit(self, key: Key, part: slice, payload: Tensor, coder: Coder) -> Tensor:
-        """The part of the new W, or of its increment, in another server's commit; shape (scalars,), float32."""
+    def read_commit(self, key: Key, part: slice, payload: Tensor, coder: Coder) -> Tensor | None:
+        """What another server's commit is of a part of the new W, or of its increment: shape (scalars,), float32.
+
+        None where the stage does not bring it.
+        """
         del key
         return coder.decode(payload, part.stop - part.start)
 
@@ -172,7 +205,8 @@ class MeanAggregator(Aggregator):
         return [client for client in hosted if client in cohort]
 
     @override
-    def contribution_bytes(self, scalars: int, coder: Coder) -> int:
+    def contribution_bytes(self, key: Key, scalars: int, coder: Coder) -> int:
+        del key
         return coder.codec.payload_bytes(scalars)
 
     @override

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_parablock.codecs.compression import Compression, NoCompression
 from lightning_parablock.codecs.feedback import Coder
 from lightning_parablock.server.arithmetic import State, direction, initial_state
-from lightning_parablock.server.optimizers import ServerOptimizer
+from lightning_parablock.server.optimizers import ServerOptimizer, ServerSGD
 
 _VALUE, _RESIDUAL = "value", "residual"
 
@@ -126,10 +126,7 @@ class ServerShard:
             rounded to what they hold. A view that the next call overwrites.
         """
         with self._lock:
-            state = {name: tensor[part] for name, tensor in self._state(block).items()}
-            step, lr = direction(self.optimizer, mean, state), self.optimizer.lr_of(round_index)
-            if lr != 1:
-                step.mul_(lr)
+            state, step = self._step(round_index, block, part, mean)
             value = self.values[block][part]
             if not self.compression.is_lossy:
                 self._coder.codec.encode(value.add_(step), payload)
@@ -141,6 +138,29 @@ class ServerShard:
             state[_RESIDUAL].copy_(wanted.sub_(moved - value))
             value.copy_(moved)
             return increment
+
+    def commit_bytes(self, scalars: int) -> int:
+        """Length in bytes of what :meth:`commit` writes for a part of this number of scalars."""
+        return self._coder.codec.payload_bytes(scalars)
+
+    @property
+    def can_be_followed(self) -> bool:
+        """Whether every rank can compute from a mean by what W moves, and so needs no more than that."""
+        return isinstance(self.optimizer, ServerSGD) and not self.compression.is_lossy and self._as_held is None
+
+    @torch.no_grad()
+    def follow(self, round_index: int, block: int, part: slice, mean: Tensor) -> Tensor:
+        """As :meth:`commit`, where all ranks know the mean (:attr:`can_be_followed`): returns the increment of W."""
+        with self._lock:
+            _, step = self._step(round_index, block, part, mean)
+            self.values[block][part].add_(step)
+            return step
+
+    def _step(self, round_index: int, block: int, part: slice, mean: Tensor) -> tuple[State, Tensor]:
+        """The state of a part, moved on, and by what W moves before anything is lost; may be the mean, overwritten."""
+        state = {name: tensor[part] for name, tensor in self._state(block).items()}
+        step, lr = direction(self.optimizer, mean, state), self.optimizer.lr_of(round_index)
+        return state, step.mul_(lr) if lr != 1 else step
 
     def _held(self, block: int, part: slice, value: Tensor) -> Tensor:
         return value if self._as_held is None else self._as_held(block, self._first[block] + part.start, value)

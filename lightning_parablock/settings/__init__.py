@@ -16,6 +16,7 @@ from lightning_parablock.server.aggregations import (
     AGGREGATIONS,
     Aggregation,
     MeanAggregation,
+    SecureAggregation,
     resolve_aggregation,
 )
 from lightning_parablock.server.optimizers import (
@@ -62,6 +63,7 @@ __all__ = [
     "MissingClientState",
     "NoCompression",
     "NonfiniteDelta",
+    "SecureAggregation",
     "ServerAdam",
     "ServerNesterov",
     "ServerOptimizer",

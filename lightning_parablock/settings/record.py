@@ -92,6 +92,11 @@ class Settings(MethodOptions):
                 object.__setattr__(self, name, value)
 
     @property
+    def leaves_residuals(self) -> bool:
+        """Whether an exchange leaves out a part of the deltas, so that clients keep it for later (error feedback)."""
+        return self.compression.is_lossy or self.aggregation.is_lossy
+
+    @property
     def delay_rounds_and_steps(self) -> tuple[int, int]:
         """``delay_steps`` as (q, r) with delay_steps = q local_steps + r and 0 <= r < local_steps."""
         return divmod(self.delay_steps, self.local_steps)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from lightning_parablock.server.aggregation import Aggregator, MeanAggregator
 from lightning_parablock.server.shard import ServerShard, StatePiece
 from lightning_parablock.server.uploads import Upload
 
@@ -76,10 +78,12 @@ class Transport(ABC):
 
     Args:
         server: This rank's shard of the server.
+        aggregator: What travels, and what a server makes of it; None for each client's delta and their mean.
     """
 
-    def __init__(self, server: ServerShard) -> None:
+    def __init__(self, server: ServerShard, aggregator: Aggregator | None = None) -> None:
         self._server = server
+        self._aggregator: Aggregator = aggregator if aggregator is not None else MeanAggregator()
 
     @property
     def server(self) -> ServerShard:
@@ -89,6 +93,7 @@ class Transport(ABC):
     def settle(self, round_index: int) -> None:
         """All clients have merged the round: the server's state before it is not needed any more."""
         self._server.settle(round_index)
+        self._aggregator.settle(round_index)
 
     def server_state(self) -> list[StatePiece]:
         """This rank's pieces of the server's state after the settled rounds."""
@@ -97,6 +102,14 @@ class Transport(ABC):
     def load_server_state(self, pieces: Iterable[StatePiece]) -> None:
         """Take over what overlaps with this rank's shard, from pieces that any number of ranks have saved."""
         self._server.load_state(pieces)
+
+    def aggregator_state(self) -> list[list[Any]]:
+        """What later exchanges need of earlier ones beside W and the server's state, the same on all ranks."""
+        return self._aggregator.state()
+
+    def load_aggregator_state(self, state: Iterable[Iterable[Any]]) -> None:
+        """Restore :meth:`aggregator_state`, before what was in flight is submitted again."""
+        self._aggregator.load_state(state)
 
     @abstractmethod
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,20 +38,19 @@ class ExchangeContext:
         members: The ranks.
         settings: Topology and chunk size.
         server: This rank's shard of the server.
-        aggregator: What travels, and what a server makes of it.
     """
 
     members: Membership
     settings: Settings
     server: ServerShard
-    aggregator: Aggregator
 
 
 class ExchangeSteps:
-    """One exchange on one rank.
+    """One stage of one exchange on one rank.
 
     Args:
         context: What it shares with the others.
+        aggregator: What travels, and what a server makes of it.
         round_index: Number of the round.
         block: Index of the block.
         uploads: Those of this rank's clients, by client id.
@@ -64,6 +63,7 @@ class ExchangeSteps:
     def __init__(
         self,
         context: ExchangeContext,
+        aggregator: Aggregator,
         round_index: int,
         block: int,
         uploads: Mapping[int, Upload],
@@ -71,7 +71,7 @@ class ExchangeSteps:
         commit: Tensor,
     ) -> None:
         self._members, self._settings, self._server = context.members, context.settings, context.server
-        self._aggregator = context.aggregator
+        self._aggregator = aggregator
         self._round, self._block = round_index, block
         self._key, self._cohort = (round_index, block), frozenset(cohort)
         self._contributions = self._aggregator.contributions(self._key, uploads, self._cohort)
@@ -112,7 +112,7 @@ class ExchangeSteps:
 
     def delta_bytes(self, part: slice, coder: Coder) -> int:
         """Payload of a delta's chunk."""
-        return self._aggregator.contribution_bytes(part.stop - part.start, coder)
+        return self._aggregator.contribution_bytes(self._key, part.stop - part.start, coder)
 
     def write_delta(self, message: Tensor, sender: int, part: slice, coder: Coder) -> None:
         """Fill in a sender's delta."""
@@ -137,7 +137,7 @@ class ExchangeSteps:
 
     def begin_serving(self) -> None:
         """Before the first chunk, once the commits of the exchanges before it are done."""
-        self._server.begin(self._round, self._block)
+        self._aggregator.begin(self._server, self._key)
 
     def part_served(self, step: int) -> slice:
         """The scalars of the block that a step serves."""
@@ -145,7 +145,7 @@ class ExchangeSteps:
 
     def commit_bytes(self, part: slice, coder: Coder) -> int:
         """Payload of a commit's chunk."""
-        return self._aggregator.commit_bytes(part.stop - part.start, coder)
+        return self._aggregator.commit_bytes(self._key, part.stop - part.start, coder)
 
     def serve(self, step: int, arrived: Arrived, message: Tensor, coder: Coder) -> None:
         """Sum the deltas of a chunk, commit it, and fill in the message for the other ranks."""
@@ -161,7 +161,7 @@ class ExchangeSteps:
         within = slice(part.start - self._mine.start, part.stop - self._mine.start)
         body = payload(message)
         on_host = torch.empty_like(body, device="cpu") if body.is_cuda else body
-        self.commit[part] = self._aggregator.commit(self._server, self._key, within, aggregate, on_host)
+        self._put(part, self._aggregator.commit(self._server, self._key, within, aggregate, on_host))
         if body.is_cuda:
             body.copy_(on_host)
         since_ready_us = max(0, int(1e6 * (time.time() - self._ready_s)))
@@ -190,7 +190,11 @@ class ExchangeSteps:
                 # A rank that serves nothing learns from the first commit when the slowest client had submitted.
                 self._ready_s = max(self._start_s, time.time() - header.since_ready_us / 1e6)
             part, self._gradient_norm = expected.part, header.gradient_norm
-            self.commit[part] = self._aggregator.read_commit(self._key, part, payload(message), coder)
+            self._put(part, self._aggregator.read_commit(self._key, part, payload(message), coder))
+
+    def _put(self, part: slice, values: Tensor | None) -> None:
+        if values is not None:
+            self.commit[part] = values
 
     # --- messages -----------------------------------------------------------------------------------------------------
 
@@ -217,6 +221,13 @@ class ExchangeSteps:
         return Received(
             header.weight, header.gradient_norm, lambda: self._aggregator.read(payload(message), scalars, coder)
         )
+
+
+def facts_of(stages: Sequence[ExchangeSteps]) -> ExchangeFacts:
+    """Note that the last stage is complete; times and bytes of the whole exchange."""
+    facts = [stage.finish() for stage in stages]
+    sent, received = sum(one.upload_bytes for one in facts), sum(one.download_bytes for one in facts)
+    return replace(facts[-1], ready_s=facts[0].ready_s, upload_bytes=sent, download_bytes=received)
 
 
 def _here(one: Contribution, part: slice, coder: Coder) -> Received:

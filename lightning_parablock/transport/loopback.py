@@ -10,7 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.codecs.feedback import Coder
-from lightning_parablock.server.aggregation import Aggregator, MeanAggregator, Received
+from lightning_parablock.regroup.keys import Key
+from lightning_parablock.server.aggregation import Aggregate, Aggregator, Received
 from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.server.uploads import Upload
 from lightning_parablock.transport.base import Exchange, ExchangeFacts, Transport
@@ -41,25 +42,34 @@ class LoopbackTransport(Transport):
     """
 
     def __init__(self, server: ServerShard, aggregator: Aggregator | None = None) -> None:
-        super().__init__(server)
+        super().__init__(server, aggregator)
         self._coder = Coder(server.compression)
-        self._aggregator = aggregator if aggregator is not None else MeanAggregator()
 
     @override
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:
         start_s, key = time.time(), (round_index, block)
-        self._server.begin(round_index, block)
-        whole = slice(0, self._server.values[block].numel())
+        own = torch.empty(self._server.values[block].numel(), dtype=torch.float32)
+        stages = self._aggregator.stages(key, uploads, cohort)
+        gradient_norm = [self._carry_out(stage, key, uploads, cohort, own).gradient_norm for stage in stages][-1]
+        if cohort:
+            own = own.to(uploads[cohort[0]].delta.device)
+        return _Done(own, start_s, gradient_norm, brings_increment=self._aggregator.brings_increment(self._server))
+
+    def _carry_out(
+        self, stage: Aggregator, key: Key, uploads: Mapping[int, Upload], cohort: Sequence[int], into: Tensor
+    ) -> Aggregate:
+        stage.begin(self._server, key)
+        whole = slice(0, into.numel())
         received = {
             sender: Received(one.weight, one.gradient_norm, lambda one=one: one.here(whole, self._coder))
-            for sender, one in self._aggregator.contributions(key, uploads, cohort).items()
+            for sender, one in stage.contributions(key, uploads, cohort).items()
         }
-        aggregate = self._aggregator.aggregate(key, received, whole)
-        unsent = torch.empty(self._aggregator.commit_bytes(whole.stop, self._coder), dtype=torch.uint8)
-        commit = self._aggregator.commit(self._server, key, whole, aggregate, unsent)
-        device = uploads[cohort[0]].delta.device if cohort else commit.device
-        own = commit.to(device, copy=True)
-        return _Done(own, start_s, aggregate.gradient_norm, brings_increment=self._coder.is_lossy)
+        aggregate = stage.aggregate(key, received, whole)
+        unsent = torch.empty(stage.commit_bytes(key, whole.stop, self._coder), dtype=torch.uint8)
+        commit = stage.commit(self._server, key, whole, aggregate, unsent)
+        if commit is not None:
+            into.copy_(commit)
+        return aggregate
 
     @override
     def check(self, round_index: int, block: int) -> None:

@@ -10,10 +10,14 @@ import torch
 import torch.distributed as dist
 
 from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.errors import CallOrderError
 from lightning_parablock.membership.membership import Membership
 from lightning_parablock.membership.watch import Watch
+from lightning_parablock.server.aggregation import Aggregator, MeanAggregator
+from lightning_parablock.server.secure.aggregator import Hosts, SecureAggregator
+from lightning_parablock.server.secure.site import Masking
 from lightning_parablock.server.shard import ServerShard
-from lightning_parablock.settings import Settings
+from lightning_parablock.settings import SecureAggregation, Settings
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.chunks import shard_bounds
 from lightning_parablock.transport.loopback import LoopbackTransport
@@ -51,7 +55,13 @@ def open_federation(
 
 
 def open_transport(
-    federation: Federation, flat: FlatBlocks, settings: Settings, *, device: torch.device, backend: str
+    federation: Federation,
+    flat: FlatBlocks,
+    settings: Settings,
+    *,
+    device: torch.device,
+    backend: str,
+    masks: Masking | None = None,
 ) -> Transport:
     """Open the transport of a run; collective where there are several ranks.
 
@@ -61,6 +71,7 @@ def open_transport(
         settings: The run's settings.
         device: The model's device.
         backend: "gloo" or "nccl".
+        masks: Of this site, where the aggregation is secure.
     """
     members = federation.membership
     mine = [shard_bounds(block.numel, members.n_ranks, settings.topology)[members.rank] for block in flat.blocks]
@@ -71,8 +82,27 @@ def open_transport(
         compression=settings.compression,
         as_held=None if flat.is_exact else lambda block, first, values: flat.as_held(block, values, first),
     )
+    aggregator = _aggregator_of(settings, members, [block.numel for block in flat.blocks], server, masks)
     if federation.watch is None:
-        return LoopbackTransport(server)
+        return LoopbackTransport(server, aggregator)
     return TorchDistributedTransport(
-        members, federation.watch, settings, server, blocks=flat.blocks, device=device, backend=backend
+        members,
+        federation.watch,
+        settings,
+        server,
+        blocks=flat.blocks,
+        device=device,
+        backend=backend,
+        aggregator=aggregator,
     )
+
+
+def _aggregator_of(
+    settings: Settings, members: Membership, numels: Sequence[int], server: ServerShard, masks: Masking | None
+) -> Aggregator:
+    choice = settings.aggregation
+    if not isinstance(choice, SecureAggregation):
+        return MeanAggregator()
+    if masks is None:
+        raise CallOrderError("aggregation='secure' needs masks before the first exchange")
+    return SecureAggregator(choice.bytes_per_value, numels, Hosts(members.sites, members.clients), masks, server)

@@ -27,6 +27,7 @@ class PendingExchange(Exchange):
         settings: ``straggler_timeout_s`` is the limit of :meth:`wait` while all peers are alive.
         n_threads: Number of threads that carry it out.
         n_bringing: How many of them contribute a part of the commit.
+        brings_increment: See :class:`~lightning_parablock.transport.base.Exchange`.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class PendingExchange(Exchange):
         *,
         n_threads: int,
         n_bringing: int,
+        brings_increment: bool,
     ) -> None:
-        super().__init__(brings_increment=settings.compression.is_lossy)
+        super().__init__(brings_increment=brings_increment)
         self._check, self._late = check, late
         self._round, self._block = round_index, block
         self._limit_s = settings.straggler_timeout_s
@@ -54,7 +56,7 @@ class PendingExchange(Exchange):
         self._prepared = threading.Barrier(n_threads, timeout=self._limit_s + settings.exchange_timeout_s)
 
     def meet(self) -> None:
-        """Called by each communication thread once it is prepared: waits for the others.
+        """Called by each communication thread once it is prepared for a stage: waits for the others.
 
         Raises:
             PeerTimeoutError: one of them was not prepared in time, or failed, in which case its own error counts.

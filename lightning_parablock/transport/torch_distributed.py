@@ -23,13 +23,13 @@ from lightning_parablock.blocks.partition import Block
 from lightning_parablock.errors import PeerError
 from lightning_parablock.membership.membership import Membership
 from lightning_parablock.membership.watch import CLOSE_LIMIT_S
-from lightning_parablock.server.aggregation import Aggregator, MeanAggregator
+from lightning_parablock.server.aggregation import Aggregator
 from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Exchange, Transport
 from lightning_parablock.transport.communication_thread import CommunicationThread
-from lightning_parablock.transport.exchange_steps import ExchangeContext, ExchangeSteps
+from lightning_parablock.transport.exchange_steps import ExchangeContext, ExchangeSteps, facts_of
 from lightning_parablock.transport.lanes import LOCKSTEP, STREAMING, Lane, LaneContext
 from lightning_parablock.transport.pacing import Pacer
 from lightning_parablock.transport.pending import PendingExchange
@@ -72,11 +72,10 @@ class TorchDistributedTransport(Transport):
         pacer: Pacer | None = None,
         aggregator: Aggregator | None = None,
     ) -> None:
-        super().__init__(server)
+        super().__init__(server, aggregator)
         self._membership, self._watch = membership, watch
         self._settings, self._blocks = settings, blocks
-        aggregator = aggregator if aggregator is not None else MeanAggregator()
-        self._context = ExchangeContext(membership, settings, server, aggregator)
+        self._context = ExchangeContext(membership, settings, server)
         self._staging = staging_of(device)
         self._wire = self._open_wire(device, backend) if wire is None else wire
         pacer = Pacer(settings.upload_bps) if pacer is None else pacer
@@ -97,7 +96,10 @@ class TorchDistributedTransport(Transport):
     @override
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:
         commit = torch.empty(self._blocks[block].numel, dtype=torch.float32, device=self._wire.device)
-        steps = ExchangeSteps(self._context, round_index, block, uploads, cohort, commit)
+        stages = [
+            ExchangeSteps(self._context, stage, round_index, block, uploads, cohort, commit)
+            for stage in self._aggregator.stages((round_index, block), uploads, cohort)
+        ]
         pending = PendingExchange(
             lambda: self.check(round_index, block),
             lambda: self._late(round_index),
@@ -106,22 +108,25 @@ class TorchDistributedTransport(Transport):
             self._settings,
             n_threads=len(self._lanes),
             n_bringing=sum(lane.brings_commit for lane, _ in self._lanes),
+            brings_increment=self._aggregator.brings_increment(self._server),
         )
         self._watch.note_submitted(round_index)
         mark = self._staging.mark()
         for lane, thread in self._lanes:
-            thread.put(lambda lane=lane: self._carry_out(lane, steps, pending, mark))
+            thread.put(lambda lane=lane: self._carry_out(lane, stages, pending, mark))
         return pending
 
-    def _carry_out(self, lane: Lane, steps: ExchangeSteps, pending: PendingExchange, mark: object) -> None:
+    def _carry_out(self, lane: Lane, stages: Sequence[ExchangeSteps], pending: PendingExchange, mark: object) -> None:
         try:
             with self._staging.entered(mark):
-                lane.prepare(steps)
-                pending.meet()
-                lane.carry_out(steps)
+                # All lanes of this rank have done their part of a stage before any of them begins the next one.
+                for steps in stages:
+                    lane.prepare(steps)
+                    pending.meet()
+                    lane.carry_out(steps)
             if lane.brings_commit and pending.is_last_part():
-                commit = self._staging.hand_over(steps.commit, mark)  # a part of the exchange
-                pending.succeed(commit, steps.finish())
+                commit = self._staging.hand_over(stages[-1].commit, mark)  # a part of the exchange
+                pending.succeed(commit, facts_of(stages))
         except Exception as error:  # posting fails, too, once a peer is gone; the training thread raises it
             pending.fail(self._watch.cause_of(error))
 

@@ -72,7 +72,7 @@ class Case:
         s = self.settings
         run = (self.n_clients, self.tied, self.total_steps)
         parts = (*run, s.delay_steps, s.block_order, s.in_flight_value, s.server_optimizer, s.compression, s.weighting)
-        parts += (s.cohort, s.cohort_sampling, s.availability, s.nonfinite_delta)
+        parts += (s.cohort, s.cohort_sampling, s.availability, s.nonfinite_delta, s.aggregation)
         return "/".join(map(str, parts))
 
     @property

@@ -24,6 +24,7 @@ from lightning_parablock.settings import (
     TopK,
 )
 from lightning_parablock.training.gradients import gradient_norm
+from lightning_parablock.transport.base import Transport
 from tests.support.engine import blocks_of, engine_on, loopback
 from tests.tasks import adamw_default, assert_same_bits, transformer_task
 
@@ -42,9 +43,12 @@ class Site:
 
     def _build(self) -> None:
         flat = FlatBlocks(self.model, blocks_of(self.model, TASK.block_names))
-        transport = loopback(flat, self.settings.server_optimizer, self.settings.compression)
-        self.engine = engine_on(flat, self.settings, range(self.n_clients), transport)
+        self.engine = engine_on(flat, self.settings, range(self.n_clients), self.transport_of(flat))
         self.optimizer: torch.optim.Optimizer | None = None
+
+    def transport_of(self, flat: FlatBlocks) -> Transport:
+        """The transport of the only rank."""
+        return loopback(flat, self.settings.server_optimizer, self.settings.compression)
 
     def advance(self) -> None:
         """The next event: a local step, for which a turn may open, or the end of a turn, perhaps of its round."""

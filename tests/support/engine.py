@@ -17,6 +17,7 @@ from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import (
     SERVER_OPTIMIZERS,
     Compression,
+    SecureAggregation,
     ServerAdam,
     ServerNesterov,
     ServerOptimizer,
@@ -77,6 +78,7 @@ def oracle_config(
         proximal_mu=settings.proximal_mu,
         nonfinite=settings.nonfinite_delta,
         samples=samples_of if settings.weighting == "samples" else None,
+        secure=settings.aggregation.bytes_per_value if isinstance(settings.aggregation, SecureAggregation) else 0,
         **adaptive,
         **oracle_words(settings.compression),
     )

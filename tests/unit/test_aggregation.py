@@ -56,7 +56,7 @@ class _SumAggregator(Aggregator):
         return [min(set(hosted) & set(cohort))]
 
     @override
-    def contribution_bytes(self, scalars: int, coder: Coder) -> int:
+    def contribution_bytes(self, key: Key, scalars: int, coder: Coder) -> int:
         return 8 * scalars
 
     @override
@@ -69,11 +69,13 @@ class _SumAggregator(Aggregator):
         return Aggregate(total.float(), 0.0)
 
     @override
-    def commit_bytes(self, scalars: int, coder: Coder) -> int:
-        return super().commit_bytes(scalars, coder) + 1
+    def commit_bytes(self, key: Key, scalars: int, coder: Coder) -> int:
+        return super().commit_bytes(key, scalars, coder) + 1
 
     @override
-    def commit(self, server: ServerShard, key: Key, within: slice, aggregate: Aggregate, payload: Tensor) -> Tensor:
+    def commit(
+        self, server: ServerShard, key: Key, within: slice, aggregate: Aggregate, payload: Tensor
+    ) -> Tensor | None:
         payload[-1] = key[0]
         self.said.append(int(payload[-1]))
         return super().commit(server, key, within, aggregate, payload[:-1])

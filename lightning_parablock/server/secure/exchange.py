@@ -1,0 +1,111 @@
+"""What a rank knows of a secure exchange: who is in it, its steps, and what its sums tell for the next one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_parablock.errors import SecureSumError
+from lightning_parablock.masking.ring import Ring
+from lightning_parablock.masking.scales import n_records, steps
+from lightning_parablock.regroup.keys import Key
+from lightning_parablock.server.secure.layout import records_of
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The sizes of a block's values, as an exchange has told them: it belongs to the version that the exchange made.
+
+    Attributes:
+        sum_of_logs: Sum of the clients' l_i, shape (n_records,), int32, on the host.
+        clients: Clients in that sum, at least one.
+    """
+
+    sum_of_logs: Tensor
+    clients: int
+
+
+class SecureExchange:
+    """One exchange on one rank.
+
+    Args:
+        key: Its round and block.
+        numel: Scalars of the block.
+        cohort: Clients that take part, whether they have trained or not: N is their number.
+        sites: Names of the sites that host them.
+        ring: Of its values.
+        scale: What its steps are made from; None where it has to tell that itself, before its values.
+
+    Attributes:
+        limit: L: largest magnitude of a client's whole number.
+        total_weight: Sum of the clients' n_i, as last told.
+        clients: Clients that have trained; None until a sum has told it.
+    """
+
+    def __init__(
+        self, key: Key, numel: int, cohort: Collection[int], sites: tuple[str, ...], ring: Ring, scale: Scale | None
+    ) -> None:
+        self.key, self.numel, self.n_clients, self.sites = key, numel, len(cohort), sites
+        self.ring, self.scale = ring, scale
+        self.limit = ring.limit(max(1, self.n_clients))
+        self.total_weight = 0
+        self.clients: int | None = None
+        self._sum_of_logs = torch.zeros(n_records(numel), dtype=torch.int32, device="cpu")
+        self._steps: Tensor | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether no commit of the block has told the sizes of its values: then the l_i go before the values."""
+        return self.scale is None
+
+    def steps_of(self, part: slice) -> Tensor:
+        """The step of each record of a part, shape (n_records,), float32, on the host."""
+        with self._lock:
+            if self._steps is None:
+                self._steps = self._make_steps()
+            return self._steps[records_of(part)]
+
+    def _make_steps(self) -> Tensor:
+        scale = self.told() if self.scale is None else self.scale
+        if scale is None:  # no client has trained: all numbers are zero
+            return torch.ones(n_records(self.numel), dtype=torch.float32, device="cpu")
+        return steps(scale.sum_of_logs, scale.clients, self.limit, self.ring.bytes_per_value)
+
+    def learn(self, part: slice, facts: Tensor) -> None:
+        """Take in the opened facts of a part.
+
+        Args:
+            part: Scalars of the block.
+            facts: Sums of l_i, then the sum of n_i and the number of clients that have trained; int32.
+
+        Raises:
+            SecureSumError: the clients cannot have told this.
+        """
+        weight, clients = (int(count) for count in facts[-2:].tolist())
+        known = self.clients is not None
+        if not 0 <= clients <= min(self.n_clients, weight) or (known and (weight, clients) != self.counts):
+            raise SecureSumError(
+                f"{self.describe(part)}: {self.n_clients} clients have told that {clients} of them trained on {weight} "
+                "samples, or another part has told otherwise; a site's part is missing, was damaged, or was masked for "
+                "other sites or another session; no part of it may be used"
+            )
+        self._sum_of_logs[records_of(part)] = facts[:-2]
+        self.total_weight, self.clients = weight, clients
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Sum of the weights, and the clients that have trained."""
+        return self.total_weight, self.clients or 0
+
+    def told(self) -> Scale | None:
+        """What the exchange has told of its values, once it is complete; None where no client has trained."""
+        return Scale(self._sum_of_logs, self.clients) if self.clients else None
+
+    def describe(self, part: slice) -> str:
+        """For messages."""
+        return f"round {self.key[0]}, block {self.key[1]}, scalars {part.start} to {part.stop - 1}"
