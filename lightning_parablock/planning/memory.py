@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_parablock.federation.cohorts import hosted_clients, turns_of_a_round
-from lightning_parablock.planning.traffic import message_bytes
+from lightning_parablock.planning.traffic import Sizes, message_sizes
 from lightning_parablock.server.arithmetic import moments
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.chunks import SEND_WINDOW, WINDOW, chunks_of, shard_bounds
@@ -105,12 +105,20 @@ def window_bytes(numel: int, n_ranks: int, settings: Settings) -> int:
     posted = [_window_of(shard, WINDOW, settings) for shard in shards]
     leaving = [_window_of(shard, SEND_WINDOW, settings) for shard in shards]
     # In: deltas on my shard from each peer, and the others' commits. Out: deltas on their shards, and my commits.
-    return max((n_ranks - 1) * posted[me] + sum(posted) - posted[me] + sum(leaving) for me in range(n_ranks))
+    return max(
+        (n_ranks - 1) * posted[me].delta_bytes
+        + sum(one.commit_bytes for one in posted)
+        - posted[me].commit_bytes
+        + sum(one.delta_bytes for one in leaving)
+        - leaving[me].delta_bytes
+        + leaving[me].commit_bytes
+        for me in range(n_ranks)
+    )
 
 
-def _window_of(shard: slice, window: int, settings: Settings) -> int:
+def _window_of(shard: slice, window: int, settings: Settings) -> Sizes:
     sizes = [part.stop - part.start for part in chunks_of(shard, settings.chunk_bytes, settings.topology)]
-    return sum(message_bytes(scalars, settings.compression) for scalars in sorted(sizes)[-window:])
+    return message_sizes(sorted(sizes)[-window:], settings)
 
 
 def _largest_round(model: ModelSize, turns: int, settings: Settings) -> tuple[int, list[int]]:

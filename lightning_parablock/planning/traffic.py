@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from lightning_parablock.codecs.codec import codec_of
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.schedule import block_of_round
-from lightning_parablock.settings import Compression, Settings, Topology
+from lightning_parablock.server.payloads import Payloads
+from lightning_parablock.settings import Settings
 from lightning_parablock.transport.chunks import HEADER_BYTES, chunks_of, shard_bounds
 
 
@@ -21,37 +21,63 @@ class Traffic:
     download_bytes: int
 
 
-def message_bytes(scalars: int, compression: Compression) -> int:
-    """Bytes of a message with ``scalars`` scalars: header and payload."""
-    return HEADER_BYTES + codec_of(compression).payload_bytes(scalars)
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of messages with their headers: of a part on its way to the server, and back.
+
+    Attributes:
+        delta_bytes: Header and payload of a delta.
+        commit_bytes: Header and payload of a commit.
+    """
+
+    delta_bytes: int
+    commit_bytes: int
+
+
+@cache
+def _sizes(payloads: Payloads, parts: tuple[int, ...]) -> Sizes:
+    """Of all messages that carry parts of so many scalars once."""
+    return Sizes(
+        sum(HEADER_BYTES + payloads.contribution_bytes(scalars) for scalars in parts),
+        sum(HEADER_BYTES + payloads.commit_bytes(scalars) for scalars in parts),
+    )
+
+
+def message_sizes(parts: Iterable[int], settings: Settings) -> Sizes:
+    """Bytes of the messages that carry parts of so many scalars, each once."""
+    payloads = Payloads(settings.aggregation, settings.compression, settings.server_optimizer)
+    return _sizes(payloads, tuple(parts))
 
 
 def largest_message_bytes(scalars: int, settings: Settings) -> int:
     """Bytes of the largest message of a shard of ``scalars`` scalars."""
     parts = chunks_of(slice(0, scalars), settings.chunk_bytes, settings.topology)
-    return message_bytes(max(part.stop - part.start for part in parts), settings.compression)
-
-
-@cache
-def _shard_bytes(scalars: int, compression: Compression, chunk_bytes: int, topology: Topology) -> int:
-    """Bytes of all messages that carry a shard of ``scalars`` scalars once."""
-    parts = chunks_of(slice(0, scalars), chunk_bytes, topology)
-    return sum(message_bytes(part.stop - part.start, compression) for part in parts)
+    sizes = message_sizes((max(part.stop - part.start for part in parts),), settings)
+    return max(sizes.delta_bytes, sizes.commit_bytes)
 
 
 def traffic_of_clients(numel: int, n_clients: int, settings: Settings) -> list[Traffic]:
     """Traffic of each client in one exchange of a block of ``numel`` scalars, by client id.
 
     A client sends its delta on every other client's shard and its own shard's commit to every other client, and
-    receives as much: the other clients' deltas on its shard and the commits of the others' shards. Without headers this
-    is 2 (N - 1) S q bytes over all clients, in either topology (docs/method.md, "What it can gain").
+    receives the other clients' deltas on its shard and the commits of the others' shards. Without headers this is
+    2 (N - 1) S q bytes over all clients, in either topology (docs/method.md, "What it can gain").
     """
-    shards = [bounds.stop - bounds.start for bounds in shard_bounds(numel, n_clients, settings.topology)]
-    s = settings
-    sizes = [_shard_bytes(scalars, s.compression, s.chunk_bytes, s.topology) for scalars in shards]
-    total_bytes = sum(sizes)
-    each = [total_bytes - own_bytes + (n_clients - 1) * own_bytes for own_bytes in sizes]
-    return [Traffic(client_bytes, client_bytes) for client_bytes in each]
+    shards = shard_bounds(numel, n_clients, settings.topology)
+    each = [message_sizes(_parts(shard, settings), settings) for shard in shards]
+    deltas, commits = sum(one.delta_bytes for one in each), sum(one.commit_bytes for one in each)
+    others = n_clients - 1
+    return [
+        Traffic(
+            deltas - own.delta_bytes + others * own.commit_bytes, commits - own.commit_bytes + others * own.delta_bytes
+        )
+        for own in each
+    ]
+
+
+def _parts(shard: slice, settings: Settings) -> tuple[int, ...]:
+    parts = chunks_of(slice(0, shard.stop - shard.start), settings.chunk_bytes, settings.topology)
+    return tuple(part.stop - part.start for part in parts)
 
 
 def traffic_by_role(numel: int, n_clients: int, settings: Settings) -> dict[str, Traffic]:
