@@ -97,6 +97,13 @@ def test_steps_are_those_of_exact_arithmetic(width: int, n_clients: int) -> None
     assert [Fraction(f) for f in found.tolist()] == [oracle.step(s, n_clients, limit, width) for s in logs.tolist()]
 
 
+def test_the_mean_of_two_clients_is_rounded_half_up() -> None:
+    below = 2 * torch.arange(UNITS, dtype=torch.int32)
+    halves, above = steps(below + 1, 2, 63, 1), steps(below + 2, 2, 63, 1)
+    assert torch.equal(halves, above)
+    assert not torch.equal(halves, steps(below, 2, 63, 1))
+
+
 @pytest.mark.parametrize("mean", [LEAST_LOG - 1, MOST_LOG + 1])
 def test_scales_that_no_values_have_are_refused(mean: int) -> None:
     with pytest.raises(SecureSumError, match="no values have"):
