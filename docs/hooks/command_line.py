@@ -11,7 +11,7 @@ from pathlib import Path
 from mkdocs.exceptions import PluginError
 
 ROOT = Path(__file__).resolve().parents[2]
-_MARKER = re.compile(r"^{{ help (?P<command>\w*) ?}}$", re.MULTILINE)
+_MARKER = re.compile(r"^{{ help (?P<command>[\w ]*?) ?}}$", re.MULTILINE)
 _WIDTH = 100
 """Characters per line."""
 _LIMIT_S = 120.0

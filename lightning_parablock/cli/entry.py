@@ -7,6 +7,8 @@ lightning-parablock evaluate --ckpt_path last.ckpt --data.source gsm8k_test.json
 lightning-parablock compare --config quickstart --trainer.devices 2 --strategies parablock,fedavg,fedit
 lightning-parablock report runs/20260131-120000
 lightning-parablock lighthouse --port 29510
+lightning-parablock site init hospital-a
+lightning-parablock federation create wards --hub-endpoint hub.example.org:51820 --cards a.card b.card c.card
 lightning-parablock plan --model llama3-8b --clients 10 --rate 1gbit --step_s 2.5 --dtype bfloat16
 
 Only the commands that need Lightning import it, which takes seconds; help, versions and errors appear at once.
@@ -19,13 +21,13 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import lightning_parablock
 from lightning_parablock.checks import closest
-from lightning_parablock.cli.table import COMMANDS, PROGRAM, Command
+from lightning_parablock.cli.table import COMMANDS, COMMANDS_OF, PROGRAM, Command
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.launching.launched import adopt_mpi
 from lightning_parablock.system.exit_codes import FAILED, USAGE, end
@@ -80,10 +82,13 @@ def _dispatch(args: list[str]) -> int:
         from lightning_parablock.cli.trainer import run_trainer
 
         return run_trainer(args)
-    if command.parser and any(word in _HELP for word in args):
+    words = args[1:]
+    if command.commands:
+        command, words = _command_of(command, words), words[1:]
+    if command.parser and any(word in _HELP for word in words):
         command.function(command.parser)().parse_args(["--help"])
     else:
-        command.function(command.run)(args[1:])
+        command.function(command.run)(words)
     return 0
 
 
@@ -97,9 +102,44 @@ def _command(name: str) -> Command:
     raise ConfigurationError(f"command {name!r} is not known; {hint}")
 
 
+def _command_of(command: Command, words: Sequence[str]) -> Command:
+    """The command that the first word names among those of a command."""
+    known = COMMANDS_OF[command.name]
+    name = words[0] if words else ""
+    if name in known:
+        return known[name]
+    if name in _HELP:
+        print(_help_of(command))
+        sys.exit(0)
+    choices = f"choose {', '.join(known)}"
+    if not name:
+        raise ConfigurationError(f"no command of {command.name} was given; {choices}")
+    close = closest(name, list(known))
+    hint = f"did you mean {close!r}?" if close else choices
+    raise ConfigurationError(f"{command.name} has no command {name!r}; {hint}")
+
+
+def _help_of(command: Command) -> str:
+    return "\n".join(
+        (
+            f"usage: {command.prog} COMMAND [options]",
+            "",
+            command.help,
+            "",
+            "commands:",
+            *_lines(COMMANDS_OF[command.name]),
+            "",
+            f"{command.prog} COMMAND --help explains the options of a command.",
+        )
+    )
+
+
+def _lines(commands: Mapping[str, Command]) -> list[str]:
+    width = max(map(len, commands))
+    return [f"  {name:<{width}}  {command.help}" for name, command in commands.items()]
+
+
 def _help() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {command.name:<{width}}  {command.help}" for command in COMMANDS.values()]
     return "\n".join(
         (
             f"usage: {PROGRAM} COMMAND [options]",
@@ -108,7 +148,7 @@ def _help() -> str:
             "Federated block coordinate fine-tuning in PyTorch Lightning.",
             "",
             "commands:",
-            *lines,
+            *_lines(COMMANDS),
             "",
             f"{PROGRAM} COMMAND --help explains the options of a command, {PROGRAM} --version prints versions.",
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from lightning_parablock.checks import closest
 from lightning_parablock.cli.option_names import class_options, nearest_option
 from lightning_parablock.system.packaged_configs import packaged_names
 
+_REQUIRED = r"the following arguments are required: (.+)"
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -22,13 +24,15 @@ _KINDS = {
 }
 
 
-def explain(message: str, options: Sequence[str]) -> str:
+def explain(message: str, options: Sequence[str], written: Mapping[str, str] = MappingProxyType({})) -> str:
     """Turn the parser's message, which may fill a screen, into one line.
 
     Args:
         message: As jsonargparse words it, with every branch of every union that was tried.
         options: Names of all options, without dashes: the choices for "did you mean".
+        written: How keys are written where that differs, by key: options without dashes, other words in capitals.
     """
+    message = _with_written_names(message, written)
     for reader in _READERS:
         found = reader(message, options)
         if found:
@@ -125,8 +129,19 @@ def _wrong_words(message: str, options: Sequence[str]) -> str | None:
 
 
 def _missing_option(message: str, options: Sequence[str]) -> str | None:
-    missing = re.search(r"the following arguments are required: (.+)", message)
-    return f"{' and '.join('--' + name for name in missing[1].split(', '))} must be given" if missing else None
+    missing = re.search(_REQUIRED, message)
+    if missing is None:
+        return None
+    names = [name if name.isupper() else f"--{name}" for name in missing[1].split(", ")]
+    return f"{' and '.join(names)} must be given; see --help"
+
+
+def _with_written_names(message: str, written: Mapping[str, str]) -> str:
+    missing = re.search(_REQUIRED, message)
+    if missing is None:
+        return message
+    names = [written.get(name, name) for name in missing[1].split(", ")]
+    return f"{message[: missing.start(1)]}{', '.join(names)}"
 
 
 def _missing_file(message: str, options: Sequence[str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from argparse import Action
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -27,13 +28,26 @@ def nearest_option(name: str, options: Iterable[str]) -> str | None:
 def known_options(parser: ArgumentParser) -> list[str]:
     """Every option of the parser without dashes, those of the default classes included, such as ``strategy.blocks``."""
     defaults = parser.get_defaults(skip_validation=True)
+    written = written_names(parser)
     names = [str(name).replace(".init_args", "") for name in cast(Iterable[Any], defaults.keys())]
+    names = [written.get(name, name) for name in names if not written.get(name, name).isupper()]
     for key in ("trainer.strategy", "model", "data"):
         default = defaults.get(key)
         if isinstance(default, Namespace) and "class_path" in default:
             names += [f"{key}.{name}" for name in class_options(str(default["class_path"]))]
     short = [name.removeprefix("trainer.") for name in names if name.startswith("trainer.strategy.")]
     return list(dict.fromkeys(["strategy", *_EXTRA, *short, *names]))
+
+
+def written_names(parser: ArgumentParser) -> dict[str, str]:
+    """How the keys of a parser are written: options without dashes, such as ``dry-run``, other words in capitals."""
+    actions: list[Action] = vars(parser)["_actions"]  # argparse has no public list of them
+    return {
+        action.dest: action.option_strings[-1].lstrip("-")
+        if action.option_strings
+        else str(action.metavar or action.dest).upper()
+        for action in actions
+    }
 
 
 def class_options(class_path: str) -> list[str]:

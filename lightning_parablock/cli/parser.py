@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from typing_extensions import override
 
 from lightning_parablock.cli.errors import explain
-from lightning_parablock.cli.option_names import known_options
+from lightning_parablock.cli.option_names import known_options, written_names
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.settings import Compression, ServerOptimizer
 from lightning_parablock.system.exit_codes import USAGE
@@ -37,7 +37,7 @@ class CommandParser(ArgumentParser):
         if not self.exit_on_error:  # a parser inside the parser, for the options of one class: the outer one reports
             super().error(message, ex)
         known = isinstance(ex, ConfigurationError)
-        sys.stderr.write(f"error: {message if known else explain(message, self._options())}\n")
+        sys.stderr.write(f"error: {message if known else explain(message, self._options(), written_names(self))}\n")
         sys.exit(USAGE)
 
     def _options(self) -> list[str]:

@@ -93,8 +93,9 @@ class Card:
         Raises:
             CardError: the file cannot be read, or see :meth:`parse`; names the file.
         """
+        text = read_bounded(path, MOST_CARD_BYTES, CardError)
         try:
-            return cls.parse(read_bounded(path, MOST_CARD_BYTES, CardError))
+            return cls.parse(text)
         except CardError as error:
             raise CardError(f"{path}: {error}") from error
 

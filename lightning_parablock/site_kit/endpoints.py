@@ -11,7 +11,7 @@ _LABEL = "[A-Za-z0-9][A-Za-z0-9-]{0,62}"
 _HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _LONGEST_HOST = 253
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
-_LAST_PORT = 65535
+LAST_PORT = 65535
 
 
 def checked_endpoint(option: str, text: str) -> tuple[str, int]:
@@ -25,7 +25,7 @@ def checked_endpoint(option: str, text: str) -> tuple[str, int]:
         ConfigurationError: the text is neither.
     """
     host, _, port = text.rpartition(":")
-    if _is_host(host) and _PORT.fullmatch(port) and int(port) <= _LAST_PORT:
+    if _is_host(host) and _PORT.fullmatch(port) and int(port) <= LAST_PORT:
         return host, int(port)
     raise ConfigurationError(
         f"{option} must be host:port, such as hub.example.org:51820 or [2001:db8::1]:51820, got {text!r:.100}"

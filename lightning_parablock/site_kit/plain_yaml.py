@@ -23,13 +23,14 @@ def read_plain(text: str) -> dict[str, Plain]:
     try:
         events = filter(_is_content, yaml.parse(text, Loader=yaml.BaseLoader))  # one by one: depth is bounded first
         value = _value(next(events), events, 0)
+        more = next(events, None)
     except yaml.YAMLError as error:
         mark: yaml.Mark | None = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
         raise ValueError(f"{where}{getattr(error, 'problem', None) or 'it is no YAML'}") from error
     except StopIteration as error:
         raise ValueError("it is empty or cut off") from error
-    if isinstance(value, str) or next(events, None) is not None:
+    if isinstance(value, str) or more is not None:
         raise ValueError("it must be one mapping of names to values")
     return value
 

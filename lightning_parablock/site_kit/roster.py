@@ -18,7 +18,7 @@ from lightning_parablock.site_kit.files import read_bounded
 from lightning_parablock.site_kit.fingerprint import fingerprint_of
 from lightning_parablock.site_kit.keys import SIGNATURE_BYTES, decoded, encoded, is_signature
 from lightning_parablock.site_kit.plain_yaml import Plain, read_plain
-from lightning_parablock.site_kit.roster_checks import check_federation_name, check_parts
+from lightning_parablock.site_kit.roster_checks import check_federation_name, check_numbers, check_parts
 from lightning_parablock.site_kit.roster_parts import Hub, RosterSite, fields_of, text_of
 from lightning_parablock.system.reading import reading
 
@@ -71,6 +71,7 @@ class Roster:
         object.__setattr__(self, "sites", tuple(sorted(self.sites, key=lambda site: site.name)))
         object.__setattr__(self, "signatures", MappingProxyType(dict(sorted(self.signatures.items()))))
         check_federation_name(self.federation)
+        check_numbers(self.version, self.inner_port)
         check_parts(self.hub, self.inner_range, self.outer_range, self.sites)
         for site, signed in self.signatures.items():
             self._check_signature(site, signed)
@@ -82,8 +83,9 @@ class Roster:
         Raises:
             RosterError: the file cannot be read, was altered, or makes no sense; names the file.
         """
+        text = read_bounded(path, MOST_ROSTER_BYTES, RosterError)
         try:
-            return cls.parse(read_bounded(path, MOST_ROSTER_BYTES, RosterError))
+            return cls.parse(text)
         except RosterError as error:
             raise RosterError(f"{path}: {error}") from error
 

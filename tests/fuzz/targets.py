@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz import desks, files, masks, messages, sites
+from tests.fuzz import desks, files, masks, messages, site_kit, sites
 
-TARGETS = {target.name: target for room in (messages, desks, sites, files, masks) for target in room.TARGETS}
+ROOMS = (messages, desks, sites, files, masks, site_kit)
+TARGETS = {target.name: target for room in ROOMS for target in room.TARGETS}

@@ -25,7 +25,7 @@ def store_all(folder: Path) -> None:
     store("parameters", surface.parameters())
     store("registry", surface.registry())
     store("commands", surface.commands())
-    store("options", {command: surface.option_names(command) for command in surface.COMMANDS})
+    store("options", {command: surface.option_names(command) for command in (*surface.COMMANDS, *surface.SUBCOMMANDS)})
     store("plan_defaults", surface.plan_defaults())
     store("wire", {"messages": wire.messages(), "commit header": wire.commit_header(), "cuts": wire.cuts()})
     saved, rich = runs.saving_run(folder / "saving")

@@ -32,10 +32,21 @@ COMMANDS = (
     "compare",
     "evaluate",
     "export",
+    "federation",
     "init",
     "lighthouse",
     "plan",
     "report",
+    "site",
+)
+SUBCOMMANDS = (
+    "federation create",
+    "federation collect",
+    "federation add",
+    "federation revoke",
+    "site init",
+    "site approve",
+    "site join",
 )
 AVAILABILITY = "0 1 2 3 4 5\n0 2 4\n"
 """A trace of two rounds, as a file has it."""
@@ -155,7 +166,7 @@ def commands() -> list[str]:
 
 def option_names(command: str) -> list[str]:
     """The options of a command which its help names, but for Lightning's own."""
-    found = set(re.findall(r"^ +(?:-\w,? )?(--[\w.-]+)", help_of(command, "--help"), re.MULTILINE))
+    found = set(re.findall(r"^ +(?:-\w,? )?(--[\w.-]+)", help_of(*command.split(), "--help"), re.MULTILINE))
     return sorted(option for option in found if not option.startswith(OF_LIGHTNING))
 
 

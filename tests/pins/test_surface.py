@@ -43,7 +43,7 @@ def test_commands() -> None:
     assert surface.commands() == stored("commands") == list(surface.COMMANDS)
 
 
-@pytest.mark.parametrize("command", surface.COMMANDS)
+@pytest.mark.parametrize("command", [*surface.COMMANDS, *surface.SUBCOMMANDS])
 def test_options_of_a_command(command: str) -> None:
     assert surface.option_names(command) == stored("options")[command]
 

@@ -143,6 +143,9 @@ def test_signatures_of_other_messages(roster: Roster, three: dict[str, Identity]
         (lambda text: "- a\n", "line 1: a list, or too deep"),
         (lambda text: "federation", "it must be one mapping"),
         (lambda text: text + "---\na: b\n", "it must be one mapping"),
+        (lambda text: f"word\n{text}", "line 2: mapping values are not allowed here|expected"),
+        (lambda text: "word\n  a:\n" + text.partition("sites:")[2], "the roster is malformed: line"),
+        (lambda text: "{}\n" + text, "the roster is malformed: line"),
         (lambda text: text + "version: 2\n", "'version' is given twice"),
         (lambda text: text + "more: 2\n", "'more' is not known there"),
         (lambda text: text.replace("version: 1", "x: 1"), "it has no 'version'"),
@@ -190,7 +193,7 @@ def test_a_site_cannot_be_there_twice(roster: Roster, three: dict[str, Identity]
     a, b, c = unsigned(three).sites
     card = sites["d"].card
     for named, record in (
-        ("the name .* a is there twice", replace(b, card=replace(card, name="A"))),
+        ("the site name .* a is there twice", replace(b, card=replace(card, name="A"))),
         ("the link key .* is there twice", replace(b, card=replace(card, outer_key=a.card.outer_key))),
         ("the link key .* is there twice", replace(b, card=replace(card, inner_key=a.card.outer_key))),
         ("the signing key .* is there twice", replace(b, card=replace(card, signing_key=a.card.signing_key))),

@@ -21,7 +21,10 @@ from tests.unit.tiny_text import llama_config
 WITHOUT_LIGHTNING = [
     ["--help"],
     ["--version"],
-    *([command.name, "--help"] for command in COMMANDS.values() if command.parser),
+    *([command.name, "--help"] for command in COMMANDS.values() if command.parser or command.commands),
+    *([*own.name.split(), "--help"] for command in COMMANDS.values() for own in command.commands),
+    ["site", "init"],
+    ["federation", "create", "wards", "--cards", "nowhere"],
     ["fitt"],
     [],
     ["report", "nowhere"],
@@ -59,7 +62,8 @@ def test_help_versions_mistakes_and_reports_do_not_import_lightning(tmp_path: Pa
     seen = {" ".join(words): result for words, result in zip(WITHOUT_LIGHTNING, results, strict=True)}
     assert {words: imported for words, (_, imported) in seen.items() if imported} == {}
     assert {words for words, (code, _) in seen.items() if code} == {
-        *("fitt", "", "report nowhere", "export --outputt x", "plan --client 3")
+        *("fitt", "", "report nowhere", "export --outputt x", "plan --client 3"),
+        *("site init", "federation create wards --cards nowhere"),
     }
     assert (tmp_path / "run" / "report.html").is_file()
 
@@ -102,8 +106,9 @@ def test_every_command_is_in_the_help_and_can_be_carried_out(capsys: pytest.Capt
     lines = capsys.readouterr().out.splitlines()
     for command in COMMANDS.values():
         assert any(line.split()[:1] == [command.name] and line.endswith(command.help) for line in lines)
-        for place in filter(None, (command.run, command.parser)):
-            assert callable(command.function(place))
+        for part in (command, *command.commands):
+            for place in filter(None, (part.run, part.parser)):
+                assert callable(part.function(place))
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -1,0 +1,73 @@
+"""``lightning-parablock site init``: the keys of a site, which never leave it, and its public card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_parablock.cli.commands.federation_options import keys_folder
+from lightning_parablock.cli.parser import CommandParser
+from lightning_parablock.cli.table import COMMANDS_OF, PROGRAM
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.site_kit.files import PUBLIC, write_whole
+from lightning_parablock.site_kit.identity import Identity, default_folder
+from lightning_parablock.system.places import refuse_unwritable_file
+
+_COMMAND = COMMANDS_OF["site"]["init"]
+
+
+def site_init_parser() -> CommandParser:
+    """The options of the command."""
+    parser = CommandParser(
+        prog=_COMMAND.prog,
+        description=f"{_COMMAND.help} The keys are stored for this user alone and are never overwritten. The card is "
+        "one line that may be mailed.",
+    )
+    parser.add_argument("name", metavar="NAME", type=str, help="Name of the site, as fit's --site has it.")
+    parser.add_argument(
+        "--keys",
+        type=str | None,
+        default=None,
+        help="Folder for the keys; created with mode 0700. Default: ~/.lightning-parablock/NAME.",
+    )
+    parser.add_argument(
+        "--card", type=str | None, default=None, help="File to write the card to, besides NAME.card beside the keys."
+    )
+    parser.add_argument(
+        "--endpoint",
+        type=str | None,
+        default=None,
+        help="HOST:PORT (UDP) at which all other sites reach this one, if it has such a place. Where all sites have "
+        "one, no hub is needed.",
+    )
+    return parser
+
+
+def run_site_init(args: Sequence[str]) -> None:
+    """Run ``site init`` on the words that follow it and print the card.
+
+    Raises:
+        ConfigurationError: there are keys already, a name cannot be used, or a file cannot be written.
+    """
+    options = site_init_parser().parse_args(list(args))
+    folder = keys_folder(options) or default_folder(options.name)
+    wanted = Path(options.card).expanduser() if options.card else None
+    if wanted is not None:
+        _refuse(wanted)
+    identity = Identity.create(folder, options.name, options.endpoint)
+    card = f"{identity.card.text}\n"
+    own = folder / f"{identity.card.name}.card"
+    for path in (own, *([wanted] if wanted is not None else [])):
+        write_whole(path, card, mode=PUBLIC)
+    print(f"keys of site {identity.card.name}: {folder} (keep them there; they are never sent)")
+    print(f"card: {wanted or own}\n\n{card}")
+    print(f"Send the card to the person who runs {PROGRAM} federation create. It is not secret.")
+
+
+def _refuse(path: Path) -> None:
+    """Refuse a place for the card before there are keys."""
+    refuse_unwritable_file(path, "card")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"card {path} cannot be written: there is no folder {path.parent}")
+    if path.exists():
+        raise ConfigurationError(f"card {path} is there already and is not overwritten; name another file")
