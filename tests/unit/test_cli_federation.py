@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import shutil
 import stat
 import sys
@@ -237,9 +238,10 @@ def test_ctrl_c_at_the_question_signs_nothing(created: People, tmp_path: Path) -
     shown = b""
     while b"sign nothing): " not in shown:
         shown += os.read(terminal, 1000)
-    os.write(terminal, b"\x03")
     while b"nothing was signed" not in shown:
-        shown += os.read(terminal, 1000)
+        os.write(terminal, b"\x03")  # again and again: it has no effect in the moment before the question waits
+        while select.select([terminal], [], [], 3)[0] and b"nothing was signed" not in shown:
+            shown += os.read(terminal, 1000)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
     os.close(terminal)
     assert b"Traceback" not in shown and created.file("a").read_bytes() == before
