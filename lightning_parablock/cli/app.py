@@ -22,6 +22,7 @@ from lightning_parablock.cli.early_checks import check_sources, check_strategy, 
 from lightning_parablock.cli.errors import one_line
 from lightning_parablock.cli.help import asks_for_help, command_help
 from lightning_parablock.cli.light_models import small, without_weights
+from lightning_parablock.cli.newest_checkpoint import refuse_last
 from lightning_parablock.cli.run_options import add_run_options
 from lightning_parablock.cli.spellings import DATA_CLASS_PATH, MODEL_CLASS_PATH, STRATEGY_CLASS_PATH, expand_argv
 from lightning_parablock.cli.trainer_arguments import (
@@ -149,6 +150,8 @@ class ParaBlockCLI(CommandLine):
         self.run.site = self.option("trainer.strategy.init_args.site")
         self.run.comes_back = self.option("trainer.strategy.init_args.lighthouse") is not None
         check_strategy(self.option("trainer.strategy"))
+        if not self.run.comes_back:  # else the site looks where it has kept its checkpoints
+            refuse_last(self.option("ckpt_path"), self.option("trainer"), self.option("run_dir"), self.run.site)
         try:
             check_sources(self.option("data"), self.config.subcommand)
         except DataError as error:
