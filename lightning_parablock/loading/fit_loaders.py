@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,8 @@ class FitLoaders:
         rows_shown: One line per hosted client on how many of its rows it trains on.
         client_samples: Training samples per client, where clients take turns.
         uneven_training: Whether clients continue after others have run out of data.
+        fewest_training: Batches of an epoch at the client that is the first to run out of data; 0 where one's number is
+            not known, and infinity where none runs out before the others.
         uneven_evaluation: Whether clients have different or unknown numbers of batches in an evaluation.
     """
 
@@ -99,6 +102,7 @@ class FitLoaders:
         self.rows_shown: list[str] = []
         self.client_samples: tuple[int, ...] = ()
         self.uneven_training = self.uneven_evaluation = False
+        self.fewest_training = math.inf
         self._trainer, self._rules, self._whose_turn = trainer, rules, whose_turn
         self._passed: dict[int, Position] = {}
 
@@ -212,6 +216,8 @@ class FitLoaders:
                 )
             )
             self.uneven_training = self.uneven_training or goes_on
+            if goes_on:
+                self.fewest_training = min(self.fewest_training, *(length or 0 for length in lengths))
         return loader
 
     def _start(self, loader: TrainingLoader) -> LoaderStart:

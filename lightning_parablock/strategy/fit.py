@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ from lightning_parablock.strategy.cautions import caution
 from lightning_parablock.strategy.committed import CommittedView
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.strategy.round_start import apply_round_start, capture_round_start
-from lightning_parablock.strategy.skipped_steps import SkippedSteps, refuse_meeting_logs
+from lightning_parablock.strategy.skipped_steps import SkippedSteps, may_miss_epochs, refuse_meeting_logs
 from lightning_parablock.strategy.stopping import Stopping
 from lightning_parablock.training.block_freezer import BlockFreezer
 from lightning_parablock.training.local_training import LocalTraining
@@ -159,13 +160,20 @@ class FitSession:
         Raises:
             ConfigurationError: the step logs what ranks that skip it do not log, or has changed what is trainable.
         """
-        refuse_meeting_logs(self.trainer, self.skipped)
+        refuse_meeting_logs(self.trainer, self.skipped, misses_epochs=self._misses_epochs)
         self.outside.refuse_flags(self.training.parameters, self.place)
         if output is not None:
             return with_backward(output)
         self.training.discount_batch()
         # With more than one rank Lightning ends the run at a None.
         return None if self.ranks.is_alone else loss_of_nothing(self.ranks.root_device)
+
+    @property
+    def _misses_epochs(self) -> bool:
+        batches = min(self.trainer.num_training_batches, self.loaders.fewest_training)
+        steps = batches / self.trainer.accumulate_grad_batches
+        settings = self.engine.settings
+        return may_miss_epochs(self.skipped, settings.local_steps, self.ranks.hosting.by_rank, math.ceil(steps))
 
     def after_batch(self) -> None:
         """Advance the clock if the batch brought an optimizer step; at a turn's end switch to the next block."""

@@ -73,20 +73,45 @@ class SkippedSteps:
         return ", ".join(reason for reason, holds in said.items() if holds)
 
 
-def refuse_meeting_logs(trainer: Trainer, skipped: SkippedSteps) -> None:
+def may_miss_epochs(
+    skipped: SkippedSteps, local_steps: int, clients_by_rank: Sequence[Sequence[int]], epoch_steps: float
+) -> bool:
+    """Whether a whole epoch may pass in which a rank trains no client.
+
+    A client always trains in the first step of its part of a round, so that own limits let it skip all but one of the
+    local steps one after the other; a rank with fewer clients than others skips the whole turns that it lacks.
+
+    Args:
+        skipped: Why clients skip steps.
+        local_steps: Optimizer steps of a turn.
+        clients_by_rank: The clients that each rank hosts.
+        epoch_steps: Optimizer steps of an epoch at the client with the fewest.
+    """
+    turns = [len(clients) for clients in clients_by_rank]
+    longest_pause_steps = local_steps * (max(turns) - min(turns)) + (local_steps - 1 if skipped.own_steps else 0)
+    return skipped.sits_out or epoch_steps <= longest_pause_steps
+
+
+def refuse_meeting_logs(trainer: Trainer, skipped: SkippedSteps, *, misses_epochs: bool) -> None:
     """Refuse epoch metrics of training_step that all ranks reduce together, where a rank may not have logged them.
+
+    Args:
+        trainer: The trainer, behind a step of its module.
+        skipped: Why clients skip steps.
+        misses_epochs: See :func:`may_miss_epochs`.
 
     Raises:
         ConfigurationError: names the first such metric.
     """
-    if not skipped.sits_out:
+    if not misses_epochs:
         return
     for item in logged_results(trainer):
         meets = item.meta.sync.should if item.is_tensor else True  # a torchmetrics object meets when it is computed
         if item.meta.on_epoch and meets:
             raise ConfigurationError(
                 f"training_step logs {item.meta.name!r} over the epoch and all clients, and with {skipped.why} a rank "
-                "may have no client in an epoch: others would wait for it; log it without sync_dist, or in validation"
+                "may train no client in a whole epoch: others would wait for it; log it without sync_dist, or in "
+                "validation" + ("" if skipped.sits_out else ", or make epochs longer than a round")
             )
 
 

@@ -106,6 +106,18 @@ def test_saving_on_an_exception_waits_for_nobody(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "saved" / "exception.ckpt").is_file()
 
 
+@pytest.mark.parametrize("how", ["meets after skipped epochs", "meets after idle epochs"])
+def test_a_mean_over_epochs_in_which_a_client_may_have_no_step_is_refused_at_the_first(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    outputs = run_ranks(2, alone(ALONE, how), expect_code=None)
+    for output in outputs:
+        assert re.search(r"ConfigurationError: training_step logs 'value' over the epoch and all clients", output)
+        assert "own_local_steps or own_local_s a rank may train no client in a whole epoch" in output
+        assert "PeerTimeoutError" not in output and "fitted" not in output
+
+
 @pytest.mark.parametrize(
     ("how", "why"),
     [

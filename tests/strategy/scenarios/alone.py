@@ -141,6 +141,26 @@ def meets_in_passed_steps() -> None:
     run(Meeting(TASK, adamw_default), used=strategy(own_local_steps=1 if RANK == 1 else None))
 
 
+class MeetingAtEpochs(TaskModule):
+    """Logs in training what all clients average at the end of each epoch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("value", 1.0, on_step=False, on_epoch=True, sync_dist=True)
+        return super().training_step(batch, batch_idx)
+
+
+def meets_after_skipped_epochs() -> None:
+    """Client 1 trains on the first step of each round alone, and an epoch has one step less than a round."""
+    used = strategy(own_local_steps=1 if RANK == 1 else None, straggler_timeout_s=5)
+    run(MeetingAtEpochs(TASK, adamw_default), used=used, train=batches(K - 1), max_epochs=8)
+
+
+def meets_after_idle_epochs() -> None:
+    """The same without a limit of its own: client 1 has fewer data than the skipped steps of a round."""
+    used = strategy(own_local_steps=1, uneven_clients="go_on", straggler_timeout_s=5)
+    run(MeetingAtEpochs(TASK, adamw_default), used=used, train=batches(3 * K + 1 if RANK == 0 else 1), max_epochs=8)
+
+
 def ends_between_two_fits() -> None:
     """Client 1 fails behind its first fit; client 0 comes to its second one."""
     run()
@@ -160,6 +180,8 @@ CASES: dict[str, Callable[[], None]] = {
     "fails": fails,
     "meets without data": meets_without_data,
     "meets in passed steps": meets_in_passed_steps,
+    "meets after skipped epochs": meets_after_skipped_epochs,
+    "meets after idle epochs": meets_after_idle_epochs,
     "ends between two fits": ends_between_two_fits,
 }
 
