@@ -155,6 +155,13 @@ def _refuse_other_truths(is_bool: bool, part: memoryview) -> None:
         raise ProtocolError("a truth value is neither 0 nor 1")
 
 
+def _doubles(said: str, number: int) -> tuple[float, ...]:
+    data = bytes.fromhex(said)
+    if len(data) != 8 * number:
+        raise ProtocolError(f"{said!r:.40} is no {number} floating-point number(s)")
+    return struct.unpack(f"<{number}d", data)
+
+
 def _size(said: Any) -> torch.Size:
     return torch.Size(read_shape(said))
 
@@ -182,8 +189,8 @@ def _mapping(kind: type[dict[Any, Any]]) -> _Read:
 
 _READERS: dict[str, _Read] = {
     "int": lambda reader, said, depth: int(said, 16),
-    "float": lambda reader, said, depth: struct.unpack("<d", bytes.fromhex(said))[0],
-    "complex": lambda reader, said, depth: complex(*struct.unpack("<dd", bytes.fromhex(said))),
+    "float": lambda reader, said, depth: _doubles(said, 1)[0],
+    "complex": lambda reader, said, depth: complex(*_doubles(said, 2)),
     "text": lambda reader, said, depth: str(reader.take(said), "utf-8", "surrogatepass"),
     "bytes": lambda reader, said, depth: bytes(reader.take(said)),
     "bytearray": lambda reader, said, depth: bytearray(reader.take(said)),

@@ -97,6 +97,8 @@ HANDMADE: dict[str, tuple[bytes, str]] = {
     "colliding keys": (said({"dict": [part for key in COLLIDING for part in (key, 0)]}), "hashes collide"),
     "deep": (said(json.loads("[" * 300 + "]" * 300)), "it nests deeper than 100 levels"),
     "deeper": (said(0).replace(b"0", b"["), "a peer sent a value whose checksum is wrong"),
+    "short float": (said({"float": "00"}), "is no 1 floating-point"),
+    "long complex": (said({"complex": "00" * 17}), "is no 2 floating-point"),
     "device": (said({"device": "house"}), "is no device"),
     "dtype": (said({"dtype": "load"}), "is no type of tensors"),
     "path": (said({"path": ["Path", "a"]}), "it has no 'Path'"),
