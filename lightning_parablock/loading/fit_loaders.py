@@ -216,7 +216,7 @@ class FitLoaders:
                 )
             )
             self.uneven_training = self.uneven_training or goes_on
-            if goes_on:
+            if goes_on or None in lengths:
                 self.fewest_training = min(self.fewest_training, *(length or 0 for length in lengths))
         return loader
 

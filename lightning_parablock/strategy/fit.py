@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -173,7 +172,7 @@ class FitSession:
         batches = min(self.trainer.num_training_batches, self.loaders.fewest_training)
         steps = batches / self.trainer.accumulate_grad_batches
         settings = self.engine.settings
-        return may_miss_epochs(self.skipped, settings.local_steps, self.ranks.hosting.by_rank, math.ceil(steps))
+        return may_miss_epochs(self.skipped, settings.local_steps, self.ranks.hosting.by_rank, steps)
 
     def after_batch(self) -> None:
         """Advance the clock if the batch brought an optimizer step; at a turn's end switch to the next block."""

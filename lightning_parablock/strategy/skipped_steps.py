@@ -85,11 +85,12 @@ def may_miss_epochs(
         skipped: Why clients skip steps.
         local_steps: Optimizer steps of a turn.
         clients_by_rank: The clients that each rank hosts.
-        epoch_steps: Optimizer steps of an epoch at the client with the fewest.
+        epoch_steps: Optimizer steps of an epoch at the client with the fewest, a part of one included; 0 where that is
+            not known.
     """
     turns = [len(clients) for clients in clients_by_rank]
     longest_pause_steps = local_steps * (max(turns) - min(turns)) + (local_steps - 1 if skipped.own_steps else 0)
-    return skipped.sits_out or epoch_steps <= longest_pause_steps
+    return skipped.sits_out or (longest_pause_steps > 0 and epoch_steps <= longest_pause_steps)
 
 
 def refuse_meeting_logs(trainer: Trainer, skipped: SkippedSteps, *, misses_epochs: bool) -> None:

@@ -29,6 +29,10 @@ def test_means_over_an_epoch_in_which_a_rank_may_have_no_client_are_refused(logg
     [
         (SkippedSteps(), ((0,), (1,)), 1, False),
         (SkippedSteps(out_of_data=True), ((0,), (1,)), 1, False),  # it had some of the epoch's
+        (SkippedSteps(), ((0,), (1,)), 0, False),  # a stream of unknown length
+        (SkippedSteps(own_steps=True), ((0,), (1,)), 0, True),
+        (SkippedSteps(own_steps=True), ((0,), (1,)), float("inf"), False),
+        (SkippedSteps(own_steps=True), ((0,), (1,)), 3.5, False),  # its last step has half of the batches
         (SkippedSteps(sits_out=True), ((0,), (1,)), 1000, True),
         (SkippedSteps(own_steps=True), ((0,), (1,)), 3, True),
         (SkippedSteps(own_steps=True), ((0,), (1,)), 4, False),  # a round's first step is in it
@@ -39,7 +43,7 @@ def test_means_over_an_epoch_in_which_a_rank_may_have_no_client_are_refused(logg
     ],
 )
 def test_an_epoch_passes_without_a_rank_where_it_is_no_longer_than_its_pause(
-    skipped: SkippedSteps, clients_by_rank: Any, epoch_steps: int, misses: bool
+    skipped: SkippedSteps, clients_by_rank: Any, epoch_steps: float, misses: bool
 ) -> None:
     assert may_miss_epochs(skipped, 4, clients_by_rank, epoch_steps) == misses
 
