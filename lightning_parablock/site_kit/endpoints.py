@@ -51,7 +51,7 @@ def checked_range(option: str, text: str) -> ipaddress.IPv4Network:
     try:
         network = ipaddress.IPv4Network(text)
     except ValueError as error:
-        raise ConfigurationError(f"{option} must be a range such as 10.81.0.0/24, got {text!r:.60}: {error}") from error
+        raise ConfigurationError(f"{option} must be a range such as 10.81.0.0/24, got {text!r:.60}") from error
     if str(network) != text or not 16 <= network.prefixlen <= 29 or not _is_private(network):
         raise ConfigurationError(
             f"{option} must be within 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10 and /16 to /29, such "

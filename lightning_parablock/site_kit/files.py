@@ -62,9 +62,14 @@ def make_private_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-        refuse_open_to_others(folder, os.stat(folder))
+        mode = stat.S_IMODE(os.stat(folder).st_mode)
     except OSError as error:
         raise IdentityError(f"the folder {folder} cannot be created: {reason(error)}") from error
+    if mode & _OTHERS:
+        raise IdentityError(
+            f"the folder {folder} is open to other users (mode {mode:04o}), and private keys go there: chmod 700 "
+            f"{folder}, or name another folder with --keys"
+        )
 
 
 def write_whole(path: Path, text: str, *, mode: int = PRIVATE, is_new: bool = False) -> None:

@@ -16,7 +16,7 @@ import yaml
 from lightning_parablock.errors import ConfigurationError, RosterError
 from lightning_parablock.site_kit.files import read_bounded
 from lightning_parablock.site_kit.fingerprint import fingerprint_of
-from lightning_parablock.site_kit.keys import SIGNATURE_BYTES, decoded, encoded, is_signature
+from lightning_parablock.site_kit.keys import SIGNATURE_BYTES, decoded, is_signature
 from lightning_parablock.site_kit.plain_yaml import Plain, read_plain
 from lightning_parablock.site_kit.roster_checks import check_federation_name, check_numbers, check_parts
 from lightning_parablock.site_kit.roster_parts import Hub, RosterSite, fields_of, text_of
@@ -227,8 +227,3 @@ def _matching(name: str, said: Plain, pattern: re.Pattern[str]) -> str:
     if pattern.fullmatch(text) is None:
         raise ValueError(f"{name} cannot be {text!r:.60}")
     return text
-
-
-def signature_text(signature: bytes) -> str:
-    """A signature as it is in the file."""
-    return encoded(signature)

@@ -79,7 +79,7 @@ class RosterSite:
         values = fields_of(said, ("card", "outer", "inner") if has_hub else ("card", "inner"))
         card = Card.parse(text_of(values["card"]))
         if card.name != name:
-            raise RosterError(f"the card under {name!r} is that of site {card.name}")
+            raise RosterError(f"the card under {name!r:.70} is that of site {card.name}")
         return cls(card, text_of(values["inner"]), text_of(values["outer"]) if has_hub else None)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_parablock.site_kit.identity import Identity
-from lightning_parablock.site_kit.keys import new_link_keys
-from lightning_parablock.site_kit.roster import Roster, signature_text
+from lightning_parablock.site_kit.keys import encoded, new_link_keys
+from lightning_parablock.site_kit.roster import Roster
 from lightning_parablock.site_kit.roster_parts import Hub, RosterSite
 
 INNER, OUTER = "10.82.0.0/24", "10.81.0.0/24"
@@ -35,5 +35,5 @@ def unsigned(sites: dict[str, Identity], version: int = 1, hub_is: Hub | None = 
 
 def signed(roster: Roster, sites: dict[str, Identity]) -> Roster:
     """The roster with the signature of each of these sites."""
-    made = {name: signature_text(site.sign(roster.signed_bytes)) for name, site in sites.items()}
+    made = {name: encoded(site.sign(roster.signed_bytes)) for name, site in sites.items()}
     return roster.with_signatures(made)

@@ -71,7 +71,7 @@ def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match=r"a is open to other users \(mode 0755\).* chmod 700"):
         Identity.read(tmp_path / "a")
     (tmp_path / "open").mkdir(mode=0o755)
-    with pytest.raises(IdentityError, match="open is open to other users"):
+    with pytest.raises(IdentityError, match=r"open to other users \(mode 0755\), and private keys go there"):
         Identity.create(tmp_path / "open", "a")
 
 

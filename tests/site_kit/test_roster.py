@@ -15,7 +15,7 @@ from lightning_parablock.errors import RosterError
 from lightning_parablock.site_kit.fingerprint import check_fingerprint
 from lightning_parablock.site_kit.identity import Identity
 from lightning_parablock.site_kit.keys import encoded
-from lightning_parablock.site_kit.roster import MOST_ROSTER_BYTES, Roster, signature_text
+from lightning_parablock.site_kit.roster import MOST_ROSTER_BYTES, Roster
 from tests.site_kit.sites import hub, identities, signed, unsigned
 
 
@@ -113,7 +113,7 @@ def test_another_card_or_one_site_more_makes_every_signature_wrong(
 
 
 def test_the_signature_of_another_site(roster: Roster, three: dict[str, Identity]) -> None:
-    made = signature_text(three["a"].sign(roster.signed_bytes))
+    made = encoded(three["a"].sign(roster.signed_bytes))
     for site in "bc":
         with pytest.raises(RosterError, match=f"the signature of site {site} is wrong: another site made it"):
             unsigned(three, hub_is=roster.hub).with_signatures({site: made})

@@ -21,6 +21,7 @@ from lightning_parablock.site_kit.files import PUBLIC, write_whole
 from lightning_parablock.site_kit.hub_keys import HubKeys, default_hub_folder
 from lightning_parablock.site_kit.memory import Memory
 from lightning_parablock.site_kit.roster import Roster
+from lightning_parablock.system.places import refuse_unwritable_file
 
 _COMMANDS = COMMANDS_OF["federation"]
 _AFTER = (
@@ -102,6 +103,7 @@ def _add_roster(parser: CommandParser) -> None:
 def _change(path: Path, folder: Path | None, change: Callable[[Roster], Roster]) -> None:
     """Replace a file by its next version, and the hub's links by those of it."""
     old = Roster.read(path)
+    refuse_unwritable_file(path, "the federation file")
     if old.hub is None:
         roster, started = change(old), []
     else:

@@ -19,6 +19,7 @@ from lightning_parablock.site_kit.membership import find_identity
 from lightning_parablock.site_kit.memory import Memory
 from lightning_parablock.site_kit.roster import Roster
 from lightning_parablock.system.exit_codes import INTERRUPTED
+from lightning_parablock.system.places import refuse_unwritable_file
 
 _COMMAND = COMMANDS_OF["site"]["approve"]
 _QUESTION = "The fingerprint, as the other sites read it out (Ctrl-C: sign nothing): "
@@ -60,6 +61,7 @@ def run_approve(args: Sequence[str]) -> None:
     if name in roster.signatures:
         print(f"\nsite {name} has signed {path} already")
     else:
+        refuse_unwritable_file(path, "the federation file")
         _compare(roster, options.fingerprint)
         roster = _signed(roster, identity)
         memory.keep(roster)
