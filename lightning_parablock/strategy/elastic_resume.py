@@ -20,6 +20,7 @@ from lightning_parablock.launching.checkpoint_choice import Choice
 from lightning_parablock.regroup.lineage import Lineage, are_of_one_lineage, newest_of
 from lightning_parablock.strategy.elastic_run import ElasticRun
 from lightning_parablock.system.payloads import from_bytes, to_bytes
+from lightning_parablock.system.reading import reading
 
 _WHAT = "the checkpoint from which the run continues"
 
@@ -123,7 +124,9 @@ class ShareOfCheckpoint:
             entry = held.entry
             problem = _other_setting(entry.settings, settings)
             mine = _Told(found.path, entry.lineage, entry.round, entry.weights_sha256, problem)
-        told: list[_Told] = [_Told(*one) for one in ranks.gather_objects(_plain(mine))]
+        said = ranks.gather_objects(_plain(mine))
+        with reading("what a founder says of its checkpoint"):
+            told = [_Told(*one) for one in said]
         if not run.entry.is_founder:
             return None
         founders = [f"site {run.name_of(client)}" for client in run.group.clients]
