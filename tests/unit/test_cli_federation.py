@@ -259,6 +259,7 @@ def test_where_all_sites_are_public_there_is_no_hub(
     people.sign("a", "b")
     said = people.at("a", "site", "join", "federation.yaml")
     assert "mesh-inner.conf" in said and "outer" not in said
+    assert "The other sites reach this one at a.example.org:51820: its UDP port must be open.\n" in said
     people.at("hub", "site", "init", "c", "--card", "c.card")
     said = people.at("hub", "federation", "add", "federation.yaml", "--cards", "c.card", code=2)
     assert "without a hub every site needs a public endpoint, and the card of c has none" in said

@@ -102,7 +102,7 @@ def keep_at_hub(roster: Roster, keys: HubKeys) -> list[str]:
     known = path.exists()
     write_whole(path, hub_file(roster, roster.hub, keys))
     port = roster.hub.endpoint.rpartition(":")[2]
-    name = shlex.quote(str(path))
+    name = shlex.quote(str(path.absolute()))
     again = f"wg-quick down {name}; " if known else ""
     return [f"On this hub, with UDP port {port} open, as root:", f"  {again}wg-quick up {name}"]
 

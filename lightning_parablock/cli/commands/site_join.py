@@ -50,18 +50,18 @@ def run_join(args: Sequence[str]) -> None:
         write_whole(file, text)
     print(f"site {site.name} is in version {roster.version} of federation {roster.federation}, signed by all sites\n")
     steps = (
-        _start(roster, list(files), known=known),
+        _start(roster, site.card.endpoint, list(files), known=known),
         _check(roster, site.name),
         _run(path, site.name, identity.folder),
     )
     print("\n".join(line for step in steps for line in step))
 
 
-def _start(roster: Roster, files: Sequence[Path], *, known: bool) -> Iterator[str]:
+def _start(roster: Roster, endpoint: str | None, files: Sequence[Path], *, known: bool) -> Iterator[str]:
     yield "1. As root, start the links again; they were here before:" if known else "1. As root, start the links:"
     if known:
-        yield from (f"  wg-quick down {_quoted(file)}" for file in reversed(files))
-    yield from (f"  wg-quick up {_quoted(file)}" for file in files)
+        yield from (f"  wg-quick down {_quoted(file.absolute())}" for file in reversed(files))
+    yield from (f"  wg-quick up {_quoted(file.absolute())}" for file in files)
     if shutil.which("wg-quick") is None:
         yield "  (wg-quick is not installed here: it is in the package wireguard-tools)"
     if roster.hub is not None:
@@ -69,6 +69,8 @@ def _start(roster: Roster, files: Sequence[Path], *, known: bool) -> Iterator[st
             f"  Through {outer_interface(roster)} the hub and all sites reach this host. A firewall may limit it to "
             f"UDP port {roster.inner_port} from {roster.outer_range}."
         )
+    else:
+        yield f"  The other sites reach this one at {endpoint}: its UDP port must be open."
 
 
 def _check(roster: Roster, here: str) -> Iterator[str]:
