@@ -155,6 +155,14 @@ def test_signatures_that_were_known_are_kept(first: Roster, sites: dict[str, Ide
     assert newest is not None and newest.unsigned_by() == ("c",)
 
 
+def test_what_is_known_already_is_not_written_again(first: Roster, sites: dict[str, Identity]) -> None:
+    memory = Memory(sites["a"].folder, "wards")
+    memory.keep(signed(first, {"a": sites["a"]}))
+    before = (sites["a"].folder / "wards.seen.yaml").stat()
+    memory.keep(first)
+    assert (sites["a"].folder / "wards.seen.yaml").stat() == before
+
+
 def test_a_damaged_memory_is_an_error_and_no_new_beginning(first: Roster, sites: dict[str, Identity]) -> None:
     memory = Memory(sites["a"].folder, "wards")
     memory.keep(first)
