@@ -220,7 +220,7 @@ class _Connection(BaseHTTPRequestHandler):
             if "Transfer-Encoding" in self.headers:
                 self.close_connection = True
                 raise ProtocolError("a message must state its length; chunked ones are not accepted")
-            name, caller = self.path.lstrip("/"), Identity.of(self.headers)
+            name, caller = self.path.lstrip("/"), Identity.of(self.headers, str(self.client_address[0]))
             server.answers.admit(name, caller)
             server.admitted(self.connection)
             total = length(self.headers, "Content-Length", server.most_bytes)

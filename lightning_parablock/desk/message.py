@@ -52,20 +52,22 @@ class Identity:
         run: Id of the run; empty before the run has one.
         site: Name of the site.
         incarnation: Which process of the site it is.
+        source: Address from which the call came; empty at the caller. It is no part of who the caller says it is.
     """
 
     run: str = ""
     site: str = ""
     incarnation: str = ""
+    source: str = field(default="", compare=False)
 
     def headers(self) -> dict[str, str]:
         """As headers of a call."""
         return {RUN: self.run, SITE: self.site, INCARNATION: self.incarnation}
 
     @classmethod
-    def of(cls, headers: Headers) -> Identity:
-        """The identity that a call's headers state; empty where there are none."""
-        return cls(headers.get(RUN, ""), headers.get(SITE, ""), headers.get(INCARNATION, ""))
+    def of(cls, headers: Headers, source: str = "") -> Identity:
+        """The identity that the headers of a call from ``source`` state; empty where there are none."""
+        return cls(headers.get(RUN, ""), headers.get(SITE, ""), headers.get(INCARNATION, ""), source)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,8 @@ class Desk:
         ports: Where ``port`` is 0: range of ports to take one of; None for any.
         check: Called with the identity of each caller, and the name of the call; raises for strangers. They get its
             error. None to let all pass.
+        recognize: Called with the identity of each caller before all else; raises for one that is not who it says it
+            is, even where strangers are answered. None where callers cannot be told apart.
         most_bytes: Longest message that is accepted.
 
     Attributes:
@@ -110,10 +112,11 @@ class Desk:
         ports: PortRange | None = None,
         *,
         check: Callable[[Identity, str], None] | None = None,
+        recognize: Callable[[Identity], None] | None = None,
         most_bytes: int = MOST_BYTES,
     ) -> None:
         self._routes: Mapping[str, _Route] = MappingProxyType({})
-        self._check = check
+        self._check, self._recognize = check, recognize
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._listener = Listener(host, port, ports, self, most_bytes)
@@ -136,10 +139,12 @@ class Desk:
 
         Raises:
             RefusedError: there is no such call, or the desk is being closed.
-            ParaBlockError: the check refuses the caller.
+            ParaBlockError: the caller is not who it says it is, or the check refuses it.
         """
         if self._closing.is_set():
             raise RefusedError("the desk of this site is being closed", "closing")
+        if self._recognize is not None:
+            self._recognize(caller)
         route = self._routes.get(name)
         if route is None:
             close = closest(name, list(self._routes))

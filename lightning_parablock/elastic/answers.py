@@ -162,6 +162,7 @@ class Answers:
         generation = _generation(call)
         with call.reading():
             store = str(call.said["store"])
+            self._seat.check_address(call.caller.site, store, "the store")
         decision = self._acknowledged(generation)
 
         def work() -> None:

@@ -36,6 +36,7 @@ from typing import Any
 from typing_extensions import override
 
 from lightning_parablock.elastic.arbiter import Arbiter, Candidate, of_run
+from lightning_parablock.elastic.known_sites import KnownSites
 from lightning_parablock.elastic.roll import Roll
 from lightning_parablock.elastic.torchft import coordination
 from lightning_parablock.errors import ArbiterError
@@ -57,6 +58,8 @@ class Lighthouse(Arbiter):
     Args:
         address: ``host:port`` of the lighthouse, which need not run yet.
         silence_s: The lighthouse's own: seconds without a heartbeat after which a process is missing in the list.
+        known: The sites that may take part; None for any. Whoever reaches the lighthouse can enter any name and address
+            there, and what does not fit is left out of every list.
 
     Raises:
         ConfigurationError: torchft is not installed.
@@ -65,9 +68,9 @@ class Lighthouse(Arbiter):
     thread at a time may ask.
     """
 
-    def __init__(self, address: str, silence_s: float = 5.0) -> None:
+    def __init__(self, address: str, silence_s: float = 5.0, known: KnownSites | None = None) -> None:
         self._module = coordination()
-        self._address, self._silence_s = address, silence_s
+        self._address, self._silence_s, self._known = address, silence_s, known
         self._changed = threading.Condition()
         self._closed = threading.Event()
         self._me: Candidate | None = None
@@ -174,6 +177,8 @@ class Lighthouse(Arbiter):
             one, number = _said_by(member)
             if one is None:
                 continue  # another program uses this lighthouse
+            if self._known is not None and not self._known.has(one):
+                continue
             found[member.replica_id] = one
             if member.replica_id == _id_of(me):
                 answers = number

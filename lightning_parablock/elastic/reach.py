@@ -34,6 +34,8 @@ class Reach:
             desks = {str(site): str(desk) for site, desk in call.said["desks"].items()}
         if len(desks) > _MOST_DESKS:
             raise ProtocolError(f"a call names {len(desks)} desks to try; at most {_MOST_DESKS} are tried")
+        for site, desk in desks.items():
+            self._seat.check_address(site, desk, "the desk")
         return Reply({"reached": self.reached(desks)})
 
     def reached(self, desks: Mapping[str, str]) -> list[str]:

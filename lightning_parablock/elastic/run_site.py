@@ -24,6 +24,7 @@ from lightning_parablock.errors import CallOrderError, DivergenceError, RefusedE
 from lightning_parablock.federation.joining import start_at
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.federation.schedule import Schedule
+from lightning_parablock.meeting.private_links import PrivateLinks
 from lightning_parablock.regroup.keys import newest_due_at_start
 from lightning_parablock.server.optimizers import ServerSGD
 from lightning_parablock.settings import Settings
@@ -44,12 +45,19 @@ class RunSite(Site, SiteView):
         host: Address at which the other sites reach this one.
         settings: The run's settings.
         record: Where the site notes the run that it takes part in.
+        links: Addresses of the sites of a federation; None where sites may be anywhere.
     """
 
     def __init__(
-        self, options: SiteOptions, arbiter: Arbiter, host: str, settings: Settings, record: RunRecord | None = None
+        self,
+        options: SiteOptions,
+        arbiter: Arbiter,
+        host: str,
+        settings: Settings,
+        record: RunRecord | None = None,
+        links: PrivateLinks | None = None,
     ) -> None:
-        super().__init__(options, arbiter, host, settings.ports, record)
+        super().__init__(options, arbiter, host, settings.ports, record, links)
         self._delay = settings.delay_rounds_and_steps
         self._transport: ElasticTransport | None = None
         self._hashes: dict[int, str] = {}

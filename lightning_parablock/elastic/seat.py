@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from lightning_parablock.desk.caller import call
 from lightning_parablock.desk.message import Identity, Reply
 from lightning_parablock.elastic.arbiter import Candidate, new_incarnation
-from lightning_parablock.errors import MembershipError, ParaBlockError, UnreachableError
+from lightning_parablock.errors import (
+    MembershipError,
+    ParaBlockError,
+    ProtocolError,
+    RefusedError,
+    UnreachableError,
+)
+from lightning_parablock.meeting.private_links import PrivateLinks
 from lightning_parablock.regroup.lineage import Lineage
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.regroup.member import Membership
@@ -53,6 +60,7 @@ class Seat:
         options: How it takes part.
         address: Of its desk.
         store_address: Of the store that it hosts for the connections of a generation that it coordinates.
+        links: Addresses of the sites of a federation, and no others are called; None for any.
         facts: What must be the same at all sites, by name.
         incarnation: Which process of the site this is; the newer of two is the greater text.
         changed: Notified whenever anything here changes.
@@ -82,6 +90,7 @@ class Seat:
     options: SiteOptions
     address: str
     store_address: str
+    links: PrivateLinks | None = None
     facts: Mapping[str, str] = field(default_factory=dict[str, str])
     incarnation: str = field(default_factory=new_incarnation)
     changed: threading.Condition = field(default_factory=lambda: threading.Condition(threading.RLock()))
@@ -192,6 +201,26 @@ class Seat:
         with self.changed:
             self.error = self.error or error
             self.changed.notify_all()
+
+    def recognize(self, caller: Identity) -> None:
+        """Raise a RefusedError where a call comes from another address than the roster gives to the caller's site."""
+        if self.links is None:
+            return
+        try:
+            self.links.check_peer(caller.site, caller.source, "a call")
+        except ProtocolError as error:
+            raise RefusedError(str(error), "stranger") from error
+
+    def check_address(self, site: str, address: str, what: str) -> None:
+        """Raise a ProtocolError where a peer names another address than the roster gives to a site.
+
+        Args:
+            site: Name of the site.
+            address: ``host:port``.
+            what: Is there; for messages.
+        """
+        if self.links is not None:
+            self.links.check_peer_port(site, address, what)
 
     def check(self) -> None:
         """Raise the error that ends this site's part in the run, if there is one."""

@@ -28,6 +28,7 @@ from lightning_parablock.errors import (
     PeerTimeoutError,
     RefusedError,
 )
+from lightning_parablock.meeting.private_links import PrivateLinks
 from lightning_parablock.regroup.lineage import Lineage, goes_back
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.regroup.report import Decision
@@ -49,6 +50,8 @@ class Site:
         host: Address at which the other sites reach this one.
         ports: Range of ports for the desk and the store; None for any.
         record: Where the site notes the run that it takes part in; None for nowhere.
+        links: Addresses of the sites of a federation: this one listens at ``host`` alone, and speaks with no other
+            addresses; None where sites may be anywhere.
 
     Attributes:
         ancestors: Ids of the runs from which the run descends, oldest first; empty until the founders have agreed.
@@ -61,13 +64,14 @@ class Site:
         host: str,
         ports: PortRange | None = None,
         record: RunRecord | None = None,
+        links: PrivateLinks | None = None,
     ) -> None:
         self._record = record or RunRecord()
-        self._desk = Desk(host, ports=ports, check=self._refuse_strangers)
-        self.store = host_store(host, ports)
+        self._desk = Desk(host, ports=ports, check=self._refuse_strangers, recognize=self._recognize)
+        self.store = host_store(host, ports, is_private=links is not None)
         self.journal = Journal(options.site)
         self.ancestors: Lineage = ()
-        self._seat = Seat(options, self._desk.address, f"{host}:{self.store.port}")
+        self._seat = Seat(options, self._desk.address, f"{host}:{self.store.port}", links)
         self.gathers = Gathers(self._seat, options.straggler_timeout_s, options.rejoin_timeout_s)
         self._answers = Answers(self._seat, self._note_opening)
         self._door = Door(self._seat)
@@ -290,6 +294,9 @@ class Site:
     def _note_opening(self, decision: Decision) -> None:
         redone = () if self._rounds is None else self._rounds.reopened
         self.journal.note_opening(decision.log, self._seat.run, redone)
+
+    def _recognize(self, caller: Identity) -> None:
+        self._seat.recognize(caller)
 
     def _refuse_strangers(self, caller: Identity, name: str) -> None:
         run = self._seat.run

@@ -19,17 +19,18 @@ _WAITING = 128
 """Connections that wait to be accepted: all members of a generation come at once."""
 
 
-def host_store(host: str, ports: PortRange | None = None) -> TCPStore:
+def host_store(host: str, ports: PortRange | None = None, *, is_private: bool = False) -> TCPStore:
     """A store of this process.
 
     Args:
         host: Address at which the other sites reach this one.
         ports: Range of ports to take one of; None for any.
+        is_private: Whether it must listen at this address alone, also where any port will do.
 
     Raises:
-        ConfigurationError: every port of the range is taken.
+        ConfigurationError: every port of the range is taken, or the address is not this machine's.
     """
-    if ports is None:
+    if ports is None and not is_private:
         return TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
     listening = _listening(host, ports)
     port = int(listening.getsockname()[1])
@@ -37,17 +38,18 @@ def host_store(host: str, ports: PortRange | None = None) -> TCPStore:
     return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
 
 
-def _listening(host: str, ports: PortRange) -> socket.socket:
+def _listening(host: str, ports: PortRange | None) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return opened_on_one_of(
-            range(ports.first, ports.last + 1),
+            [0] if ports is None else range(ports.first, ports.last + 1),
             lambda port: socket.create_server((host, port), family=family, backlog=_WAITING),
         )
     except OSError as problem:
+        given = "" if ports is None else f"ports='{ports}': "
+        hint = "" if ports is None else "; a site takes three ports of the range, so give it about 100"
         raise ConfigurationError(
-            f"ports='{ports}': {socket.gethostname()} cannot listen at {host} on any of them: "
-            f"{problem.strerror or problem}; a site takes three ports of the range, so give it about 100"
+            f"{given}{socket.gethostname()} cannot listen at {host}: {problem.strerror or problem}{hint}"
         ) from problem
 
 

@@ -25,6 +25,7 @@ from lightning_parablock.meeting.devices import on_listeners
 from lightning_parablock.meeting.group_opening import open_together
 from lightning_parablock.meeting.introductions import NO_NUMBER, Introduction, Meeting, in_order, this_system
 from lightning_parablock.meeting.meeting import MeetingTable
+from lightning_parablock.meeting.private_links import PrivateLinks
 from lightning_parablock.meeting.rendezvous import (
     Address,
     connect_store,
@@ -52,6 +53,7 @@ def join_run(
     *,
     one_host: bool,
     ports: PortRange | None,
+    links: PrivateLinks | None = None,
     **group: Any,
 ) -> Meeting:
     """Meet the other ranks, take the number that the meeting gives and open the default process group; collective.
@@ -63,6 +65,7 @@ def join_run(
         backend: Backend of the default process group.
         one_host: Whether all ranks run on this machine.
         ports: On which this rank accepts connections; None for any.
+        links: Addresses of the sites of a federation, and no others are used; None for any.
         **group: Further arguments of ``init_process_group``, ``timeout`` and ``device_id`` among them.
 
     Raises:
@@ -77,9 +80,14 @@ def join_run(
         return meeting
     wait = LimitedWait(limit_s)
     address = Address(environment.main_address, environment.main_port)
-    store, meeting = _meet(address, own, wait)
+    if links is not None:
+        links.check_here()
+        links.check_meeting(address.host, "rendezvous" if isinstance(environment, SiteEnvironment) else "MASTER_ADDR")
+        if launcher_hosts_store():
+            links.warn_of_open_store(address.port)
+    store, meeting = _meet(address, own, wait, is_private=links is not None)
     _adopt_number(environment, meeting.rank)
-    Ways(address.host, one_host, ports).open(store, meeting, wait)
+    Ways(address.host, one_host, ports, links).open(store, meeting, wait)
     of_group = connect_store(address, wait)
     of_group.set_timeout(group["timeout"] or default_pg_timeout)
     group["store"] = PrefixStore(f"parablock/group/{meeting.run_id}", of_group)
@@ -94,10 +102,10 @@ def join_run(
     return meeting
 
 
-def _meet(address: Address, own: Introduction, wait: LimitedWait) -> tuple[Store, Meeting]:
+def _meet(address: Address, own: Introduction, wait: LimitedWait, *, is_private: bool = False) -> tuple[Store, Meeting]:
     """The store that all ranks share, and who they are. The process that hosts the store may be started again."""
     while True:
-        store, hosts = _open_store(address, own, wait)
+        store, hosts = _open_store(address, own, wait, is_private=is_private)
         table = MeetingTable(PrefixStore(_attempt(), store), own, address.describe(), hosts_store=hosts)
         try:
             meeting = table.meet(wait)
@@ -109,11 +117,11 @@ def _meet(address: Address, own: Introduction, wait: LimitedWait) -> tuple[Store
         return store, meeting
 
 
-def _open_store(address: Address, own: Introduction, wait: LimitedWait) -> tuple[Store, bool]:
+def _open_store(address: Address, own: Introduction, wait: LimitedWait, *, is_private: bool) -> tuple[Store, bool]:
     if own.rank == NO_NUMBER:
-        return open_store(address, wait)
+        return open_store(address, wait, is_private=is_private)
     if own.rank == 0 and not launcher_hosts_store():
-        return host_store(address), True
+        return host_store(address, is_private=is_private), True
     return connect_store(address, wait), False
 
 

@@ -25,6 +25,10 @@ _PAUSE_S = 0.25
 _RESOLVE_S = 30.0
 """Time for a host name to become resolvable, since machines may be started together with the run."""
 _ANSWER_S = 10.0
+_WAITING = 1024
+"""Connections that wait to be accepted: all ranks come at once."""
+_private: set[Address] = set()
+"""Where stores of this process have listened at one address alone."""
 
 
 class _PortTaken(ConfigurationError):
@@ -74,8 +78,13 @@ def launcher_hosts_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def open_store(address: Address, wait: LimitedWait) -> tuple[Store, bool]:
+def open_store(address: Address, wait: LimitedWait, *, is_private: bool = False) -> tuple[Store, bool]:
     """Host the store if the address is this machine's and no other process hosts it; otherwise connect to it.
+
+    Args:
+        address: Where it is.
+        wait: Limit for connecting.
+        is_private: See :func:`host_store`.
 
     Returns:
         The store, and whether this process hosts it.
@@ -86,12 +95,16 @@ def open_store(address: Address, wait: LimitedWait) -> tuple[Store, bool]:
     """
     if address.is_here:
         with contextlib.suppress(_PortTaken):  # by a store of another site on this machine; otherwise connecting fails
-            return host_store(address), True
+            return host_store(address, is_private=is_private), True
     return connect_store(address, wait), False
 
 
-def host_store(address: Address) -> Store:
+def host_store(address: Address, *, is_private: bool = False) -> Store:
     """Open the store in this process.
+
+    Args:
+        address: Its address.
+        is_private: Listen at this address alone; otherwise at all addresses of this machine, as torch does by itself.
 
     Raises:
         ConfigurationError: the port is taken, or the address is not this machine's.
@@ -104,8 +117,9 @@ def host_store(address: Address) -> Store:
             timeout=timedelta(seconds=_ANSWER_S),
             wait_for_workers=False,
             multi_tenant=True,
+            master_listen_fd=_listening(address, is_private=is_private),
         )
-    except DistError as error:
+    except (DistError, OSError) as error:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
             raise _PortTaken(
                 f"port {address.port} of {socket.gethostname()}, where the ranks are to meet, is taken by another "
@@ -115,6 +129,21 @@ def host_store(address: Address) -> Store:
             f"this process ({socket.gethostname()}) is to host the meeting at {address} and cannot: {one_line(error)}; "
             "the first rank must run on the machine that has this address"
         ) from error
+
+
+def _listening(address: Address, *, is_private: bool) -> int | None:
+    """Descriptor of a socket that listens at the address alone, which the store takes over; None for torch's own."""
+    if not is_private:
+        return None
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        listening = socket.create_server((address.host, address.port), family=family, backlog=_WAITING)
+    except OSError:
+        if address in _private:  # by the store of an earlier fit of this process, which torch finds by its port
+            return None
+        raise
+    _private.add(address)
+    return listening.detach()
 
 
 def connect_store(address: Address, wait: LimitedWait) -> Store:

@@ -17,10 +17,11 @@ from typing import Any
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from lightning_parablock.errors import ConfigurationError, PeerError, PeerLostError, PeerTimeoutError
+from lightning_parablock.errors import ConfigurationError, PeerError, PeerLostError, PeerTimeoutError, ProtocolError
 from lightning_parablock.meeting.addresses import INTERFACE_VARIABLE, is_loopback, own_address, resolved
 from lightning_parablock.meeting.devices import open_listeners
 from lightning_parablock.meeting.introductions import Meeting
+from lightning_parablock.meeting.private_links import PrivateLinks
 from lightning_parablock.settings.ports import PortRange
 from lightning_parablock.system.bounded_json import parsed
 from lightning_parablock.system.limited_wait import LimitedWait
@@ -40,11 +41,13 @@ class Ways:
         master: Host name or address of the rendezvous.
         one_host: Whether all ranks run on one machine.
         ports: Range of ports for this rank's listener; None for any port.
+        links: Addresses of the sites of a federation, and no others are used; None for any.
     """
 
     master: str
     one_host: bool
     ports: PortRange | None
+    links: PrivateLinks | None = None
 
     def open(self, store: Store, meeting: Meeting, wait: LimitedWait) -> None:
         """Open this rank's listener and make sure that the ranks can connect to each other; collective.
@@ -66,8 +69,10 @@ class Ways:
     def _open(self, table: _Table, meeting: Meeting) -> None:
         problem = ""
         try:
-            address = own_address(self.master, one_host=self.one_host, reached_as=self._reached_as(table))
+            address = self._own_address(table)
             mine = [(listener.address, listener.port) for listener in open_listeners(address, self.ports)]
+            if self.links is not None:
+                self.links.check_listeners(address for address, _ in mine)
         except PeerError:  # every rank notices it by itself
             raise
         except (OSError, RuntimeError) as error:  # system, gloo or configuration errors: the others are waiting
@@ -75,7 +80,13 @@ class Ways:
         table.agree("listeners", problem)
         if not self.one_host:
             everyones = table.exchange("addresses", mine)
-            table.agree("ways", "; ".join(_blocked(meeting, everyones)))
+            table.agree("ways", "; ".join(_foreign(meeting, everyones, self.links) or _blocked(meeting, everyones)))
+
+    def _own_address(self, table: _Table) -> str:
+        reached_as = self._reached_as(table)
+        if self.links is not None:
+            return self.links.own
+        return own_address(self.master, one_host=self.one_host, reached_as=reached_as)
 
     def _reached_as(self, table: _Table) -> str | None:
         """Address by which ranks on other machines reach the rendezvous, if there are such ranks."""
@@ -128,6 +139,19 @@ class _Table:
                 "see the output there"
             )
         self._wait.report(lambda: f"the {what} of {who()}")
+
+
+def _foreign(meeting: Meeting, everyones: list[list[list[Any]]], links: PrivateLinks | None) -> list[str]:
+    """Problems with addresses that ranks announce and the roster of the federation does not give to their sites."""
+    found: list[str] = []
+    for rank, theirs in enumerate(everyones if links is not None else []):
+        for address, _ in _listeners(meeting, rank, theirs):
+            try:
+                assert links is not None
+                links.check_peer(str(meeting.ranks[rank].site), address, "a listener")
+            except ProtocolError as error:
+                found.append(str(error))
+    return found
 
 
 def _blocked(meeting: Meeting, everyones: list[list[list[Any]]]) -> list[str]:

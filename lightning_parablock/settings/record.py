@@ -18,12 +18,14 @@ from lightning_parablock.settings.exchange import ExchangeOptions
 from lightning_parablock.settings.fit import FitOptions
 from lightning_parablock.settings.links import LinkOptions
 from lightning_parablock.settings.local import LocalOptions
+from lightning_parablock.settings.private import PrivateOptions
 from lightning_parablock.settings.rounds import AUTO, RoundOptions, resolve_steps
 
 
 # The fields of a dataclass begin with those of its last base: signatures, help and fingerprint keep that order.
 @record
 class MethodOptions(
+    PrivateOptions,
     ElasticOptions,
     FitOptions,
     LinkOptions,

@@ -212,7 +212,7 @@ class ElasticRanks(RankStrategy):
     def _enter(self, environment: ElasticEnvironment) -> None:
         assert self._site is not None
         facts = versions_here() | self.settings.fingerprint()
-        site = open_site(self.settings, self._site, self._site_folder)
+        site = open_site(self.settings, self._site, self._site_folder, self._links)
         run = ElasticRun.enter(self, site, facts, self._held_checkpoint())
         environment.follow(run.client, lambda: run.group.clients)
         self._elastic = run

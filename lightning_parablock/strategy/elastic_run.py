@@ -10,12 +10,14 @@ from pathlib import Path
 
 from lightning_parablock.blocks.partition import Block
 from lightning_parablock.checkpointing.elastic_checkpoints import ElasticEntry
+from lightning_parablock.elastic.known_sites import KnownSites
 from lightning_parablock.elastic.lighthouse import Lighthouse
 from lightning_parablock.elastic.run_record import RunRecord
 from lightning_parablock.elastic.run_site import RunSite, site_options
 from lightning_parablock.elastic.view import Admission, Entry, HeldCheckpoint, SiteView
 from lightning_parablock.meeting.addresses import INTERFACE_VARIABLE, own_address, reached_from
 from lightning_parablock.meeting.devices import open_listeners
+from lightning_parablock.meeting.private_links import PrivateLinks
 from lightning_parablock.membership.descriptors import raise_limit
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.elastic_group import ElasticGroup
@@ -115,13 +117,14 @@ class ElasticRun:
         )
 
 
-def open_site(settings: Settings, name: str, folder: Path | None) -> SiteView:
+def open_site(settings: Settings, name: str, folder: Path | None, links: PrivateLinks | None = None) -> SiteView:
     """The site of this process, which has entered no run yet.
 
     Args:
         settings: The run's settings.
         name: Of the site.
         folder: Where it notes that it has started the run; None for nowhere.
+        links: The private network of a federation, which the site then uses alone; None for the machine's own.
 
     Raises:
         ConfigurationError: torchft, which the arbiter needs, is not installed, the lighthouse's name is unknown, or
@@ -129,12 +132,27 @@ def open_site(settings: Settings, name: str, folder: Path | None) -> SiteView:
     """
     assert settings.lighthouse is not None
     raise_limit()
-    hub = settings.lighthouse.rpartition(":")[0]
-    # Every generation's exchange uses these listeners; without them gloo takes whatever the machine's name resolves to.
-    address = reached_from(hub) if os.environ.get(INTERFACE_VARIABLE) else own_address(hub, one_host=False)
-    host = open_listeners(address, settings.ports)[0].address
+    host = _listening_address(settings, links)
     # Runs of different lighthouses may share a folder.
     note = re.sub(r"[^\w.-]", "-", f"parablock-run-of-{name}-at-{settings.lighthouse}") + ".json"
     record = RunRecord(None if folder is None else folder / note)
-    arbiter = Lighthouse(settings.lighthouse, settings.silence_s)
-    return RunSite(site_options(settings, name), arbiter, host, settings, record)
+    arbiter = Lighthouse(settings.lighthouse, settings.silence_s, None if links is None else KnownSites(links))
+    return RunSite(site_options(settings, name), arbiter, host, settings, record, links)
+
+
+def _listening_address(settings: Settings, links: PrivateLinks | None) -> str:
+    """Open the listeners of the exchanges; returns their address, which is that of everything else here."""
+    assert settings.lighthouse is not None
+    hub = settings.lighthouse.rpartition(":")[0]
+    # Every generation's exchange uses these listeners; without them gloo takes whatever the machine's name resolves to.
+    if links is not None:
+        links.check_here()
+        address = links.own
+    elif os.environ.get(INTERFACE_VARIABLE):
+        address = reached_from(hub)
+    else:
+        address = own_address(hub, one_host=False)
+    listeners = open_listeners(address, settings.ports)
+    if links is not None:
+        links.check_listeners([one.address for one in listeners])
+    return listeners[0].address

@@ -27,6 +27,7 @@ from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.collectives import GuardedCollectives
 from lightning_parablock.strategy.hosting import Hosting
 from lightning_parablock.strategy.options import ProcessOptions, StartMethod
+from lightning_parablock.strategy.private import private_links, refuse_shared_links
 from lightning_parablock.strategy.refusals import refuse_numbers
 from lightning_parablock.strategy.run_settings import RunSettings
 from lightning_parablock.transport.opening import open_federation
@@ -55,6 +56,7 @@ class RankStrategy(GuardedCollectives):
         self._settings = RunSettings(settings, seed_is_given=seed_is_given)
         self._num_nodes = 1
         self._site = processes.site
+        self._links = private_links(settings, site=processes.site, rendezvous=processes.rendezvous)
         self._site_names: tuple[str, ...] = ()
         self._hosts: tuple[str, ...] = ()
         self._meeting_timeout_s = processes.meeting_timeout_s
@@ -212,6 +214,8 @@ class RankStrategy(GuardedCollectives):
     def _join(self, settings: Settings) -> None:
         """Meet the other ranks, adopt the rank that the meeting assigned, and open the default group."""
         assert self.cluster_environment is not None
+        if self._links is not None:
+            refuse_shared_links(self._links, n_processes=self.num_processes, backend=self.process_group_backend)
         if settings.ports is not None:  # before the others are kept waiting
             refuse_unattainable(settings.ports)
         met: list[Meeting] = []
@@ -223,6 +227,7 @@ class RankStrategy(GuardedCollectives):
             self.process_group_backend,
             one_host=self.world_size == self.num_processes,
             ports=settings.ports,
+            links=self._links,
             timeout=self._timeout,
             device_id=self.root_device if self.root_device.type == "cuda" else None,
         )

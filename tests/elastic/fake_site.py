@@ -27,7 +27,7 @@ LIMIT_S = 60.0
 
 def enter(patch: pytest.MonkeyPatch, site: FakeSite) -> None:
     """Let strategies with a lighthouse take part as this site."""
-    patch.setattr("lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name, folder: site)
+    patch.setattr("lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name, folder, links: site)
 
 
 def elastic_strategy(site: str = "a", **options: Any) -> ParaBlockStrategy:

@@ -43,7 +43,7 @@ def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     """A run of one founder, which the strategies of this test enter."""
     made = Board({0: "a"})
     monkeypatch.setattr(
-        "lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name, folder: FakeSite(made, 0)
+        "lightning_parablock.strategy.elastic_ranks.open_site", lambda settings, name, folder, links: FakeSite(made, 0)
     )
     return made
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lightning_parablock.desk.message import Identity
 from lightning_parablock.elastic.answers import Answers
 from lightning_parablock.elastic.arbiter import Candidate
 from lightning_parablock.elastic.roster import Roster
@@ -40,7 +41,7 @@ def _watcher(seat: Seat) -> Watcher:
 
 
 def _call(**said: Any) -> Any:
-    return SimpleNamespace(said=said, remaining_s=5.0, reading=nullcontext)
+    return SimpleNamespace(said=said, caller=Identity(), remaining_s=5.0, reading=nullcontext)
 
 
 def test_one_that_missed_the_opening_does_not_keep_the_others_from_coordinating(

@@ -25,7 +25,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path | None
     """Where the sites of this test note their run, in the order in which they start."""
     noted: list[Path | None] = []
 
-    def open_fake(settings: Settings, name: str, folder: Path | None) -> FakeSite:
+    def open_fake(settings: Settings, name: str, folder: Path | None, links: None) -> FakeSite:
         noted.append(folder)
         return FakeSite(Board({0: name}), 0)
 
@@ -64,7 +64,7 @@ def test_a_trial_notes_nothing(folders: list[Path | None]) -> None:
 def test_the_note_is_the_sites_and_the_lighthouses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[RunRecord] = []
 
-    def site_of(options: Any, arbiter: Any, host: str, settings: Settings, record: RunRecord) -> None:
+    def site_of(options: Any, arbiter: Any, host: str, settings: Settings, record: RunRecord, links: None) -> None:
         made.append(record)
 
     monkeypatch.setattr(elastic_run, "RunSite", site_of)

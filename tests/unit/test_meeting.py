@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch import Trainer
@@ -281,6 +282,28 @@ def test_a_port_that_another_program_has(monkeypatch: pytest.MonkeyPatch) -> Non
             host_store(address)
         with pytest.raises(ConfigurationError, match=rf"the program that listens at {address} does not answer as the"):
             open_store(address, LimitedWait(5.0))
+
+
+def listening(port: int) -> set[str]:
+    """Addresses at which this machine listens on a port."""
+    found = [one.laddr for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    return {place.ip for place in found if place and place.port == port}
+
+
+def test_a_private_store_listens_at_its_address_alone_and_serves_later_fits_of_the_process() -> None:
+    address = Address("127.0.0.2", free_port())
+    first, hosts = open_store(address, LimitedWait(60.0), is_private=True)
+    second, hosts_too = open_store(address, LimitedWait(60.0), is_private=True)
+    assert (hosts, hosts_too) == (True, True) and listening(address.port) == {"127.0.0.2"}
+    first.set("x", "y")
+    assert second.get("x") == b"y"
+
+
+def test_a_private_store_does_not_take_the_port_of_another_program() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = Address("127.0.0.1", other.getsockname()[1])
+        with pytest.raises(ConfigurationError, match=rf"port {address.port} of .* is taken by another program"):
+            host_store(address, is_private=True)
 
 
 def test_nobody_opens_the_meeting() -> None:

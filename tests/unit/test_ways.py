@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,13 +13,18 @@ from lightning_parablock.errors import ConfigurationError, PeerTimeoutError
 from lightning_parablock.meeting import ways
 from lightning_parablock.meeting.devices import Listener
 from lightning_parablock.meeting.introductions import Introduction, Meeting
+from lightning_parablock.meeting.private_links import PrivateLinks
 from lightning_parablock.meeting.ways import Ways
 from lightning_parablock.system.limited_wait import LimitedWait
 
 RANKS = tuple(Introduction(rank, 2, "ab"[rank], f"h{rank}", 10 + rank) for rank in range(2))
 
 
-def opened(addresses: list[tuple[str, int] | ConfigurationError], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def opened(
+    addresses: list[tuple[str, int] | ConfigurationError],
+    monkeypatch: pytest.MonkeyPatch,
+    links: Sequence[PrivateLinks | None] = (None, None),
+) -> list[str]:
     """The error of each rank, where rank r listens at ``addresses[r]``, on a thread of its own."""
     store = dist.HashStore()
 
@@ -29,7 +35,7 @@ def opened(addresses: list[tuple[str, int] | ConfigurationError], monkeypatch: p
         return master[-1]
 
     def listeners(own: str, ports: object) -> list[Listener]:
-        found = addresses[int(own)]
+        found = addresses[int(own[-1])]
         assert not isinstance(found, ConfigurationError)
         return [Listener(None, *found)]
 
@@ -39,7 +45,8 @@ def opened(addresses: list[tuple[str, int] | ConfigurationError], monkeypatch: p
 
     def run(rank: int) -> str:
         try:
-            Ways(f"master{rank}", one_host=False, ports=None).open(store, Meeting(RANKS, rank, "x"), LimitedWait(20.0))
+            ways_of = Ways(f"master{rank}", one_host=False, ports=None, links=links[rank])
+            ways_of.open(store, Meeting(RANKS, rank, "x"), LimitedWait(20.0))
         except ConfigurationError as error:
             return str(error)
         return ""
@@ -75,3 +82,27 @@ def test_a_rank_that_cannot_listen_ends_all_with_its_words(monkeypatch: pytest.M
 def test_a_rank_that_announces_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PeerTimeoutError, match=r"site b \(pid 11 on h1\) joined the run but announced no rendezvous"):
         Ways("127.0.0.1", one_host=False, ports=None).open(dist.HashStore(), Meeting(RANKS, 0, "x"), LimitedWait(0.2))
+
+
+def of_federation(site: str, **inner: str) -> PrivateLinks:
+    return PrivateLinks("version 1 of federation clinic", site, inner, {}, None, "wg-quick up clinic")
+
+
+def test_ranks_of_a_federation_listen_at_their_inner_addresses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = [of_federation(site, a="127.0.0.10", b="127.0.0.11") for site in "ab"]
+    with socket.create_server(("127.0.0.10", 0)) as server:
+        addresses = [server.getsockname()[:2], ("127.0.0.11", closed_port())]
+        assert opened(addresses, monkeypatch, links) == ["", ""]
+        addresses[1] = ("127.0.0.21", closed_port())
+        for error in opened(addresses, monkeypatch, links):
+            assert error.startswith(
+                "the exchanges of site b would listen at 127.0.0.21, which is not its inner address"
+            )
+
+
+def test_an_address_that_the_roster_does_not_give_is_refused_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = [of_federation("a", a="127.0.0.10", b="127.0.0.31"), of_federation("b", a="127.0.0.10", b="127.0.0.11")]
+    with socket.create_server(("127.0.0.10", 0)) as server:
+        errors = opened([server.getsockname()[:2], ("127.0.0.11", closed_port())], monkeypatch, links)
+    assert errors[0] == errors[1]
+    assert errors[0].startswith("a listener of site 'b' at 127.0.0.11 is refused: version 1 of federation clinic gives")
