@@ -66,6 +66,7 @@ def hub_file(roster: Roster, hub: Hub, keys: HubKeys) -> str:
         ("PostUp", "sysctl -q -w net.ipv4.conf.%i.forwarding=1"),
         *(("PostUp", f"ip rule add {rule}") for rule in rules),
         *(("PostDown", f"ip rule del {rule}") for rule in rules),
+        *_guard(hub.address),
     )
     peers = [
         ("Peer", (("PublicKey", site.card.outer_key), ("AllowedIPs", f"{site.outer_address}/32")))
@@ -75,7 +76,7 @@ def hub_file(roster: Roster, hub: Hub, keys: HubKeys) -> str:
 
 
 def _outer(roster: Roster, hub: Hub, address: str, identity: Identity) -> list[Section]:
-    interface = (("PrivateKey", identity.outer.private), ("Address", f"{address}/32"))
+    interface = (("PrivateKey", identity.outer.private), ("Address", f"{address}/32"), *_guard(address))
     peer = (
         ("PublicKey", hub.key),
         ("Endpoint", hub.endpoint),
@@ -93,6 +94,7 @@ def _inner(roster: Roster, site: RosterSite, identity: Identity) -> Section:
         ("Address", f"{site.inner_address}/32"),
         ("ListenPort", port),
         *mtu,
+        *_guard(site.inner_address),
     )
 
 
@@ -110,6 +112,16 @@ def _inner_endpoint(roster: Roster, site: RosterSite) -> tuple[str, int]:
     if site.outer_address is not None:
         return site.outer_address, roster.inner_port
     return checked_endpoint("endpoint", site.card.endpoint or "")
+
+
+def _guard(address: str) -> Sequence[tuple[str, object]]:
+    """Commands that drop packets for an address of the links where they come over another interface.
+
+    Linux accepts a packet for any of its addresses over any interface. Without this, the machines in the same network
+    segment, and the hub through the outer layer, would reach what listens at an inner address without any key of it.
+    """
+    rule = f"PREROUTING ! -i %i -d {address} -m addrtype ! --src-type LOCAL -j DROP"
+    return ("PostUp", f"iptables -t raw -I {rule}"), ("PostDown", f"iptables -t raw -D {rule}")
 
 
 def _text(roster: Roster, what: str, sections: Sequence[Section]) -> str:

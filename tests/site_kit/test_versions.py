@@ -209,6 +209,12 @@ def test_the_keys_are_found_by_the_roster(first: Roster, sites: dict[str, Identi
 # --- links ------------------------------------------------------------------------------------------------------------
 
 
+def guard(address: str) -> str:
+    """Lines that keep out packets for an address which come over another interface."""
+    rule = f"PREROUTING ! -i %i -d {address} -m addrtype ! --src-type LOCAL -j DROP"
+    return f"PostUp = iptables -t raw -I {rule}\nPostDown = iptables -t raw -D {rule}\n"
+
+
 def test_the_files_of_a_site(first: Roster, sites: dict[str, Identity]) -> None:
     assert first.hub is not None
     b = sites["b"]
@@ -219,7 +225,7 @@ def test_the_files_of_a_site(first: Roster, sites: dict[str, Identity]) -> None:
 [Interface]
 PrivateKey = {b.outer.private}
 Address = 10.81.0.3/32
-
+{guard("10.81.0.3")}
 [Peer]
 PublicKey = {first.hub.key}
 Endpoint = hub.example.org:51820
@@ -234,7 +240,7 @@ PrivateKey = {b.inner.private}
 Address = 10.82.0.3/32
 ListenPort = 51821
 MTU = 1340
-
+{guard("10.82.0.3")}
 [Peer]
 PublicKey = {sites["a"].card.inner_key}
 Endpoint = 10.81.0.2:51821
@@ -257,8 +263,9 @@ def test_the_hub_has_no_inner_key_and_forwards_between_sites_alone(first: Roster
     assert re.findall("PublicKey = (.*)", text) == [sites[name].card.outer_key for name in "abc"]
     assert not any(site.card.inner_key in text or site.inner.private in text for site in sites.values())
     up, down = (re.findall(f"{name} = (.*)", text) for name in ("PostUp", "PostDown"))
-    assert [line.replace("add", "del") for line in up[1:]] == down
-    assert up[1:] == [
+    assert [line.replace("rule add", "rule del").replace("raw -I", "raw -D") for line in up[1:]] == down
+    assert guard("10.81.0.1") in text
+    assert up[1:-1] == [
         "ip rule add iif %i to 10.81.0.0/24 lookup main priority 9100",
         "ip rule add iif %i unreachable priority 9101",
     ]
@@ -270,6 +277,7 @@ def test_without_a_hub_there_is_one_layer(tmp_path: Path) -> None:
     files = site_files(mesh, mesh.site("a"), sites["a"])
     assert list(files) == ["mesh-inner"]
     assert "ListenPort = 5182\n" in files["mesh-inner"] and "MTU" not in files["mesh-inner"]
+    assert guard("10.82.0.2") in files["mesh-inner"]
     assert "Endpoint = b.example.org:5182\nAllowedIPs = 10.82.0.3/32\n" in files["mesh-inner"]
 
 
