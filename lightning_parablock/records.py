@@ -61,7 +61,7 @@ class RoundRecord:
         nonfinite: Whether its delta contained NaN or infinity, so that it took no part (``nonfinite_delta="skip"``).
         drift: Norm of the difference between its delta and the mean delta, over the mean delta's norm, dimensionless;
             None if it took no part, or if the commit does not determine the mean: with a server optimizer other than
-            SGD, a lossy compression, or parameters that are not float32.
+            SGD, a lossy compression, secure sums, or parameters that are not float32.
     """
 
     round: int

@@ -31,18 +31,19 @@ class Timeline(Callback):
         own_only: Do not share the rounds between ranks: a rank that writes has only the rounds of its own clients.
 
     Attributes:
+        own_only: See above.
         records: Rounds of all clients (or of this rank's own), on every rank, once fit has ended.
     """
 
     def __init__(self, folder: str | None = None, own_only: bool = False) -> None:
-        self._folder, self._own_only = folder, own_only
+        self._folder, self.own_only = folder, own_only
         self.records: list[RoundRecord] = []
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # After the drain, and never after an exception: Lightning skips this hook then, so no rank waits.
         own = round_records(trainer.strategy)
-        per_rank = [own] if self._own_only else gather_objects(trainer.strategy, own)
+        per_rank = [own] if self.own_only else gather_objects(trainer.strategy, own)
         self.records = sorted((r for records in per_rank for r in records), key=lambda r: (r.round, r.client))
         folder = folder_here(trainer, self._folder)
         if folder is not None and self.records:

@@ -12,11 +12,11 @@ from typing_extensions import override
 from lightning_parablock.cli.errors import explain
 from lightning_parablock.cli.option_names import known_options, written_names
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.settings import Compression, ServerOptimizer
+from lightning_parablock.settings import Aggregation, Compression, ServerOptimizer
 from lightning_parablock.system.exit_codes import USAGE
 
 # Both are frozen dataclasses, whose subclasses jsonargparse accepts only where told so.
-set_parsing_settings(subclasses_enabled=[Compression, ServerOptimizer])
+set_parsing_settings(subclasses_enabled=[Aggregation, Compression, ServerOptimizer])
 
 
 class CommandParser(ArgumentParser):

@@ -66,6 +66,7 @@ class RoundEngine(RoundState):
         """Look up who trains what in the round, unless ``work`` says so already; returns :attr:`turns`."""
         self.transport.await_round(self.round)
         self.work = self.schedule.work_of(self.round, self.norms) if work is None else work
+        self.transport.expect(self.round, self.work)
         cohort = {client for clients in self.work.values() for client in clients}
         hosted = [client for client in self.clients if client in cohort]
         self.turns = [*hosted, *[None] * ((self.n_turns or len(hosted)) - len(hosted))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
@@ -17,8 +17,8 @@ from lightning_parablock.federation.names import NO_NAMES, ClientNames
 from lightning_parablock.loading.client_loaders import ClientStream
 from lightning_parablock.loading.lengths import length_of
 from lightning_parablock.loading.shards import Cutting, cut, dataset_fingerprint, is_comparable
-from lightning_parablock.seeds import derive_seed
-from lightning_parablock.settings import Settings
+from lightning_parablock.seeds import LocalSeed, derive_seed
+from lightning_parablock.settings import SecureAggregation, Settings
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class HostedClients:
         seed: Random seed of the run.
         gather: Collects a value of every rank, in rank order; collective.
         names: How clients are named in messages.
+        local_seed: Seed of what these clients draw for themselves.
     """
 
     clients: tuple[int, ...]
@@ -38,6 +39,7 @@ class HostedClients:
     seed: int
     gather: Gather
     names: ClientNames = NO_NAMES
+    local_seed: LocalSeed = field(default_factory=LocalSeed)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class ClientsEpoch:
 
     Attributes:
         n_batches: Number of batches of an epoch, on every rank: whole rounds, idle turns included.
-        samples: Training samples of each client; 1 for each where the numbers are unknown.
+        samples: Training samples of each client; 1 for each where the numbers are unknown, or are not told.
         said: The same in words, for a message.
     """
 
@@ -85,7 +87,12 @@ def shared_loaders(loader: Any, hosted: HostedClients, *, cuts: bool) -> dict[in
     if len(sharing) == 1:
         return {sharing[0]: loader}
     return {
-        client: cut(loader, RunningStage.TRAINING, Cutting(client, hosted.seed, hosted.gather), sharing)
+        client: cut(
+            loader,
+            RunningStage.TRAINING,
+            Cutting(client, hosted.seed, hosted.gather, local_seed=hosted.local_seed),
+            sharing,
+        )
         for client in hosted.clients
     }
 
@@ -100,7 +107,10 @@ def agree_on_epoch(
     Raises:
         DataError: a client has no batch; the same on every rank.
     """
-    told = hosted.gather([(client, length_of(loader), _samples(loader)) for client, loader in loaders.items()])
+    tells_samples = not isinstance(settings.aggregation, SecureAggregation)
+    told = hosted.gather(
+        [(client, length_of(loader), _samples(loader) if tells_samples else 1) for client, loader in loaders.items()]
+    )
     entries = [entry for rank in told for entry in rank]  # in their order: ranks host runs of neighbours
     empty = [client for client, length, _ in entries if length == 0]
     if empty:
@@ -119,7 +129,9 @@ def agree_on_epoch(
 def streams_of(loaders: Mapping[int, Any], hosted: HostedClients) -> dict[int, ClientStream]:
     """The batches of each client, pass after pass."""
     return {
-        client: ClientStream(loader, derive_seed(hosted.seed, "loader", client), client, hosted.names)
+        client: ClientStream(
+            loader, derive_seed(hosted.local_seed.of(hosted.seed), "loader", client), client, hosted.names
+        )
         for client, loader in loaders.items()
     }
 

@@ -31,7 +31,7 @@ from lightning_parablock.loading.lengths import (
 )
 from lightning_parablock.loading.positioned import LoaderStart, Position, PositionedLoader, position_of
 from lightning_parablock.loading.row_accounts import show_here
-from lightning_parablock.loading.shards import Cutting, cut_or_keep, rows_line
+from lightning_parablock.loading.shards import Cutting, cut_or_keep, dataset_fingerprint, draws_order, rows_line
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import Settings
 
@@ -105,6 +105,7 @@ class FitLoaders:
         self.fewest_training = math.inf
         self._trainer, self._rules, self._whose_turn = trainer, rules, whose_turn
         self._passed: dict[int, Position] = {}
+        self._data: dict[int, Any] = {}
 
     @property
     def n_training(self) -> int:
@@ -143,6 +144,15 @@ class FitLoaders:
         self._account_for({self._rules.hosted.clients[0]: loader})
         return PositionedLoader(self._agree_on_length(loader, stage), self._start)
 
+    def data_hashes(self) -> list[str]:
+        """A hash of some samples of each hosted client's training data, or of all of it where its data set has one."""
+        return [dataset_fingerprint(self._data[client]) for client in sorted(self._data)]
+
+    def fixed_orders(self) -> list[bool | None]:
+        """Whether the data of each hosted client come in one order, always; None where that is not known."""
+        found = [draws_order(self._data[client]) for client in sorted(self._data)]
+        return [None if drawn is None else not drawn for drawn in found]
+
     def skips_batch(self) -> bool:
         """Whether the client has run out of data, so that the batch that comes is not trained on; asked once a batch.
 
@@ -164,7 +174,7 @@ class FitLoaders:
             return loader
         hosted = self._rules.hosted
         is_newcomer = self._rules.joining is not None and self._rules.joining.is_newcomer
-        cutting = Cutting(hosted.rank, self._rules.settings.seed, hosted.gather, has_shard=not is_newcomer)
+        cutting = Cutting(hosted.rank, self._rules.settings.seed, hosted.gather, not is_newcomer, hosted.local_seed)
         loader, what = cut_or_keep(loader, stage, cutting)
         if stage != RunningStage.SANITY_CHECKING:
             rank_zero_info(f"parablock: {stage.value}: {what}")
@@ -183,6 +193,7 @@ class FitLoaders:
 
     def _account_for(self, loaders: Mapping[int, object]) -> None:
         """Show on this rank, before it trains, how many of their rows its clients train on."""
+        self._data.update(loaders)
         for client, loader in loaders.items():
             line = rows_line(self._rules.hosted.names.label(client), loader)
             if line is not None and line not in self.rows_shown:
@@ -223,7 +234,8 @@ class FitLoaders:
     def _start(self, loader: TrainingLoader) -> LoaderStart:
         """Where an iteration over a loader begins; asked when its first batch is wanted."""
         index = next(i for i, other in enumerate(training_loaders(self._trainer)) if other is loader)
-        seed = derive_seed(self._rules.settings.seed, "loader", self._rules.hosted.clients[0], index)
+        of_site = self._rules.hosted.local_seed.of(self._rules.settings.seed)
+        seed = derive_seed(of_site, "loader", self._rules.hosted.clients[0], index)
         epoch: Any = self._trainer.fit_loop.epoch_progress.current
         return LoaderStart(seed, epoch.processed, self._passed.pop(index, None))
 

@@ -9,7 +9,7 @@ import hashlib
 import pickle
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from lightning_parablock.federation.collectives import Gather
 from lightning_parablock.lightning_private.data import batch_sampler_of, with_sampler
 from lightning_parablock.loading.lengths import length_of
 from lightning_parablock.loading.row_accounts import RowAccount
-from lightning_parablock.seeds import derive_seed
+from lightning_parablock.seeds import LocalSeed, derive_seed
 
 _PROBES = 16
 
@@ -44,15 +44,17 @@ class Cutting:
 
     Attributes:
         client: Number of this client.
-        seed: Random seed of the shards and of the order within them.
+        seed: Random seed of the shards, and, by way of ``local_seed``, of the order within them.
         gather: Collects a value from every client, in client order; collective.
         has_shard: Whether shards are made for this client, too: not for one that comes when others train already.
+        local_seed: Seed of what this client draws for itself.
     """
 
     client: int
     seed: int
     gather: Gather
     has_shard: bool = True
+    local_seed: LocalSeed = field(default_factory=LocalSeed)
 
 
 class ShardSampler(Sampler[int]):
@@ -83,6 +85,15 @@ class ShardSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+
+def draws_order(loader: object) -> bool | None:
+    """Whether a loader yields its samples in an order that it draws anew; None where that is not known."""
+    order = _order(loader) if isinstance(loader, DataLoader) and is_comparable(loader) else None
+    if isinstance(order, ShardSampler):
+        return order.shuffle
+    known = isinstance(order, RandomSampler | SequentialSampler)
+    return isinstance(order, RandomSampler) if known else None
 
 
 def shard_indices(n_samples: int, n_shards: int, shard: int, seed: int) -> list[int]:
@@ -226,7 +237,8 @@ def cut(loader: object, stage: RunningStage, cutting: Cutting, same: Sequence[in
         )
     indices = shard_indices(size, len(same), same.index(cutting.client), cutting.seed)
     shuffle = isinstance(_order(loader), RandomSampler)
-    sampler = ShardSampler(indices, shuffle=shuffle, seed=derive_seed(cutting.seed, "client", cutting.client))
+    seed = derive_seed(cutting.local_seed.of(cutting.seed), "client", cutting.client)
+    sampler = ShardSampler(indices, shuffle=shuffle, seed=seed)
     return with_sampler(loader, sampler, stage)
 
 

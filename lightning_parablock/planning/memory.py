@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from lightning_parablock.federation.cohorts import hosted_clients, turns_of_a_round
 from lightning_parablock.planning.traffic import Sizes, message_sizes
 from lightning_parablock.server.arithmetic import moments
-from lightning_parablock.settings import Settings
+from lightning_parablock.settings import SecureAggregation, Settings
 from lightning_parablock.transport.chunks import SEND_WINDOW, WINDOW, chunks_of, shard_bounds
 
 FLOAT_BYTES = 4
@@ -89,6 +89,10 @@ def memory_parts(model: ModelSize, n_ranks: int, settings: Settings) -> list[Mem
             MemoryPart("error feedback of the deltas", "host", FLOAT_BYTES * n_hosted * sum(model.numels)),
             MemoryPart("error feedback from before the exchanges in flight", "host", FLOAT_BYTES * turns * sum(flying)),
         ]
+    if isinstance(settings.aggregation, SecureAggregation):
+        width = settings.aggregation.bytes_per_value
+        parts.append(MemoryPart("masks of the round's block, made while it trains", "host", width * active))
+        parts.append(MemoryPart("a whole block, to find the sizes of its values", "host", FLOAT_BYTES * max(flying)))
     return parts
 
 

@@ -72,8 +72,11 @@ def why_no_drift(run: RunFiles) -> str:
     if not run.rounds or any(one.drift is not None for one in run.rounds):
         return ""
     settings: Mapping[str, Any] = (run.manifest.get("strategy") or {}).get("settings") or {}
-    compression, optimizer = (str(settings.get(name, "")) for name in ("compression", "server_optimizer"))
-    if compression and not compression.startswith("NoCompression"):
+    names = ("compression", "server_optimizer", "aggregation")
+    compression, optimizer, aggregation = (str(settings.get(name, "")) for name in names)
+    if aggregation.startswith("Secure"):
+        why = "secure sums leave out a part of the deltas, so a commit also holds what earlier rounds left out"
+    elif compression and not compression.startswith("NoCompression"):
         why = f"{compression} is lossy, so a commit also holds what earlier rounds left out"
     elif optimizer and not optimizer.startswith("ServerSGD"):
         why = f"a commit of {optimizer} also holds the momentum of earlier rounds"

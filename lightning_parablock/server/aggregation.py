@@ -91,7 +91,12 @@ class Aggregator(ABC):
     """One way from deltas to their mean, on one rank.
 
     Its methods are called on several threads; those that a server calls (:meth:`aggregate` and :meth:`commit`) on one.
+
+    Attributes:
+        works_ahead: Whether :meth:`prepare` has anything to do.
     """
+
+    works_ahead = False
 
     # --- an exchange begins and ends ----------------------------------------------------------------------------------
 
@@ -105,6 +110,10 @@ class Aggregator(ABC):
         """
         del key, uploads, cohort
         return (self,)
+
+    def prepare(self, key: Key, cohort: Collection[int]) -> None:
+        """Work ahead for an exchange whose clients still train; on a thread of its own."""
+        del key, cohort
 
     def settle(self, round_index: int) -> None:
         """All clients have merged the round: what it has told counts from now on."""

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_parablock.checks import check_int, chosen, require
 
-AggregationName = Literal["mean"]
+AggregationName = Literal["mean", "secure"]
 LEAST_SITES = 3
 
 
@@ -53,9 +53,9 @@ class SecureAggregation(Aggregation):
         return True
 
 
-AGGREGATIONS: dict[str, type[Aggregation]] = {"mean": MeanAggregation}
+AGGREGATIONS: dict[str, type[Aggregation]] = {"mean": MeanAggregation, "secure": SecureAggregation}
 
 
 def resolve_aggregation(value: AggregationName | Aggregation) -> Aggregation:
-    """Turn a name ("mean") or an object with its own settings into the object."""
+    """Turn a name ("mean", "secure") or an object with its own settings into the object."""
     return chosen("aggregation", value, Aggregation, AGGREGATIONS)

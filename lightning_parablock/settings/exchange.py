@@ -55,6 +55,10 @@ class ExchangeOptions(OptionGroup):
     aggregation: Aggregation = option(
         default="mean",
         converter=resolve_aggregation,
-        help='How the deltas become their mean: "mean". Each client\'s delta travels by itself, and the server of a '
-        "part of the block reads and adds the deltas of all clients.",
+        help='How the deltas become their mean: "mean", "secure", or an object. With "mean" each client\'s delta '
+        "travels by itself, and the server of a part of the block reads and adds the deltas of all clients. With "
+        "'secure' each site sends the sum of its clients' deltas as whole numbers under masks, and a server reads the "
+        "sum over all sites alone; the run then needs `federation`, three sites or more, and "
+        "pip install 'lightning-parablock[private]'. The object SecureAggregation has its own settings: one or two "
+        "bytes per value, and the least number of sites. See docs/method.md.",
     )

@@ -20,6 +20,7 @@ from lightning_parablock.settings.links import LinkOptions
 from lightning_parablock.settings.local import LocalOptions
 from lightning_parablock.settings.private import PrivateOptions
 from lightning_parablock.settings.rounds import AUTO, RoundOptions, resolve_steps
+from lightning_parablock.settings.secure import refuse_with_secure
 
 
 # The fields of a dataclass begin with those of its last base: signatures, help and fingerprint keep that order.
@@ -78,6 +79,17 @@ class Settings(MethodOptions):
             not self.is_elastic or self.silence_s >= 2 * self.heartbeat_s,
             f"silence_s ({self.silence_s:g}) must be at least twice heartbeat_s ({self.heartbeat_s:g}), else a healthy "
             "site looks lost",
+        )
+        refuse_with_secure(
+            self.aggregation,
+            self.compression,
+            weighting=self.weighting,
+            block_order=self.block_order,
+            buffers=self.buffers,
+            cohort_sampling=self.cohort_sampling,
+            missing_client_state=self.missing_client_state,
+            own_local_s=self.own_local_s,
+            is_elastic=self.is_elastic,
         )
         for name in ("exchange_timeout_s", "straggler_timeout_s"):
             limit_s: float = getattr(self, name)

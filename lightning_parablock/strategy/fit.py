@@ -26,6 +26,7 @@ from lightning_parablock.strategy.cautions import caution
 from lightning_parablock.strategy.committed import CommittedView
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.strategy.round_start import apply_round_start, capture_round_start
+from lightning_parablock.strategy.secure import KEY, SecureFit
 from lightning_parablock.strategy.skipped_steps import SkippedSteps, may_miss_epochs, refuse_meeting_logs
 from lightning_parablock.strategy.stopping import Stopping
 from lightning_parablock.training.block_freezer import BlockFreezer
@@ -53,6 +54,7 @@ class FitSession:
         freezer: Freezes all blocks but the one that trains.
         stopping: What signals do while rounds are under way.
         resumed: What the fit resumes from, until everything is restored; None for a new fit.
+        secure: What it has for secure sums; None for the plain mean.
         has_finished: Whether this rank has merged every exchange, so that its model is the finished one.
         weights_sha256: SHA-256 over the blocks of the finished model; None before it is known.
         begun_round: The round whose local steps have begun last; -1 before any has.
@@ -71,6 +73,7 @@ class FitSession:
     freezer: BlockFreezer
     stopping: Stopping
     resumed: Resumed | None
+    secure: SecureFit | None = None
     has_finished: bool = False
     weights_sha256: str | None = None
     begun_round: int = -1
@@ -129,7 +132,8 @@ class FitSession:
         resumed, self.resumed = self.resumed, None
         training = self.training
         if resumed is None or resumed.own is None:
-            training.seed(self.ranks.hosted_clients[0])
+            seed = self.ranks.local_seed.of(training.engine.settings.seed)
+            training.seed(self.ranks.hosted_clients[0], seed)
             return
         training.load_state(resumed.own)
         restore_exact_optimizer(training.engine, self.ranks.optimizers, resumed)
@@ -199,7 +203,8 @@ class FitSession:
         """This rank's own part of a checkpoint; collective."""
         outside, positions = changed_outside(self.ranks, self.outside), self.loaders.positions()
         own = training_state(self.engine, self.module, positions, self.view.aside, outside)
-        return self.training.state() | own
+        secure = {} if self.secure is None else {KEY: self.secure.state(self.loaders.data_hashes())}
+        return self.training.state() | own | secure
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

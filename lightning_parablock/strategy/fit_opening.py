@@ -26,6 +26,7 @@ from lightning_parablock.strategy.hosting import Hosting
 from lightning_parablock.strategy.leaving import Leaving
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.strategy.refusals import refuse_rate_steps, refuse_uneven_loaders, refuse_untrained
+from lightning_parablock.strategy.secure import SecureFit, saved_of
 from lightning_parablock.strategy.skipped_steps import SkippedSteps, refuse_scaler
 from lightning_parablock.strategy.stopping import Stopping
 from lightning_parablock.training.block_freezer import BlockFreezer
@@ -49,6 +50,7 @@ class FitParts:
         flat: Its blocks, holding the common starting value W.
         loaders: The loaders of the run.
         resumed: What the fit resumes from; None for a new one.
+        secure: What it has for secure sums; None for the plain mean.
     """
 
     ranks: ElasticRanks
@@ -57,6 +59,7 @@ class FitParts:
     flat: FlatBlocks
     loaders: FitLoaders
     resumed: Resumed | None
+    secure: SecureFit | None = None
 
 
 def open_session(parts: FitParts) -> FitSession:
@@ -71,6 +74,9 @@ def open_session(parts: FitParts) -> FitSession:
     refuse_uneven_loaders(loaders.n_training, uneven=is_uneven, new_sites=settings.is_elastic)
     skipped = SkippedSteps.agreed(ranks, settings, hosting.by_rank, out_of_data=loaders.uneven_training)
     refuse_scaler(gradient_scale(ranks.precision_plugin), skipped)
+    if parts.secure is not None:
+        parts.secure.refuse_other_data(saved_of(parts.resumed), loaders.data_hashes())
+        parts.secure.refuse_fixed_orders(loaders.fixed_orders())
     refuse_rate_steps(parts.trainer, settings.local_steps, turns=hosting.turns)
     training = _open_training(parts)
     clients = ranks.hosted_clients
@@ -94,6 +100,7 @@ def open_session(parts: FitParts) -> FitSession:
         freezer=BlockFreezer(parts.module),
         stopping=_stopping(parts, training.engine),
         resumed=parts.resumed,
+        secure=parts.secure,
     )
 
 
@@ -114,12 +121,14 @@ def _open_training(parts: FitParts) -> LocalTraining:
     if ranks.elastic is not None:
         transport = ranks.elastic.site.open_rounds(flat, settings, schedule, device)
     else:
-        transport = open_transport(ranks.federation, flat, settings, device=device, backend=backend)
+        masks = None if parts.secure is None else parts.secure.masks
+        transport = open_transport(ranks.federation, flat, settings, device=device, backend=backend, masks=masks)
     engine = RoundEngine(flat, settings, ranks.hosted_clients, transport, schedule, hosting.turns)
     optimizer = partial(_local_optimizer, ranks)
     switch = None
     if settings.takes_turns:
-        switch = ClientSwitch(module, partial(_schedulers, parts.trainer), optimizer, settings.seed)
+        seed = ranks.local_seed.of(settings.seed)
+        switch = ClientSwitch(module, partial(_schedulers, parts.trainer), optimizer, seed)
     before = BuffersBefore(module if settings.nonfinite_delta == "skip" else None)
     own_steps = OwnSteps(settings.own_local_steps, settings.own_local_s)
     return LocalTraining(engine, optimizer, own_steps, switch, before)

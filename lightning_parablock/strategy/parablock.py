@@ -24,7 +24,7 @@ from lightning_parablock.lightning_private.monitors import share_monitored_value
 from lightning_parablock.loading.clients_data import HostedClients
 from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
 from lightning_parablock.options import accepts, picked
-from lightning_parablock.settings import MethodOptions, Settings
+from lightning_parablock.settings import MethodOptions, SecureAggregation, Settings
 from lightning_parablock.strategy.agreements import broadcast_model, refuse_other_outside
 from lightning_parablock.strategy.elastic_metrics import sync_metrics
 from lightning_parablock.strategy.elastic_refusals import refuse_elastic_trainer
@@ -32,6 +32,8 @@ from lightning_parablock.strategy.fit_setup import check_optimizer, cut_into_blo
 from lightning_parablock.strategy.options import ProcessOptions, StrategyOptions, TrainerOptions
 from lightning_parablock.strategy.refusals import refuse_trainer, refusing_several_optimizers
 from lightning_parablock.strategy.round_driver import insert_driver
+from lightning_parablock.strategy.secure import Trust
+from lightning_parablock.strategy.secure_refusals import refuse_telling_callbacks
 from lightning_parablock.strategy.session_host import SessionHost
 from lightning_parablock.strategy.sync_points import meeting_facts
 from lightning_parablock.strategy.trainer_events import TrainerEvents
@@ -68,6 +70,7 @@ class ParaBlockStrategy(SessionHost):
         self._trainer = model.trainer
         if self._is_fit:
             refuse_trainer(self._trainer, model)
+            refuse_telling_callbacks(self.settings, self._trainer)
             if self.settings.is_elastic:
                 refuse_elastic_trainer(self._trainer)
             self._session = None  # of an earlier fit
@@ -81,6 +84,8 @@ class ParaBlockStrategy(SessionHost):
         # What earlier fits have left in cycles, process groups among it: collected in a worker that a data loader forks
         # later, it would crash the worker.
         gc.collect()
+        is_secure = self._is_fit and isinstance(self.settings.aggregation, SecureAggregation)
+        self._trust = Trust.of(self.settings, self._site, self.process_group_backend) if is_secure else None
         super().setup_environment()
         # First of all agreements: what follows is collective and relies on equal settings.
         for facts in (versions_here(), self.settings.fingerprint()):
@@ -127,6 +132,7 @@ class ParaBlockStrategy(SessionHost):
         self._checkpoints().check_folders(checkpoint_folders(trainer))
         blocks = self._blocks = cut_into_blocks(self, self._module(), self.settings)
         self._cleanup.callback(blocks.thaw_unmatched)
+        self.state_trust()
         broadcast_model(self, self._module())
         if self.elastic is not None:
             refuse_other_outside(self, self._module(), blocks.flat.blocks)
@@ -220,7 +226,9 @@ class ParaBlockStrategy(SessionHost):
 
     def _open_loaders(self) -> FitLoaders:
         names = ClientNames.of(self)
-        hosted = HostedClients(self.hosted_clients, self.global_rank, self.settings.seed, self.gather_objects, names)
+        hosted = HostedClients(
+            self.hosted_clients, self.global_rank, self.settings.seed, self.gather_objects, names, self.local_seed
+        )
         rules = LoaderRules(lambda: self.settings, hosted, self.world_size, self._cuts_loaders, self.joining_rules())
         return FitLoaders(self._trainer, rules, lambda: self.session.training.whose_turn)
 

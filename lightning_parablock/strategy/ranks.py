@@ -23,6 +23,7 @@ from lightning_parablock.launching.site_environment import SiteEnvironment, site
 from lightning_parablock.meeting.devices import refuse_unattainable
 from lightning_parablock.meeting.introductions import Meeting
 from lightning_parablock.membership.descriptors import raise_limit
+from lightning_parablock.seeds import LocalSeed
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.collectives import GuardedCollectives
 from lightning_parablock.strategy.hosting import Hosting
@@ -57,6 +58,7 @@ class RankStrategy(GuardedCollectives):
         self._num_nodes = 1
         self._site = processes.site
         self._links = private_links(settings, site=processes.site, rendezvous=processes.rendezvous)
+        self.local_seed = LocalSeed()
         self._site_names: tuple[str, ...] = ()
         self._hosts: tuple[str, ...] = ()
         self._meeting_timeout_s = processes.meeting_timeout_s

@@ -28,6 +28,8 @@ from lightning_parablock.strategy.fit import FitSession
 from lightning_parablock.strategy.fit_opening import FitParts, open_session
 from lightning_parablock.strategy.fit_setup import FitBlocks
 from lightning_parablock.strategy.round_start import saved_apart
+from lightning_parablock.strategy.secure import SecureFit, Trust, open_secure
+from lightning_parablock.strategy.secure_refusals import refuse_insecure_sums
 from lightning_parablock.strategy.sync_guard import SyncGuard, located
 
 T = TypeVar("T")
@@ -57,6 +59,8 @@ class SessionHost(ElasticRanks):
         self._blocks: FitBlocks | None = None
         self._session: FitSession | None = None
         self._resumed: Resumed | None = None
+        self._trust: Trust | None = None
+        self._secure: SecureFit | None = None
         # The same for a run whose sites come and go, while its founders agree on a checkpoint.
         self._held: HeldFile | None = None
         self._shared: ShareOfCheckpoint | None = None
@@ -167,6 +171,15 @@ class SessionHost(ElasticRanks):
 
     # --- the life of a session ----------------------------------------------------------------------------------------
 
+    def state_trust(self) -> None:
+        """Where sums are secure: agree on masks with all sites, before anything is drawn; collective."""
+        self._secure, self.local_seed.salt = None, b""
+        if self._trust is None:
+            return
+        refuse_insecure_sums(self.settings, self.hosting.by_rank, len(self.blocks))
+        self._secure = open_secure(self, self.settings, self._trust, self._resumed)
+        self.local_seed.salt = self._secure.salt
+
     def start_rounds(self) -> None:
         """Open the session of the fit and begin its first round; collective."""
         assert self._blocks is not None
@@ -176,8 +189,8 @@ class SessionHost(ElasticRanks):
         if self._continued is not None:
             self._continued.refuse_other_blocks(self.blocks)
             self._continued = None
-        flat, loaders = self._blocks.flat, self._loaders
-        self._session = open_session(FitParts(self, self._trainer, self._module(), flat, loaders, resumed))
+        parts = FitParts(self, self._trainer, self._module(), self._blocks.flat, self._loaders, resumed, self._secure)
+        self._session = open_session(parts)
         self._cleanup.callback(self._session.close)
         self._session.begin(self.early_signals)
 

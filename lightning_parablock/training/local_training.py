@@ -176,12 +176,17 @@ class LocalTraining:
 
     # --- beginning, stopping and resuming -----------------------------------------------------------------------------
 
-    def seed(self, rank: int) -> None:
-        """Give the client that begins a random state of its own."""
+    def seed(self, client: int, seed: int) -> None:
+        """Give the client that begins a random state of its own.
+
+        Args:
+            client: The first one of this rank.
+            seed: Of what this rank's clients draw for themselves.
+        """
         if self.client_switch is not None:
             self.client_switch.begin_turn(self.engine.active_client, self.engine.round)
         else:
-            seed_all(derive_seed(self.engine.settings.seed, "client", rank))
+            seed_all(derive_seed(seed, "client", client))
 
     def state(self) -> dict[str, Any]:
         """State for a checkpoint, besides the engine's."""

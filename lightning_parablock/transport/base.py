@@ -126,6 +126,15 @@ class Transport(ABC):
         """Wait until a round may begin. With fixed members it always may."""
         del round_index
 
+    def expect(self, round_index: int, work: Mapping[int, Sequence[int]]) -> None:
+        """A round begins, whose clients train these blocks: their exchanges will be submitted at its end.
+
+        Args:
+            round_index: Number of the round.
+            work: Block -> ids of the clients that train it, on all ranks.
+        """
+        del round_index, work
+
     def describe_client(self, client: int) -> str:
         """Name the client in messages."""
         return f"client {client}"

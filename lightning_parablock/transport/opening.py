@@ -105,4 +105,6 @@ def _aggregator_of(
         return MeanAggregator()
     if masks is None:
         raise CallOrderError("aggregation='secure' needs masks before the first exchange")
-    return SecureAggregator(choice.bytes_per_value, numels, Hosts(members.sites, members.clients), masks, server)
+    return SecureAggregator(
+        choice.bytes_per_value, numels, Hosts(members.sites, members.clients, members.rank), masks, server
+    )

@@ -23,6 +23,7 @@ from lightning_parablock.blocks.partition import Block
 from lightning_parablock.errors import PeerError
 from lightning_parablock.membership.membership import Membership
 from lightning_parablock.membership.watch import CLOSE_LIMIT_S
+from lightning_parablock.regroup.keys import Key
 from lightning_parablock.server.aggregation import Aggregator
 from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.server.uploads import Upload
@@ -87,11 +88,28 @@ class TorchDistributedTransport(Transport):
             thread.start()
             self._lanes.append((lane, thread))
 
+        self._ahead = CommunicationThread("parablock-ahead") if self._aggregator.works_ahead else None
+        self._ahead_error: Exception | None = None
+        if self._ahead is not None:
+            self._ahead.start()
+
     def _open_wire(self, device: torch.device, backend: str) -> Wire:
         limit_s = self._settings.exchange_timeout_s
         return (
             NcclWire(device, limit_s) if backend == "nccl" else GlooWire(limit_s, pins_memory=self._staging.pins_memory)
         )
+
+    @override
+    def expect(self, round_index: int, work: Mapping[int, Sequence[int]]) -> None:
+        if self._ahead is not None:
+            for block, cohort in work.items():
+                self._ahead.put(lambda key=(round_index, block), cohort=cohort: self._prepare(key, cohort))
+
+    def _prepare(self, key: Key, cohort: Sequence[int]) -> None:
+        try:
+            self._aggregator.prepare(key, cohort)
+        except Exception as error:  # the training thread raises it, at its next step
+            self._ahead_error = error
 
     @override
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:
@@ -154,6 +172,8 @@ class TorchDistributedTransport(Transport):
 
     @override
     def check(self, round_index: int, block: int) -> None:
+        if self._ahead_error is not None:
+            raise self._ahead_error
         try:
             self._watch.check()
             self._watch.peers.check_takes_part(round_index)
@@ -171,9 +191,13 @@ class TorchDistributedTransport(Transport):
     @override
     def close(self) -> None:
         deadline_s = time.monotonic() + CLOSE_LIMIT_S
+        if self._ahead is not None:
+            self._ahead.end()
         for lane, thread in self._lanes:
             thread.end_with(lane.drain)
         # All of them, also after one that has not ended: none may be alive when the group is released.
         ended = [thread.join(deadline_s - time.monotonic()) for _, thread in self._lanes]
+        if self._ahead is not None:
+            self._ahead.join(deadline_s - time.monotonic())
         if all(ended):
             self._wire.close()

@@ -149,6 +149,12 @@ def test_a_server_optimizer_with_settings(monkeypatch: pytest.MonkeyPatch) -> No
     assert strategy["server_optimizer"]["init_args"] == {"lr": 0.7, "momentum": 0.5, **schedule}
 
 
+def test_an_aggregation_with_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--strategy.aggregation", "lightning_parablock.SecureAggregation", "--strategy.aggregation.min_sites=4"]
+    strategy = strategy_of(resolved(monkeypatch, "--model.model", "x", *words))
+    assert strategy["aggregation"]["init_args"] == {"bytes_per_value": 1, "min_sites": 4}
+
+
 def test_a_compression_by_name_and_with_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--strategy.compression", "int4"]
     assert strategy_of(resolved(monkeypatch, "--model.model", "x", *words))["compression"] == "int4"

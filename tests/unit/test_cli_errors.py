@@ -44,6 +44,11 @@ def complaint(capsys: pytest.CaptureFixture[str], args: list[str]) -> str:
         ("--strategy.server_optimizer nesterof", "did you mean 'nesterov'?"),
         ("--strategy.local_steps x", "--strategy.local_steps must be 'auto' or a whole number, got 'x'"),
         ("--strategy.local_steps auot", "or a whole number, got 'auot'; did you mean 'auto'?"),
+        ("--strategy.aggregation secured", "did you mean 'secure'?"),
+        (
+            "--strategy.aggregation lightning_parablock.SecureAggregation --strategy.aggregation.bytes_per_value 4",
+            "bytes_per_value must be 1 or 2",
+        ),
         ("--strategy.compression int9", "did you mean 'int8'?"),
         ("--strategy.compression lightning_parablock.Int4 --strategy.compression.group 100", "try 64"),
         ("--strategy.compression lightning_parablock.TopK --strategy.compression.keep 2", "keep must be in (0, 1]"),

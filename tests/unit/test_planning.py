@@ -48,7 +48,9 @@ from lightning_parablock.settings import (
     BlockOrder,
     Int4,
     Int8,
+    MeanAggregation,
     NoCompression,
+    SecureAggregation,
     ServerNesterov,
     Settings,
     TopK,
@@ -167,6 +169,21 @@ def test_half_precision_needs_a_master_copy() -> None:
     settings = Settings(local_steps=4, delay_steps=4)
     device = [total_bytes(memory_parts(model, 2, settings), on_device=True) for model in (full, half)]
     assert device[1] - device[0] == -40 - 10 * 2 + 10 * 4 + 10 * 4
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_secure_sums_need_residuals_masks_and_a_block_to_measure(width: int) -> None:
+    model = ModelSize(numels=(5000, 3000), weights_bytes=32_000)
+    plain, secure = (
+        by_purpose(memory_parts(model, 4, Settings(local_steps=4, delay_steps=4, aggregation=choice)))
+        for choice in (MeanAggregation(), SecureAggregation(width))
+    )
+    assert {name: secure[name] for name in secure.keys() - plain.keys()} == {
+        "error feedback of the deltas": 4 * 8000,
+        "error feedback from before the exchanges in flight": 4 * 3000,
+        "masks of the round's block, made while it trains": width * 5000,
+        "a whole block, to find the sizes of its values": 4 * 3000,
+    }
 
 
 def test_what_the_server_and_error_feedback_need_is_host_memory() -> None:

@@ -44,10 +44,17 @@ class Hosts:
     Attributes:
         sites: Name of each rank's site.
         clients: Ids of the clients that each rank hosts.
+        rank: This rank.
     """
 
     sites: Sequence[str]
     clients: Sequence[Sequence[int]]
+    rank: int = 0
+
+    @property
+    def own_clients(self) -> Sequence[int]:
+        """Those that this rank hosts."""
+        return self.clients[self.rank]
 
     def of(self, cohort: Collection[int]) -> tuple[str, ...]:
         """The sites that host some of these clients."""
@@ -155,6 +162,8 @@ class SecureAggregator(_SiteMessages):
         server: This rank's shard.
     """
 
+    works_ahead = True
+
     def __init__(
         self,
         bytes_per_value: int,
@@ -181,6 +190,12 @@ class SecureAggregator(_SiteMessages):
         if uploads:
             self._sites[key] = SiteValues(exchange, uploads, self._masks)
         return (self._facts, self) if exchange.is_first else (self,)
+
+    @override
+    def prepare(self, key: Key, cohort: Collection[int]) -> None:
+        if not set(self._hosts.own_clients).isdisjoint(cohort):
+            width = self._ring.bytes_per_value
+            self._masks.prepare(*key, "values", self._numels[key[1]], width, self._hosts.of(cohort))
 
     @override
     def settle(self, round_index: int) -> None:

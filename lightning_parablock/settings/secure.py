@@ -1,0 +1,71 @@
+"""Which options secure sums exclude: refused by name when the settings are made."""
+
+from __future__ import annotations
+
+from lightning_parablock.checks import require
+from lightning_parablock.codecs.compression import BF16, Compression, NoCompression
+from lightning_parablock.server.aggregations import Aggregation, SecureAggregation
+
+_WITH = "with aggregation='secure'"
+
+
+def refuse_with_secure(
+    choice: Aggregation,
+    compression: Compression,
+    *,
+    weighting: str,
+    block_order: str,
+    buffers: str,
+    cohort_sampling: str,
+    missing_client_state: str,
+    own_local_s: float | None,
+    is_elastic: bool,
+) -> None:
+    """Refuse what would show a server, or another site, what one client has done.
+
+    Arguments are the options of these names.
+
+    Raises:
+        ConfigurationError: names the option, and what to do.
+    """
+    if not isinstance(choice, SecureAggregation):
+        return
+    require(
+        isinstance(compression, NoCompression | BF16),
+        f"compression={type(compression).__name__} {_WITH} is not supported: deltas are whole numbers of "
+        "bytes_per_value bytes, whose sums other codecs cannot carry; use 'none', or 'bf16' for commits",
+    )
+    require(
+        choice.bytes_per_value == 2 or weighting == "uniform",
+        f"weighting={weighting!r} {_WITH} needs 2 bytes per value: one byte has too few steps for clients of "
+        "different weights; use SecureAggregation(bytes_per_value=2), or weighting='uniform'",
+    )
+    require(
+        block_order != "importance",
+        f"block_order='importance' {_WITH} is not supported: every client tells the norms of its gradients; use "
+        "'random', with visit_more for blocks that matter more",
+    )
+    require(
+        buffers == "local",
+        f"buffers={buffers!r} {_WITH} is not supported: every client's buffers travel as they are; use 'local'",
+    )
+    require(
+        cohort_sampling != "size",
+        f"cohort_sampling='size' {_WITH} is not supported: every client tells how many samples it has; use 'uniform' "
+        "or 'rotation'",
+    )
+    require(
+        missing_client_state == "error",
+        f"missing_client_state={missing_client_state!r} {_WITH} is not supported: rounds that are repeated "
+        "with other contributions show what one client has added; use 'error'",
+    )
+    require(
+        own_local_s is None,
+        f"own_local_s={own_local_s} {_WITH} is not supported: what is trained then depends on the machine's "
+        "speed, so that a round could not be repeated to the bit; use own_local_steps",
+    )
+    require(
+        not is_elastic,
+        f"lighthouse {_WITH} is not supported yet: exchanges that were under way when a site was lost may not be "
+        "repeated; use a fixed membership (rendezvous)",
+    )

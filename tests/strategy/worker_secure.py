@@ -1,0 +1,82 @@
+"""One site of the fits that test_secure.py starts: worker_secure.py FOLDER, with identities and the roster in it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch.utils.data import DataLoader
+
+from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.errors import ParaBlockError
+from lightning_parablock.settings import SecureAggregation
+from tests.support.here import N_RANKS, RANK
+from tests.support.lightning_run import Steps, TaskModule, expected_weights, fit, patterns_of, trainer_for
+from tests.tasks import adamw_default, assert_same_bits, transformer_task
+
+TASK, K, STEPS, SEED = transformer_task(), 4, 18, 3
+FOLDER, SITE = Path(sys.argv[1]), "abc"[RANK]
+
+
+class SaveAt(Callback):
+    """Saves in the middle of a round, with exchanges in flight."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def strategy(**options: Any) -> ParaBlockStrategy:
+    chosen = {"local_steps": K, "blocks": patterns_of(TASK), "seed": SEED, "exchange_timeout_s": 60}
+    secure = {"aggregation": "secure", "site": SITE, "federation": str(FOLDER / "federation.yaml")}
+    return ParaBlockStrategy(**(chosen | secure | {"keys": str(FOLDER / SITE)} | options))  # type: ignore[arg-type]
+
+
+def shuffled_fit(used: ParaBlockStrategy, data: int = 0, **trainer_options: Any) -> TaskModule:
+    module = TaskModule(TASK, adamw_default)
+    path = trainer_options.pop("ckpt_path", None)
+    loader = DataLoader(Steps(STEPS + data, RANK), batch_size=1, shuffle=True)
+    trainer_for(used, devices=N_RANKS, **trainer_options).fit(module, loader, ckpt_path=path)
+    return module
+
+
+def refused(needle: str, **options: Any) -> None:
+    used, data = options.pop("strategy", {}), options.pop("data", 0)
+    try:
+        shuffled_fit(strategy(**used), data, **options)
+    except ParaBlockError as error:
+        assert needle in str(error), error
+    else:
+        raise AssertionError(f"nothing was refused, expected: {needle}")
+
+
+def main() -> None:
+    """A new site's first fit equals the oracle; a second one draws other batches; a resumed one repeats its bits."""
+    torch.set_num_threads(1)
+    # This machine has no WireGuard interface: who is who comes from the roster, links do not.
+    mock.patch("lightning_parablock.strategy.ranks.private_links", return_value=None).start()
+    used = strategy()
+    module = fit(TASK, used, RANK, STEPS, devices=N_RANKS)
+    assert_same_bits(module.weights(), expected_weights(TASK, used.settings, n_clients=N_RANKS, total_steps=STEPS))
+    print("FIRST EQUAL")
+    path = FOLDER / "saved.ckpt"
+    whole = shuffled_fit(strategy(delay_steps=6), callbacks=[SaveAt(10, path)])
+    again = shuffled_fit(strategy(delay_steps=6), ckpt_path=path)
+    assert_same_bits(again.weights(), whole.weights())
+    print("RESUMED EQUAL")
+    other = shuffled_fit(strategy(delay_steps=6, aggregation=SecureAggregation(2)))
+    weights = whole.weights()
+    assert any(not torch.equal(value, weights[name]) for name, value in other.weights().items())
+    refused("training data are not those", ckpt_path=path, data=1, strategy={"delay_steps": 6})
+    print("DONE")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""What is refused by name where sums are secure, before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.callbacks import ClientSight, Timeline
+from lightning_parablock.errors import ConfigurationError, RosterError, SubmissionError
+from lightning_parablock.masking.submissions import Submissions
+from lightning_parablock.settings import AGGREGATIONS, SecureAggregation, Settings
+from lightning_parablock.strategy.secure import RecordedMasks, SecureFit, Trust
+from lightning_parablock.strategy.secure_refusals import refuse_insecure_sums, refuse_telling_callbacks
+from tests.masking.sessions import masks_of
+from tests.site_kit.sites import identities, signed, unsigned
+from tests.support.lightning_run import trainer_for
+
+ONE_EACH = [(0,), (1,), (2,), (3,)]
+THREE_EACH = [tuple(range(3 * site, 3 * site + 3)) for site in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("options", "needle"),
+    [
+        ({"compression": "int8"}, "compression=Int8 with aggregation='secure' is not supported"),
+        ({"compression": "int4"}, "compression=Int4"),
+        ({"compression": "topk"}, "compression=TopK"),
+        ({"weighting": "samples"}, "needs 2 bytes per value"),
+        ({"block_order": "importance"}, "tells the norms of its gradients"),
+        ({"buffers": "average"}, "every client's buffers travel as they are"),
+        ({"cohort": 3, "cohort_sampling": "size"}, "tells how many samples it has"),
+        ({"missing_client_state": "fresh"}, "use 'error'"),
+        ({"own_local_s": 3.0}, "use own_local_steps"),
+        ({"lighthouse": "hub:1", "site": "a", "min_clients": 3}, "not supported yet"),
+    ],
+    ids=str,
+)
+def test_options_that_show_one_client(options: dict[str, Any], needle: str) -> None:
+    with pytest.raises(ConfigurationError, match=needle):
+        ParaBlockStrategy(aggregation="secure", **options)
+    ParaBlockStrategy(**options)  # the plain mean takes them
+
+
+def test_what_secure_sums_allow() -> None:
+    assert list(AGGREGATIONS) == ["mean", "secure"]
+    assert ParaBlockStrategy(aggregation="secure").settings.aggregation == SecureAggregation(1, min_sites=3)
+    two = SecureAggregation(bytes_per_value=2, min_sites=5)
+    settings = ParaBlockStrategy(aggregation=two, weighting="samples", compression="bf16").settings
+    assert settings.aggregation is two and settings.leaves_residuals
+    assert settings.fingerprint()["aggregation"] == "SecureAggregation(bytes_per_value=2, min_sites=5)"
+
+
+@pytest.mark.parametrize("width", [0, 3, 4, "1"])
+def test_a_wrong_width(width: Any) -> None:
+    with pytest.raises(ConfigurationError, match="bytes_per_value must be 1 or 2"):
+        SecureAggregation(width)
+
+
+def test_two_sites_are_too_few_for_any_run() -> None:
+    with pytest.raises(ConfigurationError, match="min_sites must be a whole number >= 3"):
+        SecureAggregation(min_sites=2)
+
+
+def settings(width: int = 1, **options: Any) -> Settings:
+    return Settings(aggregation=SecureAggregation(width), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "hosted", "fewest"),
+    [
+        ({}, [(0,), (1,)], 2),
+        ({"cohort": 2}, ONE_EACH, 2),
+        ({"clients": 12, "cohort": 6}, THREE_EACH, 2),
+        ({"block_order": "cyclic"}, ONE_EACH, 2),
+        ({"block_order": "cyclic", "clients": 12, "cohort": 9}, THREE_EACH, 1),
+    ],
+    ids=str,
+)
+def test_rounds_with_too_few_sites(options: dict[str, Any], hosted: list[tuple[int, ...]], fewest: int) -> None:
+    with pytest.raises(ConfigurationError, match=rf"may bring only {fewest} together in a sum of one block"):
+        refuse_insecure_sums(settings(**options), hosted, n_blocks=2)
+
+
+def test_availability_counts_line_by_line(tmp_path: Path) -> None:
+    trace = tmp_path / "available.txt"
+    trace.write_text("0 1 2 3\n1 2\n")
+    with pytest.raises(ConfigurationError, match="may bring only 2 together"):
+        refuse_insecure_sums(settings(availability=str(trace)), ONE_EACH, n_blocks=2)
+    trace.write_text("0 1 2 3\n1 2 3\n")
+    refuse_insecure_sums(settings(availability=str(trace)), ONE_EACH, n_blocks=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "hosted"),
+    [
+        ({}, ONE_EACH),
+        ({"clients": 12, "cohort": 7}, THREE_EACH),
+        ({"clients": 12, "block_order": "cyclic"}, THREE_EACH),
+    ],
+    ids=str,
+)
+def test_rounds_with_enough_sites(options: dict[str, Any], hosted: list[tuple[int, ...]]) -> None:
+    refuse_insecure_sums(settings(**options), hosted, n_blocks=3)
+
+
+def test_more_clients_than_a_width_takes() -> None:
+    hosted = [tuple(range(6 * site, 6 * site + 6)) for site in range(3)]
+    with pytest.raises(ConfigurationError, match=r"at most 16 clients in 1 byte\(s\) .* has 18"):
+        refuse_insecure_sums(settings(clients=18), hosted, n_blocks=2)
+    refuse_insecure_sums(settings(2, clients=18), hosted, n_blocks=2)
+
+
+@pytest.mark.parametrize(
+    ("callback", "needle"), [(ClientSight(), "use shared='nothing'"), (Timeline(), "own_only=True")]
+)
+def test_callbacks_that_tell_of_clients(callback: Any, needle: str) -> None:
+    trainer = trainer_for("auto", callbacks=[callback])
+    with pytest.raises(ConfigurationError, match=needle):
+        refuse_telling_callbacks(settings(), trainer)
+    refuse_telling_callbacks(Settings(), trainer)
+
+
+def test_callbacks_that_keep_it_here() -> None:
+    refuse_telling_callbacks(
+        settings(), trainer_for("auto", callbacks=[ClientSight(shared="nothing"), Timeline(own_only=True)])
+    )
+
+
+def test_a_run_needs_a_signed_roster_and_its_own_keys(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"needs federation=federation\.yaml"):
+        Trust.of(settings(), "a", "gloo")
+    sites = identities(tmp_path, "abc")
+    path = tmp_path / "federation.yaml"
+    path.write_text(unsigned(sites).text)
+    ours = settings(federation=str(path), keys=str(tmp_path / "a"))
+    with pytest.raises(RosterError, match="sign"):
+        Trust.of(ours, "a", "gloo")
+    path.write_text(signed(unsigned(sites), sites).text)
+    assert Trust.of(ours, "a", "gloo").identity.card.name == "a"
+    with pytest.raises(ConfigurationError, match="are those of site 'a'"):
+        Trust.of(ours, "b", "gloo")
+    with pytest.raises(ConfigurationError, match="use 'gloo'"):
+        Trust.of(ours, "a", "nccl")
+
+
+def test_a_contribution_is_on_the_record_before_it_leaves_and_enters_one_sum(tmp_path: Path) -> None:
+    site = Submissions.create(tmp_path)
+    ours, theirs = masks_of(3)["site-0"], masks_of(3, "other")["site-0"]
+    salt = site.begin(0, "1" * 64)
+    masks = RecordedMasks(ours, site, "1" * 64, salt)
+    values = torch.zeros(4, dtype=torch.int8)
+    masks.apply(values, 1, 0, "values", 0, None)
+    assert values.any()
+    site.confirm(1, "1" * 64, salt)
+    with pytest.raises(SubmissionError):
+        site.confirm(2, "1" * 64, salt)
+    other = RecordedMasks(theirs, site, "2" * 64, salt)
+    before = torch.zeros(4, dtype=torch.int8)
+    with pytest.raises(SubmissionError, match="round 1: this site has contributed to a sum of other sites"):
+        other.apply(before, 1, 0, "values", 0, None)
+    assert not before.any()
+
+
+def test_a_salt_that_would_change_nothing_is_refused() -> None:
+    salted = SecureFit(masks=None, salt=b"s" * 16, nonce=b"")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="use shuffle=True"):
+        salted.refuse_fixed_orders([False, True])
+    salted.refuse_fixed_orders([False, False, None])
+    SecureFit(masks=None, salt=b"", nonce=b"").refuse_fixed_orders([True])  # type: ignore[arg-type]
