@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz import desks, files, masks, messages, site_kit, sites
+from tests.fuzz import desks, files, masks, messages, secure_sums, site_kit, sites
 
-ROOMS = (messages, desks, sites, files, masks, site_kit)
+ROOMS = (messages, desks, sites, files, masks, secure_sums, site_kit)
 TARGETS = {target.name: target for room in ROOMS for target in room.TARGETS}
