@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lightning_parablock.cli import main
+from lightning_parablock.masking.submissions import Submissions
 from lightning_parablock.site_kit.roster import Roster
 
 HUB = ("--hub-endpoint", "hub.example.org:51820")
@@ -88,6 +89,12 @@ def test_from_three_cards_to_links(created: People) -> None:
     assert modes == {"wards-outer.conf": 0o600, "wards-inner.conf": 0o600}
     hub = created.file("hub", ".lightning-parablock/wards-hub/wards-hub.conf")
     assert hub.read_text().count("[Peer]") == 3 and stat.S_IMODE(hub.stat().st_mode) == 0o600
+
+
+def test_a_new_site_has_a_record_in_which_there_is_no_contribution(created: People) -> None:
+    record = Submissions(created.keys("a"))
+    assert not record.was_missing
+    assert record.begin(0, "0" * 64) == b"", "its first run draws what its seed says"
 
 
 def test_the_file_may_go_from_site_to_site(created: People) -> None:

@@ -9,6 +9,8 @@ from lightning_parablock.cli.commands.federation_options import keys_folder
 from lightning_parablock.cli.parser import CommandParser
 from lightning_parablock.cli.table import COMMANDS_OF, PROGRAM
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.masking.submissions import FILE_NAME as RECORD
+from lightning_parablock.masking.submissions import Submissions
 from lightning_parablock.site_kit.files import PUBLIC, write_whole
 from lightning_parablock.site_kit.identity import Identity, default_folder
 from lightning_parablock.system.places import refuse_unwritable_file
@@ -55,6 +57,8 @@ def run_site_init(args: Sequence[str]) -> None:
     if wanted is not None:
         _refuse(wanted)
     identity = Identity.create(folder, options.name, options.endpoint)
+    if not (folder / RECORD).exists():  # new keys have contributed to nothing: the first secure run draws by its seed
+        Submissions.create(folder)
     card = f"{identity.card.text}\n"
     own = folder / f"{identity.card.name}.card"
     for path in (own, *([wanted] if wanted is not None else [])):
