@@ -82,9 +82,10 @@ def refuse_telling_callbacks(settings: Settings, trainer: Trainer) -> None:
         require(
             not isinstance(callback, ClientSight) or callback.shared == "nothing",
             f"ClientSight(shared={getattr(callback, 'shared', '')!r}) {_WITH} is not supported: figures of clients "
-            "leave their sites; use shared='nothing'",
+            "leave their sites; use shared='nothing', on the command line --shared nothing",
         )
         require(
             not isinstance(callback, Timeline) or callback.own_only,
-            f"Timeline() {_WITH} is not supported: it gathers every client's samples; use Timeline(own_only=True)",
+            f"Timeline() {_WITH} is not supported: it gathers every client's samples; use "
+            "Timeline(own_only=True), on the command line --shared nothing",
         )

@@ -183,6 +183,20 @@ def test_a_fixed_membership_meets_inside(sites: PrivateSites, tmp_path: Path) ->
     assert share_found(seen.at_hub, [*windows_of(seen.model), *names_of(seen.model)]) == 0
 
 
+def test_secure_sums_go_through_private_links(sites: PrivateSites, tmp_path: Path) -> None:
+    sites.run("a", f"mkdir secure; lightning-parablock init secure --sites a,b,c --rendezvous {A_INNER}:29501")
+    for site in SITES:
+        sites.give("secure/run.yaml", "a", site, "secure.yaml")
+    options = "--strategy.aggregation secure --shared nothing"
+    commands = {
+        site: sites.block(f"private {site}: fit").replace("run.yaml", "secure.yaml").rstrip() + f" {options}\n"
+        for site in SITES
+    }
+    seen = watched(sites, commands, tmp_path)
+    assert len(set(seen.weights.values())) == 1
+    assert share_found(seen.at_hub, [*windows_of(seen.model), *names_of(seen.model)]) == 0
+
+
 # --- those who are not to get in --------------------------------------------------------------------------------------
 
 
