@@ -33,7 +33,8 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Run one fit of this host's client.
 
     Args:
-        plan: ``size`` (key of SIZES), ``seed``, ``strategy`` (options of ParaBlockStrategy), ``train`` and ``test``.
+        plan: ``size`` (key of SIZES), ``seed``, ``strategy`` (options of ParaBlockStrategy), ``train`` and ``test``;
+            ``clients``, if there are more or fewer than N_CLIENTS.
 
     Returns:
         ``held_out_loss``: (optimizer step, loss in nats per token) of the committed model; ``rounds``;
@@ -45,7 +46,8 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
     module = CausalLM(PACKAGE, layers=size.layers, learning_rate=size.learning_rate)
     curve = Curve()
     every = {"steps": size.steps, "evaluate_every_steps": size.evaluate_every_steps}
-    trainer, data = quiet_trainer(strategy, curve, n_clients=N_CLIENTS, **every), _data(size, plan)
+    n_clients = plan.get("clients", N_CLIENTS)
+    trainer, data = quiet_trainer(strategy, curve, n_clients=n_clients, **every), _data(size, plan)
     started_s = time.time()
     before = trainer.validate(module, data, verbose=False)[0]["val_loss"]
     trainer.fit(module, data)

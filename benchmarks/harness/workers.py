@@ -102,6 +102,11 @@ class Workers:
         """Like :meth:`run` with unchanged links, but returns only the first host's answer."""
         return self.run(job, plan, rate_mbit=None, limit_s=limit_s)[0]
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there are workers, since a job has been run and none has failed after it."""
+        return self._cluster is not None
+
     def bytes_sent(self) -> list[int]:
         """Bytes each host has put on its link since its worker was started, headers included."""
         assert self._cluster is not None, "no job has been run"

@@ -24,17 +24,26 @@ class SleepingModel(pl.LightningModule):
         step_s: Duration of a training step in seconds.
         n_blocks: Number of blocks.
         block_scalars: Scalars per block.
+        change: Standard deviation of what a step adds to the large parameter of the block it trains: always the same
+            values. 0 for nothing, so that a delta is almost all zeros.
     """
 
-    def __init__(self, step_s: float, n_blocks: int, block_scalars: int) -> None:
+    def __init__(self, step_s: float, n_blocks: int, block_scalars: int, change: float = 0.0) -> None:
         super().__init__()
         self._step_s = step_s
+        generator = torch.Generator().manual_seed(0)
+        self._change = change * torch.randn(block_scalars - 1, generator=generator) if change else None
         self.weights = nn.ParameterList(nn.Parameter(torch.zeros(block_scalars - 1)) for _ in range(n_blocks))
         self.scalars = nn.ParameterList(nn.Parameter(torch.zeros(())) for _ in range(n_blocks))
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         """Sleep; the loss is the sum of the scalars."""
         time.sleep(self._step_s)
+        if self._change is not None:
+            with torch.no_grad():
+                for weight in self.weights:
+                    if weight.requires_grad:
+                        weight.add_(self._change)
         return torch.stack([scalar * 1.0 for scalar in self.scalars]).sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -45,12 +54,13 @@ class SleepingModel(pl.LightningModule):
 def module_and_blocks(model: Mapping[str, Any]) -> tuple[pl.LightningModule, list[str] | int]:
     """The module, and the patterns of its blocks.
 
-    ``model`` is ``{"kind": "sleep", "step_s", "n_blocks", "block_scalars"}``, or ``{"kind": "smollm2", "layers"}`` with
-    the layers to keep (None: all), or ``{"kind": "shape", "architecture", "device"}``, which has random weights in
-    bfloat16, drawn on the device. The latter two have ``blocks`` as accepted by the strategy.
+    ``model`` is ``{"kind": "sleep", "step_s", "n_blocks", "block_scalars"}``, with or without ``change``, or
+    ``{"kind": "smollm2", "layers"}`` with the layers to keep (None: all), or ``{"kind": "shape", "architecture",
+    "device"}``, which has random weights in bfloat16, drawn on the device. The latter two have ``blocks`` as accepted
+    by the strategy.
     """
     if model["kind"] == "sleep":
-        module = SleepingModel(model["step_s"], model["n_blocks"], model["block_scalars"])
+        module = SleepingModel(model["step_s"], model["n_blocks"], model["block_scalars"], model.get("change", 0.0))
         return module, [rf"\.{index}$" for index in range(model["n_blocks"])]
     from lightning_parablock.models import CausalLM
 

@@ -1,0 +1,62 @@
+"""The jobs of one host: a timed fit, and a fit on GSM8K in which saturated values are counted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from benchmarks.harness import fits, gsm8k_job
+from benchmarks.secure.arms import options_of
+from lightning_parablock.server.secure import site
+
+
+@dataclass
+class Saturation:
+    """How many whole numbers this process has made, and how many of them were larger than the sum can hold."""
+
+    values: int = 0
+    saturated: int = 0
+
+
+def fit(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """One timed fit, see :func:`benchmarks.harness.fits.fit`.
+
+    Args:
+        plan: That of ``fits.fit``, with ``arm`` and, for secure sums, ``folder`` of a federation.
+    """
+    return fits.fit({**plan, "strategy": options_of(plan)})
+
+
+def train(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """One fit on GSM8K, see :func:`benchmarks.harness.gsm8k_job.train`, with ``values`` and ``saturated`` of this site.
+
+    Args:
+        plan: That of ``gsm8k_job.train``, with ``arm`` and, for secure sums, ``folder`` of a federation.
+    """
+    with counted() as count:
+        found = gsm8k_job.train({**plan, "strategy": options_of(plan)})
+    return found | {"values": count.values, "saturated": count.saturated}
+
+
+@contextmanager
+def counted() -> Generator[Saturation]:
+    """Count what this process rounds to whole numbers. The strategy itself says so only where it is too much."""
+    count, lock, original = Saturation(), threading.Lock(), site.quantize
+
+    def quantize(u: Tensor, steps: Tensor, limit: int, into: Tensor) -> int:
+        saturated = original(u, steps, limit, into)
+        with lock:
+            count.values += u.numel()
+            count.saturated += saturated
+        return saturated
+
+    site.quantize = quantize
+    try:
+        yield count
+    finally:
+        site.quantize = original
