@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 PACKAGES := $(VENV)/.packages-installed
 MODEL := $(VENV)/.model-installed
 PEERS := $(VENV)/.peers-installed
+FLOWER := $(VENV)/.flower-installed
 DOCS := $(VENV)/.docs-installed
 FUZZER := $(VENV)/.fuzzer-installed
 PYTEST_ARGS ?=
@@ -56,10 +57,10 @@ BENCH = failed=; for file in benchmarks/bench_*.py; do name=$$(basename $$file .
 	$(BIN)/python -m benchmarks.$$name $(1) || failed="$$failed $$name"; done; \
 	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
-bench: install $(PEERS) ## every benchmark, some hours; writes results/<question>.json and .png
+bench: install $(PEERS) $(FLOWER) ## every benchmark, some hours; writes results/<question>.json and .png
 	@$(call BENCH)
 
-bench-quick: install $(PEERS) ## every benchmark on a small setting, minutes: does it run? Writes results/quick/
+bench-quick: install $(PEERS) $(FLOWER) ## every benchmark on a small setting, minutes: does it run? Writes results/quick/
 	@$(call BENCH,--quick)
 
 clean: ## remove caches, logs and build outputs; .venv stays
@@ -79,6 +80,12 @@ $(PACKAGES): pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 # What the benchmarks compare with, and nothing else needs.
 $(PEERS): pyproject.toml constraints.txt $(PACKAGES)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+# A peer whose requirements exclude this project's: it has an environment of its own.
+$(FLOWER): Makefile | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m venv $(VENV)/flower
+	$(VENV)/flower/bin/python -m pip install flwr==1.42.0
 	touch $@
 
 # What the documentation site is built with.

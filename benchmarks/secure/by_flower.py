@@ -145,13 +145,16 @@ def take_part(plan: dict[str, Any]) -> dict[str, Any]:
     mod = importlib.import_module("flwr.client.mod").secaggplus_mod
     values = values_of(plan["client"], plan["scalars"])
     context = app.Context(1, plan["client"] + 1, {}, app.RecordDict(), {}, 0)
+
+    def fitted(message: Any, _: Any) -> Any:
+        return _fitted(message, values)
+
     with _connected(plan["server"]) as connection:
         _quick(connection)
         send(connection, str(plan["client"]).encode())
         before = interface_bytes(INTERFACE)
         while payload := receive(connection):
-            reply = mod(_unpacked(payload), context, lambda message, _: _fitted(message, values))
-            send(connection, _packed(reply))
+            send(connection, _packed(mod(_unpacked(payload), context, fitted)))
         after = interface_bytes(INTERFACE)
     return {"link_bytes": [after[0] - before[0], after[1] - before[1]]}
 
