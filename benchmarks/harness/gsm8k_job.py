@@ -47,7 +47,7 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
     curve = Curve()
     every = {"steps": size.steps, "evaluate_every_steps": size.evaluate_every_steps}
     n_clients = plan.get("clients", N_CLIENTS)
-    trainer, data = quiet_trainer(strategy, curve, n_clients=n_clients, **every), _data(size, plan)
+    trainer, data = quiet_trainer(strategy, curve, n_clients=n_clients, **every), _data(size, plan, n_clients)
     started_s = time.time()
     before = trainer.validate(module, data, verbose=False)[0]["val_loss"]
     trainer.fit(module, data)
@@ -67,10 +67,10 @@ def _strategy(size: Size, plan: Mapping[str, Any]) -> ParaBlockStrategy:
     return ParaBlockStrategy(**(chosen | plan["strategy"]))
 
 
-def _data(size: Size, plan: Mapping[str, Any]) -> FederatedTextDataModule:
+def _data(size: Size, plan: Mapping[str, Any], n_clients: int) -> FederatedTextDataModule:
     return FederatedTextDataModule(
         **data_options(plan["train"], plan["test"]),
-        val_examples=size.val_examples,
+        val_examples=n_clients * -(-size.val_examples // n_clients),  # equally many for each client
         train_examples=size.steps * BATCH_SIZE,
         sequence_length=size.sequence_length,
         batch_size=BATCH_SIZE,
