@@ -39,7 +39,7 @@ def main() -> None:
     """Make what is missing; the result is written after each run, or pair of runs."""
     options = _options()
     path = folder(options) / f"{QUESTION}.json"
-    state: State = read_result(path)["values"] if path.exists() and not options.quick else {}
+    state: State = read_result(path)["values"] if path.exists() and not options.again else {}
     for part in PARTS:
         state.setdefault(part, {})
     for part in options.parts.split(","):
@@ -64,8 +64,10 @@ def _options() -> argparse.Namespace:
     made.add_argument("--aggregations", type=int, default=4, help="peers: per run; the first one is not counted")
     made.add_argument("--repeats", type=int, default=5, help="peers: runs of each system and link rate")
     made.add_argument("--flower-python", default=default_python(), help="peers: Python that has flwr")
+    made.add_argument("--again", action="store_true", help="forget what there is, also what --parts leaves out")
     options = made.parse_args()
     if options.quick:
+        options.again = True
         options.computations, options.topologies, options.ratios = "sleep", "sharded", "1"
         options.pairs, options.rounds, options.scalars, options.size = 1, 6, 1 << 18, "quick"
         options.peer_scalars, options.peer_rates, options.aggregations, options.repeats = 1 << 18, "1000", 2, 1

@@ -47,7 +47,7 @@ def _draw_peers(axis: Any, peers: dict[str, Any]) -> None:
         megabytes = [row["figures"]["upload_bytes"] / 1e6 for row in mine]
         axis.bar_label(bars, [f"{size:.1f} MB sent" for size in megabytes], fontsize=7)
     axis.set_yticks([place + 0.2 for place in range(len(systems))], systems, fontsize=7)
-    axis.set_xscale("log")
+    axis.margins(x=0.2)
     axis.set(title="one aggregation", xlabel="seconds")
     if rates:
         axis.legend(fontsize=8)

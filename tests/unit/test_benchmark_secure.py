@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import socket
+from argparse import Namespace
 from typing import Any
 
 import pytest
 import torch
 
 from benchmarks.harness.results import REPOSITORY
-from benchmarks.secure import figures
+from benchmarks.harness.workers import RunFailedError
+from benchmarks.secure import figures, loss, peers
 from benchmarks.secure.cost import MODELS
 from benchmarks.secure.federation import FILE_NAME, new_federation, site_name
 from benchmarks.secure.flower import VERSION
@@ -113,6 +115,40 @@ def test_one_aggregation_is_the_median_without_the_first_of_each_run() -> None:
         {"seconds": [9.0, 3.0], "upload_bytes": [4, 3], "download_bytes": [2, 6]},
     ]
     assert figures.peer_figures(runs) == {"seconds": 2.0, "upload_bytes": 4.5, "download_bytes": 4.0, "runs": 2}
+
+
+def test_a_second_start_makes_what_is_missing_or_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, saved = list[tuple[str, int]](), list[int]()
+
+    def run(_options: Any, _workers: Any, facts: dict[str, Any]) -> dict[str, Any]:
+        made.append((facts["method"], facts["seed"]))
+        return {"new": True}
+
+    monkeypatch.setattr(loss, "_run", run)
+    state: dict[str, Any] = {"none, seed 0": {"failed": None}, "secure, 1 byte, seed 0": {"failed": "a message"}}
+    loss.train(Namespace(size="quick"), state, lambda: saved.append(len(state)))
+    assert made == [("secure, 1 byte", 0), ("secure, 2 bytes", 0)]
+    assert saved == [2, 3]
+    assert [row["failed"] for row in state.values()] == [None] * 3 and "new" not in state["none, seed 0"]
+
+
+def test_systems_take_turns_and_runs_that_there_are_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[str]()
+
+    def run(_options: Any, system: str, _rate_mbit: float) -> dict[str, Any]:
+        made.append(system)
+        if len(made) == 1:
+            raise RunFailedError("a message")
+        return {"seconds": [9.0, 1.0], "upload_bytes": [1], "download_bytes": [1]}
+
+    monkeypatch.setattr(peers, "_run", run)
+    state: dict[str, Any] = {}
+    options = Namespace(peer_rates="100", repeats=2)
+    peers.measure(options, state, lambda: None)
+    assert made == [*peers.SYSTEMS, *peers.SYSTEMS[::-1]]
+    peers.measure(options, state, lambda: None)  # the one that has failed is made up for
+    assert made[2 * len(peers.SYSTEMS) :] == peers.SYSTEMS[:1]
+    assert {(len(row["runs"]), row["failed"]) for row in state.values()} == {(2, None)}
 
 
 def test_saturated_values_are_counted_where_sites_round_them() -> None:
