@@ -145,8 +145,9 @@ class FitLoaders:
         return PositionedLoader(self._agree_on_length(loader, stage), self._start)
 
     def data_hashes(self) -> list[str]:
-        """A hash of some samples of each hosted client's training data, or of all of it where its data set has one."""
-        return [dataset_fingerprint(self._data[client]) for client in sorted(self._data)]
+        """Of each hosted client's training data a hash, of some samples or of all, and how many make a batch."""
+        loaders = [self._data[client] for client in sorted(self._data)]
+        return [f"{dataset_fingerprint(one)} in batches of {getattr(one, 'batch_size', None)}" for one in loaders]
 
     def fixed_orders(self) -> list[bool | None]:
         """Whether the data of each hosted client come in one order, always; None where that is not known."""

@@ -154,15 +154,17 @@ class SecureFit:
         masks: Hide its contributions.
         salt: Mixed into the seeds of all that its clients draw; empty for nothing.
         nonce: Names the run at this site.
+        here: What changes the bits of the site's training beside its data and the settings that all sites share.
     """
 
     masks: RecordedMasks
     salt: bytes = field(repr=False)
     nonce: bytes
+    here: str = ""
 
     def state(self, data: Sequence[str]) -> dict[str, str]:
         """For the sidecar; ``data`` are hashes of the site's data."""
-        return {"nonce": self.nonce.hex(), "salt": self.salt.hex(), "here": _here(), "data": json.dumps(list(data))}
+        return {"nonce": self.nonce.hex(), "salt": self.salt.hex(), "here": self.here, "data": json.dumps(list(data))}
 
     def refuse_fixed_orders(self, is_fixed: Sequence[bool | None]) -> None:
         """Refuse data whose batches cannot be others than in an earlier run of this site.
@@ -190,9 +192,9 @@ class SecureFit:
         """Raise a CheckpointError where a resumed run would repeat rounds with other data than it had."""
         if saved is not None and saved["data"] != json.dumps(list(data)):
             raise CheckpointError(
-                f"this site's training data are not those with which the checkpoint was saved, and with {_WITH} a "
-                "round that is repeated with other data shows what they are; bring back the data, or start a new fit "
-                "from the weights"
+                f"this site's training data are not those with which the checkpoint was saved, or not in batches of "
+                f"that size, and with {_WITH} a round that is repeated with other data shows what they are; bring back "
+                "the data and the batch size, or start a new fit from the weights"
             )
 
 
@@ -218,7 +220,8 @@ def open_secure(ranks: RankStrategy, settings: Settings, trust: Trust, resumed: 
     """
     choice = settings.aggregation
     assert isinstance(choice, SecureAggregation)
-    saved, round_index = _saved(resumed), 0 if resumed is None else resumed.round
+    here = _here(ranks, settings)
+    saved, round_index = _saved(resumed, here), 0 if resumed is None else resumed.round
     submissions = Submissions(trust.identity.folder)
     nonce = secrets.token_bytes(_NONCE_BYTES) if saved is None else bytes.fromhex(saved["nonce"])
     key, members = SessionKey.new(), tuple(sorted(ranks.site_names))
@@ -244,19 +247,24 @@ def open_secure(ranks: RankStrategy, settings: Settings, trust: Trust, resumed: 
     if saved is not None:
         _refuse_other_salt(saved, salt, resumed, submissions, context)
     masks = Masks(own.statement.site, members, session, choice.min_sites)
-    return SecureFit(RecordedMasks(masks, submissions, context, salt), salt, nonce)
+    return SecureFit(RecordedMasks(masks, submissions, context, salt), salt, nonce, here)
 
 
 def _bytes(text: object) -> bytes:
     return text.encode("utf-8", "replace") if isinstance(text, str) else b""
 
 
-def _here() -> str:
-    """What changes the bits of a site's training beside its data and the settings."""
-    return json.dumps({**versions_here(), "threads": torch.get_num_threads()}, sort_keys=True)
+def _here(ranks: RankStrategy, settings: Settings) -> str:
+    """What changes the bits of a site's training beside its data and the settings that all sites share."""
+    own = {
+        "threads": torch.get_num_threads(),
+        "device": ranks.root_device.type,
+        "own_local_steps": settings.own_local_steps,
+    }
+    return json.dumps({**versions_here(), **own}, sort_keys=True)
 
 
-def _saved(resumed: Resumed | None) -> dict[str, str] | None:
+def _saved(resumed: Resumed | None, here: str) -> dict[str, str] | None:
     if resumed is None:
         return None
     with reading("what the checkpoint says of this site's secure sums", CheckpointError):
@@ -264,11 +272,11 @@ def _saved(resumed: Resumed | None) -> dict[str, str] | None:
         saved = {name: str(found[name]) for name in ("nonce", "salt", "here", "data")}
         for name in ("nonce", "salt"):
             bytes.fromhex(saved[name])
-    if saved["here"] != _here():
+    if saved["here"] != here:
         raise CheckpointError(
-            f"the checkpoint was saved with {saved['here']} at this site, which now has {_here()}: repeated rounds "
-            f"would have other bits, and with {_WITH} their difference could be read; use the same versions and "
-            "threads, or start a new fit from the weights"
+            f"the checkpoint was saved with {saved['here']} at this site, which now has {here}: repeated rounds "
+            f"would have other bits, and with {_WITH} their difference could be read; use the same versions, threads, "
+            "device and own_local_steps, or start a new fit from the weights"
         )
     return saved
 

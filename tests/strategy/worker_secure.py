@@ -42,7 +42,7 @@ def strategy(**options: Any) -> ParaBlockStrategy:
 def shuffled_fit(used: ParaBlockStrategy, data: int = 0, **trainer_options: Any) -> TaskModule:
     module = TaskModule(TASK, adamw_default)
     path = trainer_options.pop("ckpt_path", None)
-    loader = DataLoader(Steps(STEPS + data, RANK), batch_size=1, shuffle=True)
+    loader = DataLoader(Steps(STEPS + data, RANK), batch_size=trainer_options.pop("batch_size", 1), shuffle=True)
     trainer_for(used, devices=N_RANKS, **trainer_options).fit(module, loader, ckpt_path=path)
     return module
 
@@ -75,6 +75,8 @@ def main() -> None:
     weights = whole.weights()
     assert any(not torch.equal(value, weights[name]) for name, value in other.weights().items())
     refused("training data are not those", ckpt_path=path, data=1, strategy={"delay_steps": 6})
+    refused("training data are not those", ckpt_path=path, batch_size=2, strategy={"delay_steps": 6})
+    refused("the checkpoint was saved with", ckpt_path=path, strategy={"delay_steps": 6, "own_local_steps": 2})
     print("DONE")
 
 
