@@ -49,6 +49,7 @@ from lightning_parablock.federation.flights import Flight, TurnFacts
 from lightning_parablock.federation.profiling import profiled
 from lightning_parablock.federation.schedule import Work
 from lightning_parablock.federation.state import MAX_RECORDS, RoundState
+from lightning_parablock.server.aggregations import SecureAggregation
 from lightning_parablock.server.uploads import Upload
 
 log = logging.getLogger(__name__)
@@ -157,8 +158,10 @@ class RoundEngine(RoundState):
     def finish(self) -> None:
         """End the run: submit a short last round as it is, then commit everything in flight in round order.
 
-        Afterwards the model shows W, the same on every rank.
+        Afterwards the model shows W, the same on every rank. Secure sums leave a short round out.
         """
+        if not self.at_round_start and isinstance(self.settings.aggregation, SecureAggregation):
+            self._drop_round()
         has_begun = not self.at_round_start
         self.transport.announce_end(self.round + has_begun)
         if has_begun:
@@ -286,6 +289,14 @@ class RoundEngine(RoundState):
             client.start = None
             self.flat.close_master()
             del self.turn_facts[client.id]
+
+    def _drop_round(self) -> None:
+        """A resumed run repeats the round as a whole: a sum of the short one would show what one client did since."""
+        what = "parablock: round %d is not whole, and is left out: aggregation='secure' adds up whole rounds alone"
+        log.warning(what, self.round)
+        if self.turn_is_open:
+            self._abandon_turn()
+        self.uploads, self.turn_facts, self.turns, self.turn, self.steps = {}, {}, [], 0, 0
 
     def _discard(self, client: Client) -> None:
         """A delta that is not finite never enters a mean: stop, or continue as if the client had not trained."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.federation.schedule import block_of_round
 from lightning_parablock.masking.agreement import Lane
 from lightning_parablock.server.secure.aggregator import Hosts, SecureAggregator
@@ -20,7 +21,7 @@ from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.loopback import LoopbackTransport
 from tests.oracle import run_oracle
 from tests.property.test_engine_resume import Site
-from tests.support.engine import oracle_config, run_on
+from tests.support.engine import blocks_of, engine_on, oracle_config, run_on
 from tests.tasks import adamw_default, assert_same_bits, poisoned_task, transformer_task
 
 K, TOTAL_STEPS = 3, 17
@@ -136,3 +137,37 @@ def test_without_the_scales_the_bits_are_others() -> None:
     site.load(buffer.getvalue())
     weights = whole.finish()
     assert any(not torch.equal(value, weights[name]) for name, value in site.finish().items())
+
+
+def engine_after_a_round(settings: Settings, clients: tuple[int, ...]) -> RoundEngine:
+    flat = FlatBlocks((model := TASK.make_model()), blocks_of(model, TASK.block_names))
+    engine = engine_on(flat, settings, clients, secure_loopback(flat, settings, clients))
+    for client in engine.begin_round():
+        engine.begin_turn(client)
+        for _ in range(K):
+            for parameter in flat.parameters(engine.block):
+                parameter.data.add_(0.25)
+            engine.after_step()
+        engine.end_turn()
+    engine.end_round()
+    return engine
+
+
+@pytest.mark.parametrize("steps", [0, 1, K])
+def test_a_short_last_round_enters_no_sum(steps: int) -> None:
+    """Together with the whole round, as a resumed run has it, its sum would show what one client has added."""
+    settings, clients = settings_for(delay_steps=0, block_order="sequential"), (0, 1, 2, 3)
+    ended, short = engine_after_a_round(settings, clients), engine_after_a_round(settings, clients)
+    for client in short.begin_round()[:2]:
+        short.begin_turn(client)
+        for _ in range(K if client == 0 else steps):
+            for parameter in short.flat.parameters(short.block):
+                parameter.data.add_(0.5)
+            short.after_step()
+        if client == 0:
+            short.end_turn()
+    for engine in (ended, short):
+        engine.finish()
+    for block in range(len(ended.flat.blocks)):
+        assert torch.equal(short.flat.pack(block), ended.flat.pack(block))
+    assert short.round == ended.round == 1

@@ -64,7 +64,9 @@ def main() -> None:
     mock.patch("lightning_parablock.strategy.ranks.private_links", return_value=None).start()
     used = strategy()
     module = fit(TASK, used, RANK, STEPS, devices=N_RANKS)
-    assert_same_bits(module.weights(), expected_weights(TASK, used.settings, n_clients=N_RANKS, total_steps=STEPS))
+    whole_rounds = STEPS - STEPS % K  # a resumed run would repeat a short one as a whole
+    expected = expected_weights(TASK, used.settings, n_clients=N_RANKS, total_steps=whole_rounds)
+    assert_same_bits(module.weights(), expected)
     print("FIRST EQUAL")
     path = FOLDER / "saved.ckpt"
     whole = shuffled_fit(strategy(delay_steps=6), callbacks=[SaveAt(10, path)])
