@@ -292,8 +292,7 @@ class RoundEngine(RoundState):
 
     def _drop_round(self) -> None:
         """A resumed run repeats the round as a whole: a sum of the short one would show what one client did since."""
-        what = "parablock: round %d is not whole, and is left out: aggregation='secure' adds up whole rounds alone"
-        log.warning(what, self.round)
+        log.warning("parablock: round %d is not whole: aggregation='secure' leaves it out of its sums", self.round)
         if self.turn_is_open:
             self._abandon_turn()
         self.uploads, self.turn_facts, self.turns, self.turn, self.steps = {}, {}, [], 0, 0
