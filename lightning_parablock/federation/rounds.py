@@ -49,7 +49,6 @@ from lightning_parablock.federation.flights import Flight, TurnFacts
 from lightning_parablock.federation.profiling import profiled
 from lightning_parablock.federation.schedule import Work
 from lightning_parablock.federation.state import MAX_RECORDS, RoundState
-from lightning_parablock.server.aggregations import SecureAggregation
 from lightning_parablock.server.uploads import Upload
 
 log = logging.getLogger(__name__)
@@ -160,7 +159,7 @@ class RoundEngine(RoundState):
 
         Afterwards the model shows W, the same on every rank. Secure sums leave a short round out.
         """
-        if not self.at_round_start and isinstance(self.settings.aggregation, SecureAggregation):
+        if not (self.at_round_start or self.settings.aggregation.takes_short_rounds):
             self._drop_round()
         has_begun = not self.at_round_start
         self.transport.announce_end(self.round + has_begun)
@@ -291,8 +290,8 @@ class RoundEngine(RoundState):
             del self.turn_facts[client.id]
 
     def _drop_round(self) -> None:
-        """A resumed run repeats the round as a whole: a sum of the short one would show what one client did since."""
-        log.warning("parablock: round %d is not whole: aggregation='secure' leaves it out of its sums", self.round)
+        said = "parablock: secure sums leave round %d out: it is short; to lose no step, train a multiple of %d"
+        log.warning(said, self.round, self.settings.local_steps)
         if self.turn_is_open:
             self._abandon_turn()
         self.uploads, self.turn_facts, self.turns, self.turn, self.steps = {}, {}, [], 0, 0

@@ -22,6 +22,11 @@ class Aggregation:
         """Whether it leaves out a part of the deltas, so that error feedback keeps that for later."""
         return False
 
+    @property
+    def takes_short_rounds(self) -> bool:
+        """Whether the last round of a run is aggregated although it has fewer local steps than the others."""
+        return True
+
 
 @dataclass(frozen=True)
 class MeanAggregation(Aggregation):
@@ -51,6 +56,12 @@ class SecureAggregation(Aggregation):
     @override
     def is_lossy(self) -> bool:
         return True
+
+    @property
+    @override
+    def takes_short_rounds(self) -> bool:
+        """A resumed run repeats the round as a whole, and two sums would show what was trained in between."""
+        return False
 
 
 AGGREGATIONS: dict[str, type[Aggregation]] = {"mean": MeanAggregation, "secure": SecureAggregation}
