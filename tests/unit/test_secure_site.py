@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.codecs.feedback import Coder, Residual
-from lightning_parablock.errors import SecureSumError
+from lightning_parablock.errors import NonFiniteError, SecureSumError
 from lightning_parablock.masking.ring import Ring
 from lightning_parablock.server.payloads import Payloads
 from lightning_parablock.server.secure.aggregator import Hosts, SecureAggregator
@@ -128,3 +128,17 @@ def test_plans_know_the_payloads(width: int, optimizer: ServerOptimizer, compres
     for scalars in (1024, 1, SIZE):
         assert planned.contribution_bytes(scalars) == aggregator.contribution_bytes(KEY, scalars, coder)
         assert planned.commit_bytes(scalars) == aggregator.commit_bytes(KEY, scalars, coder)
+
+
+@pytest.mark.parametrize("facts_alone", [False, True])
+def test_values_that_overflow_are_refused_with_their_place(facts_alone: bool) -> None:
+    """Each factor is finite: the delta was not discarded, but its product with the weight cannot be sent."""
+    site = SiteValues(exchange(0), {0: upload(torch.full((SIZE,), 3e38), weight=9)}, Open())
+    payload = SitePayload(site, has_values=not facts_alone, has_facts=True)
+    with pytest.raises(NonFiniteError, match=r"round 4, block 0, scalars 0 to 3000: .*lower the learning rate"):
+        payload.here(WHOLE, Coder(NoCompression()))
+
+
+def test_scales_that_no_values_have_are_refused_with_their_place() -> None:
+    with pytest.raises(SecureSumError, match="round 4, block 0, scalars 0 to 3000: the scales of 3 clients"):
+        exchange(200 << 16).steps_of(WHOLE)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_parablock.errors import SecureSumError
+from lightning_parablock.errors import NonFiniteError, SecureSumError
 from lightning_parablock.masking.ring import Ring
 from lightning_parablock.masking.scales import n_records, steps
 from lightning_parablock.regroup.keys import Key
@@ -74,7 +75,8 @@ class SecureExchange:
         scale = self.told() if self.scale is None else self.scale
         if scale is None:  # no client has trained: all numbers are zero
             return torch.ones(n_records(self.numel), dtype=torch.float32, device="cpu")
-        return steps(scale.sum_of_logs, scale.clients, self.limit, self.ring.bytes_per_value)
+        with self.named(slice(0, self.numel)):
+            return steps(scale.sum_of_logs, scale.clients, self.limit, self.ring.bytes_per_value)
 
     def learn(self, part: slice, facts: Tensor) -> None:
         """Take in the opened facts of a part.
@@ -105,6 +107,19 @@ class SecureExchange:
     def told(self) -> Scale | None:
         """What the exchange has told of its values, once it is complete; None where no client has trained."""
         return Scale(self._sum_of_logs, self.clients) if self.clients else None
+
+    @contextmanager
+    def named(self, part: slice) -> Generator[None]:
+        """What arithmetic refuses within this context says where that was, and what to do."""
+        try:
+            yield
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"{self.describe(part)}: {error}: nothing of it was sent; a delta times its weight, with the residual, "
+                "is too large for float32: lower the learning rate"
+            ) from error
+        except SecureSumError as error:
+            raise SecureSumError(f"{self.describe(part)}: {error}") from error
 
     def describe(self, part: slice) -> str:
         """For messages."""

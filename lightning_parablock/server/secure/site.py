@@ -83,7 +83,9 @@ class SiteValues:
         for upload in self._uploads:
             values = coder.scratch("wanted", into.numel(), into.device)
             self._wanted_of(upload, part, values)
-            saturated = quantize(values, exchange.steps_of(part), exchange.limit, numbers)
+            steps = exchange.steps_of(part)
+            with exchange.named(part):
+                saturated = quantize(values, steps, exchange.limit, numbers)
             exchange.ring.add(into, numbers)
             assert upload.residual is not None, "secure sums leave a residual"
             upload.residual.after[part] = values
@@ -119,7 +121,8 @@ class SiteValues:
         values = torch.empty(whole.stop if self._uploads else 0, dtype=torch.float32, device="cpu")
         for upload in self._uploads:
             self._wanted_of(upload, whole, values)
-            FACTS.add(total, log_scales(values))
+            with self.exchange.named(whole):
+                FACTS.add(total, log_scales(values))
         return total
 
     def _wanted_of(self, upload: Upload, part: slice, into: Tensor) -> None:
