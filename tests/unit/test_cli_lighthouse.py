@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import socket
 
 import pytest
@@ -48,6 +49,13 @@ def test_the_limit_of_open_files_is_raised(monkeypatch: pytest.MonkeyPatch) -> N
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["lighthouse", "--host", "127.0.0.1", "--port", str(taken.getsockname()[1])]) == 2
     assert raised == [None]
+
+
+def test_signals_do_afterwards_what_they_did_before() -> None:
+    before = [signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["lighthouse", "--host", "127.0.0.1", "--port", str(taken.getsockname()[1])]) == 2
+    assert [signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_the_lighthouse_and_the_sites_wait_equally_long() -> None:

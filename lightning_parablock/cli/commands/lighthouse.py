@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 from lightning_parablock.checks import require
 from lightning_parablock.cli.parser import CommandParser
@@ -13,6 +14,7 @@ from lightning_parablock.cli.table import COMMANDS
 
 PORT, SILENCE_S = 29510, 5.0
 _COMMAND = COMMANDS["lighthouse"]
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 _EVERYWHERE = ("0.0.0.0", "::")
 _LAST_PORT = 65535
 _LOOK_S = 0.5
@@ -56,17 +58,31 @@ def run_lighthouse(args: Sequence[str]) -> None:
     from lightning_parablock.membership.descriptors import raise_limit
 
     raise_limit()
+    with _told_to_end() as ended:
+        server = LighthouseServer(options.host, options.port, options.silence_s)
+        _say_where(options.host, server.port)
+        while not ended.wait(_LOOK_S):  # in turns: a signal is handled between two of them
+            pass
+        server.close()
+    print("lighthouse: ended; the sites wait for the next one at this address", flush=True)
+
+
+@contextmanager
+def _told_to_end() -> Generator[threading.Event]:
+    """Set by SIGINT or SIGTERM; afterwards these do what they did before."""
     ended = threading.Event()
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, lambda _number, _frame: ended.set())
-    server = LighthouseServer(options.host, options.port, options.silence_s)
-    everywhere = options.host in _EVERYWHERE
-    host = socket.gethostname() if everywhere else options.host
+    before = {sign: signal.signal(sign, lambda _number, _frame: ended.set()) for sign in _ENDING}
+    try:
+        yield ended
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
+
+
+def _say_where(address: str, port: int) -> None:
+    everywhere = address in _EVERYWHERE
+    host = socket.gethostname() if everywhere else address
     shown = f"[{host}]" if ":" in host else host
-    print(f"lighthouse: every site is started with --strategy.lighthouse {shown}:{server.port}", flush=True)
+    print(f"lighthouse: every site is started with --strategy.lighthouse {shown}:{port}", flush=True)
     if everywhere:
         print(f"Where the name {host} is not known, use its address instead.", flush=True)
-    while not ended.wait(_LOOK_S):  # in turns: a signal is handled between two of them
-        pass
-    server.close()
-    print("lighthouse: ended; the sites wait for the next one at this address", flush=True)
