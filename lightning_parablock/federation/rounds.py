@@ -159,11 +159,11 @@ class RoundEngine(RoundState):
 
         Afterwards the model shows W, the same on every rank. Secure sums leave a short round out.
         """
-        if not (self.at_round_start or self.settings.aggregation.takes_short_rounds):
-            self._drop_round()
         has_begun = not self.at_round_start
         self.transport.announce_end(self.round + has_begun)
-        if has_begun:
+        if has_begun and not self.settings.aggregation.takes_short_rounds:
+            self._drop_round()
+        elif has_begun:
             if self.turn_is_open:
                 self.end_turn()
             self.end_round()

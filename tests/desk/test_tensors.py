@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -155,14 +156,21 @@ def test_a_donor_that_was_never_there(desk: Desk) -> None:
         pull_tensor(address, "w", {}, 0.3)
 
 
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(10.0)
+
+
 def test_a_donor_that_comes_back_in_time_goes_on(opened: Callable[..., Desk]) -> None:
     tensor, first = values(100_000), opened()
 
     def give(asked: Call) -> Reply:
         if asked.said["first_byte"] == 2 * CHUNK:
             first.close(0.0)
-            second = opened(int(first.address.rpartition(":")[2]))
+            knows_its_calls = threading.Event()
+            port = int(first.address.rpartition(":")[2])
+            second = opened(port, recognize=lambda _: assert_set(knows_its_calls))  # it is called at once
             donor(second, tensor)
+            knows_its_calls.set()
         return chunk_reply(asked.said, tensor, "0")
 
     first.answer("w", give)
