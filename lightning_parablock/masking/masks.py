@@ -109,10 +109,13 @@ class Masks:
     ) -> None:
         """Compute the masks of an exchange before its values exist; takes n_values times bytes_per_value of memory.
 
-        Without it, and until it has ended, :meth:`apply` computes them itself. Errors are those of :meth:`apply`.
+        Without it, and until it has ended, :meth:`apply` computes them itself. Errors are those of :meth:`apply`, but
+        for a round that is closed: a thread that comes late has nothing to prepare.
         """
         ring = Ring(bytes_per_value)
         with self._lock:
+            if round_index < self._first_open_round:
+                return
             use = self._use(round_index, block, lane, ring, among)
         ahead = torch.zeros(n_values, dtype=ring.dtype, device="cpu")
         _add_masks(use, ahead, 0)
