@@ -13,7 +13,6 @@ from typing import Any
 from lightning_parablock.desk.listener import SILENCE_S
 from lightning_parablock.desk.message import (
     MOST_BYTES,
-    MOST_JSON_BYTES,
     SAID,
     SLICE_BYTES,
     WAIT,
@@ -26,6 +25,7 @@ from lightning_parablock.desk.message import (
     slices,
 )
 from lightning_parablock.errors import ProtocolError, RefusedError, UnreachableError
+from lightning_parablock.system.bounded_json import MOST_JSON_BYTES
 from lightning_parablock.system.reading import reading
 
 NOBODY = Identity()

@@ -15,7 +15,6 @@ from typing import Any, Protocol, cast
 from typing_extensions import override
 
 from lightning_parablock.desk.message import (
-    MOST_JSON_BYTES,
     SAID,
     SLICE_BYTES,
     WAIT,
@@ -29,6 +28,7 @@ from lightning_parablock.desk.message import (
 )
 from lightning_parablock.errors import ConfigurationError, ParaBlockError, ProtocolError, RefusedError
 from lightning_parablock.settings.ports import PortRange, opened_on_one_of
+from lightning_parablock.system.bounded_json import MOST_JSON_BYTES
 
 log = logging.getLogger(__name__)
 

@@ -29,9 +29,6 @@ SAID, RUN, SITE, INCARNATION, WAIT = (
 MOST_BYTES = 1 << 34
 """Longest message that is accepted: the server state of a large block, and far less than a wrong header may state."""
 
-MOST_JSON_BYTES = 1 << 28
-"""Longest JSON of a message: the log of a long run, and far less than a parser's memory."""
-
 SLICE_BYTES = 64 * 1024
 """Bytes that are sent or received at a time: each slice has the whole limit again, so slow links are not lost ones."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_parablock.checks import require
 from lightning_parablock.errors import IdentityError, RosterError
 from lightning_parablock.site_kit.identity import KEYS, Identity, default_folder
 from lightning_parablock.site_kit.memory import Memory
@@ -42,6 +43,29 @@ def find_identity(roster: Roster, folder: Path | None) -> Identity:
     identity = Identity.read(folder)
     own_site(roster, identity)
     return identity
+
+
+def read_member(path: Path, keys: Path | None, site: str) -> tuple[Roster, Identity]:
+    """The roster of a run and the identity of the site that takes part in it here, checked and remembered.
+
+    Args:
+        path: Of ``federation.yaml``.
+        keys: Folder of the site's keys; None for the usual one.
+        site: Name of the site.
+
+    Raises:
+        ConfigurationError: the roster was altered, lacks a signature, is older than one that this site has seen, or has
+            another card for the site than that of its keys.
+    """
+    roster = Roster.read(path)
+    identity = Identity.read(keys or default_folder(site))
+    require(
+        identity.card.name == site,
+        f"site={site!r}, and the keys in {identity.folder} are those of site {identity.card.name!r}: give the right "
+        "site, or name the folder of its keys with the option keys",
+    )
+    require_joinable(roster, identity)
+    return roster, identity
 
 
 def require_joinable(roster: Roster, identity: Identity) -> RosterSite:

@@ -32,8 +32,8 @@ from lightning_parablock.masking.submissions import Submissions
 from lightning_parablock.masking.verifying import session_of
 from lightning_parablock.server.aggregations import SecureAggregation
 from lightning_parablock.settings import Settings
-from lightning_parablock.site_kit.identity import Identity, default_folder
-from lightning_parablock.site_kit.membership import require_joinable
+from lightning_parablock.site_kit.identity import Identity
+from lightning_parablock.site_kit.membership import read_member
 from lightning_parablock.site_kit.roster import Roster
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.system.reading import reading
@@ -73,17 +73,9 @@ class Trust:
         if federation is None or site is None:
             raise ConfigurationError(
                 f"{_WITH} needs federation=federation.yaml, the roster that all sites have signed, and site, this "
-                "site's name in it: without them nobody knows whose masks they are. See docs/sites.md"
+                "site's name in it: without them no site knows whose masks they are. See docs/sites.md"
             )
-        roster = Roster.read(Path(federation))
-        identity = Identity.read(default_folder(site) if keys is None else Path(keys))
-        if identity.card.name != site:
-            raise ConfigurationError(
-                f"site={site!r}, and the keys in {identity.folder} are those of site {identity.card.name!r}; name the "
-                "folder of its keys with keys, or give the right site"
-            )
-        require_joinable(roster, identity)
-        return cls(roster, identity)
+        return cls(*read_member(Path(federation), None if keys is None else Path(keys), site))
 
 
 class RecordedMasks:

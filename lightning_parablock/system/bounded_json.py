@@ -10,6 +10,9 @@ from lightning_parablock.errors import ProtocolError
 MOST_VALUES = 1 << 24
 """Most values in one text: two gigabytes as objects of Python, and far more than any message has."""
 
+MOST_JSON_BYTES = 1 << 28
+"""Longest JSON of a message or payload: the log of a long run, and far less than a parser's memory."""
+
 _SEPARATORS = (b",", b"[", b"{")
 
 

@@ -26,13 +26,10 @@ from typing import Any
 import torch
 
 from lightning_parablock.errors import ConfigurationError, ProtocolError
-from lightning_parablock.system.bounded_json import MOST_VALUES, most_values, parsed
+from lightning_parablock.system.bounded_json import MOST_JSON_BYTES, MOST_VALUES, most_values, parsed
 from lightning_parablock.system.reading import reading
 from lightning_parablock.system.value_reader import ValueReader
 from lightning_parablock.system.value_writer import ForeignError, ValueWriter
-
-MOST_JSON_BYTES = 1 << 28
-"""Longest JSON of a payload."""
 
 _MAGIC = b"PBv2"
 _CHECKSUM = struct.Struct("<4sI")

@@ -13,7 +13,7 @@ from lightning_parablock.checkpointing.sidecars import KEY, Entry
 from lightning_parablock.codecs.codec import codec_of
 from lightning_parablock.codecs.compression import TopK
 from lightning_parablock.desk.caller import call
-from lightning_parablock.desk.message import MOST_JSON_BYTES, SAID, Reply, memory_for
+from lightning_parablock.desk.message import SAID, Reply, memory_for
 from lightning_parablock.desk.tensors import chunk_reply
 from lightning_parablock.elastic.gathers import _unpacked
 from lightning_parablock.elastic.journal import FILE_NAME, read_lines
@@ -29,6 +29,7 @@ from lightning_parablock.errors import (
 from lightning_parablock.meeting.introductions import Introduction, is_dead, this_system
 from lightning_parablock.membership.signs import SIGN_BYTES, Word
 from lightning_parablock.regroup.log import MembershipLog
+from lightning_parablock.system.bounded_json import MOST_JSON_BYTES
 from tests.fuzz.desks import _receive, _serve
 from tests.fuzz.files import _ENTRY
 from tests.fuzz.target import message

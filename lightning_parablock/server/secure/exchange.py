@@ -14,7 +14,7 @@ from lightning_parablock.errors import NonFiniteError, SecureSumError
 from lightning_parablock.masking.ring import Ring
 from lightning_parablock.masking.scales import n_records, steps
 from lightning_parablock.regroup.keys import Key
-from lightning_parablock.server.secure.layout import records_of
+from lightning_parablock.server.secure.layout import N_COUNTS, records_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class SecureExchange:
         Raises:
             SecureSumError: the clients cannot have told this.
         """
-        weight, clients = (int(count) for count in facts[-2:].tolist())
+        weight, clients = (int(count) for count in facts[-N_COUNTS:].tolist())
         known = self.clients is not None
         if not 0 <= clients <= min(self.n_clients, weight) or (known and (weight, clients) != self.counts):
             raise SecureSumError(
@@ -96,7 +96,7 @@ class SecureExchange:
                 "samples, or another part has told otherwise; a site's part is missing, was damaged, or was masked for "
                 "other sites or another session; no part of it may be used"
             )
-        self._sum_of_logs[records_of(part)] = facts[:-2]
+        self._sum_of_logs[records_of(part)] = facts[:-N_COUNTS]
         self.total_weight, self.clients = weight, clients
 
     @property

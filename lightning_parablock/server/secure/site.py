@@ -16,7 +16,7 @@ from lightning_parablock.masking.ring import Ring
 from lightning_parablock.masking.scales import log_scales
 from lightning_parablock.server.aggregation import Uploads
 from lightning_parablock.server.secure.exchange import SecureExchange
-from lightning_parablock.server.secure.layout import N_COUNTS, layout_of, records_of
+from lightning_parablock.server.secure.layout import N_COUNTS, Layout, layout_of, records_of
 from lightning_parablock.server.uploads import Upload
 
 log = logging.getLogger(__name__)
@@ -183,20 +183,20 @@ class SitePayload:
 
     def write(self, part: slice, payload: Tensor, coder: Coder) -> None:
         """See :class:`~lightning_parablock.server.aggregation.Contribution`."""
-        scalars, ring = part.stop - part.start, self._site.exchange.ring
-        body_bytes = ring.bytes_per_value * scalars if self._has_values else 0
-        layout = layout_of(body_bytes, scalars, has_facts=self._has_facts)
+        layout = self._layout(part)
         layout.fill_up(payload)
         if self._has_values:
-            self._site.write_values(part, ring.signed(layout.body(payload)), coder)
+            self._site.write_values(part, self._site.exchange.ring.signed(layout.body(payload)), coder)
         if self._has_facts:
             self._site.write_facts(part, layout.facts(payload))
 
     def here(self, part: slice, coder: Coder) -> Tensor:
         """The same bytes, for a server on this rank."""
-        scalars, ring = part.stop - part.start, self._site.exchange.ring
-        body_bytes = ring.bytes_per_value * scalars if self._has_values else 0
-        layout = layout_of(body_bytes, scalars, has_facts=self._has_facts)
-        payload = torch.empty(layout.size_bytes, dtype=torch.uint8, device="cpu")
+        payload = torch.empty(self._layout(part).size_bytes, dtype=torch.uint8, device="cpu")
         self.write(part, payload, coder)
         return payload
+
+    def _layout(self, part: slice) -> Layout:
+        scalars = part.stop - part.start
+        body_bytes = self._site.exchange.ring.bytes_per_value * scalars if self._has_values else 0
+        return layout_of(body_bytes, scalars, has_facts=self._has_facts)
