@@ -3,7 +3,7 @@
     parablock-card-1 NAME ENDPOINT KEYS
 
 ENDPOINT is ``-`` where the site has no public one. KEYS is base64 of the outer, inner and signing key and 8 bytes of
-SHA-256 over all of the card, which find damage; that nobody has exchanged the card is for the roster's fingerprint.
+SHA-256 over all of the card, which find damage; that no one has exchanged the card is for the roster's fingerprint.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def refuse_open_to_others(path: Path, status: os.stat_result) -> None:
         right = "700" if stat.S_ISDIR(status.st_mode) else "600"
         raise IdentityError(
             f"{path} is open to other users (mode {stat.S_IMODE(status.st_mode):04o}), and holds private keys. If "
-            f"nobody has read them: chmod {right} {path}; otherwise make new keys in another folder"
+            f"no one has read them: chmod {right} {path}; otherwise make new keys in another folder"
         )
 
 

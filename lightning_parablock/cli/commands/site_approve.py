@@ -30,9 +30,9 @@ def approve_parser() -> CommandParser:
     parser = CommandParser(
         prog=_COMMAND.prog,
         description=f"{_COMMAND.help} The people at the sites read the fingerprint to each other by telephone or in "
-        "person: whoever could alter the file on its way, the hub included, cannot alter that. The signature is added "
-        "to the file. Either the file goes from site to site and then to all, or each site signs its own copy and "
-        "sends it back, and federation collect makes one file of them.",
+        "person: anyone who could alter the file on its way, the hub included, cannot alter that. The signature is "
+        "added to the file. Either the file goes from site to site and then to all, or each site signs its own copy "
+        "and sends it back, and federation collect makes one file of them.",
     )
     parser.add_argument("roster", metavar="FILE", type=str, help="The federation file.")
     parser.add_argument(
