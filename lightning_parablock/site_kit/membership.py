@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from lightning_parablock.checks import require
 from lightning_parablock.errors import IdentityError, RosterError
@@ -10,6 +11,18 @@ from lightning_parablock.site_kit.identity import KEYS, Identity, default_folder
 from lightning_parablock.site_kit.memory import Memory
 from lightning_parablock.site_kit.roster import Roster
 from lightning_parablock.site_kit.roster_parts import RosterSite
+
+
+class Member(NamedTuple):
+    """A site of a federation, as its own process knows it.
+
+    Attributes:
+        roster: Of all sites.
+        identity: Of this one.
+    """
+
+    roster: Roster
+    identity: Identity
 
 
 def own_site(roster: Roster, identity: Identity) -> RosterSite:
@@ -45,7 +58,7 @@ def find_identity(roster: Roster, folder: Path | None) -> Identity:
     return identity
 
 
-def read_member(path: Path, keys: Path | None, site: str) -> tuple[Roster, Identity]:
+def read_member(path: Path, keys: Path | None, site: str) -> Member:
     """The roster of a run and the identity of the site that takes part in it here, checked and remembered.
 
     Args:
@@ -65,7 +78,7 @@ def read_member(path: Path, keys: Path | None, site: str) -> tuple[Roster, Ident
         "site, or name the folder of its keys with the option keys",
     )
     require_joinable(roster, identity)
-    return roster, identity
+    return Member(roster, identity)
 
 
 def require_joinable(roster: Roster, identity: Identity) -> RosterSite:

@@ -24,7 +24,7 @@ from lightning_parablock.lightning_private.monitors import share_monitored_value
 from lightning_parablock.loading.clients_data import HostedClients
 from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
 from lightning_parablock.options import accepts, picked
-from lightning_parablock.settings import MethodOptions, SecureAggregation, Settings
+from lightning_parablock.settings import MethodOptions, Settings
 from lightning_parablock.strategy.agreements import broadcast_model, refuse_other_outside
 from lightning_parablock.strategy.elastic_metrics import sync_metrics
 from lightning_parablock.strategy.elastic_refusals import refuse_elastic_trainer
@@ -32,7 +32,7 @@ from lightning_parablock.strategy.fit_setup import check_optimizer, cut_into_blo
 from lightning_parablock.strategy.options import ProcessOptions, StrategyOptions, TrainerOptions
 from lightning_parablock.strategy.refusals import refuse_trainer, refusing_several_optimizers
 from lightning_parablock.strategy.round_driver import insert_driver
-from lightning_parablock.strategy.secure import Trust
+from lightning_parablock.strategy.secure import require_member
 from lightning_parablock.strategy.secure_refusals import refuse_telling_callbacks
 from lightning_parablock.strategy.session_host import SessionHost
 from lightning_parablock.strategy.sync_points import meeting_facts
@@ -84,8 +84,8 @@ class ParaBlockStrategy(SessionHost):
         # What earlier fits have left in cycles, process groups among it: collected in a worker that a data loader forks
         # later, it would crash the worker.
         gc.collect()
-        is_secure = self._is_fit and isinstance(self.settings.aggregation, SecureAggregation)
-        self._trust = Trust.of(self.settings, self._site, self.process_group_backend) if is_secure else None
+        if self._sums_are_secure:
+            require_member(self._member, self.process_group_backend)
         super().setup_environment()
         # First of all agreements: what follows is collective and relies on equal settings.
         for facts in (versions_here(), self.settings.fingerprint()):

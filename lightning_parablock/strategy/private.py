@@ -9,18 +9,18 @@ from lightning_parablock.meeting.private_links import PrivateLinks
 from lightning_parablock.meeting.rendezvous import Address
 from lightning_parablock.meeting.roster_links import links_of
 from lightning_parablock.settings import Settings
+from lightning_parablock.site_kit.membership import Member, read_member
 
 
-def private_links(settings: Settings, *, site: str | None, rendezvous: str | None) -> PrivateLinks | None:
-    """The links that the settings name; None without ``federation``.
+def member_of(settings: Settings, site: str | None) -> Member | None:
+    """The roster and the keys that the settings name, read once per strategy; None without ``federation``.
 
     Args:
         settings: The run's settings.
         site: Name of this process' site.
-        rendezvous: Where sites of a fixed membership meet; None where the launcher says it, or with a lighthouse.
 
     Raises:
-        ConfigurationError: the roster or this site's keys cannot be used, or an address is outside the private network.
+        ConfigurationError: the roster or this site's keys cannot be used.
     """
     if settings.federation is None:
         return None
@@ -31,7 +31,23 @@ def private_links(settings: Settings, *, site: str | None, rendezvous: str | Non
     )
     assert site is not None
     keys = None if settings.keys is None else Path(settings.keys)
-    links = links_of(Path(settings.federation), keys, site)
+    return read_member(Path(settings.federation), keys, site)
+
+
+def private_links(settings: Settings, member: Member | None, *, rendezvous: str | None) -> PrivateLinks | None:
+    """The links of a federation; None without one.
+
+    Args:
+        settings: The run's settings.
+        member: This site and the roster.
+        rendezvous: Where sites of a fixed membership meet; None where the launcher says it, or with a lighthouse.
+
+    Raises:
+        ConfigurationError: an address is outside the private network.
+    """
+    if member is None:
+        return None
+    links = links_of(member)
     if settings.lighthouse is not None:
         links.check_lighthouse(settings.lighthouse)
     if rendezvous is not None:

@@ -28,7 +28,7 @@ from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.collectives import GuardedCollectives
 from lightning_parablock.strategy.hosting import Hosting
 from lightning_parablock.strategy.options import ProcessOptions, StartMethod
-from lightning_parablock.strategy.private import private_links, refuse_shared_links
+from lightning_parablock.strategy.private import member_of, private_links, refuse_shared_links
 from lightning_parablock.strategy.refusals import refuse_numbers
 from lightning_parablock.strategy.run_settings import RunSettings
 from lightning_parablock.transport.opening import open_federation
@@ -57,7 +57,8 @@ class RankStrategy(GuardedCollectives):
         self._settings = RunSettings(settings, seed_is_given=seed_is_given)
         self._num_nodes = 1
         self._site = processes.site
-        self._links = private_links(settings, site=processes.site, rendezvous=processes.rendezvous)
+        self._member = member_of(settings, processes.site)
+        self._links = private_links(settings, self._member, rendezvous=processes.rendezvous)
         self.local_seed = LocalSeed()
         self._site_names: tuple[str, ...] = ()
         self._hosts: tuple[str, ...] = ()

@@ -11,20 +11,18 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lightning_parablock.checkpointing.resumed import Resumed
+from lightning_parablock.checks import require
 from lightning_parablock.errors import CheckpointError, ConfigurationError, SubmissionError
 from lightning_parablock.launching.agreement import versions_here
-from lightning_parablock.masking.agreement import Lane, SessionKey
-from lightning_parablock.masking.masks import Masks
+from lightning_parablock.masking.agreement import SessionKey
+from lightning_parablock.masking.recorded import Record, RecordedMasks
 from lightning_parablock.masking.release import require_installed
 from lightning_parablock.masking.statements import SignedStatement, Statement
 from lightning_parablock.masking.stretches import context_of
@@ -32,9 +30,7 @@ from lightning_parablock.masking.submissions import Submissions
 from lightning_parablock.masking.verifying import session_of
 from lightning_parablock.server.aggregations import SecureAggregation
 from lightning_parablock.settings import Settings
-from lightning_parablock.site_kit.identity import Identity
-from lightning_parablock.site_kit.membership import read_member
-from lightning_parablock.site_kit.roster import Roster
+from lightning_parablock.site_kit.membership import Member
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.system.reading import reading
 
@@ -47,95 +43,20 @@ _WITH = "aggregation='secure'"
 _NONCE_BYTES = 16
 
 
-@dataclass(frozen=True)
-class Trust:
-    """What the sites of a federation know each other by.
+def require_member(member: Member | None, backend: str) -> Member:
+    """This site of a federation, with which secure sums can be made.
 
-    Attributes:
-        roster: Of all sites.
-        identity: Of this one.
+    Raises:
+        ConfigurationError: the settings name no federation, or something that masks need is missing.
     """
-
-    roster: Roster
-    identity: Identity
-
-    @classmethod
-    def of(cls, settings: Settings, site: str | None, backend: str | None) -> Trust:
-        """The roster and the keys that the settings name.
-
-        Raises:
-            ConfigurationError: one of them is missing, or cannot be used.
-        """
-        require_installed()
-        if backend == "nccl":
-            raise ConfigurationError(f"process_group_backend='nccl' with {_WITH} has not been run; use 'gloo'")
-        federation, keys = settings.federation, settings.keys
-        if federation is None or site is None:
-            raise ConfigurationError(
-                f"{_WITH} needs federation=federation.yaml, the roster that all sites have signed, and site, this "
-                "site's name in it: without them no site knows whose masks they are. See docs/sites.md"
-            )
-        return cls(*read_member(Path(federation), None if keys is None else Path(keys), site))
-
-
-class RecordedMasks:
-    """Masks of contributions that are on the record, on the disk, before they leave.
-
-    Args:
-        masks: Hide them.
-        submissions: The record.
-        context: Of the sums.
-        salt: Of all that the site draws in this fit.
-    """
-
-    def __init__(self, masks: Masks, submissions: Submissions, context: str, salt: bytes) -> None:
-        self._masks, self._submissions, self._context, self._salt = masks, submissions, context, salt
-        self._recorded = set[int]()
-        self._lock = threading.Lock()
-
-    def record(self, round_index: int) -> None:
-        """Note that the site contributes to the sums of a round.
-
-        Raises:
-            SubmissionError: it has done so with other sums, and its contribution would be the same.
-        """
-        with self._lock:
-            if round_index in self._recorded:
-                return
-            salt = self._submissions.begin(round_index, self._context)
-            if salt == self._salt:
-                self._recorded.add(round_index)
-        if salt != self._salt:
-            raise SubmissionError(
-                f"round {round_index}: this site has contributed to a sum of other sites, settings or data in a round "
-                "of this number, with the batches that this run draws; another run has used this site's keys "
-                "meanwhile. Start a new fit, which draws others"
-            )
-
-    def apply(
-        self, values: Tensor, round_index: int, block: int, lane: Lane, first: int, among: Sequence[str] | None
-    ) -> None:
-        """See :meth:`Masks.apply`."""
-        self.record(round_index)
-        self._masks.apply(values, round_index, block, lane, first, among)
-
-    def prepare(
-        self,
-        round_index: int,
-        block: int,
-        lane: Lane,
-        n_values: int,
-        bytes_per_value: int,
-        among: Sequence[str] | None,
-    ) -> None:
-        """See :meth:`Masks.prepare`."""
-        self._masks.prepare(round_index, block, lane, n_values, bytes_per_value, among)
-
-    def close_rounds(self, before: int) -> None:
-        """See :meth:`Masks.close_rounds`."""
-        with self._lock:
-            self._recorded = {round_index for round_index in self._recorded if round_index >= before}
-        self._masks.close_rounds(before)
+    require_installed()
+    require(backend != "nccl", f"process_group_backend='nccl' with {_WITH} has not been run; use 'gloo'")
+    if member is None:
+        raise ConfigurationError(
+            f"{_WITH} needs federation=federation.yaml, the roster that all sites have signed, and site, this site's "
+            "name in it: without them no site knows whose masks they are. See docs/sites.md"
+        )
+    return member
 
 
 @dataclass(frozen=True)
@@ -195,13 +116,13 @@ def saved_of(resumed: Resumed | None) -> Mapping[str, str] | None:
     return None if resumed is None or resumed.own is None else resumed.own[KEY]
 
 
-def open_secure(ranks: RankStrategy, settings: Settings, trust: Trust, resumed: Resumed | None) -> SecureFit:
+def open_secure(ranks: RankStrategy, settings: Settings, member: Member, resumed: Resumed | None) -> SecureFit:
     """Exchange statements, verify those of all sites, and find the salt; collective.
 
     Args:
         ranks: The ranks, which have met.
         settings: The run's settings.
-        trust: Roster and identity.
+        member: Roster and identity.
         resumed: The checkpoint that is resumed; None for a new fit.
 
     Raises:
@@ -214,15 +135,16 @@ def open_secure(ranks: RankStrategy, settings: Settings, trust: Trust, resumed: 
     assert isinstance(choice, SecureAggregation)
     here = _here(ranks, settings)
     saved, round_index = _saved(resumed, here), 0 if resumed is None else resumed.round
-    submissions = Submissions(trust.identity.folder)
+    roster, identity = member
+    submissions = Submissions(identity.folder)
     nonce = secrets.token_bytes(_NONCE_BYTES) if saved is None else bytes.fromhex(saved["nonce"])
     key, members = SessionKey.new(), tuple(sorted(ranks.site_names))
     own = SignedStatement.by(
-        trust.identity,
+        identity,
         Statement(
-            site=trust.identity.card.name,
+            site=identity.card.name,
             run=ranks.gather_objects(nonce.hex())[0],
-            roster=trust.roster.digest,
+            roster=roster.digest,
             generation=0,
             members=members,
             kept=(),
@@ -233,13 +155,13 @@ def open_secure(ranks: RankStrategy, settings: Settings, trust: Trust, resumed: 
     )
     texts = ranks.gather_objects(own.text.decode("ascii"))
     received = [SignedStatement.parse(_bytes(text), site) for text, site in zip(texts, ranks.site_names, strict=True)]
-    session, identifiers = session_of(own, key, received, trust.roster, choice.min_sites)
+    session, identifiers = session_of(own, key, received, roster, choice.min_sites)
     context = context_of(json.dumps(sorted(settings.fingerprint().items())), identifiers)
     salt = submissions.begin(round_index, context)
     if saved is not None:
         _refuse_other_salt(saved, salt, resumed, submissions, context)
-    masks = Masks(own.statement.site, members, session, choice.min_sites)
-    return SecureFit(RecordedMasks(masks, submissions, context, salt), salt, nonce, here)
+    record = Record(submissions, context, salt)
+    return SecureFit(RecordedMasks(own.statement.site, members, session, record, choice.min_sites), salt, nonce, here)
 
 
 def _bytes(text: object) -> bytes:

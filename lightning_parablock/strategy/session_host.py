@@ -20,7 +20,7 @@ from lightning_parablock.launching.checkpoint_choice import Choice, noted_choice
 from lightning_parablock.lightning_private.round_start import set_up_validation
 from lightning_parablock.loading.fit_loaders import FitLoaders
 from lightning_parablock.records import RoundRecord
-from lightning_parablock.settings import Settings
+from lightning_parablock.settings import SecureAggregation, Settings
 from lightning_parablock.strategy.elastic_files import journal_folder, keep_checkpoints_apart, notes_folder
 from lightning_parablock.strategy.elastic_ranks import ElasticRanks
 from lightning_parablock.strategy.elastic_resume import HeldFile, ShareOfCheckpoint, held_checkpoint
@@ -28,7 +28,7 @@ from lightning_parablock.strategy.fit import FitSession
 from lightning_parablock.strategy.fit_opening import FitParts, open_session
 from lightning_parablock.strategy.fit_setup import FitBlocks
 from lightning_parablock.strategy.round_start import saved_apart
-from lightning_parablock.strategy.secure import SecureFit, Trust, open_secure
+from lightning_parablock.strategy.secure import SecureFit, open_secure, require_member
 from lightning_parablock.strategy.secure_refusals import refuse_insecure_sums
 from lightning_parablock.strategy.sync_guard import SyncGuard, located
 
@@ -55,11 +55,10 @@ class SessionHost(ElasticRanks):
         self.notes_folder: Path | None = None
         self._sync = SyncGuard()
         self._cleanup = ExitStack()
-        # Lightning makes a strategy before any fit, and reads it after one: only these three come and go with fits.
+        # Lightning makes a strategy before any fit, and reads it after one: only these come and go with fits.
         self._blocks: FitBlocks | None = None
         self._session: FitSession | None = None
         self._resumed: Resumed | None = None
-        self._trust: Trust | None = None
         self._secure: SecureFit | None = None
         # The same for a run whose sites come and go, while its founders agree on a checkpoint.
         self._held: HeldFile | None = None
@@ -122,6 +121,10 @@ class SessionHost(ElasticRanks):
         return self._trainer.state.fn == TrainerFn.FITTING
 
     @property
+    def _sums_are_secure(self) -> bool:
+        return self._is_fit and isinstance(self.settings.aggregation, SecureAggregation)
+
+    @property
     @override
     def completed(self) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
         entry = None if self.elastic is None else self.elastic.entry_of(self.settings, self.blocks)
@@ -174,10 +177,11 @@ class SessionHost(ElasticRanks):
     def state_trust(self) -> None:
         """Where sums are secure: agree on masks with all sites, before anything is drawn; collective."""
         self._secure, self.local_seed.salt = None, b""
-        if self._trust is None:
+        if not self._sums_are_secure:
             return
         refuse_insecure_sums(self.settings, self.hosting.by_rank, len(self.blocks))
-        self._secure = open_secure(self, self.settings, self._trust, self._resumed)
+        member = require_member(self._member, self.process_group_backend)
+        self._secure = open_secure(self, self.settings, member, self._resumed)
         self.local_seed.salt = self._secure.salt
 
     def start_rounds(self) -> None:

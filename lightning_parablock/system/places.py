@@ -48,6 +48,24 @@ def refuse_unwritable_file(path: Path, what: str) -> None:
     refuse_unwritable(path.parent, f"{what} {path}: folder")
 
 
+def refuse_existing_file(path: Path, what: str, advice: str) -> None:
+    """Make sure that a new file can be created at a path, in a folder that is there.
+
+    Args:
+        path: Path of the file.
+        what: Name of it in messages.
+        advice: What to do where there is a file already.
+
+    Raises:
+        ConfigurationError: there is something already, or no folder for it, or see :func:`refuse_unwritable_file`.
+    """
+    refuse_unwritable_file(path, what)
+    if path.exists():
+        raise ConfigurationError(f"{what} {path} is there already and is not overwritten; {advice}")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"{what} {path} cannot be written: there is no folder {path.parent}")
+
+
 def reason(error: OSError) -> str:
     """The operating system's message, such as ``Read-only file system``."""
     return error.strerror or (os.strerror(error.errno) if error.errno else str(error))

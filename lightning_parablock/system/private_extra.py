@@ -8,6 +8,14 @@ from typing import Any
 from lightning_parablock.errors import ConfigurationError
 
 
+def not_installed() -> ConfigurationError:
+    """The error of everything that needs the package and does not find it."""
+    return ConfigurationError(
+        "private federations and secure sums need the package cryptography, which makes and checks keys, signatures "
+        "and masks; install it on every site and on the hub: pip install 'lightning-parablock[private]'"
+    )
+
+
 def primitives(module: str) -> Any:
     """A module below ``cryptography.hazmat.primitives``, imported at its first use.
 
@@ -20,7 +28,4 @@ def primitives(module: str) -> Any:
     try:
         return importlib.import_module(f"cryptography.hazmat.primitives.{module}")
     except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            "private federations need the package cryptography, which makes and checks keys and signatures; install it "
-            "on every site and on the hub: pip install 'lightning-parablock[private]'"
-        ) from error
+        raise not_installed() from error

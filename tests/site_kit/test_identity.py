@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from lightning_parablock.errors import CardError, ConfigurationError, IdentityError
 from lightning_parablock.site_kit.identity import KEYS, Identity, default_folder
 from lightning_parablock.site_kit.keys import is_signature
+from lightning_parablock.system.private_extra import not_installed
 
 
 def test_keys_are_stored_for_the_owner_alone_and_come_back(tmp_path: Path) -> None:
@@ -120,6 +122,6 @@ def test_without_cryptography_the_error_says_how_to_install_it(monkeypatch: pyte
     for name in [name for name in sys.modules if name.startswith("cryptography")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "cryptography", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'lightning-parablock\[private\]'"):
+    with pytest.raises(ConfigurationError, match=re.escape(str(not_installed()))):
         Identity.create(tmp_path / "a", "a")
     assert list(tmp_path.iterdir()) == []

@@ -11,11 +11,13 @@ import torch
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.callbacks import ClientSight, Timeline
 from lightning_parablock.errors import ConfigurationError, RosterError, SubmissionError
+from lightning_parablock.masking.recorded import Record, RecordedMasks
 from lightning_parablock.masking.submissions import Submissions
 from lightning_parablock.settings import AGGREGATIONS, SecureAggregation, Settings
-from lightning_parablock.strategy.secure import RecordedMasks, SecureFit, Trust
+from lightning_parablock.strategy.private import member_of
+from lightning_parablock.strategy.secure import SecureFit, require_member
 from lightning_parablock.strategy.secure_refusals import refuse_insecure_sums, refuse_telling_callbacks
-from tests.masking.sessions import masks_of
+from tests.masking.sessions import names, session
 from tests.site_kit.sites import identities, signed, unsigned
 from tests.support.lightning_run import trainer_for
 
@@ -132,37 +134,42 @@ def test_callbacks_that_keep_it_here() -> None:
 
 def test_a_run_needs_a_signed_roster_and_its_own_keys(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"needs federation=federation\.yaml"):
-        Trust.of(settings(), "a", "gloo")
+        require_member(None, "gloo")
     sites = identities(tmp_path, "abc")
     path = tmp_path / "federation.yaml"
     path.write_text(unsigned(sites).text)
     ours = settings(federation=str(path), keys=str(tmp_path / "a"))
     with pytest.raises(RosterError, match="sign"):
-        Trust.of(ours, "a", "gloo")
+        member_of(ours, "a")
     path.write_text(signed(unsigned(sites), sites).text)
-    assert Trust.of(ours, "a", "gloo").identity.card.name == "a"
     with pytest.raises(ConfigurationError, match="are those of site 'a'"):
-        Trust.of(ours, "b", "gloo")
+        member_of(ours, "b")
+    member = member_of(ours, "a")
+    assert require_member(member, "gloo").identity.card.name == "a"
     with pytest.raises(ConfigurationError, match="use 'gloo'"):
-        Trust.of(ours, "a", "nccl")
+        require_member(member, "nccl")
 
 
 def test_a_contribution_is_on_the_record_before_it_leaves_and_enters_one_sum(tmp_path: Path) -> None:
     site = Submissions.create(tmp_path)
-    ours, theirs = masks_of(3)["site-0"], masks_of(3, "other")["site-0"]
     salt = site.begin(0, "1" * 64)
-    masks = RecordedMasks(ours, site, "1" * 64, salt)
+    masks = recorded(Record(site, "1" * 64, salt))
     values = torch.zeros(4, dtype=torch.int8)
-    masks.apply(values, 1, 0, "values", 0, None)
+    masks.apply(values, 1, 0, "values", 0)
     assert values.any()
     site.confirm(1, "1" * 64, salt)
     with pytest.raises(SubmissionError):
         site.confirm(2, "1" * 64, salt)
-    other = RecordedMasks(theirs, site, "2" * 64, salt)
+    other = recorded(Record(site, "2" * 64, salt), "other")
     before = torch.zeros(4, dtype=torch.int8)
     with pytest.raises(SubmissionError, match="round 1: this site has contributed to a sum of other sites"):
-        other.apply(before, 1, 0, "values", 0, None)
+        other.apply(before, 1, 0, "values", 0)
     assert not before.any()
+
+
+def recorded(record: Record, label: str = "") -> RecordedMasks:
+    members = names(3)
+    return RecordedMasks(members[0], members, session(members[0], members, label), record)
 
 
 def test_a_salt_that_would_change_nothing_is_refused() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from lightning_parablock.cli.commands.federation_options import add_hub_keys_option, keys_folder, signing_steps, wrote
 from lightning_parablock.cli.parser import CommandParser
 from lightning_parablock.cli.table import COMMANDS_OF
-from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.site_kit.card import Card
 from lightning_parablock.site_kit.endpoints import checked_endpoint
 from lightning_parablock.site_kit.federation import INNER_PORT, INNER_RANGE, OUTER_RANGE, Layout, create
@@ -18,7 +17,7 @@ from lightning_parablock.site_kit.hub_keys import HubKeys, default_hub_folder
 from lightning_parablock.site_kit.memory import Memory
 from lightning_parablock.site_kit.roster import Roster
 from lightning_parablock.site_kit.wireguard import hub_file, hub_interface
-from lightning_parablock.system.places import refuse_unwritable_file
+from lightning_parablock.system.places import refuse_existing_file
 
 NAME = "federation.yaml"
 _COMMAND = COMMANDS_OF["federation"]["create"]
@@ -75,7 +74,8 @@ def run_create(args: Sequence[str]) -> None:
     """
     options = create_parser().parse_args(list(args))
     output = Path(options.output).expanduser()
-    _refuse(output)
+    advice = "federation add and federation revoke change it, or name another file with --output"
+    refuse_existing_file(output, "output", advice)
     cards = [Card.read(Path(card).expanduser()) for card in options.cards]
     layout = Layout(options.outer_range, options.inner_range, options.inner_port)
     if options.hub_endpoint is None:
@@ -105,14 +105,3 @@ def keep_at_hub(roster: Roster, keys: HubKeys) -> list[str]:
     name = shlex.quote(str(path.absolute()))
     again = f"wg-quick down {name}; " if known else ""
     return [f"On this hub, with UDP port {port} open, as root:", f"  {again}wg-quick up {name}"]
-
-
-def _refuse(output: Path) -> None:
-    refuse_unwritable_file(output, "output")
-    if output.exists():
-        raise ConfigurationError(
-            f"{output} is there already and is not overwritten; federation add and federation revoke change it, or "
-            "name another file with --output"
-        )
-    if not output.parent.is_dir():
-        raise ConfigurationError(f"output {output} cannot be written: there is no folder {output.parent}")

@@ -8,12 +8,11 @@ from pathlib import Path
 from lightning_parablock.cli.commands.federation_options import keys_folder
 from lightning_parablock.cli.parser import CommandParser
 from lightning_parablock.cli.table import COMMANDS_OF, PROGRAM
-from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.masking.submissions import FILE_NAME as RECORD
 from lightning_parablock.masking.submissions import Submissions
 from lightning_parablock.site_kit.files import PUBLIC, write_whole
 from lightning_parablock.site_kit.identity import Identity, default_folder
-from lightning_parablock.system.places import refuse_unwritable_file
+from lightning_parablock.system.places import refuse_existing_file
 
 _COMMAND = COMMANDS_OF["site"]["init"]
 
@@ -55,7 +54,7 @@ def run_site_init(args: Sequence[str]) -> None:
     folder = keys_folder(options) or default_folder(options.name)
     wanted = Path(options.card).expanduser() if options.card else None
     if wanted is not None:
-        _refuse(wanted)
+        refuse_existing_file(wanted, "card", "name another file")
     identity = Identity.create(folder, options.name, options.endpoint)
     if not (folder / RECORD).exists():  # new keys have contributed to nothing: the first secure run draws by its seed
         Submissions.create(folder)
@@ -66,12 +65,3 @@ def run_site_init(args: Sequence[str]) -> None:
     print(f"keys of site {identity.card.name}: {folder} (keep them there; they are never sent)")
     print(f"card: {wanted or own}\n\n{card}")
     print(f"Send the card to the person who runs {PROGRAM} federation create. It is not secret.")
-
-
-def _refuse(path: Path) -> None:
-    """Refuse a place for the card before there are keys."""
-    refuse_unwritable_file(path, "card")
-    if not path.parent.is_dir():
-        raise ConfigurationError(f"card {path} cannot be written: there is no folder {path.parent}")
-    if path.exists():
-        raise ConfigurationError(f"card {path} is there already and is not overwritten; name another file")
