@@ -50,6 +50,11 @@ class RecordedMasks(Masks):
         self._recorded = set[int]()
         self._lock_of_record = threading.Lock()
 
+    @property
+    def salt(self) -> bytes:
+        """Of all that the site draws in this fit."""
+        return self._record.salt
+
     def record(self, round_index: int) -> None:
         """Note that the site contributes to the sums of a round.
 

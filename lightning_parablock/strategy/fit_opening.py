@@ -26,6 +26,7 @@ from lightning_parablock.strategy.hosting import Hosting
 from lightning_parablock.strategy.leaving import Leaving
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.strategy.refusals import refuse_rate_steps, refuse_uneven_loaders, refuse_untrained
+from lightning_parablock.strategy.refused_together import refused_together
 from lightning_parablock.strategy.secure import SecureFit, saved_of
 from lightning_parablock.strategy.skipped_steps import SkippedSteps, refuse_scaler
 from lightning_parablock.strategy.stopping import Stopping
@@ -75,8 +76,7 @@ def open_session(parts: FitParts) -> FitSession:
     skipped = SkippedSteps.agreed(ranks, settings, hosting.by_rank, out_of_data=loaders.uneven_training)
     refuse_scaler(gradient_scale(ranks.precision_plugin), skipped)
     if parts.secure is not None:
-        parts.secure.refuse_other_data(saved_of(parts.resumed), loaders.data_hashes())
-        parts.secure.refuse_fixed_orders(loaders.fixed_orders())
+        refused_together(ranks, partial(_refuse_data, parts.secure, parts.resumed, loaders))
     refuse_rate_steps(parts.trainer, settings.local_steps, turns=hosting.turns)
     training = _open_training(parts)
     clients = ranks.hosted_clients
@@ -102,6 +102,11 @@ def open_session(parts: FitParts) -> FitSession:
         resumed=parts.resumed,
         secure=parts.secure,
     )
+
+
+def _refuse_data(secure: SecureFit, resumed: Resumed | None, loaders: FitLoaders) -> None:
+    secure.refuse_other_data(saved_of(resumed), loaders.data_hashes())
+    secure.refuse_fixed_orders(loaders.fixed_orders())
 
 
 def _stopping(parts: FitParts, engine: RoundEngine) -> Stopping:

@@ -32,6 +32,7 @@ from lightning_parablock.server.aggregations import SecureAggregation
 from lightning_parablock.settings import Settings
 from lightning_parablock.site_kit.membership import Member
 from lightning_parablock.strategy.ranks import RankStrategy
+from lightning_parablock.strategy.refused_together import refused_together
 from lightning_parablock.system.reading import reading
 
 log = logging.getLogger(__name__)
@@ -130,38 +131,71 @@ def open_secure(ranks: RankStrategy, settings: Settings, member: Member, resumed
         StatementError: a site states something else than this one.
         CheckpointError: the checkpoint cannot be repeated to the bit here.
         SubmissionError: this site's record cannot be used, or has another salt for the round.
+
+    What one site refuses is a ConfigurationError at all others.
     """
-    choice = settings.aggregation
-    assert isinstance(choice, SecureAggregation)
     here = _here(ranks, settings)
-    saved, round_index = _saved(resumed, here), 0 if resumed is None else resumed.round
-    roster, identity = member
-    submissions = Submissions(identity.folder)
-    nonce = secrets.token_bytes(_NONCE_BYTES) if saved is None else bytes.fromhex(saved["nonce"])
+    own = refused_together(ranks, lambda: _OwnSide.of(member, resumed, here))
     key, members = SessionKey.new(), tuple(sorted(ranks.site_names))
-    own = SignedStatement.by(
-        identity,
+    statement = SignedStatement.by(
+        member.identity,
         Statement(
-            site=identity.card.name,
-            run=ranks.gather_objects(nonce.hex())[0],
-            roster=roster.digest,
+            site=member.identity.card.name,
+            run=ranks.gather_objects(own.nonce.hex())[0],
+            roster=member.roster.digest,
             generation=0,
             members=members,
             kept=(),
             dropped=(),
             session_key=key.public,
-            identifier=submissions.identifier(nonce),
+            identifier=own.identifier,
         ),
     )
-    texts = ranks.gather_objects(own.text.decode("ascii"))
-    received = [SignedStatement.parse(_bytes(text), site) for text, site in zip(texts, ranks.site_names, strict=True)]
-    session, identifiers = session_of(own, key, received, roster, choice.min_sites)
-    context = context_of(json.dumps(sorted(settings.fingerprint().items())), identifiers)
-    salt = submissions.begin(round_index, context)
-    if saved is not None:
-        _refuse_other_salt(saved, salt, resumed, submissions, context)
-    record = Record(submissions, context, salt)
-    return SecureFit(RecordedMasks(own.statement.site, members, session, record, choice.min_sites), salt, nonce, here)
+    texts = ranks.gather_objects(statement.text.decode("ascii"))
+
+    def verified() -> RecordedMasks:
+        choice = settings.aggregation
+        assert isinstance(choice, SecureAggregation)
+        received = [
+            SignedStatement.parse(_bytes(said), site) for said, site in zip(texts, ranks.site_names, strict=True)
+        ]
+        session, identifiers = session_of(statement, key, received, member.roster, choice.min_sites)
+        record = own.record(context_of(json.dumps(sorted(settings.fingerprint().items())), identifiers), resumed)
+        return RecordedMasks(statement.statement.site, members, session, record, choice.min_sites)
+
+    masks = refused_together(ranks, verified)
+    return SecureFit(masks, masks.salt, own.nonce, here)
+
+
+@dataclass(frozen=True)
+class _OwnSide:
+    """What a site brings to the agreement.
+
+    Attributes:
+        submissions: Its record of contributions.
+        saved: What the checkpoint that is resumed says; None for a new fit.
+        nonce: Names the run here.
+        identifier: Names the record and the run, for the other sites.
+    """
+
+    submissions: Submissions
+    saved: Mapping[str, str] | None
+    nonce: bytes
+    identifier: bytes
+
+    @classmethod
+    def of(cls, member: Member, resumed: Resumed | None, here: str) -> _OwnSide:
+        saved = _saved(resumed, here)
+        submissions = Submissions(member.identity.folder)
+        nonce = secrets.token_bytes(_NONCE_BYTES) if saved is None else bytes.fromhex(saved["nonce"])
+        return cls(submissions, saved, nonce, submissions.identifier(nonce))
+
+    def record(self, context: str, resumed: Resumed | None) -> Record:
+        """The record for sums of this context, with the salt of the round that begins."""
+        salt = self.submissions.begin(0 if resumed is None else resumed.round, context)
+        if self.saved is not None:
+            _refuse_other_salt(self.saved, salt, resumed, self.submissions, context)
+        return Record(self.submissions, context, salt)
 
 
 def _bytes(text: object) -> bytes:

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.errors import ParaBlockError
+from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.settings import SecureAggregation
 from tests.support.here import N_RANKS, RANK
 from tests.support.lightning_run import Steps, TaskModule, expected_weights, fit, patterns_of, trainer_for
@@ -57,6 +57,20 @@ def refused(needle: str, **options: Any) -> None:
         raise AssertionError(f"nothing was refused, expected: {needle}")
 
 
+def refused_by_one(needle: str, own_local_steps: int | None = None, **options: Any) -> None:
+    """Site b alone has other options; the others name it and its reason, and do not take it for lost."""
+    is_it = SITE == "b"
+    used = {"delay_steps": 6, "own_local_steps": own_local_steps if is_it else None}
+    data = options.pop("data", 0)
+    try:
+        shuffled_fit(strategy(**used), data if is_it else 0, **options)
+    except ParaBlockError as error:
+        assert needle in str(error), error
+        assert is_it or (isinstance(error, ConfigurationError) and "site b" in str(error)), error
+    else:
+        raise AssertionError(f"nothing was refused, expected: {needle}")
+
+
 def main() -> None:
     """A new site's first fit equals the oracle; a second one draws other batches; a resumed one repeats its bits."""
     torch.set_num_threads(1)
@@ -79,6 +93,15 @@ def main() -> None:
     refused("training data are not those", ckpt_path=path, data=1, strategy={"delay_steps": 6})
     refused("training data are not those", ckpt_path=path, batch_size=2, strategy={"delay_steps": 6})
     refused("the checkpoint was saved with", ckpt_path=path, strategy={"delay_steps": 6, "own_local_steps": 2})
+    refused_by_one("the checkpoint was saved with", ckpt_path=path, own_local_steps=2)
+    refused_by_one("training data are not those", ckpt_path=path, data=1)
+    record = FOLDER / "b" / "submissions.json"
+    whole_record = record.read_text()
+    if SITE == "b":
+        record.write_text("{")
+    refused_by_one("the record of contributions")
+    if SITE == "b":
+        record.write_text(whole_record)
     print("DONE")
 
 
