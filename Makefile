@@ -20,7 +20,7 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 FUZZ_SECONDS ?= 60
 
-.PHONY: help install demo test soak fuzz check options docs bench bench-quick clean
+.PHONY: help install demo test soak fuzz check options horizon docs bench bench-quick clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -41,6 +41,9 @@ check: install ## lint, format, types and the direction of imports
 
 options: install ## write docs/options.md and configs/base.yaml from the options' fields
 	$(BIN)/python -m docs.hooks.options_reference
+
+horizon: install ## write the tables of docs/planner.md on large models behind slow links
+	$(BIN)/python -m docs.hooks.horizon
 
 soak: install ## 2,000 random histories of elastic membership, and processes struck in every phase, half an hour
 	ELASTIC_HISTORIES=2000 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/elastic tests/regroup

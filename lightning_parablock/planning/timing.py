@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lightning_parablock.federation.schedule import block_of_round
 from lightning_parablock.planning.traffic import busiest, largest_message_bytes, traffic_of_clients
@@ -86,6 +87,7 @@ class RoundTimes:
         blocking_s: Seconds per round at delay 0: mean of C_t + M_t.
         parablock_s: Seconds per round at delay K: mean of max(C_t, M_{t-1}).
         hidden_share: Share of the exchange that runs behind computation at delay K, 0 to 1; 1 where there is none.
+        busy_share: Compute utilization at delay K: the share of the time in which a client computes, 0 to 1.
     """
 
     compute_s: float
@@ -93,6 +95,7 @@ class RoundTimes:
     blocking_s: float
     parablock_s: float
     hidden_share: float
+    busy_share: float
 
 
 def round_times(compute_s: Sequence[float], exchanges_s: Sequence[float]) -> RoundTimes:
@@ -104,13 +107,14 @@ def round_times(compute_s: Sequence[float], exchanges_s: Sequence[float]) -> Rou
     """
     behind = list(zip(compute_s[1:], exchanges_s[:-1], strict=True))
     mean_c, mean_m = _mean(compute_s), _mean(exchanges_s)
-    exchanged_s = math.fsum(m for _, m in behind)
+    exchanged_s, lasting_s = math.fsum(m for _, m in behind), math.fsum(max(c, m) for c, m in behind)
     return RoundTimes(
         compute_s=mean_c,
         exchange_s=mean_m,
         blocking_s=mean_c + mean_m,
-        parablock_s=_mean([max(c, m) for c, m in behind]),
+        parablock_s=lasting_s / len(behind),
         hidden_share=math.fsum(min(c, m) for c, m in behind) / exchanged_s if exchanged_s else 1.0,
+        busy_share=math.fsum(c for c, _ in behind) / lasting_s,
     )
 
 
@@ -137,6 +141,27 @@ def hiding_steps(step_s: Sequence[float], exchanges_s: Sequence[float], order: B
 def mean_hiding_steps(step_s: Sequence[float], exchanges_s: Sequence[float]) -> int:
     """The smallest K whose computation is as long as the exchange on average over the blocks."""
     return _steps_for(_mean(exchanges_s), _mean(step_s))
+
+
+def busy_steps(step_s: Sequence[float], exchanges_s: Sequence[float], rounds: Sequence[int], share: float) -> int:
+    """The smallest K with which clients compute for at least a share of the time, at delay K.
+
+    Args:
+        step_s: Seconds of one local step on each block.
+        exchanges_s: M of each block.
+        rounds: Indices of the blocks of the rounds, in order; at least two rounds.
+        share: Compute utilization, more than 0 and at most 1.
+    """
+
+    def busy_share(steps: int) -> float:
+        return round_times([steps * step_s[b] for b in rounds], [exchanges_s[b] for b in rounds]).busy_share
+
+    # The share grows with K, and is 1 once every exchange is hidden.
+    low, high = 0, max(_steps_for(exchanges_s[before], step_s[after]) for before, after in pairwise(rounds))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if busy_share(middle) >= share else (middle, high)
+    return high
 
 
 def following_blocks(order: BlockOrder, n_blocks: int) -> Iterable[tuple[int, int]]:

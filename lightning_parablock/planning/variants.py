@@ -12,6 +12,7 @@ from lightning_parablock.planning.memory import MemoryPart, ModelSize, memory_pa
 from lightning_parablock.planning.timing import (
     Links,
     RoundTimes,
+    busy_steps,
     exchange_s,
     hiding_steps,
     mean_hiding_steps,
@@ -20,6 +21,9 @@ from lightning_parablock.planning.timing import (
 )
 from lightning_parablock.planning.traffic import busiest, traffic_of_clients
 from lightning_parablock.settings import COMPRESSIONS, Settings, Topology
+
+BUSY_SHARE = 0.95
+"""Compute utilization for which plans give the number of local steps; that of Streaming DiLoCo (arXiv 2501.18512)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Variant:
         times: Seconds per round.
         hiding_steps: The smallest K that hides every exchange.
         mean_hiding_steps: The smallest K that hides the mean exchange behind the mean computation.
+        busy_steps: The smallest K with which clients compute for ``BUSY_SHARE`` of the time.
         choice: The recommended K: the settings' own if it hides every exchange with room to spare, otherwise more.
     """
 
@@ -58,6 +63,7 @@ class Variant:
     times: RoundTimes
     hiding_steps: int
     mean_hiding_steps: int
+    busy_steps: int
     choice: Choice
 
 
@@ -77,6 +83,7 @@ def variant(workload: Workload, n_clients: int, settings: Settings, links: Links
         times=round_times(compute_s, [exchanges_s[block] for block in rounds]),
         hiding_steps=hiding_steps(step_s, exchanges_s, settings.block_order),
         mean_hiding_steps=mean_hiding_steps(step_s, exchanges_s),
+        busy_steps=busy_steps(step_s, exchanges_s, rounds, BUSY_SHARE),
         choice=choose_local_steps(step_s, exchanges_s, settings.block_order, at_least=settings.local_steps),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 from rich import box
@@ -16,7 +17,7 @@ from lightning_parablock.models.names import MODEL_CLASS_PATH
 from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, total_bytes
 from lightning_parablock.planning.timing import Links
 from lightning_parablock.planning.units import readable_bps, readable_bytes, readable_s
-from lightning_parablock.planning.variants import Variant, Workload, reason
+from lightning_parablock.planning.variants import BUSY_SHARE, Variant, Workload, reason
 from lightning_parablock.report.dry_run import mb, memory_table, plain_table
 from lightning_parablock.settings import option_word
 
@@ -34,7 +35,8 @@ class Premises:
         links: Links of the clients, and of a star's server.
         links_from: Source of the rates.
         speed_from: Source of the step times.
-        step: Batch, sequence length and type of the weights.
+        step: Tokens, batches and type of the weights of a local step.
+        step_batches: Number of batches per local step.
         half: Whether the weights are bfloat16.
         adapters: Adapters of the model, which alone are trained and sent; rank 0 without any.
     """
@@ -45,6 +47,7 @@ class Premises:
     links_from: str
     speed_from: str
     step: str
+    step_batches: int
     half: bool
     adapters: Adapters
 
@@ -84,10 +87,13 @@ def settings_yaml(chosen: Variant, premises: Premises) -> str:
         **({"seed": settings.seed} if settings.seed else {}),
     }
     head = f"# lightning-parablock plan: {reason(chosen)}.\n# For a step of {premises.step}.\n"
-    precision = {"trainer": {"precision": "bf16-true"}} if premises.half else {}
+    trainer: dict[str, Any] = {"precision": "bf16-true"} if premises.half else {}
+    if premises.step_batches > 1:
+        trainer["accumulate_grad_batches"] = premises.step_batches
     adapters = {"lora_rank": premises.adapters.rank, "lora_targets": premises.adapters.targets}
     model = {"model": {"class_path": MODEL_CLASS_PATH, "init_args": adapters}} if premises.adapters.rank else {}
-    return head + yaml.safe_dump({"strategy": strategy, **precision, **model}, sort_keys=False)
+    settings_of = {"strategy": strategy, **({"trainer": trainer} if trainer else {}), **model}
+    return head + yaml.safe_dump(settings_of, sort_keys=False)
 
 
 def gb(parts: Sequence[MemoryPart], *, on_device: bool) -> str:
@@ -140,8 +146,10 @@ def _variants_table(found: Sequence[Variant], chosen: Variant) -> Group:
         "ParaBlock",
         "faster",
         "hidden",
+        "utilization",
         "K: all hidden",
         "on average",
+        f"{BUSY_SHARE:.0%} utilization",
         "device GB: blocking",
         "ParaBlock",
         "host GB",
@@ -157,8 +165,10 @@ def _variants_table(found: Sequence[Variant], chosen: Variant) -> Group:
             bare_s(v.times.parablock_s),
             f"{v.times.blocking_s / v.times.parablock_s:.2f}",
             f"{100 * v.times.hidden_share:.0f} %",
+            f"{100 * v.times.busy_share:.0f} %",
             f"{v.hiding_steps:,}",
             f"{v.mean_hiding_steps:,}",
+            f"{v.busy_steps:,}",
             gb(v.blocking_memory, on_device=True),
             gb(v.memory, on_device=True),
             gb(v.memory, on_device=False),
@@ -167,6 +177,7 @@ def _variants_table(found: Sequence[Variant], chosen: Variant) -> Group:
     c_s = bare_s(found[0].times.compute_s)
     return Group(
         f"a round of {steps} local steps, C = {c_s} s: MB sent by the busiest client (it receives as many), M the mean "
-        "exchange, K the local steps that hide it; without activations; * recommended",
+        "exchange, utilization the share of the time in which clients compute (ParaBlock), K the local steps that hide "
+        "the exchange or reach that utilization; memory without activations; * recommended",
         table,
     )

@@ -54,7 +54,7 @@ def test_a_plan_and_the_file_that_fit_takes(
         "clients 3",
         "9.5 Mbit/s each way (95% of the rate given)",
         "0.004 s per step, as given",
-        "1 x 128 tokens, bfloat16 weights",
+        "16,384 tokens (16 x 1 x 1024), bfloat16 weights",
         "2 blocks, ",
         "float32 master copy of the active block",
         "llama3-8b, 10 ",
@@ -64,7 +64,7 @@ def test_a_plan_and_the_file_that_fit_takes(
         assert expected in text, expected
     strategy = yaml.safe_load(output.read_text())["strategy"]
     assert strategy["blocks"] == 2
-    assert yaml.safe_load(output.read_text())["trainer"] == {"precision": "bf16-true"}
+    assert yaml.safe_load(output.read_text())["trainer"] == {"precision": "bf16-true", "accumulate_grad_batches": 16}
     assert f"compression: {strategy['compression']}" in text
 
     source = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {i} of many"} for i in range(30)])
@@ -93,6 +93,43 @@ def test_what_was_planned_for_is_in_the_file(
     assert planned == {"server_optimizer": "nesterov", "chunk_bytes": 4096, "seed": 5}
     model = configuration["model"]["init_args"]
     assert (model["lora_rank"], model["lora_targets"]) == (2, r".*\.(q|v)_[a-z]+")
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "batches"),
+    [
+        ("--tokens_per_step 8 --sequence_length 8", "8 tokens (1 x 8)", None),
+        ("--tokens_per_step 32 --sequence_length 8 --batch_size 2", "32 tokens (2 x 2 x 8)", 2),
+        ("--tokens_per_step 33 --sequence_length 8 --batch_size 2", "48 tokens (3 x 2 x 8)", 3),  # whole batches
+        ("--tokens_per_step 1 --sequence_length 8 --batch_size 2", "16 tokens (2 x 8)", None),
+    ],
+)
+def test_a_step_takes_as_many_batches_as_its_tokens_need(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    said: str,
+    batches: int | None,
+) -> None:
+    monkeypatch.setattr("lightning_parablock.cli.commands.plan.SHAPES", [])
+    output = tmp_path / "plan.yaml"
+    assert run("--model", str(folder), "--rate", "1gbit", *words.split(), "--output", str(output)) == 0
+    assert f" {said}, float32 weights" in " ".join(capsys.readouterr().out.split())
+    trainer = yaml.safe_load(output.read_text()).get("trainer", {})
+    assert trainer.get("accumulate_grad_batches") == batches
+
+
+def test_a_step_of_more_tokens_takes_longer_in_proportion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Workload] = []
+    monkeypatch.setattr("lightning_parablock.cli.commands.plan.SHAPES", [])
+    monkeypatch.setattr("lightning_parablock.cli.commands.plan.print_plan", lambda *of: planned.append(of[3]))
+    for tokens in ("8", "32"):
+        words = ["--model", str(folder), "--rate", "1gbit", "--sequence_length", "8", "--tokens_per_step", tokens]
+        assert run(*words) == 0
+    one, four = (work.step_s for work in planned)
+    assert four == tuple(4 * step_s for step_s in one)
 
 
 def test_an_estimate_says_so(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +170,7 @@ def test_a_probe_of_this_machine(
         ("--model FOLDER --rate 1gbit --blocks 1000", "but the model has only"),
         ("--model FOLDER --rate 1gbit --layers 9", "layers=9, and the model has 2"),
         ("--model FOLDER --rate 1gbit --local_steps 0", "local_steps must be a whole number >= 1"),
+        ("--model FOLDER --rate 1gbit --tokens_per_step 0", "tokens_per_step must be a whole number >= 1, got 0"),
         ("--model FOLDER --rate 1gbit --step_s 0", "step_s must be > 0, got 0"),
         ("--model FOLDER --rate 1gbit --step_s 1 --probe", "leave one out"),
         ("--model FOLDER --rate 1gbit --flop_rate 3tflop", "did you mean 'tflops'"),
@@ -164,7 +202,7 @@ def workload(numels: tuple[int, ...], step_s: float) -> Workload:
 
 
 LINKS = Links(1e6, 1e6)
-PREMISES = Premises("m", 2, LINKS, "given", "given", "1 x 8 tokens", half=False, adapters=Adapters())
+PREMISES = Premises("m", 2, LINKS, "given", "given", "1 x 8 tokens", step_batches=1, half=False, adapters=Adapters())
 
 
 @pytest.mark.parametrize(("step_s", "compression", "more"), [(9, "none", 0), (0.2, "int8", 0), (1e-3, "topk", 240)])

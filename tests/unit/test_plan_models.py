@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from docs.hooks import horizon
 from lightning_parablock.blocks.partition import Block, partition
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models import CausalLM
@@ -33,6 +34,11 @@ def test_llama_3_as_published(shape: str, parameters: int, n_blocks: int) -> Non
     assert sum(p.numel() for p in module.parameters()) == parameters
     assert {(p.device.type, p.dtype) for p in module.parameters()} == {("meta", torch.bfloat16)}
     assert len(partition(module, "layers")) == n_blocks
+
+
+def test_the_tables_of_large_models_are_up_to_date() -> None:
+    page = horizon.PAGE.read_text()
+    assert page == horizon.written(page), "run `make horizon`"
 
 
 def test_a_shape_is_what_fit_would_train_by_name_and_size(folder: Path) -> None:

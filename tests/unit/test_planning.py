@@ -26,6 +26,7 @@ from lightning_parablock.planning.memory import (
 )
 from lightning_parablock.planning.timing import (
     Links,
+    busy_steps,
     exchange_s,
     following_blocks,
     hiding_steps,
@@ -309,7 +310,27 @@ def test_round_times_are_those_of_the_method() -> None:
     assert times.blocking_s == 7
     assert times.parablock_s == (3 + 4 + 2) / 3  # max(1, 3), max(4, 3), max(2, 1)
     assert times.hidden_share == (1 + 3 + 1) / (3 + 3 + 1)
-    assert round_times([1.0, 1.0], [0.0, 0.0]).hidden_share == 1
+    assert times.busy_share == (1 + 4 + 2) / (3 + 4 + 2)
+    nothing = round_times([1.0, 1.0], [0.0, 0.0])
+    assert nothing.hidden_share == nothing.busy_share == 1
+
+
+def test_the_steps_of_a_compute_utilization_are_the_fewest() -> None:
+    draws = random.Random(3)
+    for _ in range(200):
+        n = draws.randint(1, 5)
+        step = [draws.uniform(0.5, 2) for _ in range(n)]
+        exchanges = [draws.choice([0.0, draws.uniform(0, 40)]) for _ in range(n)]
+        rounds = schedule(Settings(block_order=draws.choice(ORDERS)), n)
+        share = draws.choice([0.3, 0.8, 0.95, 1.0])
+
+        def reaches(steps: int, step: list[float] = step, rounds: list[int] = rounds, share: float = share) -> bool:
+            computing = [steps * step[b] for b in rounds[1:]]
+            lasting = [max(c, exchanges[b]) for c, b in zip(computing, rounds[:-1], strict=True)]  # noqa: B023
+            return math.fsum(computing) / math.fsum(lasting) >= share
+
+        found = busy_steps(step, exchanges, rounds, share)
+        assert found == next(steps for steps in itertools.count(1) if reaches(steps))
 
 
 # --- local steps ------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def plan(options: PlanOptions) -> None:
 def _print(options: PlanOptions, module: ModelShape, blocks: Sequence[Block], probed: Probed | None) -> None:
     links = _nominal_links(options) or (probed.links if probed is not None else None)
     assert links is not None, "the options demand a rate or a probe of several processes"
-    flops = step_flops(module, blocks, options.batch_size, options.sequence_length)
+    flops = step_flops(module, blocks, options.step_sequences, options.sequence_length)
     pace = _pace(options, sum(flops) / len(flops), probed)
     workload = Workload(model_size(module, blocks), tuple(each / pace.flop_per_s for each in flops))
     found = variants(workload, options.n_clients, options.settings, links)
@@ -114,13 +114,16 @@ def _pace(options: PlanOptions, mean_flops: float, probed: Probed | None) -> _Pa
 
 def _premises(options: PlanOptions, links: Links, pace: _Pace) -> Premises:
     adapters = f", LoRA of rank {options.lora_rank}" if options.lora_rank else ""
+    tokens = f"{options.step_sequences * options.sequence_length:,} tokens"
+    batches = f"{options.step_batches} x " if options.step_batches > 1 else ""
     return Premises(
         model=options.model,
         n_clients=options.n_clients,
         links=links,
         links_from=f"{NOMINAL_GOODPUT:.0%} of the rate given" if options.rate is not None else "the slowest, measured",
         speed_from=pace.known_from,
-        step=f"{options.batch_size} x {options.sequence_length} tokens, {options.dtype} weights{adapters}",
+        step=f"{tokens} ({batches}{options.batch_size} x {options.sequence_length}), {options.dtype} weights{adapters}",
+        step_batches=options.step_batches,
         half=options.dtype == "bfloat16",
         adapters=_adapters(options),
     )
@@ -131,7 +134,7 @@ def _large_rows(options: PlanOptions, pace: _Pace, links: Links) -> list[list[st
     for shape in SHAPES:
         module = module_without_weights(config_of(shape), "bfloat16")
         blocks = partition(module, "layers")
-        flops = step_flops(module, blocks, options.batch_size, options.sequence_length)
+        flops = step_flops(module, blocks, options.step_sequences, options.sequence_length)
         workload = Workload(model_size(module, blocks), tuple(each / pace.flop_per_s for each in flops))
         rows += rows_of(shape, workload, options.settings, links)
     return rows

@@ -5,6 +5,7 @@ Neither torch nor transformers are imported here, so that help and mistyped opti
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,8 +89,14 @@ class PlanOptions(OptionGroup):
         help="Floating-point operations per second that a client reaches, such as 50gflops or 100tflops. Step times "
         "are estimated from it if neither step_s nor probe is given.",
     )
-    batch_size: int = option(default=1, check=_check_whole, help="Sequences per optimizer step and client.")
-    sequence_length: int = option(default=128, check=_check_whole, help="Number of tokens per sequence.")
+    tokens_per_step: int = option(
+        default=16_384,
+        check=_check_whole,
+        help="Tokens per optimizer step and client. A step takes as many batches as they need "
+        "(accumulate_grad_batches of the Trainer, which the recommended settings contain).",
+    )
+    batch_size: int = option(default=1, check=_check_whole, help="Sequences per batch.")
+    sequence_length: int = option(default=1024, check=_check_whole, help="Number of tokens per sequence.")
     dtype: Dtype = option(
         default="float32",
         help="Type of the weights. With bfloat16, the block in training has a float32 master copy.",
@@ -152,6 +159,16 @@ class PlanOptions(OptionGroup):
             chunk_bytes=self.chunk_bytes,
             seed=self.seed,
         )
+
+    @property
+    def step_batches(self) -> int:
+        """Batches per optimizer step: as many as it takes to train on ``tokens_per_step`` tokens."""
+        return math.ceil(self.tokens_per_step / (self.batch_size * self.sequence_length))
+
+    @property
+    def step_sequences(self) -> int:
+        """Sequences per optimizer step."""
+        return self.step_batches * self.batch_size
 
     @property
     def n_clients(self) -> int:
