@@ -34,6 +34,7 @@ from lightning_parablock.loading.row_accounts import show_here
 from lightning_parablock.loading.shards import Cutting, cut_or_keep, dataset_fingerprint, draws_order, rows_line
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import Settings
+from lightning_parablock.settings.secure import refuse_idle_clients
 
 TrainingLoader = PositionedLoader | ClientsLoader
 
@@ -219,6 +220,8 @@ class FitLoaders:
         if stage != RunningStage.TRAINING:
             self.uneven_evaluation = self.uneven_evaluation or uneven
         elif uneven:
+            if goes_on:
+                refuse_idle_clients(settings.aggregation, lengths_in_words(lengths, ranks))
             rank_zero_info(
                 f"parablock: the clients have {lengths_in_words(lengths, ranks)} batches per epoch; "
                 + (

@@ -52,6 +52,9 @@ class Masks:
         session: What it shares with the others.
         min_sites: Least number of sites in a sum.
 
+    Attributes:
+        min_sites: The same.
+
     Raises:
         TooFewSitesError: fewer members than ``min_sites``.
         ConfigurationError: the package ``cryptography`` is missing or too old.
@@ -59,7 +62,7 @@ class Masks:
 
     def __init__(self, site: str, members: Sequence[str], session: Session, min_sites: int = MIN_SITES) -> None:
         self._site, self._members = site, tuple(sorted(members))
-        self._session, self._min_sites = session, min_sites
+        self._session, self.min_sites = session, min_sites
         self._uses: dict[tuple[int, int, Lane], _Use] = {}
         self._first_open_round = 0
         self._lock = threading.Lock()
@@ -147,7 +150,7 @@ class Masks:
         return use
 
     def _refuse_sites(self, sites: tuple[str, ...], what: str) -> None:
-        refuse_too_few(sites, self._min_sites, what)
+        refuse_too_few(sites, self.min_sites, what)
         if self._site not in sites or not set(sites) <= set(self._members) or len(set(sites)) < len(sites):
             raise CallOrderError(
                 f"{what}: site {self._site!r} is asked for a mask among {', '.join(sites)}, and the session is one of "

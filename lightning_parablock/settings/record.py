@@ -88,6 +88,7 @@ class Settings(MethodOptions):
             buffers=self.buffers,
             cohort_sampling=self.cohort_sampling,
             missing_client_state=self.missing_client_state,
+            nonfinite_delta=self.nonfinite_delta,
             own_local_s=self.own_local_s,
             is_elastic=self.is_elastic,
         )

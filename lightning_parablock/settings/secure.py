@@ -18,6 +18,7 @@ def refuse_with_secure(
     buffers: str,
     cohort_sampling: str,
     missing_client_state: str,
+    nonfinite_delta: str,
     own_local_s: float | None,
     is_elastic: bool,
 ) -> None:
@@ -60,6 +61,11 @@ def refuse_with_secure(
         "with other contributions show what one client has added; use 'error'",
     )
     require(
+        nonfinite_delta == "stop",
+        f"nonfinite_delta={nonfinite_delta!r} {_WITH} is not supported: a client that is left out makes the sum one of "
+        "fewer sites, which shows more of each, and one site may remain; use 'stop'",
+    )
+    require(
         own_local_s is None,
         f"own_local_s={own_local_s} {_WITH} is not supported: what is trained then depends on the machine's "
         "speed, so that a round could not be repeated to the bit; use own_local_steps",
@@ -68,4 +74,22 @@ def refuse_with_secure(
         not is_elastic,
         f"lighthouse {_WITH} is not supported yet: exchanges that were under way when a site was lost may not be "
         "repeated; use a fixed membership (rendezvous)",
+    )
+
+
+def refuse_idle_clients(choice: Aggregation, lengths: str) -> None:
+    """Refuse epochs in which clients continue after others have used up their data.
+
+    Args:
+        choice: How deltas become their mean.
+        lengths: How many batches each client has, in words.
+
+    Raises:
+        ConfigurationError: sums are secure.
+    """
+    require(
+        not isinstance(choice, SecureAggregation),
+        f"uneven_clients='go_on' {_WITH} is not supported where the clients have different or unknown numbers of "
+        f"batches ({lengths}): at the end of an epoch sums would be of fewer sites, at last of one alone; use "
+        "'shorten', or give all clients equally many batches",
     )

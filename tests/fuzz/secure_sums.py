@@ -7,9 +7,10 @@ from torch import Tensor
 
 from lightning_parablock.codecs.compression import NoCompression
 from lightning_parablock.codecs.feedback import Coder
-from lightning_parablock.errors import SecureSumError
+from lightning_parablock.errors import SecureSumError, TooFewSitesError
 from lightning_parablock.server.aggregation import Received
 from lightning_parablock.server.secure.aggregator import Hosts, SecureAggregator
+from lightning_parablock.server.secure.layout import A_SITE
 from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import ServerSGD
 from tests.fuzz.target import Target
@@ -20,6 +21,8 @@ _WHOLE, _LATER = slice(0, _SIZE), (1, 0)
 
 class _NoMasks:
     """The sums of what arrives are read; nothing is sent."""
+
+    min_sites = 3
 
     def apply(self, *part: object) -> None:
         """Unused."""
@@ -82,11 +85,12 @@ def _contribution(data: bytes) -> object:
 
 def _seed(values: int, log: int, weight: int, clients: int) -> bytes:
     numbers = torch.full((_SIZE,), values, dtype=torch.int8).numpy().tobytes()
-    return numbers + torch.tensor([log, log, weight, clients], dtype=torch.int32).numpy().tobytes()
+    trained = clients * (1 + A_SITE)
+    return numbers + torch.tensor([log, log, weight, trained], dtype=torch.int32).numpy().tobytes()
 
 
-_SEEDS = (_seed(0, 0, 0, 0), _seed(17, 3 << 16, 3, 3), _seed(-120, -7 << 16, 2, 2))
+_SEEDS = (_seed(0, 0, 0, 0), _seed(17, 3 << 16, 3, 3), _seed(-120, -7 << 16, 9, 3))
 TARGETS = (
-    Target("secure commit", _commit, (SecureSumError,), _SEEDS),
-    Target("secure contribution", _contribution, (SecureSumError,), _SEEDS),
+    Target("secure commit", _commit, (SecureSumError, TooFewSitesError), _SEEDS),
+    Target("secure contribution", _contribution, (SecureSumError, TooFewSitesError), _SEEDS),
 )

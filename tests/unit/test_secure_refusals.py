@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import RunningStage
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.callbacks import ClientSight, Timeline
 from lightning_parablock.errors import ConfigurationError, RosterError, SubmissionError
+from lightning_parablock.loading.clients_data import HostedClients
+from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
 from lightning_parablock.masking.recorded import Record, RecordedMasks
 from lightning_parablock.masking.submissions import Submissions
 from lightning_parablock.settings import AGGREGATIONS, SecureAggregation, Settings
@@ -36,6 +41,7 @@ THREE_EACH = [tuple(range(3 * site, 3 * site + 3)) for site in range(4)]
         ({"buffers": "average"}, "every client's buffers travel as they are"),
         ({"cohort": 3, "cohort_sampling": "size"}, "tells how many samples it has"),
         ({"missing_client_state": "fresh"}, "use 'error'"),
+        ({"nonfinite_delta": "skip"}, "a client that is left out makes the sum one of fewer sites"),
         ({"own_local_s": 3.0}, "use own_local_steps"),
         ({"lighthouse": "hub:1", "site": "a", "min_clients": 3}, "not supported yet"),
     ],
@@ -170,6 +176,21 @@ def test_a_contribution_is_on_the_record_before_it_leaves_and_enters_one_sum(tmp
 def recorded(record: Record, label: str = "") -> RecordedMasks:
     members = names(3)
     return RecordedMasks(members[0], members, session(members[0], members, label), record)
+
+
+def test_epochs_in_which_some_clients_are_out_of_data() -> None:
+    def processed(n_batches: int, **options: Any) -> object:
+        hosted = HostedClients((0,), 0, 7, lambda value: [value, 5])
+        rules = LoaderRules(lambda: Settings(**options), hosted, n_ranks=2, cuts=False)
+        trainer: Any = SimpleNamespace(fit_loop=SimpleNamespace(_combined_loader=None))
+        loader = DataLoader(TensorDataset(torch.arange(n_batches)))
+        return FitLoaders(trainer, rules, lambda: None).process(loader, RunningStage.TRAINING)  # type: ignore[arg-type, return-value]
+
+    with pytest.raises(ConfigurationError, match=r"uneven_clients='go_on' with aggregation='secure' .* \(3, 5\)"):
+        processed(3, aggregation="secure")
+    processed(5, aggregation="secure")
+    processed(3, aggregation="secure", uneven_clients="shorten")
+    processed(3)
 
 
 def test_a_salt_that_would_change_nothing_is_refused() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.codecs.feedback import Coder, Residual
-from lightning_parablock.errors import NonFiniteError, SecureSumError
+from lightning_parablock.errors import NonFiniteError, SecureSumError, TooFewSitesError
 from lightning_parablock.masking.ring import Ring
 from lightning_parablock.server.payloads import Payloads
 from lightning_parablock.server.secure.aggregator import Hosts, SecureAggregator
@@ -75,8 +75,8 @@ def test_a_message_holds_nothing_but_numbers_under_masks() -> None:
 
 
 def test_a_buffer_that_is_used_again_shows_nothing_of_before() -> None:
-    payload = torch.full((written(SiteValues(exchange(0), {}, Open()), WHOLE).numel(),), 99, dtype=torch.uint8)
-    SitePayload(SiteValues(exchange(0), {}, Open()), has_values=True, has_facts=True).write(
+    payload = torch.full((written(SiteValues(of_sites(4), {}, Open()), WHOLE).numel(),), 99, dtype=torch.uint8)
+    SitePayload(SiteValues(of_sites(4), {}, Open()), has_values=True, has_facts=True).write(
         WHOLE, payload, Coder(NoCompression())
     )
     assert not payload[: SIZE + 3].any()
@@ -100,17 +100,52 @@ def test_no_warning_where_the_steps_suit(caplog: pytest.LogCaptureFixture) -> No
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("facts", [[5, 5], [1, 3], [-1, -1], [0, 1]], ids=str)
-def test_counts_that_no_clients_can_have_told(facts: list[int]) -> None:
+def facts(*logs: int, weight: int, clients: int, sites: int) -> Tensor:
+    return torch.tensor([*logs, weight, clients + (sites << 16)], dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("weight", "clients", "sites"),
+    [(5, 5, 3), (1, 3, 3), (-1, -1, 0), (0, 1, 1), (3, 3, 0), (3, 0, 3), (9, 3, 4), (5, 2, 3), (3, 3, -1)],
+)
+def test_counts_that_no_clients_can_have_told(weight: int, clients: int, sites: int) -> None:
     with pytest.raises(SecureSumError, match="round 4, block 0, scalars 0 to 1023: 3 clients have told"):
-        exchange(0).learn(PARTS[0], torch.tensor([0, *facts], dtype=torch.int32))
+        exchange(0).learn(PARTS[0], facts(0, weight=weight, clients=clients, sites=sites))
 
 
-def test_parts_that_tell_different_counts() -> None:
+@pytest.mark.parametrize("other", [{"weight": 4, "clients": 3}, {"weight": 3, "clients": 0, "sites": 0}], ids=str)
+def test_parts_that_tell_different_counts(other: dict[str, int]) -> None:
     one = exchange(0)
-    one.learn(PARTS[0], torch.tensor([0, 3, 3], dtype=torch.int32))
+    one.learn(PARTS[0], facts(0, weight=3, clients=3, sites=3))
     with pytest.raises(SecureSumError, match="another part has told otherwise"):
-        one.learn(PARTS[1], torch.tensor([0, 0, 2, 2], dtype=torch.int32))
+        one.learn(PARTS[1], facts(0, 0, **{"sites": 3, **other}))
+
+
+@pytest.mark.parametrize("sites", [1, 2])
+def test_a_sum_to_which_too_few_sites_have_contributed_is_refused(sites: int) -> None:
+    """Four sites host the cohort, and two of them had nothing to train on, or three."""
+    with pytest.raises(TooFewSitesError, match=rf"block 0, scalars 0 to 3000: clients of only {sites} of the 4 sites"):
+        of_sites(4).learn(WHOLE, facts(0, 0, 0, weight=9, clients=sites, sites=sites))
+
+
+def test_a_sum_of_enough_sites_or_of_none_is_read() -> None:
+    """Where no client has trained, the sum is zero and shows nothing."""
+    of_sites(4).learn(WHOLE, facts(0, 0, 0, weight=9, clients=3, sites=3))
+    of_sites(4).learn(WHOLE, facts(0, 0, 0, weight=0, clients=0, sites=0))
+
+
+def test_a_site_that_has_not_trained_and_cannot_be_spared_sends_nothing() -> None:
+    idle = Upload(torch.zeros(SIZE), 0)
+    with pytest.raises(TooFewSitesError, match=r"round 4, block 0, .*: no client of this site has trained"):
+        SiteValues(of_sites(3), {0: idle}, masks_of(3)["site-0"])
+    written(SiteValues(of_sites(4), {0: idle}, masks_of(4)["site-0"]), WHOLE)
+    written(SiteValues(of_sites(3), {0: idle, 1: upload(delta())}, masks_of(3)["site-0"]), WHOLE)
+
+
+def of_sites(n_sites: int) -> SecureExchange:
+    """One of as many clients as sites."""
+    scale = Scale(torch.zeros(3, dtype=torch.int32), n_sites)
+    return SecureExchange(KEY, SIZE, range(n_sites), tuple(names(n_sites)), Ring(1), scale)
 
 
 @pytest.mark.parametrize(

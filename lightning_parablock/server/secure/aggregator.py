@@ -186,7 +186,8 @@ class SecureAggregator(_SiteMessages):
     def stages(self, key: Key, uploads: Uploads, cohort: Collection[int]) -> tuple[Aggregator, ...]:
         scale = self._restored.pop(key) if key in self._restored else self._current.get(key[1])
         sites, numel = self._hosts.of(cohort), self._numels[key[1]]
-        exchange = self._exchanges[key] = SecureExchange(key, numel, cohort, sites, self._ring, scale)
+        exchange = SecureExchange(key, numel, cohort, sites, self._ring, scale, self._masks.min_sites)
+        self._exchanges[key] = exchange
         if uploads:
             self._sites[key] = SiteValues(exchange, uploads, self._masks)
         return (self._facts, self) if exchange.is_first else (self,)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_parablock.errors import NonFiniteError, SecureSumError
+from lightning_parablock.errors import NonFiniteError, SecureSumError, TooFewSitesError
 from lightning_parablock.masking.ring import Ring
 from lightning_parablock.masking.scales import n_records, steps
+from lightning_parablock.masking.session import MIN_SITES
 from lightning_parablock.regroup.keys import Key
-from lightning_parablock.server.secure.layout import N_COUNTS, records_of
+from lightning_parablock.server.secure.layout import A_SITE, N_COUNTS, records_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class SecureExchange:
         sites: Names of the sites that host them.
         ring: Of its values.
         scale: What its steps are made from; None where it has to tell that itself, before its values.
+        min_sites: Least number of sites whose clients must have trained.
 
     Attributes:
         limit: L: largest magnitude of a client's whole number.
@@ -48,13 +50,22 @@ class SecureExchange:
     """
 
     def __init__(
-        self, key: Key, numel: int, cohort: Collection[int], sites: tuple[str, ...], ring: Ring, scale: Scale | None
+        self,
+        key: Key,
+        numel: int,
+        cohort: Collection[int],
+        sites: tuple[str, ...],
+        ring: Ring,
+        scale: Scale | None,
+        min_sites: int = MIN_SITES,
     ) -> None:
         self.key, self.numel, self.n_clients, self.sites = key, numel, len(cohort), sites
+        self._min_sites = min_sites
         self.ring, self.scale = ring, scale
         self.limit = ring.limit(max(1, self.n_clients))
         self.total_weight = 0
         self.clients: int | None = None
+        self._trained = 0
         self._sum_of_logs = torch.zeros(n_records(numel), dtype=torch.int32, device="cpu")
         self._steps: Tensor | None = None
         self._lock = threading.Lock()
@@ -83,26 +94,45 @@ class SecureExchange:
 
         Args:
             part: Scalars of the block.
-            facts: Sums of l_i, then the sum of n_i and the number of clients that have trained; int32.
+            facts: Sums of l_i, then the sum of n_i and the numbers of clients and sites that have trained; int32.
 
         Raises:
             SecureSumError: the clients cannot have told this.
+            TooFewSitesError: clients of fewer sites than must be in a sum have trained.
         """
-        weight, clients = (int(count) for count in facts[-N_COUNTS:].tolist())
+        weight, trained = (int(count) for count in facts[-N_COUNTS:].tolist())
+        sites, clients = divmod(trained, A_SITE)
         known = self.clients is not None
-        if not 0 <= clients <= min(self.n_clients, weight) or (known and (weight, clients) != self.counts):
+        can_be = 0 <= clients <= min(self.n_clients, weight) and bool(clients) <= sites <= min(clients, len(self.sites))
+        if not can_be or (known and (weight, trained) != (self.total_weight, self._trained)):
             raise SecureSumError(
                 f"{self.describe(part)}: {self.n_clients} clients have told that {clients} of them trained on {weight} "
                 "samples, or another part has told otherwise; a site's part is missing, was damaged, or was masked for "
                 "other sites or another session; no part of it may be used"
             )
+        if 0 < sites < self._min_sites:
+            raise TooFewSitesError(
+                f"{self.describe(part)}: clients of only {sites} of the {len(self.sites)} sites in the sum have "
+                f"trained, and it needs {self._min_sites} (min_sites): it shows too much of what each contributed, and "
+                "the run ends with the committed model of before; make sure that every site has samples to train on in "
+                "each round, and let more sites take part"
+            )
         self._sum_of_logs[records_of(part)] = facts[:-N_COUNTS]
-        self.total_weight, self.clients = weight, clients
+        self.total_weight, self.clients, self._trained = weight, clients, trained
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Sum of the weights, and the clients that have trained."""
-        return self.total_weight, self.clients or 0
+    def refuse_to_sit_out(self) -> None:
+        """For a site of which no client has trained, before anything of it is sent.
+
+        Raises:
+            TooFewSitesError: the sum would have too few sites, whatever the others have done.
+        """
+        if len(self.sites) <= self._min_sites:
+            raise TooFewSitesError(
+                f"{self.describe(slice(0, self.numel))}: no client of this site has trained: training_step returned no "
+                f"loss, or there were no samples; without this site, the sum has at most {len(self.sites) - 1} sites "
+                f"and needs {self._min_sites} (min_sites). Nothing of the round was sent. Let every site have samples "
+                "to train on in each round, or let more sites take part"
+            )
 
     def told(self) -> Scale | None:
         """What the exchange has told of its values, once it is complete; None where no client has trained."""

@@ -3,7 +3,7 @@
     bytes            content
     body             values in the ring, or what a codec has made of a commit; filled up with zeros to a multiple of 4
     4 per record     l_i, summed over the clients of a site or over all of them; int32, in Z_2^32 while masked
-    8                n_i and the number of clients that have trained, likewise
+    8                n_i, and the numbers of clients and of sites that have trained, likewise
 
 Facts are not part of every payload: see :mod:`lightning_parablock.server.secure.aggregator`.
 """
@@ -19,7 +19,9 @@ from lightning_parablock.masking.scales import n_records
 
 WORD_BYTES = 4
 N_COUNTS = 2
-"""Whole numbers of the exchange: the sum of the weights, and the clients that have trained."""
+"""Whole numbers of the exchange: the sum of the weights, and who has trained: clients plus ``A_SITE`` times sites."""
+A_SITE = 1 << 16
+"""One sum has at most 256 clients, and as many sites."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lightning_parablock.masking.ring import Ring
 from lightning_parablock.masking.scales import log_scales
 from lightning_parablock.server.aggregation import Uploads
 from lightning_parablock.server.secure.exchange import SecureExchange
-from lightning_parablock.server.secure.layout import N_COUNTS, Layout, layout_of, records_of
+from lightning_parablock.server.secure.layout import A_SITE, N_COUNTS, Layout, layout_of, records_of
 from lightning_parablock.server.uploads import Upload
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ MOST_RESIDUAL = 0.5
 
 class Masking(Protocol):
     """What hides a site's numbers: :class:`~lightning_parablock.masking.masks.Masks`."""
+
+    min_sites: int
 
     def apply(
         self, values: Tensor, round_index: int, block: int, lane: Lane, first: int, among: tuple[str, ...] | None
@@ -59,11 +61,16 @@ class SiteValues:
         exchange: Which one.
         uploads: Those of the site's clients.
         masks: Hides them.
+
+    Raises:
+        TooFewSitesError: none of the clients has trained, and without this site too few are left in the sum.
     """
 
     def __init__(self, exchange: SecureExchange, uploads: Uploads, masks: Masking) -> None:
         self.exchange, self._masks = exchange, masks
         self._uploads = [upload for _, upload in sorted(uploads.items()) if upload.weight]
+        if not self._uploads:
+            exchange.refuse_to_sit_out()
         self._logs: Tensor | None = None
         self._lock = threading.Lock()
         self._written = self._saturated = 0
@@ -104,7 +111,7 @@ class SiteValues:
         scales, counts = into[:-N_COUNTS], into[-N_COUNTS:]
         scales.copy_(self._sum_of_logs()[records])
         counts[0] = sum(upload.weight for upload in self._uploads)
-        counts[1] = len(self._uploads)
+        counts[1] = len(self._uploads) + (A_SITE if self._uploads else 0)
         self._masks.apply(scales, *exchange.key, "scales", records.start, exchange.sites)
         # Each part has words of its own in this lane, too: equal numbers are never masked by the same bytes.
         self._masks.apply(counts, *exchange.key, "weights", N_COUNTS * records.start, exchange.sites)
