@@ -28,6 +28,7 @@ from typing import Any
 from benchmarks.claims import data as claims_data
 from benchmarks.claims.figures import RATE_MBIT, best_rate, combined, markdown, table
 from benchmarks.claims.methods import BATCH_SIZE, METHODS, N_CLIENTS, SIZES, Run, queue
+from benchmarks.harness import sets
 from benchmarks.harness.publish import folder, parser, publish
 from benchmarks.harness.results import git_state, read_result
 from benchmarks.harness.smollm2 import PACKAGE
@@ -41,7 +42,7 @@ Records = dict[Run, dict[str, Any]]
 def main() -> None:
     """Parse the options; show the table, or run what is missing and write the result."""
     made = parser(__doc__)
-    claims_data.add_options(made)
+    sets.add_options(made)
     made.add_argument(
         "--sizes",
         default=",".join(name for name in SIZES if name != "quick"),
@@ -55,7 +56,7 @@ def main() -> None:
         print(markdown(read_result(folder(options) / f"{QUESTION}.json")["values"]["table"]))
         return
     runs = [run for size in options.sizes.split(",") for run in queue(size)]
-    missing = missing_of(runs, claims_data.missing(options))
+    missing = missing_of(runs, sets.missing(options))
     wanted = [run for run in runs if not {run.method, run.data} & set(missing)]
     _make_all(options, wanted, missing)
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.claims.data import REPORTED_LOSS
 from benchmarks.claims.methods import METHODS
-from lightning_parablock.planning.timing import NOMINAL_GOODPUT
+from benchmarks.harness.planned import link_s, planned
+from benchmarks.harness.sets import REPORTED_LOSS
 
 RATE_MBIT = 100
 CLOSE_PERCENT = 1.0
@@ -47,7 +47,7 @@ def combined(answers: Sequence[Record], run_facts: Record, turns: int) -> dict[s
         "drift": _mean_of_known(row[5] for answer in answers for row in answer["rounds"]),
         "compute_s": compute_s,
         "exchange_s": exchange_s,
-        "planned_s": planned_s(compute_s, exchange_s, delay_rounds),
+        "planned_s": planned(compute_s, exchange_s, delay_rounds).drained_s,
         "block_scalars": first["block_scalars"],
         "rows_per_client": first["rows_per_client"],
         "seconds": max(answer["seconds"] for answer in answers),
@@ -67,30 +67,11 @@ def _rounds(answers: Iterable[Record]) -> list[dict[str, Any]]:
         for number, block, steps, upload_bytes, download_bytes, _ in answer["rounds"]:
             row = found[number]
             cpu_s = sum(answer["step_cpu_s"].get(str(one), 0.0) for one in range(step, step + steps))
-            link_s = 8 * max(upload_bytes, download_bytes) / (NOMINAL_GOODPUT * RATE_MBIT * 1e6)
             row["block"] = block
             row["compute_s"] = round(max(row["compute_s"], cpu_s), 6)
-            row["exchange_s"] = round(max(row["exchange_s"], link_s), 6)
+            row["exchange_s"] = round(max(row["exchange_s"], link_s(max(upload_bytes, download_bytes), RATE_MBIT)), 6)
             step += steps
     return [found[number] for number in sorted(found)]
-
-
-def planned_s(compute_s: Sequence[float], exchange_s: Sequence[float], delay_rounds: float) -> float:
-    """Seconds of a run whose exchanges are due ``delay`` rounds after the end of their round; one exchange at a time.
-
-    A delay of 0 gives the sum of C + M; 1 gives the sum of max(C_t, M_(t-1)) between the first computation and the last
-    exchange; with 1.5, each round waits halfway through for the exchange of the round before the previous one.
-    """
-    whole, part = int(delay_rounds), delay_rounds % 1
-    end_s, arrived_s = 0.0, list[float]()
-    for number, (compute, exchange) in enumerate(zip(compute_s, exchange_s, strict=True)):
-        end_s += part * compute
-        due = number - 1 - whole
-        if due >= 0:
-            end_s = max(end_s, arrived_s[due])
-        end_s += (1 - part) * compute
-        arrived_s.append(max(end_s, arrived_s[-1] if arrived_s else 0.0) + exchange)
-    return arrived_s[-1]
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
-from benchmarks.harness.memory import LORA_RANK, resident_bytes, train_only
+from benchmarks.harness.memory import LORA_RANK, forget_peak, resident_bytes, train_only, warm_up
 from benchmarks.harness.smollm2 import PACKAGE
 from benchmarks.harness.trainers import bare_trainer
 from benchmarks.harness.workloads import loader
@@ -20,11 +16,6 @@ from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks.partition import Block, partition
 from lightning_parablock.models import CausalLM
 from lightning_parablock.models.lora import Adapters, add_adapters
-
-TINY = (
-    '{"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,'
-    ' "num_attention_heads": 2, "tie_word_embeddings": true}'
-)
 
 
 def measure(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,14 +30,14 @@ def measure(plan: Mapping[str, Any]) -> dict[str, Any]:
         ``training_peak_bytes`` above it, ``loaded_bytes`` in between; ``numels`` of the blocks, ``weights_bytes``.
     """
     torch.set_num_threads(1)
-    _warm_up()
+    warm_up()
     base = resident_bytes("VmRSS")
     module = CausalLM(PACKAGE, layers=plan["model"]["layers"])
     facts = {"base_bytes": base, "loading_peak_bytes": resident_bytes("VmHWM") - base}
     facts |= {"loaded_bytes": resident_bytes("VmRSS") - base}
     facts |= {"weights_bytes": sum(p.numel() * p.element_size() for p in module.parameters())}
     facts |= {"numels": [block.numel for block in partition(module, plan["strategy"]["blocks"])]}
-    _forget_peak()
+    forget_peak()
     _train(plan, module)
     return facts | {"training_peak_bytes": resident_bytes("VmHWM") - base}
 
@@ -57,7 +48,7 @@ def activations(plan: Mapping[str, Any]) -> dict[str, Any]:
     The last value is for the whole model.
     """
     torch.set_num_threads(1)
-    _warm_up()
+    warm_up()
     base = resident_bytes("VmRSS")
     module = CausalLM(PACKAGE, layers=plan["model"]["layers"])
     weights_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
@@ -67,7 +58,7 @@ def activations(plan: Mapping[str, Any]) -> dict[str, Any]:
     # The whole model also comes first, uncounted: what the first pass sets up exists in any training.
     for names in [_names(blocks), *(block.parameter_names for block in blocks), _names(blocks)]:
         gradients_bytes = train_only(module, names)
-        _forget_peak()
+        forget_peak()
         for batch in batches:
             module.mean_loss(batch).backward()
             module.zero_grad()
@@ -88,18 +79,3 @@ def _train(plan: Mapping[str, Any], module: CausalLM) -> None:
     strategy: Any = "auto" if is_alone else ParaBlockStrategy(**options)
     trainer = bare_trainer(strategy, steps, num_nodes=1 if is_alone else int(os.environ["WORLD_SIZE"]))
     trainer.fit(module, loader(plan["model"], steps, rank))
-
-
-def _warm_up() -> None:
-    """Import and start everything that training needs, on a negligibly small model."""
-    importlib.import_module("peft")  # so that every method's base has the same imports
-    module = CausalLM("none", architecture=TINY)
-    ids = torch.zeros(1, 4, dtype=torch.long)
-    batches: Any = 2 * [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}]
-    bare_trainer("auto", 2).fit(module, DataLoader(batches, batch_size=None))
-
-
-def _forget_peak() -> None:
-    """Reset VmHWM to what is resident now, after returning free memory to the system."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import bench_claims
 from benchmarks.claims import data as claims_data
-from benchmarks.claims.figures import best_rate, combined, markdown, planned_s, table
+from benchmarks.claims.figures import best_rate, combined, markdown, table
 from benchmarks.claims.methods import (
     BATCH_SIZE,
     CELLS,
@@ -26,6 +26,8 @@ from benchmarks.claims.methods import (
     Run,
     queue,
 )
+from benchmarks.harness import sets
+from benchmarks.harness.planned import planned
 from benchmarks.harness.results import RESULTS, write_result
 from lightning_parablock.data.partition import partition_dirichlet
 from lightning_parablock.planning.timing import round_times
@@ -143,9 +145,9 @@ def test_a_method_names_the_options_that_this_version_lacks(monkeypatch: pytest.
 
 def test_without_its_files_the_instruction_set_is_missing() -> None:
     options = argparse.Namespace(instruct_train_file="rows.jsonl", instruct_test_file="")
-    assert set(claims_data.missing(options)) == {"instruct"}
+    assert set(sets.missing(options)) == {"instruct"}
     options.instruct_test_file = "others.jsonl"
-    assert claims_data.missing(options) == {}
+    assert sets.missing(options) == {}
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -185,19 +187,19 @@ def test_the_reported_seeds_give_each_client_as_many_rows_as_its_steps_take() ->
 def test_planned_seconds_are_the_planners() -> None:
     compute, exchange = [2.0, 3.0, 1.0, 2.0], [1.0, 4.0, 2.0, 5.0]
     times = round_times(compute, exchange)
-    assert planned_s(compute, exchange, 0) == pytest.approx(4 * times.blocking_s)
+    assert planned(compute, exchange, 0).drained_s == pytest.approx(4 * times.blocking_s)
     # max(C, M) between the first computation and the last exchange
-    assert planned_s(compute, exchange, 1) == pytest.approx(2.0 + 3 * times.parablock_s + 5.0)
+    assert planned(compute, exchange, 1).drained_s == pytest.approx(2.0 + 3 * times.parablock_s + 5.0)
 
 
 def test_two_exchanges_in_flight_share_one_link() -> None:
     # Half a round late: computation ends at 2, 4 (the exchange has come at 3), 6, 8; the last exchange at 9.
-    assert planned_s([2.0] * 4, [1.0] * 4, 0.5) == 9.0
+    assert planned([2.0] * 4, [1.0] * 4, 0.5).drained_s == 9.0
     # Half of a second round is done at 3, it waits for the exchange until 5, and ends at 6; the next ones likewise.
-    assert planned_s([2.0] * 4, [3.0] * 4, 0.5) == 2.0 + 3 * 4.0 + 3.0
+    assert planned([2.0] * 4, [3.0] * 4, 0.5).drained_s == 2.0 + 3 * 4.0 + 3.0
     # Rounds end at 1, 2, 3 (the first exchange has come at 3), 5 (the second one); exchanges end at 3, 5, 7, 9.
-    assert planned_s([1.0] * 4, [2.0] * 4, 2) == 9.0
-    assert planned_s([2.0] * 4, [3.0, 0.1, 0.1, 0.1], 2) < planned_s([2.0] * 4, [3.0, 0.1, 0.1, 0.1], 1)
+    assert planned([1.0] * 4, [2.0] * 4, 2).drained_s == 9.0
+    assert planned([2.0] * 4, [3.0, 0.1, 0.1, 0.1], 2).drained_s < planned([2.0] * 4, [3.0, 0.1, 0.1, 0.1], 1).drained_s
 
 
 def test_a_record_has_the_slowest_client_and_the_busiest_direction_of_each_round() -> None:
