@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims import data as claims_data
-from benchmarks.claims.figures import RATE_MBIT, best_rate, combined, markdown, table
+from benchmarks.claims.figures import RATE_MBIT, combined, markdown, table
 from benchmarks.claims.methods import BATCH_SIZE, METHODS, N_CLIENTS, SIZES, Run, queue
 from benchmarks.harness import sets
 from benchmarks.harness.publish import folder, parser, publish
+from benchmarks.harness.rate_search import best_rate
 from benchmarks.harness.results import git_state, read_result
 from benchmarks.harness.smollm2 import PACKAGE
 from benchmarks.harness.workers import RunFailedError, Workers, attempt

@@ -24,7 +24,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.frontier.figures import MINUTES, RATES_MBIT, best_rate, combined, missing, table, two_best
+from benchmarks.frontier.figures import MINUTES, RATES_MBIT, combined, missing, table, two_best
 from benchmarks.frontier.methods import (
     BATCH_SIZE,
     METHODS,
@@ -40,6 +40,7 @@ from benchmarks.frontier.shown import markdown
 from benchmarks.harness import sets
 from benchmarks.harness.budget import Budget
 from benchmarks.harness.publish import folder, parser, publish
+from benchmarks.harness.rate_search import best_rate
 from benchmarks.harness.results import git_state, read_result
 from benchmarks.harness.smollm2 import PACKAGE
 from benchmarks.harness.workers import RunFailedError, Workers, attempt

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.claims.methods import METHODS
 from benchmarks.harness.planned import link_s, planned
+from benchmarks.harness.rate_search import final_loss
 from benchmarks.harness.sets import REPORTED_LOSS
 
 RATE_MBIT = 100
@@ -75,19 +76,6 @@ def _rounds(answers: Iterable[Record]) -> list[dict[str, Any]]:
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
-
-
-def best_rate(trials: Iterable[Record]) -> float:
-    """The learning rate of the trial with the lowest final loss. Raises ValueError if none has finished."""
-    found = [trial for trial in trials if not trial["failed"]]
-    if not found:
-        raise ValueError("no trial of a learning rate has come to its end")
-    return min(found, key=final_loss)["learning_rate"]
-
-
-def final_loss(run: Record) -> float:
-    """Held-out loss at the end."""
-    return run["held_out_loss"][-1][1]
 
 
 def table(runs: Iterable[Record]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.frontier.methods import MAIN, METHODS, SIZES, Size
 from benchmarks.frontier.targets import with_targets
 from benchmarks.harness.planned import Planned, link_s, planned
+from benchmarks.harness.rate_search import final_loss
 from benchmarks.harness.sets import REPORTED_LOSS
 
 RATES_MBIT = (20, 100)
@@ -53,19 +54,6 @@ def combined(answers: Sequence[Record], data: str) -> dict[str, Any]:
         "block_scalars": first["block_scalars"],
         "seconds": max(answer["seconds"] for answer in answers),
     }
-
-
-def final_loss(run: Record) -> float:
-    """Held-out loss after the drain."""
-    return run["held_out_loss"][-1][1]
-
-
-def best_rate(trials: Iterable[Record]) -> float:
-    """The learning rate of the trial with the lowest final loss. Raises ValueError if none has finished."""
-    found = [trial for trial in trials if not trial["failed"]]
-    if not found:
-        raise ValueError("no trial of a learning rate has finished")
-    return min(found, key=final_loss)["learning_rate"]
 
 
 def two_best(runs: Iterable[Record]) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import bench_claims
 from benchmarks.claims import data as claims_data
-from benchmarks.claims.figures import best_rate, combined, markdown, table
+from benchmarks.claims.figures import combined, markdown, table
 from benchmarks.claims.methods import (
     BATCH_SIZE,
     CELLS,
@@ -28,6 +28,7 @@ from benchmarks.claims.methods import (
 )
 from benchmarks.harness import sets
 from benchmarks.harness.planned import planned
+from benchmarks.harness.rate_search import best_rate
 from benchmarks.harness.results import RESULTS, write_result
 from lightning_parablock.data.partition import partition_dirichlet
 from lightning_parablock.planning.timing import round_times

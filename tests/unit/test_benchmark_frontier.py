@@ -15,7 +15,6 @@ from benchmarks.frontier.choice import Cell, best_of, front, overlap
 from benchmarks.frontier.figures import (
     MINUTES,
     RATES_MBIT,
-    best_rate,
     combined,
     missing,
     plan_of,
@@ -25,12 +24,14 @@ from benchmarks.frontier.figures import (
     timed_curve,
     two_best,
 )
+from benchmarks.frontier.job import PeakWatch
 from benchmarks.frontier.methods import EXTRAS, MAIN, METHODS, SIZES, TRIAL_SEED, Run, delay_steps, queue, round_steps
 from benchmarks.frontier.picture import draw
 from benchmarks.frontier.shown import markdown
 from benchmarks.frontier.targets import first_below
 from benchmarks.harness.budget import Budget
 from benchmarks.harness.planned import link_s, planned
+from benchmarks.harness.rate_search import best_rate
 from benchmarks.harness.results import RESULTS, read_result, write_result
 
 WHOLE = SIZES["whole"]
@@ -263,6 +264,33 @@ def test_the_last_loss_of_a_delayed_run_is_there_after_the_drain() -> None:
     run["settings"] = {"local_steps": 16, "delay_steps": 16}
     (_, first, last) = timed_curve(run, plan_of(run, {"a": 1.0, "b": 1.0}, 20))
     assert first[0] == 16.0 and last == (pytest.approx(16 + 2 * 950), 32, 1.0)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_peak_of_a_validation_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"VmHWM": 0}
+
+    def forget() -> None:
+        now["VmHWM"] = 1
+
+    monkeypatch.setattr("benchmarks.frontier.job.resident_bytes", lambda field: now[field])
+    monkeypatch.setattr("benchmarks.frontier.job.forget_peak", forget)
+    trainer, watch, module = (
+        argparse.Namespace(state=argparse.Namespace(fn="validate"), global_step=0),
+        PeakWatch(),
+        None,
+    )
+    steps: Any = watch
+    for of_training, of_validation in ((5, 90), (7, 80), (6, 70)):
+        steps.on_train_batch_start(trainer)
+        now["VmHWM"] = max(now["VmHWM"], of_training)
+        steps.on_validation_start(trainer, module)
+        now["VmHWM"] = of_validation
+        steps.on_validation_end(trainer, module)
+    steps.on_train_end(trainer, module)
+    assert watch.peak_bytes == 7
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
