@@ -34,6 +34,7 @@ class OracleConfig:
     total_steps: int  # optimizer steps a client makes in all; the last round may be short
     local_steps: int  # optimizer steps of a round
     delay_steps: int
+    delay_warmup_rounds: int = 0  # rounds that have no delay, before those that have it
     in_flight_value: str = "local"  # "local" | "anchor"
     server: str = "sgd"  # "sgd" | "nesterov" | "adam" | "yogi"
     server_lr: float = 1.0
@@ -110,6 +111,7 @@ def run_oracle(
     """Run the method. ``loss_fn(model, client, step)`` counts the steps of a client from 0, across rounds."""
     K, clients = config.local_steps, range(config.n_clients)
     q, r = divmod(config.delay_steps, K)
+    first_delayed = config.delay_warmup_rounds
     names_of = config.block_names
     models = [make_model() for _ in clients]
     X = [dict(model.named_parameters()) for model in models]
@@ -271,7 +273,7 @@ def run_oracle(
                 whole = torch.cat(parts) if parts else torch.zeros(1)
                 first_norm.setdefault((t, i), float(torch.linalg.vector_norm(whole)))
                 optimizer_step(i, b, optimizers[i], step)
-            if step == r and t - 1 - q >= 0:  # r = 0 never is a step: then it merges at the join, below
+            if step == r and t - 1 - q >= first_delayed:  # r = 0 never is a step: then it merges at the join, below
                 merge(t - 1 - q, active=work[t])
 
         with torch.no_grad():
@@ -284,7 +286,7 @@ def run_oracle(
                     else:  # as if it had not trained
                         assert config.nonfinite == "skip", f"the progress of client {i} in round {t} is not finite"
                         kept.pop((i, b))
-            if r == 0 and q > 0 and t - q >= 0:
+            if r == 0 and q > 0 and t - q >= first_delayed:
                 merge(t - q)
             for b in sorted(set(work[t].values())) if config.secure else ():
                 submit_securely(t, b)
@@ -292,7 +294,7 @@ def run_oracle(
             for i, b in work[t].items():
                 for name, value in held(i, b).items():
                     X[i][name].copy_(value)
-            if config.delay_steps == 0:
+            if config.delay_steps == 0 or t < first_delayed:
                 merge(t)
 
     for t in list(in_flight):  # drain

@@ -12,7 +12,7 @@ FORMAT = 3
 
 READABLE = (2, 3)
 
-_SETTINGS_SINCE = {"aggregation": repr(MeanAggregation())}
+_SETTINGS_SINCE = {"aggregation": repr(MeanAggregation()), "delay_warmup_rounds": "0"}
 """Settings that runs have had without saying so, as they had them."""
 
 _NOT_IN_A_TURN_ANY_MORE = ("exposed_s", "wait_peer_s")

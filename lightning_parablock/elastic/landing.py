@@ -24,7 +24,7 @@ from lightning_parablock.elastic.staging import Staged
 from lightning_parablock.elastic.store import CommittedStore
 from lightning_parablock.errors import PeerTimeoutError
 from lightning_parablock.federation.schedule import Schedule
-from lightning_parablock.regroup.keys import Key, newest_due_at_start
+from lightning_parablock.regroup.keys import Key
 from lightning_parablock.regroup.log import MembershipLog, Record
 from lightning_parablock.server.shard import ServerShard, StatePiece
 from lightning_parablock.server.uploads import Upload
@@ -191,7 +191,7 @@ class LandingTransport(Transport):
 
         Waits for the exchanges that are merged by then and have not landed here yet, as :meth:`await_landed` does.
         """
-        due = newest_due_at_start(round_index, *self._settings.delay_rounds_and_steps)
+        due = self._settings.delay.newest_due_at_start(round_index)
         if due >= self._log.records[0].first_round:
             last = (due, max(self._calendar.work_of(self._log, due)))
             self._wait_for(lambda: self.store.landed >= last, lambda: f"the commits of rounds up to {due}")
@@ -311,7 +311,7 @@ class LandingTransport(Transport):
 
     def _prune(self) -> None:
         """Drop what no member, joiner or redone exchange can ask for any more; the caller holds the lock."""
-        due = newest_due_at_start(self._started + 1, *self._settings.delay_rounds_and_steps)
+        due = self._settings.delay.newest_due_at_start(self._started + 1)
         if self._known:
             self.store.prune(min(self._known.values()), min(self._merged, due))
         if self._shard is not None:

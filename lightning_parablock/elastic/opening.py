@@ -21,7 +21,7 @@ from lightning_parablock.elastic.stores import join_store
 from lightning_parablock.elastic.transport import ElasticTransport
 from lightning_parablock.errors import PeerTimeoutError
 from lightning_parablock.federation.schedule import Schedule
-from lightning_parablock.regroup.keys import BEFORE_ALL, newest_due_at_start
+from lightning_parablock.regroup.keys import BEFORE_ALL
 from lightning_parablock.regroup.report import Decision
 from lightning_parablock.settings import Settings
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
@@ -137,7 +137,7 @@ def committed_at(transport: ElasticTransport, schedule: Schedule, settings: Sett
         PeerTimeoutError: the exchanges did not land within ``straggler_timeout_s``.
     """
     store, log = transport.store, transport.log
-    due = newest_due_at_start(round_index, *settings.delay_rounds_and_steps)
+    due = settings.delay.newest_due_at_start(round_index)
     last = max(Calendar(schedule).between(log, BEFORE_ALL, due + 1), default=BEFORE_ALL)
     wait = LimitedWait(settings.straggler_timeout_s, reports=LATE)
     while store.landed < last:

@@ -25,7 +25,6 @@ from lightning_parablock.federation.joining import start_at
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.meeting.private_links import PrivateLinks
-from lightning_parablock.regroup.keys import newest_due_at_start
 from lightning_parablock.server.optimizers import ServerSGD
 from lightning_parablock.settings import Settings
 from lightning_parablock.system.reading import reading
@@ -58,7 +57,7 @@ class RunSite(Site, SiteView):
         links: PrivateLinks | None = None,
     ) -> None:
         super().__init__(options, arbiter, host, settings.ports, record, links)
-        self._delay = settings.delay_rounds_and_steps
+        self._delay = settings.delay
         self._transport: ElasticTransport | None = None
         self._hashes: dict[int, str] = {}
         self.desk.answer("hash", self._answer_hash)
@@ -84,7 +83,7 @@ class RunSite(Site, SiteView):
         is_first = any(one.first_round == round_index and one.joiners for one in self.log.records[1:])
         if transport is None or not is_first:
             return
-        due = max(newest_due_at_start(round_index, *self._delay), -1)
+        due = max(self._delay.newest_due_at_start(round_index), -1)
         values = [transport.store.value_before(block, due)[1] for block in range(transport.store.n_blocks)]
         # Values in the store never change, so that training need not wait for the hash.
         threading.Thread(target=self._note_hash, args=(round_index, values), daemon=True).start()

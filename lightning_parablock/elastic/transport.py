@@ -20,7 +20,7 @@ from lightning_parablock.elastic.shard import Backup, VersionedShard
 from lightning_parablock.elastic.staging import Staged, keeper_of, overlap, stage, stays
 from lightning_parablock.elastic.store import first_key
 from lightning_parablock.errors import CallOrderError, DroppedError, SealedError
-from lightning_parablock.regroup.keys import Key, newest_due_at_start
+from lightning_parablock.regroup.keys import Key
 from lightning_parablock.regroup.log import MembershipLog, Record
 from lightning_parablock.regroup.report import Decision, Label, Source, Standing
 from lightning_parablock.server.shard import StatePiece
@@ -79,7 +79,7 @@ class ElasticTransport(LandingTransport):
     def _for_joiner(self, decision: Decision) -> list[Key]:
         """W as of what has been merged at the start of round n, and every kept exchange that is merged later."""
         record, log = decision.record, decision.log
-        due = newest_due_at_start(record.first_round, *self._settings.delay_rounds_and_steps)
+        due = self._settings.delay.newest_due_at_start(record.first_round)
         upto = min(record.kept, (due, len(self._blocks)))
         begin = [self._calendar.newest_of(log, block, upto) for block in range(len(self._blocks))]
         later = self._calendar.between(log, upto, record.kept[0] + 1)
@@ -124,7 +124,7 @@ class ElasticTransport(LandingTransport):
     def _forget_ahead(self) -> None:
         """A joiner begins with W as of a round that is due; what is much older is not asked for again."""
         newest = max(key[0] for key in self._ahead)
-        due = newest_due_at_start(newest, *self._settings.delay_rounds_and_steps) - 1
+        due = self._settings.delay.newest_due_at_start(newest) - 1
         begins = dict[int, Key]()
         for key in sorted(self._ahead):
             if key[0] <= due:
@@ -266,7 +266,7 @@ class ElasticTransport(LandingTransport):
         if staged.begins_anew:
             self.store.begin_with(list(staged.commits.items()), record.kept)
             self._exchanges.clear()
-            self._merged = newest_due_at_start(record.first_round, *self._settings.delay_rounds_and_steps)
+            self._merged = self._settings.delay.newest_due_at_start(record.first_round)
         else:
             for key in sorted(staged.commits):
                 self.store.land(key, staged.commits[key])

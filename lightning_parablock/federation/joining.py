@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lightning_parablock.errors import CallOrderError
 from lightning_parablock.federation.rounds import RoundEngine
-from lightning_parablock.regroup.keys import newest_due_at_start
 
 
 def start_at(engine: RoundEngine, round_index: int, committed: Mapping[int, Tensor], *, first_round: int = 0) -> None:
@@ -30,7 +29,7 @@ def start_at(engine: RoundEngine, round_index: int, committed: Mapping[int, Tens
         raise CallOrderError("only an engine that has not trained yet can begin with a later round")
     for block, value in committed.items():
         engine.flat.unpack(block, value.to(engine.flat.device))
-    first = newest_due_at_start(round_index, engine.delay_rounds, engine.delay_rest_steps) + 1
+    first = engine.settings.delay.newest_due_at_start(round_index) + 1
     for t in range(max(first_round, first), round_index):
         engine.begin_at(t)
         engine.work = engine.schedule.work_of(t, engine.norms)

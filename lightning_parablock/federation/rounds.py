@@ -15,9 +15,9 @@ Until that commit is merged the client works with its own progress on top of wha
     held_i(b)  =  ((W[b] + d_1) + d_2) + ...         its own deltas on b in flight, oldest first
 
 Time is the common clock of optimizer steps. Round t takes steps tK+1 to (t+1)K, its exchange is due ``delay_steps``
-later and is merged exactly then, never on arrival: the network's speed changes no weight. With delay_steps = qK + r
-that is after step r of round t+1+q or, if r = 0, at the join of round t+q. A commit of the block that is being trained
-moves it along: s' = held_i(b); X_i[b] = X_i[b] + (s' - s); s = s'. docs/method.md has the reasons.
+later (in the first ``delay_warmup_rounds`` at once) and is merged exactly then, never on arrival. With delay_steps =
+qK + r that is after step r of round t+1+q or, if r = 0, at the join of round t+q. A commit of the block that is being
+trained moves it along: s' = held_i(b); X_i[b] = X_i[b] + (s' - s); s = s'. docs/method.md has the reasons.
 
 A rank trains its clients of the cohort in turn. One round on one rank::
 
@@ -140,16 +140,17 @@ class RoundEngine(RoundState):
 
     @profiled("end_round")
     def end_round(self) -> None:
-        """Join: merge what is due, submit the deltas; at delay 0 wait for their commits."""
-        if not self.delay_rest_steps and self.delay_rounds:
-            self._merge(self.round - self.delay_rounds)
-        elif self.delay_rest_steps and not self.turns:  # no turn of this rank could do so
+        """Join: merge what is due, submit the deltas; without delay wait for their commits."""
+        delay = self.settings.delay
+        if delay.rounds and not delay.rest_steps:
+            self._merge(self.round - delay.rounds)
+        elif delay.rest_steps and not self.turns:  # no turn of this rank could do so
             self._merge(self.due_in_turn)
         self._give_absent_ones_no_weight()
         uploads, facts = self.uploads, self.turn_facts
         self.uploads, self.turn_facts = {}, {}
         self.submit(self.round, self.work, uploads, facts)
-        if not self.settings.delay_steps:
+        if delay.is_none_in(self.round):
             self._merge(self.round)
         self.round += 1
         self.turns, self.turn, self.steps = [], 0, 0
@@ -223,7 +224,7 @@ class RoundEngine(RoundState):
     def _merge(self, round_index: int) -> None:
         """Between turns: take the commits of a round into every client."""
         flight = self.flights.get(round_index)
-        if flight is None:  # the clock has not reached the first exchange yet
+        if flight is None:  # before the first exchange, or one without delay
             return
         self._land(round_index, flight)
         self._advance_clock(round_index, flight)

@@ -129,19 +129,14 @@ class RoundState:
         return [client for client in self.turns if client is not None]
 
     @property
-    def delay_rounds(self) -> int:
-        """q of delay_steps = qK + r."""
-        return self.settings.delay_rounds_and_steps[0]
-
-    @property
     def delay_rest_steps(self) -> int:
         """r of delay_steps = qK + r."""
-        return self.settings.delay_rounds_and_steps[1]
+        return self.settings.delay.rest_steps
 
     @property
     def due_in_turn(self) -> int:
         """The round whose commits are merged inside the turns of the running one, where r > 0."""
-        return self.round - 1 - self.delay_rounds
+        return self.settings.delay.due_in_turns_of(self.round)
 
     def block_of(self, client_id: int) -> int:
         """The block that a client of the running round's cohort trains."""

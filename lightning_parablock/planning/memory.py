@@ -15,11 +15,13 @@ feedback from before exist once per turn of a round; error feedback and optimize
 client, in a long run for all blocks.
 
 At most ``WINDOW`` messages are received and ``SEND_WINDOW`` sent at once, per peer and kind, however long a block is.
-With delay 0 the active block is itself the one in flight, and its start value is its committed value.
+With delay 0 the active block is itself the one in flight, and its start value is its committed value. Where the first
+rounds alone have none, the larger one of both kinds of rounds counts.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,6 +72,12 @@ def exchanges_in_flight(settings: Settings) -> int:
 
 def memory_parts(model: ModelSize, n_ranks: int, settings: Settings) -> list[MemoryPart]:
     """Memory of the rank that needs the most, in its largest round, once each of its clients has trained all blocks."""
+    if settings.delay_steps and settings.delay_warmup_rounds:
+        # An exchange that is waited for has the block that was trained last in flight, which may be the largest one.
+        later = dataclasses.replace(settings, pending=(), delay_warmup_rounds=0)
+        kinds = (later, dataclasses.replace(later, delay_steps=0))
+        of_kinds = [memory_parts(model, n_ranks, kind) for kind in kinds]
+        return max(of_kinds, key=lambda parts: total_bytes(parts, on_device=True))
     hosted = hosted_clients(settings.clients or n_ranks, n_ranks)
     n_hosted, turns = max(map(len, hosted)), turns_of_a_round(settings.cohort, hosted)
     active, flying = _largest_round(model, turns, settings)

@@ -118,9 +118,24 @@ def round_times(compute_s: Sequence[float], exchanges_s: Sequence[float]) -> Rou
     )
 
 
+def warm_up_s(compute_s: Sequence[float], exchanges_s: Sequence[float]) -> float:
+    """Seconds that rounds without delay add to a run at delay K: of each exchange what would be hidden there.
+
+    Args:
+        compute_s: C_t of these rounds, in order, and of the one after them.
+        exchanges_s: M_t of the same rounds.
+    """
+    return math.fsum(min(c, m) for c, m in zip(compute_s[1:], exchanges_s[:-1], strict=True))
+
+
 def schedule(settings: Settings, n_blocks: int, passes: int = PASSES) -> list[int]:
     """Indices of the blocks of the first rounds, ``passes`` visits of each."""
-    return [block_of_round(settings.block_order, n_blocks, t, settings.seed) for t in range(passes * n_blocks)]
+    return first_blocks(settings, n_blocks, passes * n_blocks)
+
+
+def first_blocks(settings: Settings, n_blocks: int, n_rounds: int) -> list[int]:
+    """Indices of the blocks of the first ``n_rounds`` rounds."""
+    return [block_of_round(settings.block_order, n_blocks, t, settings.seed) for t in range(n_rounds)]
 
 
 # --- local steps that hide the exchange -------------------------------------------------------------------------------

@@ -14,10 +14,12 @@ from lightning_parablock.planning.timing import (
     RoundTimes,
     busy_steps,
     exchange_s,
+    first_blocks,
     hiding_steps,
     mean_hiding_steps,
     round_times,
     schedule,
+    warm_up_s,
 )
 from lightning_parablock.planning.traffic import busiest, traffic_of_clients
 from lightning_parablock.settings import COMPRESSIONS, Settings, Topology
@@ -54,6 +56,7 @@ class Variant:
         mean_hiding_steps: The smallest K that hides the mean exchange behind the mean computation.
         busy_steps: The smallest K with which clients compute for ``BUSY_SHARE`` of the time.
         choice: The recommended K: the settings' own if it hides every exchange with room to spare, otherwise more.
+        warm_up_s: Seconds that the rounds without delay (``delay_warmup_rounds``) add to the whole run.
     """
 
     settings: Settings
@@ -65,6 +68,7 @@ class Variant:
     mean_hiding_steps: int
     busy_steps: int
     choice: Choice
+    warm_up_s: float
 
 
 def variant(workload: Workload, n_clients: int, settings: Settings, links: Links) -> Variant:
@@ -73,6 +77,7 @@ def variant(workload: Workload, n_clients: int, settings: Settings, links: Links
     exchanges_s = [exchange_s(numel, n_clients, settings, links) for numel in numels]
     rounds = schedule(settings, len(numels))
     compute_s = [settings.local_steps * step_s[block] for block in rounds]
+    first = first_blocks(settings, len(numels), settings.delay_warmup_rounds + 1)
     blocking = dataclasses.replace(settings, delay_steps=0)
     sent = [busiest(traffic_of_clients(numel, n_clients, settings)).upload_bytes for numel in numels]
     return Variant(
@@ -85,6 +90,7 @@ def variant(workload: Workload, n_clients: int, settings: Settings, links: Links
         mean_hiding_steps=mean_hiding_steps(step_s, exchanges_s),
         busy_steps=busy_steps(step_s, exchanges_s, rounds, BUSY_SHARE),
         choice=choose_local_steps(step_s, exchanges_s, settings.block_order, at_least=settings.local_steps),
+        warm_up_s=warm_up_s([settings.local_steps * step_s[b] for b in first], [exchanges_s[b] for b in first]),
     )
 
 

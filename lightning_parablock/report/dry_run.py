@@ -161,6 +161,12 @@ def _said(value: object) -> str:
 
 
 def _delay(settings: Settings) -> str:
+    warm_up = settings.delay_warmup_rounds
+    first = {0: "", 1: ", none in the first round"}.get(warm_up, f", none in the first {warm_up} rounds")
+    return _later_delay(settings) + first
+
+
+def _later_delay(settings: Settings) -> str:
     if "delay_steps" in settings.pending:
         return "as many as local steps"
     if settings.pending:

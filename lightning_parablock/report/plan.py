@@ -64,6 +64,8 @@ def print_plan(
     console.print(_premises_table(premises))
     console.print(_blocks_table(blocks, workload))
     console.print(_variants_table(found, chosen))
+    if chosen.settings.delay_warmup_rounds:
+        console.print(_warm_up_line(chosen) + "\n")
     console.print(memory_table(chosen.memory))
     console.print(f"recommended: {reason(chosen)}\n")
     console.print(settings_yaml(chosen, premises), highlight=False)
@@ -76,6 +78,7 @@ def settings_yaml(chosen: Variant, premises: Premises) -> str:
     strategy = {
         "local_steps": chosen.choice.local_steps,
         "delay_steps": None,
+        **({"delay_warmup_rounds": settings.delay_warmup_rounds} if settings.delay_warmup_rounds else {}),
         "blocks": blocks,
         "unmatched": settings.unmatched,
         "block_order": settings.block_order,
@@ -94,6 +97,13 @@ def settings_yaml(chosen: Variant, premises: Premises) -> str:
     model = {"model": {"class_path": MODEL_CLASS_PATH, "init_args": adapters}} if premises.adapters.rank else {}
     settings_of = {"strategy": strategy, **({"trainer": trainer} if trainer else {}), **model}
     return head + yaml.safe_dump(settings_of, sort_keys=False)
+
+
+def _warm_up_line(chosen: Variant) -> str:
+    rounds = chosen.settings.delay_warmup_rounds
+    first = "the first round waits for its exchange" if rounds == 1 else f"the first {rounds} rounds wait for theirs"
+    added = f"{readable_s(chosen.warm_up_s)} more in the whole run"
+    return f"{first}: {added}, at K = {chosen.settings.local_steps} and with the recommended exchange"
 
 
 def gb(parts: Sequence[MemoryPart], *, on_device: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import field
 
@@ -13,6 +14,7 @@ from lightning_parablock.server.aggregations import AGGREGATIONS, Aggregation
 from lightning_parablock.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
 from lightning_parablock.settings.blocks import BlockOptions
 from lightning_parablock.settings.clients import ClientOptions
+from lightning_parablock.settings.delay import Delay
 from lightning_parablock.settings.elastic import ElasticOptions
 from lightning_parablock.settings.exchange import ExchangeOptions
 from lightning_parablock.settings.fit import FitOptions
@@ -111,10 +113,10 @@ class Settings(MethodOptions):
         """Whether an exchange leaves out a part of the deltas, so that clients keep it for later (error feedback)."""
         return self.compression.is_lossy or self.aggregation.is_lossy
 
-    @property
-    def delay_rounds_and_steps(self) -> tuple[int, int]:
-        """``delay_steps`` as (q, r) with delay_steps = q local_steps + r and 0 <= r < local_steps."""
-        return divmod(self.delay_steps, self.local_steps)
+    @functools.cached_property
+    def delay(self) -> Delay:
+        """When exchanges fall due."""
+        return Delay(*divmod(self.delay_steps, self.local_steps), self.delay_warmup_rounds)
 
     def agreed(self, local_steps: int) -> Settings:
         """These settings with the K that the clients have agreed on."""

@@ -52,3 +52,9 @@ class RoundOptions(OptionGroup):
         "waits for every exchange. The default is ParaBlock with one round of staleness, 0 is plain federated block "
         "coordinate descent, and twice local_steps keeps two exchanges in flight.",
     )
+    delay_warmup_rounds: int = option(
+        default=0,
+        check=whole(0, "rounds without delay at the start of the run"),
+        help="Number of rounds, from round 0 on, whose exchange is waited for before the next round begins; later "
+        "rounds have delay_steps. While the loss falls fast a stale block costs the most.",
+    )

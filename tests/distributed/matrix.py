@@ -39,6 +39,7 @@ MORE_SERVERS: tuple[ServerOptimizer, ...] = (
     ServerYogi(lr=0.03, betas=(0.8, 0.9), tau=1e-4),
     ServerSGD(warmup_rounds=2, decay="linear", decay_rounds=6),
 )
+WARM_UPS = (1, 2, 4)
 WEIGHTINGS = get_args(Weighting)
 VALUES = get_args(InFlightValue)
 LOSSY = (BF16(), Int8(), Int4(), TopK())
@@ -73,6 +74,7 @@ class Case:
         run = (self.n_clients, self.tied, self.total_steps)
         parts = (*run, s.delay_steps, s.block_order, s.in_flight_value, s.server_optimizer, s.compression, s.weighting)
         parts += (s.cohort, s.cohort_sampling, s.availability, s.nonfinite_delta, s.aggregation)
+        parts += (s.delay_warmup_rounds,)
         return "/".join(map(str, parts))
 
     @property
@@ -116,7 +118,7 @@ def cases(n_ranks: int) -> list[Case]:
     On one, three and four ranks in-flight value and topology alternate, too, each by a sum of digits that mixes it with
     the other options; three and four ranks together have every delay x order x server optimizer x in-flight value.
     """
-    kinds = (_product, _several_clients_on_a_rank, _compressed, _servers, _cohorts, _skipped)
+    kinds = (_product, _several_clients_on_a_rank, _compressed, _servers, _cohorts, _skipped, _warm_up)
     return [case for kind in kinds for case in kind(n_ranks)]
 
 
@@ -237,6 +239,24 @@ def _skipped(n_ranks: int) -> Iterator[Case]:
             compression=(NoCompression(), Int8())[index // 2 % 2],
         )
         yield Case(n_ranks, tied=index % 2 == 0, settings=settings, clients_per_rank=1 + n_ranks % 2, total_steps=18)
+
+
+def _warm_up(n_ranks: int) -> Iterator[Case]:
+    """Rounds without delay, then every delay, with all clients and with cohorts; the rest alternates."""
+    for index, (delay, warmup) in enumerate(itertools.product(range(1, len(DELAYS_STEPS)), WARM_UPS)):
+        cohort = {"cohort": 2} if index % 2 else {}
+        settings = settings_for(
+            delay_steps=DELAYS_STEPS[delay],
+            delay_warmup_rounds=warmup,
+            block_order=("random", "cyclic", "importance")[index // 2 % 3],
+            in_flight_value=VALUES[index // 4 % 2],
+            topology=TOPOLOGIES[(index // 2 + n_ranks) % 2],
+            server_optimizer=(*SERVERS, *MORE_SERVERS)[index % 5],
+            weighting=WEIGHTINGS[index // 3 % 2],
+            compression=(Int8(), NoCompression(), Int4())[index // 3 % 3],
+            **cohort,
+        )
+        yield Case(n_ranks, tied=index % 2 == 0, settings=settings, clients_per_rank=1 + index // 2 % 2, total_steps=22)
 
 
 def settings_for(**changes: Any) -> Settings:

@@ -17,6 +17,7 @@ from tests.distributed.matrix import (
     SERVERS,
     TOPOLOGIES,
     VALUES,
+    WARM_UPS,
     WEIGHTINGS,
     Case,
     cases,
@@ -102,6 +103,14 @@ def test_every_server_optimizer_and_weighting_meets_every_delay(n_ranks: int) ->
         case.settings.topology for case in cases(n_ranks) if case.settings.server_optimizer.decay != "constant"
     }
     assert schedules == set(TOPOLOGIES)
+
+
+@pytest.mark.parametrize("n_ranks", WORLD_SIZES)
+def test_every_delay_follows_every_warm_up(n_ranks: int) -> None:
+    with_one = [case.settings for case in cases(n_ranks) if case.settings.delay_warmup_rounds]
+    met = {(s.delay_steps, s.delay_warmup_rounds) for s in with_one}
+    assert met == set(itertools.product(DELAYS_STEPS[1:], WARM_UPS))
+    assert {(s.topology, s.cohort) for s in with_one} == set(itertools.product(TOPOLOGIES, (None, 2)))
 
 
 def test_blocks_are_longer_than_a_chunk_and_end_within_a_group() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -77,6 +78,8 @@ class History:
             "dtype": rng.choice(["float32", "float32", "float32", "bfloat16"]),
             "begin": rng.choice([-1, -1, -1, -1, 3]),
         }
+        # From draws of its own: histories without a warm-up are what they were before there was one.
+        self.drawn["warmup"] = random.Random(f"{seed} warm-up").choice([0, 0, 1, 3, 5])
         self.drawn |= fixed
         d = self.drawn
         self.seed = seed
@@ -180,6 +183,8 @@ class History:
         for record in self.run.log.records[1:]:
             seen["regroups"] += 1
             seen["regroups after which n is what it was"] += record.first_round == before.first_round
+            seen["joins in the warm-up"] += bool(record.joiners) and record.first_round <= self.drawn["warmup"]
+            seen["regroups from warm-up to delay"] += before.first_round < self.drawn["warmup"] < record.first_round
             seen["losses of a star's server"] += before.order[0] not in record.members
             newest = {b: self.newest_kept(record, b) for b in range(len(self.initial))}
             for piece in record.restored:
@@ -229,7 +234,7 @@ class History:
 
         server = {name: value for name, value in SERVERS[d["server"]].items()}
         plan = Plan(
-            self.initial, self.setup.rounds, d["K"], d["delay"], step, cohort, weight,
+            self.initial, self.setup.rounds, d["K"], d["delay"], d["warmup"], step, cohort, weight,
             local=d["in_flight_value"] == "local", server=d["server"], compression=d["compression"],
             hold=lambda value: value.to(self.setup.dtype).float(), **server,
         )  # fmt: skip
@@ -259,6 +264,7 @@ def settings_of(drawn: dict[str, Any], seed: int) -> Settings:
     return Settings(
         local_steps=drawn["K"],
         delay_steps=drawn["delay"],
+        delay_warmup_rounds=drawn["warmup"],
         topology=drawn["topology"],
         server_optimizer=SERVER_OPTIMIZERS[drawn["server"]](**SERVERS[drawn["server"]]),
         compression=drawn["compression"],

@@ -43,6 +43,7 @@ class Plan:
     rounds: int
     K: int
     delay: int
+    warmup: int  # rounds without delay, before those that have it
     step: Callable[[Tensor, list[Tensor], int, int, int], Tensor]  # (x, X, block, client, step) -> x after it
     cohort: Callable[[int, Sequence[int]], dict[int, int]]  # (round, members) -> client -> its block
     weight: Callable[[int, int], int]  # (client, round) -> n_i
@@ -198,10 +199,10 @@ def replay(plan: Plan, log: Sequence[Entry]) -> Outcome:
         for k in range(K):
             for i, b in active.items():
                 X[i][b] = plan.step(X[i][b], X[i], b, i, t * K + k)
-            if k + 1 == r:
+            if k + 1 == r and t - 1 - q >= plan.warmup:
                 merge(t - 1 - q, active)
         Delta = {i: X[i][b] - s[i] for i, b in active.items()}
-        if not r and q:
+        if not r and q and t - q >= plan.warmup:
             merge(t - q, {})
         for i, b in active.items():
             sent[t, i] = Delta[i]
@@ -211,7 +212,7 @@ def replay(plan: Plan, log: Sequence[Entry]) -> Outcome:
                 e[i][b] = wanted - sent[t, i]
             in_flight[i].append((t, b, Delta[i]))
             X[i][b] = plan.hold(held(i, b))
-        if not plan.delay:
+        if not plan.delay or t < plan.warmup:
             merge(t, {})
     for t in range(merged + 1, plan.rounds):
         merge(t, {})

@@ -1,4 +1,4 @@
-"""Two histories that random ones seldom meet."""
+"""Histories that random ones seldom meet."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ BASE: dict[str, Any] = {
     "n": 4,
     "blocks": 2,
     "delay": 8,
+    "warmup": 0,
     "rounds": 10,
     "order": "sequential",
     "cohort": None,
@@ -114,3 +115,21 @@ def test_n_does_not_fall_when_the_only_member_that_was_ahead_is_lost(seed: int, 
     assert after.members == (0, 2)
     assert after.first_round >= admitted.first_round
     assert [key for key in slow.landed if key[0] < admitted.first_round], "rounds below n continued with the slow one"
+
+
+@pytest.mark.parametrize("topology", ["star", "sharded"])
+@pytest.mark.parametrize("delay", [2, 4, 8])
+@pytest.mark.parametrize("first_round", [1, 2, 3, 4, 5])
+def test_a_site_joins_in_the_warm_up_and_around_its_end(first_round: int, delay: int, topology: str) -> None:
+    """In rounds without delay, in the first one with it, and where that one is the oldest in flight."""
+    codec = {"compression": "int8", "server": "nesterov"}
+    history = Planned(first_round, **{**BASE, **codec, "n": 3, "delay": delay, "warmup": 3}, topology=topology)
+    run = history.run
+    history.when(
+        lambda: run.sites[0].transport.started >= max(first_round - 2, 0),
+        lambda: (run.kill(history.site("b"), restarts=True), history.join("d")),
+    )
+    history.check()
+    assert run.seen["histories compared"] == 1
+    joined = {record.first_round for record in run.log.records[1:] if record.joiners}
+    assert min(joined) in (first_round - 1, first_round), joined

@@ -36,3 +36,4 @@ def test_random_histories_have_the_bits_of_the_plain_loop(group: int) -> None:
     print(dict(sorted(seen.items())))
     for what in ("histories compared", "joins", "redone exchanges", "kept commits forwarded to survivors"):
         assert seen[what] >= N_HISTORIES // GROUPS // 4, f"histories that show little: {seen}"
+    assert seen["joins in the warm-up"], f"no history shows it: {seen}"

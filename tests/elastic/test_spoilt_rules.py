@@ -189,7 +189,7 @@ class Spoilt:
     fixed: Mapping[str, Any]
 
 
-USUAL = {"dtype": "float32", "begin": -1}
+USUAL = {"dtype": "float32", "begin": -1, "warmup": 0}
 LOSSY = {**USUAL, "compression": "int8", "server": "sgd"}
 PLAIN = {**USUAL, "compression": "none", "server": "sgd"}
 MOMENTUM = {**USUAL, "compression": "none", "server": "nesterov"}

@@ -65,6 +65,7 @@ def rich_settings(availability: str) -> Settings:
     strategy = ParaBlockStrategy(
         local_steps=5,
         delay_steps=7,
+        delay_warmup_rounds=3,
         blocks=["^embed", r"layers\.\d+"],
         unmatched="freeze",
         block_order="importance",

@@ -143,6 +143,14 @@ def test_residuals_survive_it_too(delay_steps: int, compression: Compression) ->
     stop_after_every_event(settings_for(delay_steps, "local", ServerNesterov(), compression))
 
 
+@pytest.mark.parametrize("warmup", [1, 2, 3])
+@pytest.mark.parametrize("delay_steps", [2, K, K + 1, 2 * K])
+def test_in_a_warm_up_and_after_it(delay_steps: int, warmup: int) -> None:
+    compression = (Int8(), NoCompression(), Int4())[warmup - 1]
+    settings = settings_for(delay_steps, "local", ServerNesterov(), compression)
+    stop_after_every_event(replace(settings, delay_warmup_rounds=warmup))
+
+
 def stop_after_every_event(settings: Settings) -> None:
     whole = Site(settings, 1)
     while whole.clock < TOTAL_STEPS:
@@ -170,6 +178,7 @@ COHORTS: list[dict[str, Any]] = [
     {"cohort": 2, "block_order": "importance"},
     {"block_order": "cyclic"},
     {"cohort": 3, "cohort_sampling": "rotation", "block_order": "cyclic"},
+    {"cohort": 2, "delay_warmup_rounds": 2},
 ]
 
 

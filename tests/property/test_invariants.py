@@ -107,6 +107,13 @@ def test_delay_0_has_the_bits_of_fedbcd(task: Task, server: str, n_clients: int)
         assert_same_bits(run(task, settings, n_clients).weights, fedbcd(task, settings, n_clients))
 
 
+@EACH_TASK
+@pytest.mark.parametrize(("delay_steps", "warmup"), [(2, 8), (K, 100), (2 * K, 8), (K + 2, 9)])
+def test_a_warm_up_as_long_as_the_run_has_the_bits_of_fedbcd(task: Task, delay_steps: int, warmup: int) -> None:
+    settings = settings_for(delay_steps=delay_steps, delay_warmup_rounds=warmup, server_optimizer=ServerNesterov())
+    assert_same_bits(run(task, settings, 2).weights, fedbcd(task, settings, 2))
+
+
 # 2: one client waits for nobody.
 
 
@@ -157,6 +164,7 @@ def test_same_data_on_three_clients_equals_fedbcd_to_rounding(optimizer: str) ->
 def test_different_data_differs_at_every_delay_order_server_and_in_flight_value() -> None:
     """Without this, the equalities above could hold because an option does nothing."""
     changes: list[dict[str, Any]] = [{"delay_steps": delay} for delay in DELAYS]
+    changes += [{"delay_warmup_rounds": warmup} for warmup in (1, 3, 5)]
     changes += [{"in_flight_value": "anchor"}, {"server_optimizer": ServerNesterov()}, {"block_order": "reverse"}]
     results = [run(MLP, settings_for(**change), 2, "sgd").weights for change in changes]
     for one in range(len(results)):
@@ -176,6 +184,22 @@ def test_several_clients_on_one_rank_equal_the_oracle(
     task: Task, delay_steps: int, in_flight_value: Any, server: str
 ) -> None:
     settings = settings_for(delay_steps=delay_steps, in_flight_value=in_flight_value, server_optimizer=SERVERS[server])
+    config = oracle_config(task, settings, schedule(task, settings), n_clients=3, total_steps=TOTAL_STEPS)
+    expected = run_oracle(config, task.make_model, task.loss_fn, OPTIMIZERS["adamw_default"])
+    assert_same_bits(run(task, settings, 3).weights, expected.weights)
+
+
+@EACH_TASK
+@pytest.mark.parametrize("warmup", [1, 3, 6])
+@pytest.mark.parametrize("delay_steps", [0, 2, K, K + 2, 2 * K, 3 * K])
+def test_a_warm_up_without_delay_equals_the_oracle(task: Task, delay_steps: int, warmup: int) -> None:
+    value = ("local", "anchor")[(delay_steps // 2 + warmup) % 2]
+    settings = settings_for(
+        delay_steps=delay_steps,
+        delay_warmup_rounds=warmup,
+        in_flight_value=value,
+        server_optimizer=SERVERS[("sgd", "nesterov")[warmup % 2]],
+    )
     config = oracle_config(task, settings, schedule(task, settings), n_clients=3, total_steps=TOTAL_STEPS)
     expected = run_oracle(config, task.make_model, task.loss_fn, OPTIMIZERS["adamw_default"])
     assert_same_bits(run(task, settings, 3).weights, expected.weights)

@@ -25,6 +25,8 @@ def draw_task(rng: random.Random, seed: int) -> Task:
         n_blocks=rng.choice((1, 2, 3, 5)),
         local_steps=steps,
         delay_steps=rng.choice((0, steps // 2, steps, steps + steps // 2, 2 * steps, 3 * steps)),
+        # From draws of its own: histories without a warm-up are what they were before there was one.
+        warmup_rounds=random.Random(f"{seed} warm-up").choice((0, 0, 1, 3, 5)),
         n_rounds=rng.randint(5, 12),
         topology=rng.choice(("star", "sharded")),
         server=rng.choice(("sgd", "nesterov")),

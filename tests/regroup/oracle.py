@@ -91,7 +91,7 @@ class Oracle:
             self.sent[t, i] = message
             client.in_flight.append((t, b, deltas[i]))
             client.x[b] = self.held(client, b)
-        if not task.delay_steps:
+        if not task.delay_steps or t < task.warmup_rounds:
             self.merge_up_to(t, {})
 
     def held(self, client: Client, b: int) -> Values:

@@ -24,6 +24,7 @@ class Task:
     """Settings that are the same at all sites.
 
     Attributes:
+        warmup_rounds: How many rounds, from round 0 on, have no delay.
         order: "sequential", "random" or "cyclic".
         cohort: How many clients train in a round; None for all.
         is_local: Whether a client works with its own progress on top of what is committed.
@@ -33,6 +34,7 @@ class Task:
     n_blocks: int = 2
     local_steps: int = 2
     delay_steps: int = 2
+    warmup_rounds: int = 0
     n_rounds: int = 8
     topology: str = "star"
     server: str = "sgd"

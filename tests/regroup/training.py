@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_parablock.regroup.keys import Key, newest_due_at_start
+from lightning_parablock.regroup.keys import Key
+from lightning_parablock.settings.delay import Delay
 from tests.regroup import toy
 from tests.regroup.toy import M, Task, Values
 
@@ -64,15 +65,15 @@ class Training:
                 yield from self.merge_up_to(t - whole)
             if b is not None and delta is not None:
                 self.submit(t, b, delta)
-            if not task.delay_steps:
+            if not task.delay_steps or t < task.warmup_rounds:
                 yield from self.merge_up_to(t)
         site.next_round = max(first, task.n_rounds)
         yield from self.merge_up_to(task.n_rounds - 1)
 
     def due_before(self, first: int) -> int:
         """The newest round that a joiner merges before its first one."""
-        whole, rest = divmod(self.task.delay_steps, self.task.local_steps)
-        return min(newest_due_at_start(first, whole, rest), self.task.n_rounds - 1)
+        delay = Delay(*divmod(self.task.delay_steps, self.task.local_steps), self.task.warmup_rounds)
+        return min(delay.newest_due_at_start(first), self.task.n_rounds - 1)
 
     def submit(self, t: int, b: int, delta: Values) -> None:
         before = self.residual[b].copy()

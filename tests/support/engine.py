@@ -69,6 +69,7 @@ def oracle_config(
         total_steps=total_steps,
         local_steps=settings.local_steps,
         delay_steps=settings.delay_steps,
+        delay_warmup_rounds=settings.delay_warmup_rounds,
         in_flight_value=settings.in_flight_value,
         server=next(name for name, kind in SERVER_OPTIMIZERS.items() if type(optimizer) is kind),
         server_lr=optimizer.lr,

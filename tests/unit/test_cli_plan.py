@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,18 @@ def test_what_was_planned_for_is_in_the_file(
     monkeypatch.setattr("lightning_parablock.cli.commands.plan.SHAPES", [])
     output = tmp_path / "plan.yaml"
     given = ["--lora_rank", "2", "--lora_targets", r".*\.(q|v)_[a-z]+", "--server_optimizer", "nesterov"]
-    given += ["--chunk_bytes", "4096", "--seed", "5"]
+    given += ["--chunk_bytes", "4096", "--seed", "5", "--delay_warmup_rounds", "3"]
     assert run("--model", str(folder), "--rate", "1gbit", "--step_s", "1", *given, "--output", str(output)) == 0
-    assert r".*\.(q|v)_[a-z]+" in capsys.readouterr().out  # and not taken for markup
+    said = capsys.readouterr().out
+    assert r".*\.(q|v)_[a-z]+" in said  # and not taken for markup
+    said_of_delay = r"the first 3 rounds wait for theirs: \S+ \w+ more in the whole run, at K = 16"
+    assert re.search(said_of_delay, " ".join(said.split()))
     source = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"row {i} of many"} for i in range(30)])
     data = ["--data.source", str(source), "--data.sequence_length", "8", "--trainer.accelerator", "cpu"]
     configuration = read_configuration(["fit", "--config", str(output), "--model.model", str(folder), *data])
     strategy = configuration["trainer"]["strategy"]["init_args"]
-    planned = {name: strategy[name] for name in ("server_optimizer", "chunk_bytes", "seed")}
-    assert planned == {"server_optimizer": "nesterov", "chunk_bytes": 4096, "seed": 5}
+    planned = {name: strategy[name] for name in ("server_optimizer", "chunk_bytes", "seed", "delay_warmup_rounds")}
+    assert planned == {"server_optimizer": "nesterov", "chunk_bytes": 4096, "seed": 5, "delay_warmup_rounds": 3}
     model = configuration["model"]["init_args"]
     assert (model["lora_rank"], model["lora_targets"]) == (2, r".*\.(q|v)_[a-z]+")
 

@@ -159,12 +159,12 @@ def printed_plan(settings: Settings, width: int, data: dict[str, Any] | None = N
 
 
 def test_the_plan_names_everything() -> None:
-    settings = Settings(local_steps=4, delay_steps=4, blocks=2, block_order="sequential")
+    settings = Settings(local_steps=4, delay_steps=4, delay_warmup_rounds=6, blocks=2, block_order="sequential")
     text = printed_plan(settings, 8, {"source": "toy", "rows_per_client": [3, 4]}, rounds=3)
     for expected in (
         "clients +2",
         r"0\.\.1 +144",
-        "4 optimizer steps \\(1 round behind\\)",
+        "4 optimizer steps \\(1 round behind\\), none in the first 6 rounds\n",
         "rows per client +\\[3, 4\\]",
     ):
         assert re.search(expected, text), expected
@@ -172,10 +172,11 @@ def test_the_plan_names_everything() -> None:
 
 
 def test_a_plan_of_compressed_exchanges_whose_length_is_not_known_yet() -> None:
-    text = printed_plan(ParaBlockStrategy(local_steps="auto", blocks=2, compression=Int8()).settings, 256)
+    auto = ParaBlockStrategy(local_steps="auto", delay_warmup_rounds=1, blocks=2, compression=Int8())
+    text = printed_plan(auto.settings, 256)
     for expected in (
         "local steps +agreed by the clients in round 0",
-        "delay +as many as local steps",
+        "delay +as many as local steps, none in the first round\n",
         "compression +int8\n",
     ):
         assert re.search(expected, text), expected

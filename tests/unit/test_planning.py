@@ -34,6 +34,7 @@ from lightning_parablock.planning.timing import (
     mean_hiding_steps,
     round_times,
     schedule,
+    warm_up_s,
 )
 from lightning_parablock.planning.traffic import busiest, traffic_by_role, traffic_of_clients
 from lightning_parablock.planning.units import (
@@ -162,6 +163,18 @@ def test_blocking_keeps_no_second_block() -> None:
     model = ModelSize(numels=(10, 30), weights_bytes=0)
     parts = memory_parts(model, 2, Settings(delay_steps=0))
     assert total_bytes(parts, on_device=True) == 30 * (4 + 8 + 4 + 4 + 4)
+
+
+@pytest.mark.parametrize(("numels", "blocking_is_larger"), [((10, 30), True), ((30, 30, 30), False)])
+def test_with_a_warm_up_the_larger_kind_of_round_counts(numels: tuple[int, ...], blocking_is_larger: bool) -> None:
+    model, later = ModelSize(numels, weights_bytes=0), Settings(local_steps=4, delay_steps=4)
+    blocking = Settings(local_steps=4, delay_steps=0)
+    of_both = [total_bytes(memory_parts(model, 2, one), on_device=True) for one in (blocking, later)]
+    assert (of_both[0] > of_both[1]) == blocking_is_larger
+    warm_up = Settings(local_steps=4, delay_steps=4, delay_warmup_rounds=3)
+    assert total_bytes(memory_parts(model, 2, warm_up), on_device=True) == max(of_both)
+    auto = Settings(local_steps="auto", delay_steps=None, delay_warmup_rounds=3)  # type: ignore[arg-type]
+    assert total_bytes(memory_parts(model, 2, auto), on_device=True) == max(of_both)
 
 
 def test_half_precision_needs_a_master_copy() -> None:
@@ -331,6 +344,16 @@ def test_the_steps_of_a_compute_utilization_are_the_fewest() -> None:
 
         found = busy_steps(step, exchanges, rounds, share)
         assert found == next(steps for steps in itertools.count(1) if reaches(steps))
+
+
+def test_a_warm_up_takes_what_would_have_been_hidden() -> None:
+    compute, exchanges = [5.0, 1.0, 4.0, 2.0], [3.0, 3.0, 1.0, 9.0]
+    for warm_up in range(4):
+        # Round t computes C_t; without delay it waits M_t, with it until M_{t-1} is over.
+        later = [max(c, m) for c, m in zip(compute[1:], exchanges, strict=False)]
+        without = sum([compute[0], *later[:warm_up]])
+        blocking = sum(compute[: warm_up + 1]) + sum(exchanges[:warm_up])
+        assert warm_up_s(compute[: warm_up + 1], exchanges[: warm_up + 1]) == blocking - without
 
 
 # --- local steps ------------------------------------------------------------------------------------------------------

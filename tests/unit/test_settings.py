@@ -35,6 +35,7 @@ from lightning_parablock.settings.elastic import ElasticOptions
 WHOLE_NUMBERS = [
     ("local_steps", [0, -1, 1.5, "16", True, None]),
     ("delay_steps", [-1, 0.5, "K", False]),
+    ("delay_warmup_rounds", [-1, 0.5, "4", True, None]),
     ("seed", [-1, 1.0, "0"]),
     ("chunk_bytes", [0, 4095, 5000, 4096.0]),
 ]
@@ -250,7 +251,8 @@ def test_aggregations_by_name_and_as_objects() -> None:
     ("delay_steps", "expected"), [(0, (0, 0)), (3, (0, 3)), (4, (1, 0)), (6, (1, 2)), (8, (2, 0)), (13, (3, 1))]
 )
 def test_the_delay_in_rounds_and_steps(delay_steps: int, expected: tuple[int, int]) -> None:
-    assert Settings(local_steps=4, delay_steps=delay_steps).delay_rounds_and_steps == expected
+    delay = Settings(local_steps=4, delay_steps=delay_steps, delay_warmup_rounds=5).delay
+    assert (delay.rounds, delay.rest_steps, delay.warmup_rounds) == (*expected, 5)
 
 
 def test_the_strategy_resolves_its_options() -> None:

@@ -111,6 +111,11 @@ class PlanOptions(OptionGroup):
         help="Local steps per round (K) in the table. More are recommended only if no compression hides the exchange "
         "behind so many.",
     )
+    delay_warmup_rounds: int = option(
+        default=0,
+        help="Number of rounds at the start of the run that wait for their exchange, as in fit. The plan says how many "
+        "seconds they add.",
+    )
     blocks: Literal["layers"] | int | list[str] = option(
         default="layers",
         help='How the model is cut: "layers", a number of blocks, or a list of regular expressions; as in fit.',
@@ -152,6 +157,7 @@ class PlanOptions(OptionGroup):
         return Settings(
             local_steps=self.local_steps,
             delay_steps=self.local_steps,
+            delay_warmup_rounds=self.delay_warmup_rounds,
             blocks=self.blocks,
             unmatched=self.unmatched,
             block_order=self.block_order,

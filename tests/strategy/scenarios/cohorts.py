@@ -241,6 +241,8 @@ def choices() -> None:
         for delay_steps in (0, K, K + 2, 2 * K)[index % 2 :: 2]:
             check(case, delay_steps, 5 if case != "all" else 4, 7)
     check("all", K + 1, N_RANKS, 7)  # one client per rank: the same rules as for any number
+    for case in ("all", "some", "kept"):
+        check(case, K + 2, 5, 7, delay_warmup_rounds=2)
 
 
 SCENARIOS: dict[str, Scenario] = {"choices": choices, "resume": resume, "sites": sites, "thousand": thousand}

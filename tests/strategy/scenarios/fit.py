@@ -350,6 +350,10 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         delay_steps=K + 2, topology="star", server_optimizer=ServerNesterov(), block_order="random"
     ),
     "delay 2K, anchor": equals_the_oracle(delay_steps=2 * K, in_flight_value="anchor", block_order="sequential"),
+    "two rounds without delay, then K": equals_the_oracle(delay_warmup_rounds=2),
+    "three rounds without delay, then 2K": equals_the_oracle(
+        delay_steps=2 * K, delay_warmup_rounds=3, topology="star", compression="int8", block_order="random"
+    ),
     "kept state, Adam on the server": equals_the_oracle(
         block_optimizer_state="keep",
         local_warmup_steps=2,

@@ -234,6 +234,16 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "delay K+2, anchor": stopped_and_resumed(
         "anchor", "on_train_batch_end", 19, strategy={"delay_steps": K + 2, "in_flight_value": "anchor"}
     ),
+    **{
+        f"saved at step {step}, 2 rounds without delay": stopped_and_resumed(
+            f"warm-up-{step}",
+            "on_train_batch_end",
+            step,
+            strategy={"delay_steps": K + 2, "delay_warmup_rounds": 2, "compression": "int8"},
+            max_epochs=2,
+        )
+        for step in (K, K + 2, 2 * K, 2 * K + 2, 3 * K + 1)
+    },
     "bf16-true": stopped_and_resumed(
         "bf16", "on_train_batch_end", 14, strategy={"delay_steps": K + 2}, precision="bf16-true", max_epochs=2
     ),
