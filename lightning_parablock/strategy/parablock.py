@@ -122,13 +122,15 @@ class ParaBlockStrategy(SessionHost):
         assert self.accelerator is not None and self.model is not None
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(self.model)
+        self._cleanup.callback(self._figures.keep_metrics(self._module()))
         self.model_to_device()
 
     def _set_up_fit(self, trainer: pl.Trainer) -> None:
         if self.elastic is not None:
             self._cleanup.callback(sync_metrics(self._module(), self.elastic.group))
-        share_monitored_values(trainer, self.broadcast)
-        self._cleanup.callback(unshare_monitored_values, trainer)
+        if not self._sums_are_secure:  # else no callback monitors what the others do not have
+            share_monitored_values(trainer, self.broadcast)
+            self._cleanup.callback(unshare_monitored_values, trainer)
         self._checkpoints().check_folders(checkpoint_folders(trainer))
         blocks = self._blocks = cut_into_blocks(self, self._module(), self.settings)
         self._cleanup.callback(blocks.thaw_unmatched)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_parablock.callbacks.sight import ClientSight
 from lightning_parablock.callbacks.timeline import Timeline
@@ -89,3 +91,22 @@ def refuse_telling_callbacks(settings: Settings, trainer: Trainer) -> None:
             f"Timeline() {_WITH} is not supported: it gathers every client's samples; use "
             "Timeline(own_only=True), on the command line --shared nothing",
         )
+        if isinstance(callback, ModelCheckpoint):
+            _refuse_monitoring(callback)
+
+
+def _refuse_monitoring(callback: ModelCheckpoint) -> None:
+    """All sites keep the same checkpoints, under the same names, and none knows the figures of another."""
+    require(
+        callback.monitor is None,
+        f"ModelCheckpoint(monitor={callback.monitor!r}) {_WITH} is not supported: figures stay at their sites, and the "
+        "sites would not keep the same checkpoints; use every_n_train_steps or every_n_epochs, with save_top_k=-1 or "
+        "save_last=True",
+    )
+    named = {*re.findall(r"\{([^:}]*)", f"{callback.filename or ''} {callback.CHECKPOINT_NAME_LAST}")}
+    named -= {"epoch", "step"}
+    require(
+        not named,
+        f"ModelCheckpoint(filename={callback.filename!r}) {_WITH} is not supported: the name of the file would tell "
+        f"the others this site's {', '.join(sorted(named))}; use {{epoch}} and {{step}} alone",
+    )

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.blocks.partition import Block
@@ -27,6 +28,7 @@ from lightning_parablock.strategy.elastic_resume import HeldFile, ShareOfCheckpo
 from lightning_parablock.strategy.fit import FitSession
 from lightning_parablock.strategy.fit_opening import FitParts, open_session
 from lightning_parablock.strategy.fit_setup import FitBlocks
+from lightning_parablock.strategy.own_figures import OwnFigures
 from lightning_parablock.strategy.round_start import saved_apart
 from lightning_parablock.strategy.secure import SecureFit, open_secure, require_member
 from lightning_parablock.strategy.secure_refusals import refuse_insecure_sums
@@ -54,6 +56,7 @@ class SessionHost(ElasticRanks):
         self.early_signals: list[int] = []
         self.notes_folder: Path | None = None
         self._sync = SyncGuard()
+        self._figures = OwnFigures(settings.aggregation)
         self._cleanup = ExitStack()
         # Lightning makes a strategy before any fit, and reads it after one: only these come and go with fits.
         self._blocks: FitBlocks | None = None
@@ -214,6 +217,20 @@ class SessionHost(ElasticRanks):
             return super().guard(what, collective, detail)
         except PeerError as error:
             raise located(error, self._trainer.state.fn, self._session) from error
+
+    @override
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        return tensor if self._figures.keep() else super().reduce(tensor, group, reduce_op)
+
+    @override
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        with self._figures.vote():
+            return super().reduce_boolean_decision(decision, all)
+
+    @override
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        self._figures.refuse_to_gather()
+        return super().all_gather(tensor, group, sync_grads)
 
     def rescue(self, exception: BaseException) -> None:
         """Take note that the run fails, and leave the last committed model on the disk; never waits for peers."""

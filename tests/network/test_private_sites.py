@@ -187,7 +187,7 @@ def test_secure_sums_go_through_private_links(sites: PrivateSites, tmp_path: Pat
     sites.run("a", f"mkdir secure; lightning-parablock init secure --sites a,b,c --rendezvous {A_INNER}:29501")
     for site in SITES:
         sites.give("secure/run.yaml", "a", site, "secure.yaml")
-    options = "--strategy.aggregation secure --shared nothing"
+    options = "--strategy.aggregation secure --strategy.uneven_clients shorten --shared nothing"
     commands = {
         site: sites.block(f"private {site}: fit").replace("run.yaml", "secure.yaml").rstrip() + f" {options}\n"
         for site in SITES

@@ -9,7 +9,9 @@ from unittest import mock
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
@@ -74,6 +76,42 @@ def refused_by_one(needle: str, own_local_steps: int | None = None, **options: A
         raise AssertionError(f"nothing was refused, expected: {needle}")
 
 
+class Figures(TaskModule):
+    """Logs a figure of each site: its rank plus one, the count of its steps, and the mean that torchmetrics makes."""
+
+    gathers = False
+
+    def __init__(self) -> None:
+        super().__init__(TASK, adamw_default)
+        self.mean, self.seen = MeanMetric(), list[float]()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.mean.update(RANK + 1)
+        self.log("own", float(RANK + 1), sync_dist=True)
+        self.log("sum", 1.0, sync_dist=True, reduce_fx="sum")
+        self.log("mean", self.mean)
+        if self.gathers:
+            self.all_gather(torch.ones(1))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Steps(2 + RANK, RANK))
+
+
+def figures_stay_at_their_sites() -> None:
+    """What is logged is each site's own, also where sites validate on different numbers of batches."""
+    # Site c does not improve, so that all stop after its second validation.
+    stopping = EarlyStopping("own", patience=1 if SITE == "c" else 99, mode="min", verbose=True)
+    trainer, module = trainer_for(strategy(), devices=N_RANKS, callbacks=[stopping], max_epochs=9), Figures()
+    loader = DataLoader(Steps(STEPS, RANK), shuffle=True)
+    trainer.fit(module, loader)
+    logged = {name: float(trainer.callback_metrics[name]) for name in ("own", "sum", "mean")}
+    assert logged == {"own": RANK + 1, "sum": 2 + RANK, "mean": RANK + 1}, logged
+    assert trainer.current_epoch == 2, trainer.current_epoch
+    assert module.mean.distributed_available_fn()  # another strategy may use it
+    found = trainer.validate(module, verbose=False)
+    assert found == [{"own": RANK + 1, "sum": 2 + RANK, "mean": RANK + 1}], found
+
+
 def main() -> None:
     """A new site's first fit equals the oracle; a second one draws other batches; a resumed one repeats its bits."""
     torch.set_num_threads(1)
@@ -106,7 +144,13 @@ def main() -> None:
     refused_by_one("the record of contributions")
     if SITE == "b":
         record.write_text(whole_record)
-    print("DONE")
+    figures_stay_at_their_sites()
+    Figures.gathers = True
+    try:
+        trainer_for(strategy(), devices=N_RANKS).fit(Figures(), DataLoader(Steps(STEPS, RANK), shuffle=True))
+    except ConfigurationError as error:
+        assert "self.all_gather with aggregation='secure'" in str(error), error
+        print("DONE")
 
 
 if __name__ == "__main__":

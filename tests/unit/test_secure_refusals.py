@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -123,19 +124,25 @@ def test_more_clients_than_a_width_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("callback", "needle"), [(ClientSight(), "use shared='nothing'"), (Timeline(), "own_only=True")]
+    ("callback", "needle"),
+    [
+        (ClientSight(), "use shared='nothing'"),
+        (Timeline(), "own_only=True"),
+        (ModelCheckpoint(monitor="val_loss"), "figures stay at their sites"),
+        (ModelCheckpoint(filename="{epoch}-{val_loss:.2f}-{acc}"), "would tell the others this site's acc, val_loss"),
+    ],
 )
 def test_callbacks_that_tell_of_clients(callback: Any, needle: str) -> None:
-    trainer = trainer_for("auto", callbacks=[callback])
+    trainer = trainer_for("auto", callbacks=[callback], enable_checkpointing=True)
     with pytest.raises(ConfigurationError, match=needle):
         refuse_telling_callbacks(settings(), trainer)
     refuse_telling_callbacks(Settings(), trainer)
 
 
 def test_callbacks_that_keep_it_here() -> None:
-    refuse_telling_callbacks(
-        settings(), trainer_for("auto", callbacks=[ClientSight(shared="nothing"), Timeline(own_only=True)])
-    )
+    kept = [ClientSight(shared="nothing"), Timeline(own_only=True), EarlyStopping("val_loss")]
+    saving = [ModelCheckpoint(filename="{epoch}-{step:05d}", save_top_k=-1, every_n_train_steps=2)]
+    refuse_telling_callbacks(settings(), trainer_for("auto", callbacks=[*kept, *saving], enable_checkpointing=True))
 
 
 def test_a_run_needs_a_signed_roster_and_its_own_keys(tmp_path: Path) -> None:
