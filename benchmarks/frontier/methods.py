@@ -100,7 +100,7 @@ SIZES = {
         None, 8, 16, 400, trial_steps=80, evaluate_every_steps=16, val_examples=32, seeds=(0, 1), rates=3
     ),
     "quick": Size(
-        8, 2, 4, 8, trial_steps=4, evaluate_every_steps=4, val_examples=2, seeds=(0,), rates=1, sequence_length=32,
+        8, 1, 2, 4, trial_steps=2, evaluate_every_steps=2, val_examples=2, seeds=(0,), rates=1, sequence_length=32,
         fresh=False,
     ),
 }  # fmt: skip

@@ -100,8 +100,7 @@ def _choices(rows: Sequence[Row]) -> Iterable[str]:
         said = f"**{_place(cell)}**: with the least memory {_with_loss(least, cell)}"
         before = least
         for row in more:
-            doubt = ", within the spread of the seeds" if _is_close(before, row, cell) else ""
-            said += f"; for more, {_with_loss(row, cell)}{doubt}"
+            said += f"; for more, {_with_loss(row, cell)}{_doubt(before, row, cell)}"
             before = row
         yield said + ("." if more else "; no method with more memory reaches less.")
 
@@ -121,7 +120,7 @@ def _comparison(rows: Sequence[Row], cell: Cell) -> str:
     if model is None or adapters is None:
         return ""
     over = 100 * (cell.loss(model) / cell.loss(adapters) - 1)
-    doubt = ", within the spread of the seeds" if _is_close(model, adapters, cell) else ""
+    doubt = _doubt(model, adapters, cell)
     return f"{cell.minutes} min, {model['title']} {over:+.1f} % against {adapters['title']}{doubt}"
 
 
@@ -161,7 +160,9 @@ def _with_loss(row: Row, cell: Cell) -> str:
     return f"{row['title']} ({row['peak_bytes'] / GIGA:.1f} GB) reaches {cell.loss(row):.4f}"
 
 
-def _is_close(first: Row, second: Row, cell: Cell) -> bool:
-    """Whether seeds could have decided; one seed on either side cannot tell."""
+def _doubt(first: Row, second: Row, cell: Cell) -> str:
+    """Why the order of two rows may be chance; empty if no seed of one is within the range of the other's."""
     losses = [cell.of(row)["losses"] for row in (first, second)]
-    return min(map(len, losses)) == 1 or overlap(*losses)
+    if min(map(len, losses)) == 1:
+        return ", from one seed"
+    return ", within the spread of the seeds" if overlap(*losses) else ""

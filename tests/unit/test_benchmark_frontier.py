@@ -27,7 +27,7 @@ from benchmarks.frontier.figures import (
 from benchmarks.frontier.job import PeakWatch
 from benchmarks.frontier.methods import EXTRAS, MAIN, METHODS, SIZES, TRIAL_SEED, Run, delay_steps, queue, round_steps
 from benchmarks.frontier.picture import draw
-from benchmarks.frontier.shown import markdown
+from benchmarks.frontier.shown import _doubt, markdown
 from benchmarks.frontier.targets import first_below
 from benchmarks.harness.budget import Budget
 from benchmarks.harness.planned import link_s, planned
@@ -397,6 +397,8 @@ def test_the_sentences_say_what_more_memory_buys_and_where_the_model_itself_is_a
     )
     assert f"**100 Mbit/s, 60 minutes**: with the least memory {lora}; for more, {blocks};" in said
     assert "FedAvg (4.0 GB) reaches 0.9000, within the spread of the seeds." in said
+    others = rows[1], row("fedavg", 4e9, [0.8])
+    assert [_doubt(rows[0], other, Cell("100mbit", "60")) for other in others] == ["", ", from one seed"]
     assert "60 min, FedAvg -10.9 % against LoRA, FedAvg of adapters" in said
     assert "a run that was over by then" in said
     assert "Not made yet: FedAvg: 1 of its trials." in said
