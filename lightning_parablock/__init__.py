@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         ServerNesterov,
         ServerSGD,
         ServerYogi,
+        Sparse,
         TopK,
     )
     from lightning_parablock.strategy.parablock import ParaBlockStrategy
@@ -44,6 +45,7 @@ __all__ = [
     "ServerNesterov",
     "ServerSGD",
     "ServerYogi",
+    "Sparse",
     "TopK",
 ]
 

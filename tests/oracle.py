@@ -42,9 +42,10 @@ class OracleConfig:
     server_momentum: float = 0.9
     server_betas: tuple[float, float] = (0.9, 0.99)
     server_tau: float = 1e-3
-    compression: str = "none"  # "none" | "bf16" | "int8" | "int4" | "topk", of deltas and commits, with error feedback
-    group: int | None = None  # scalars that share a step of int8 and int4; None is 256 and 64
+    compression: str = "none"  # "none" | "bf16" | "int8" | "int4" | "topk" | "sparse", both ways, with error feedback
+    group: int | None = None  # scalars of a step of int8 and int4, and those of which sparse sends one; None: usual
     keep: float = 1 / 16  # share that topk sends
+    decay: float = 1.0  # share of what was left out that is added to what is sent next
     secure: int = 0  # bytes of a whole number of the secure sum of the deltas; 0: none. A codec is the commits' alone
     optimizer_state: str = "reset"  # "reset" | "kept": of a client's block, from one of its rounds to its next one
     warmup_steps: int = 0  # of each round, over which a client's learning rate grows
@@ -60,7 +61,7 @@ class OracleConfig:
         """Refuse what would otherwise be taken for something else in silence."""
         assert self.in_flight_value in ("local", "anchor") and self.server in ("sgd", "nesterov", "adam", "yogi")
         assert self.optimizer_state in ("reset", "kept") and self.nonfinite in ("stop", "skip")
-        assert self.compression in ("none", "bf16", "int8", "int4", "topk")
+        assert self.compression in ("none", "bf16", "int8", "int4", "topk", "sparse")
         assert self.n_clients >= 1 and self.local_steps >= 1 and self.delay_steps >= 0 and self.total_steps >= 0
         assert self.work or len(self.schedule) >= self.n_rounds, f"{self.n_rounds} rounds need as many entries"
 
@@ -176,7 +177,7 @@ def run_oracle(
         if config.compression == "none":
             W.update({name: before[name] + move[name] for name in before})
         else:
-            wanted = {name: move[name] + e_server[name] for name in before}
+            wanted = {name: move[name] + config.decay * e_server[name] for name in before}
             for name, arrived in transmit(config, wanted).items():
                 W[name] = before[name] + arrived
                 e_server[name] = wanted[name] - (W[name] - before[name])
@@ -213,7 +214,7 @@ def run_oracle(
         if config.compression == "none":
             sent[t, i] = Delta[t, i]
             return
-        wanted = {name: delta + e[i][name] for name, delta in Delta[t, i].items()}
+        wanted = {name: delta + config.decay * e[i][name] for name, delta in Delta[t, i].items()}
         sent[t, i] = transmit(config, wanted)
         e[i].update({name: wanted[name] - sent[t, i][name] for name in wanted})
 
@@ -315,7 +316,8 @@ def run_fedbcd(config: OracleConfig, make_model: MakeModel, loss_fn: LossFn, mak
     def send(values: Weights, owes: Weights) -> tuple[Weights, Weights]:
         if config.compression == "none":
             return values, values
-        wanted = {name: values[name] + owes[name] if name in owes else values[name] for name in values}
+        due = {name: owes[name] * config.decay for name in values if name in owes}
+        wanted = {name: values[name] + due[name] if name in due else values[name] for name in values}
         return wanted, transmit(config, wanted)
 
     steps_left = config.total_steps

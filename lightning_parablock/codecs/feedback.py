@@ -1,7 +1,8 @@
 """Error feedback: what a lossy codec left out of one message is added to the next one (arXiv 1901.09847).
 
-For each client and block: u = Delta + e; c = Q(u) is sent; e = u - c. Over all visits of the block, the sum of what was
-sent plus e equals the sum of the deltas, to rounding. e is kept in host memory.
+For each client and block: u = Delta + beta e; c = Q(u) is sent; e = u - c. beta is the compression's decay: with 1, the
+sum of what was sent over all visits of the block plus e equals the sum of the deltas, to rounding. e is kept in host
+memory.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Coder:
     def __init__(self, compression: Compression) -> None:
         self.codec = codec_of(compression)
         self.is_lossy = compression.is_lossy
+        self._decay = compression.feedback_decay
         self._scratch: dict[tuple[str, torch.device], Tensor] = {}
         self._payload = torch.empty(0, dtype=torch.uint8)
 
@@ -95,9 +97,24 @@ class Coder:
             return
         wanted = self.scratch("wanted", values.numel(), payload.device).copy_(values)
         if residual.before is not None:
-            wanted.add_(residual.before[part].to(payload.device))
+            self.add_left_out(wanted, residual.before[part].to(payload.device))
         self.codec.encode(wanted, payload)
         residual.after[part] = wanted.sub_(self.decode(payload, values.numel()))
+
+    def add_left_out(self, values: Tensor, left_out: Tensor) -> Tensor:
+        """Add what earlier messages left out, as far as it has not decayed.
+
+        Args:
+            values: Shape (scalars,), float32; overwritten.
+            left_out: e, of the same shape, on the same device.
+
+        Returns:
+            ``values``.
+        """
+        if self._decay != 1:
+            into = self.scratch("left out", values.numel(), values.device)
+            left_out = torch.mul(left_out, self._decay, out=into)
+        return values.add_(left_out)
 
     def as_received(self, delta: Tensor, residual: Residual | None, part: slice) -> Tensor:
         """What a server on this rank receives of a part of a delta: the same bits as from a message, on the host.

@@ -8,8 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lightning_parablock.codecs.codec import PIECE_SCALARS
 from lightning_parablock.codecs.compression import RECORD_SCALARS
+from lightning_parablock.codecs.records import PIECE_SCALARS
 from lightning_parablock.errors import NonFiniteError
 
 

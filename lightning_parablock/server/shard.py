@@ -42,9 +42,9 @@ class StatePiece:
 class ServerShard:
     """Owns the committed value W (fp32) of a slice of every block, and the server's state for it, in host memory.
 
-    With a lossy codec a commit carries the increment of W, with error feedback: u = increment + e; c = Q(u); W = W + c,
-    as the clients hold it; e = u minus what W has moved. Server and clients apply the same decoded commit. Without one
-    a commit carries W.
+    With a lossy codec a commit carries the increment of W, with error feedback: u = increment + beta e; c = Q(u); W = W
+    + c, as the clients hold it; e = u minus what W has moved; beta is the compression's decay. Server and clients apply
+    the same decoded commit. Without one a commit carries W.
 
     One thread commits; :meth:`state` may be called from another.
 
@@ -131,7 +131,7 @@ class ServerShard:
             if not self.compression.is_lossy:
                 self._coder.codec.encode(value.add_(step), payload)
                 return value
-            wanted = step.add_(state[_RESIDUAL])
+            wanted = self._coder.add_left_out(step, state[_RESIDUAL])
             self._coder.codec.encode(wanted, payload)
             increment = self._coder.decode(payload, part.stop - part.start)
             moved = self._held(block, part, value + increment)

@@ -9,6 +9,7 @@ from lightning_parablock.codecs.compression import (
     Int4,
     Int8,
     NoCompression,
+    Sparse,
     TopK,
     resolve_compression,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "ServerSGD",
     "ServerYogi",
     "Settings",
+    "Sparse",
     "TopK",
     "Topology",
     "UnevenClients",

@@ -45,12 +45,12 @@ class ExchangeOptions(OptionGroup):
     compression: Compression = option(
         default="none",
         converter=resolve_compression,
-        help='Compression of deltas and commits on the wire: "none", "bf16", "int8", "int4", "topk", or an object. '
-        '"none" sends float32; "bf16" rounds to bfloat16 (2 times fewer bytes); "int8" sends one byte per value and '
-        'one step size per 256 values (3.97 times); "int4" half a byte per value and one step size per 64 (7.5 '
-        'times); "topk" the 64 largest of every 1024 values (16 times). The objects Int8, Int4 and TopK have their '
-        "own settings. What a lossy compression leaves out is kept and sent with the block's next delta or commit "
-        "(error feedback).",
+        help='Compression of deltas and commits on the wire: "none", "bf16", "int8", "int4", "topk", "sparse", or an '
+        'object. "none" sends float32; "bf16" rounds to bfloat16 (2 times fewer bytes); "int8" sends one byte per '
+        'value and one step size per 256 values (3.97 times); "int4" half a byte per value and one step size per 64 '
+        '(7.5 times); "topk" the 64 largest of every 1024 values (16 times); "sparse" the largest of every 32 values '
+        "in two bits (128 times). The objects Int8, Int4, TopK and Sparse have their own settings. What a lossy "
+        "compression leaves out is kept and sent with the block's next delta or commit (error feedback).",
     )
     aggregation: Aggregation = option(
         default="mean",

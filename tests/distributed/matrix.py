@@ -21,6 +21,7 @@ from lightning_parablock.settings import (
     ServerSGD,
     ServerYogi,
     Settings,
+    Sparse,
     TopK,
     Topology,
     Weighting,
@@ -42,7 +43,7 @@ MORE_SERVERS: tuple[ServerOptimizer, ...] = (
 WARM_UPS = (1, 2, 4)
 WEIGHTINGS = get_args(Weighting)
 VALUES = get_args(InFlightValue)
-LOSSY = (BF16(), Int8(), Int4(), TopK())
+LOSSY = (BF16(), Int8(), Int4(), TopK(), Sparse(16, decay=0.75))
 TOPOLOGIES = get_args(Topology)
 TRACE = ((0, 2, 3), (1,), (0, 1, 2, 3), (3,))
 COHORTS: tuple[dict[str, Any], ...] = (
@@ -212,7 +213,7 @@ def _cohorts(n_ranks: int) -> Iterator[Case]:
             topology=TOPOLOGIES[index // 2 % 2],
             server_optimizer=SERVERS[index // 4 % 2],
             weighting=WEIGHTINGS[index // 5 % 2],
-            compression=(NoCompression(), *LOSSY)[index % 5],
+            compression=(NoCompression(), *LOSSY)[index % (1 + len(LOSSY))],
             **ways,
         )
         yield Case(

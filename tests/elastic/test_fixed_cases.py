@@ -133,3 +133,13 @@ def test_a_site_joins_in_the_warm_up_and_around_its_end(first_round: int, delay:
     assert run.seen["histories compared"] == 1
     joined = {record.first_round for record in run.log.records[1:] if record.joiners}
     assert min(joined) in (first_round - 1, first_round), joined
+
+
+@pytest.mark.parametrize("topology", ["star", "sharded"])
+def test_what_is_sent_again_after_a_loss_is_the_same_with_the_sparse_codec(topology: str) -> None:
+    history = Planned(0, **{**BASE, "compression": "sparse"}, topology=topology)
+    history.when(
+        lambda: history.site("d").transport.started >= 3, lambda: history.run.kill(history.site("d"), restarts=False)
+    )
+    history.check()
+    assert any(3 in record.gone for record in history.run.log.records)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.codecs.codec import codec_of
-from lightning_parablock.codecs.compression import BF16, Compression, Int4, Int8, TopK
+from lightning_parablock.codecs.compression import BF16, Compression, Int4, Int8, Sparse, TopK
 from lightning_parablock.errors import ProtocolError
 from lightning_parablock.meeting import ways
 from lightning_parablock.meeting.introductions import Introduction, Meeting, is_dead, this_system
@@ -118,7 +118,7 @@ TARGETS = (
     Target("payload-said", _read_said, (ProtocolError,), tuple(_said_in(to_bytes(v, "it")) for v in _VALUES)),
     Target("chunk", _unseal, (ProtocolError,), (_sealed(),)),
     Target("chunk-summed", _unseal_summed, (ProtocolError,), (_sealed(),)),
-    *(_codec(one) for one in (BF16(), Int8(), Int4(), TopK(0.05))),
+    *(_codec(one) for one in (BF16(), Int8(), Int4(), TopK(0.05), Sparse())),
     Target(
         "sign",
         lambda data: Word.unpack(_buffer(data, SIGN_BYTES)),

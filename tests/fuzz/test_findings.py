@@ -11,7 +11,7 @@ import torch
 
 from lightning_parablock.checkpointing.sidecars import KEY, Entry
 from lightning_parablock.codecs.codec import codec_of
-from lightning_parablock.codecs.compression import TopK
+from lightning_parablock.codecs.compression import Sparse, TopK
 from lightning_parablock.desk.caller import call
 from lightning_parablock.desk.message import SAID, Reply, memory_for
 from lightning_parablock.desk.tensors import chunk_reply
@@ -151,6 +151,16 @@ def test_places_outside_a_record_are_refused() -> None:
     payload = torch.full((codec.payload_bytes(1024),), 0x7F, dtype=torch.uint8)
     with pytest.raises(ProtocolError, match="names scalars 32639 to 32639 of a record of 1024"):
         codec.decode(payload, torch.empty(1024))
+
+
+def test_values_behind_the_end_of_a_part_are_refused() -> None:
+    codec, values = codec_of(Sparse()), torch.ones(1000)
+    payload = torch.empty(codec.payload_bytes(1000), dtype=torch.uint8)
+    codec.encode(values, payload)
+    codec.decode(payload, values)
+    payload[4:] = 0xFF  # the last place of each group: scalars 992 to 1023
+    with pytest.raises(ProtocolError, match="values behind the end of a part of 1000 scalars"):
+        codec.decode(payload, values)
 
 
 def test_a_sign_of_another_version_says_so() -> None:

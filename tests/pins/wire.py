@@ -7,7 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from lightning_parablock import BF16, Int4, Int8, NoCompression, TopK
+from lightning_parablock import BF16, Int4, Int8, NoCompression, Sparse, TopK
 from lightning_parablock.codecs.codec import codec_of
 from lightning_parablock.transport.chunks import HEADER_BYTES, Header, Kind, chunks_of, payload, seal, shard_bounds
 
@@ -21,6 +21,9 @@ COMPRESSIONS = {
     "int4 of 32": Int4(group=32),
     "topk": TopK(),
     "topk of a quarter": TopK(keep=1 / 4),
+    "sparse": Sparse(),
+    "sparse of 16": Sparse(group=16),
+    "sparse of 64": Sparse(group=64),
 }
 
 

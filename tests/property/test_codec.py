@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_parablock.codecs.codec import codec_of
-from lightning_parablock.settings import BF16, Compression, Int4, Int8, TopK
+from lightning_parablock.settings import BF16, Compression, Int4, Int8, Sparse, TopK
 from tests.oracle_codecs import arrives
 from tests.support.payloads import EVERY_COMPRESSION, arriving, decoded, encoded, oracle_words
 
@@ -156,3 +156,17 @@ def test_top_k_leaves_out_less_than_its_share_of_the_squares(values: Tensor, kep
     compared_rounded = ((1 + 2**-8) / (1 - 2**-8)) ** 2
     bound = ((1 - kept / 1024) * compared_rounded + 2**-16) * (exact**2).sum(1)
     assert (((arrived - exact) ** 2).sum(1) <= bound * (1 + 1e-9)).all()
+
+
+@EXAMPLES
+@given(values=vectors(exponents=(-40, 40)), group=st.sampled_from([16, 32, 64]))
+def test_sparse_sends_one_of_each_group_and_takes_its_square_off_the_error(values: Tensor, group: int) -> None:
+    """Levels are means, so what is sent is orthogonal to its error: |u - Q(u)|^2 = |u|^2 - |Q(u)|^2, to rounding."""
+    arrived = in_groups(arriving(codec_of(Sparse(group)), values), 1024)
+    exact = in_groups(values, 1024)
+    assert ((arrived != 0).view(len(exact), group, -1).sum(1) <= 1).all()
+    assert (arrived.view(len(exact), group, -1) * exact.view(len(exact), group, -1) >= 0).all()
+    left, sent, whole = (((one) ** 2).sum(1) for one in (arrived - exact, arrived, exact))
+    rounding = 2.0**-6 * sent + 1024 * (exact.abs().amax(1) * 2.0**-16) ** 2
+    assert ((left - (whole - sent)).abs() <= rounding).all()
+    assert (sent >= exact.abs().amax(1) ** 2 / 4 * (1 - 2.0**-6)).all()

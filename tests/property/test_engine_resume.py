@@ -21,6 +21,7 @@ from lightning_parablock.settings import (
     ServerOptimizer,
     ServerSGD,
     Settings,
+    Sparse,
     TopK,
 )
 from lightning_parablock.training.gradients import gradient_norm
@@ -136,7 +137,15 @@ def test_stopped_after_every_event_and_rebuilt(delay_steps: int, in_flight_value
 
 @pytest.mark.parametrize(
     ("delay_steps", "compression"),
-    [(0, Int4()), (2, TopK()), (K, Int4()), (K + 1, TopK()), (2 * K, Int8()), (3 * K, Int4())],
+    [
+        (0, Int4()),
+        (2, TopK()),
+        (K, Int4()),
+        (K + 1, TopK()),
+        (2 * K, Int8()),
+        (3 * K, Int4()),
+        (K, Sparse(16, decay=0.9)),
+    ],
     ids=str,
 )
 def test_residuals_survive_it_too(delay_steps: int, compression: Compression) -> None:

@@ -81,6 +81,7 @@ def oracle_config(
         nonfinite=settings.nonfinite_delta,
         samples=samples_of if settings.weighting == "samples" else None,
         secure=settings.aggregation.bytes_per_value if isinstance(settings.aggregation, SecureAggregation) else 0,
+        decay=settings.compression.feedback_decay,
         **adaptive,
         **oracle_words(settings.compression),
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.codecs.codec import Codec
-from lightning_parablock.settings import BF16, Compression, Int4, Int8, NoCompression, TopK
+from lightning_parablock.settings import BF16, Compression, Int4, Int8, NoCompression, Sparse, TopK
 
 EVERY_COMPRESSION: list[Compression] = [
     NoCompression(),
@@ -22,6 +22,9 @@ EVERY_COMPRESSION: list[Compression] = [
     TopK(),
     TopK(1.0),
     TopK(1e-6),
+    Sparse(),
+    Sparse(16),
+    Sparse(64),
 ]
 HEADER_BYTES, GUARD = 4, 0xA5  # a message's header is a multiple of 4 bytes
 
@@ -51,7 +54,7 @@ def arriving(codec: Codec, values: Tensor) -> Tensor:
 
 
 def oracle_words(compression: Compression) -> dict[str, Any]:
-    """The oracle's words for a compression."""
+    """The oracle's words for a compression, but for the decay of what it leaves out."""
     match compression:
         case Int8(group):
             return {"compression": "int8", "group": group}
@@ -59,5 +62,7 @@ def oracle_words(compression: Compression) -> dict[str, Any]:
             return {"compression": "int4", "group": group}
         case TopK(keep):
             return {"compression": "topk", "keep": keep}
+        case Sparse(group):
+            return {"compression": "sparse", "group": group}
         case _:
             return {"compression": "bf16" if isinstance(compression, BF16) else "none"}

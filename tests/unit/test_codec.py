@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_parablock.codecs.codec import PIECE_SCALARS, codec_of
-from lightning_parablock.settings import BF16, COMPRESSIONS, Compression, Int4, Int8, NoCompression, TopK
+from lightning_parablock.codecs.codec import codec_of
+from lightning_parablock.codecs.records import PIECE_SCALARS
+from lightning_parablock.settings import BF16, COMPRESSIONS, Compression, Int4, Int8, NoCompression, Sparse, TopK
 from tests.oracle_codecs import arrives
 from tests.support.payloads import EVERY_COMPRESSION, arriving, decoded, encoded, oracle_words
 
@@ -103,6 +104,11 @@ def test_scratch_keeps_nothing_of_what_was_before(compression: Compression) -> N
         (TopK(1e-6), 1 << 20, 4096),
         (TopK(0.001), 1024, 4),
         (TopK(0.0015), 1024, 8),
+        (Sparse(), 1, 32),
+        (Sparse(), 1024, 32),
+        (Sparse(), 1025, 64),
+        (Sparse(16), 1024, 52),
+        (Sparse(64), 1 << 20, 20 << 10),
     ],
 )
 def test_payload_bytes(compression: Compression, scalars: int, length: int) -> None:
@@ -111,7 +117,7 @@ def test_payload_bytes(compression: Compression, scalars: int, length: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "times"), [("none", 1.0), ("bf16", 2.0), ("int8", 3.96), ("int4", 7.5), ("topk", 16.0)]
+    ("name", "times"), [("none", 1.0), ("bf16", 2.0), ("int8", 3.96), ("int4", 7.5), ("topk", 16.0), ("sparse", 128.0)]
 )
 def test_times_fewer_bytes_than_float32(name: str, times: float) -> None:
     scalars = 10_000_001
@@ -191,6 +197,45 @@ def test_top_k_of_each_1024_and_no_padding_in_a_short_end() -> None:
     arrived = arriving(codec_of(TopK(20 / 1024)), values)
     assert int((arrived[:1024] != 0).sum()) == 20
     assert torch.equal(arrived[1024:], values[1024:].bfloat16().float())
+
+
+def test_sparse_sends_the_largest_of_each_group_and_of_equal_ones_the_first() -> None:
+    values = torch.full((1024,), 1e-3)
+    values[0::32], values[1::32] = 2.0, -2.0
+    values[[33, 1023]] = torch.tensor([-5.0, 2.5])
+    arrived = arriving(codec_of(Sparse()), values)
+    places = [*range(32)]
+    places[1], places[31] = 33, 1023
+    assert arrived.nonzero().flatten().tolist() == sorted(places)
+    assert arrived[33] == -5, "it alone is above the middle of 0.001 and 5"
+
+
+def test_sparse_rounds_each_half_of_the_range_to_its_mean() -> None:
+    values = torch.zeros(1024)
+    values[:32] = torch.tensor([1.0] * 15 + [2.0] * 15 + [4.0, -8.0])  # the middle of the range is 4.5
+    arrived = arriving(codec_of(Sparse()), values)
+    low = torch.tensor(49 / 31).bfloat16().float()
+    assert torch.equal(arrived[:31], low.expand(31))
+    assert arrived[31] == -8
+
+
+@pytest.mark.parametrize("group", [16, 32, 64])
+def test_sparse_sends_nothing_for_a_group_of_zeros(group: int) -> None:
+    values = torch.zeros(1024)
+    values[[5, 6, 7]] = torch.tensor([4.0, -3.0, 1.0])
+    arrived = arriving(codec_of(Sparse(group)), values)
+    assert arrived.nonzero().flatten().tolist() == [5, 6], "1 is below the middle of 0 and 4, and sent later"
+    assert arrived[[5, 6]].tolist() == [3.5, -3.5]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("scalars", [3, 1024, 1500])
+def test_sparse_makes_all_that_it_sends_of_a_record_with_one_that_is_not_finite_nan(bad: float, scalars: int) -> None:
+    values = random_values(scalars)
+    values[2] = bad
+    arrived, expected = arriving(codec_of(Sparse()), values), arrives("sparse", values)
+    assert torch.equal(arrived.isnan(), expected.isnan()) and arrived[2].isnan()
+    assert torch.equal(arrived.nan_to_num(), expected.nan_to_num())
 
 
 @LOSSY

@@ -8,11 +8,11 @@ import torch
 from lightning_parablock.codecs.codec import codec_of
 from lightning_parablock.codecs.feedback import Coder, Residuals
 from lightning_parablock.server.aggregation import MeanAggregator, Received
-from lightning_parablock.settings import BF16, Compression, Int4, Int8, NoCompression, ServerNesterov, TopK
+from lightning_parablock.settings import BF16, Compression, Int4, Int8, NoCompression, ServerNesterov, Sparse, TopK
 from tests.unit.test_server import ServerShard, vectors
 
 
-@pytest.mark.parametrize("compression", [NoCompression(), BF16(), Int8(), Int4(), TopK()], ids=str)
+@pytest.mark.parametrize("compression", [NoCompression(), BF16(), Int8(), Int4(), TopK(), Sparse(decay=0.5)], ids=str)
 def test_an_exchange_computes_in_float32_whatever_the_default_is(compression: Compression) -> None:
     def exchange() -> list[torch.Tensor]:
         coder, residuals = Coder(compression), Residuals()

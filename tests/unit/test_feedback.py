@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.codecs.feedback import Coder, Residual, Residuals
-from lightning_parablock.settings import BF16, Compression, Int4, Int8, NoCompression, TopK
+from lightning_parablock.settings import BF16, Compression, Int4, Int8, NoCompression, Sparse, TopK
+from tests.oracle_codecs import arrives
 
 SIZE = 5000
-LOSSY = pytest.mark.parametrize("compression", [BF16(), Int8(), Int4(), TopK()], ids=lambda c: type(c).__name__)
+LOSSY = pytest.mark.parametrize(
+    "compression", [BF16(), Int8(), Int4(), TopK(), Sparse()], ids=lambda c: type(c).__name__
+)
 
 
 def deltas(n: int) -> list[Tensor]:
@@ -44,6 +47,18 @@ def test_what_was_sent_and_what_is_left_are_the_sum_of_the_deltas(compression: C
     ((_, _, left),) = residuals.state()
     assert left.abs().max() > 0
     assert torch.allclose(total_sent + left, total, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
+def test_what_was_left_out_decays_before_it_is_added(decay: float) -> None:
+    coder, residuals, left = Coder(Sparse(decay=decay)), Residuals(), torch.zeros(SIZE)
+    for round_index, delta in enumerate(deltas(5)):
+        residual = residuals.begin(round_index, 0, 0, SIZE)
+        received = sent(coder, delta, residual, CUT)
+        wanted = delta + torch.tensor(decay) * left
+        assert torch.equal(received, torch.cat([arrives("sparse", wanted[part]) for part in CUT]))
+        left = wanted - received
+        assert torch.equal(residual.after, left)
 
 
 @LOSSY

@@ -67,7 +67,7 @@ def test_tasks_are_deterministic_and_learn() -> None:
 # Delay 0 is federated block coordinate descent.
 
 
-@pytest.mark.parametrize("compression", ["bf16", "int8", "int4", "topk"])
+@pytest.mark.parametrize("compression", ["bf16", "int8", "int4", "topk", "sparse"])
 @pytest.mark.parametrize(("server", "n_clients"), [("sgd", 1), ("nesterov", 3)])
 def test_delay_0_equals_fedbcd_with_compression(compression: str, server: str, n_clients: int) -> None:
     task = TASKS["transformer"]
@@ -248,7 +248,7 @@ def summed(parts: Iterable[dict[str, Tensor]], like: dict[str, Tensor]) -> dict[
 
 
 @pytest.mark.parametrize("in_flight_value", ["local", "anchor"])
-@pytest.mark.parametrize("compression", ["bf16", "int8", "int4", "topk"])
+@pytest.mark.parametrize("compression", ["bf16", "int8", "int4", "topk", "sparse"])
 @pytest.mark.parametrize("delay_steps", [0, 3, K, 2 * K])
 def test_sent_and_kept_are_the_sum_of_the_deltas(delay_steps: int, compression: str, in_flight_value: str) -> None:
     task = TASKS["mlp"]

@@ -37,6 +37,7 @@ THREE_EACH = [tuple(range(3 * site, 3 * site + 3)) for site in range(4)]
         ({"compression": "int8"}, "compression=Int8 with aggregation='secure' is not supported"),
         ({"compression": "int4"}, "compression=Int4"),
         ({"compression": "topk"}, "compression=TopK"),
+        ({"compression": "sparse"}, "compression=Sparse"),
         ({"weighting": "samples"}, "needs 2 bytes per value"),
         ({"block_order": "importance"}, "tells the norms of its gradients"),
         ({"buffers": "average"}, "every client's buffers travel as they are"),

@@ -24,8 +24,10 @@ from lightning_parablock.settings import (
     ServerOptimizer,
     ServerSGD,
     ServerYogi,
+    Sparse,
     TopK,
 )
+from tests.oracle_codecs import arrives
 
 EACH_SERVER = [
     ServerSGD(lr=0.3, warmup_rounds=2, decay="cosine", decay_rounds=5),
@@ -196,7 +198,9 @@ def test_vector_instructions_and_what_is_left_of_them_give_the_same_bits(optimiz
     assert torch.equal(whole.values[0], cut.values[0])
 
 
-LOSSY = pytest.mark.parametrize("compression", [BF16(), Int8(), Int4(), TopK()], ids=lambda c: type(c).__name__)
+LOSSY = pytest.mark.parametrize(
+    "compression", [BF16(), Int8(), Int4(), TopK(), Sparse()], ids=lambda c: type(c).__name__
+)
 
 
 def lossy_server(compression: Compression, as_held: Callable[[int, int, Tensor], Tensor] | None = None) -> ServerShard:
@@ -236,6 +240,19 @@ def test_what_a_commit_leaves_out_comes_with_later_ones(compression: Compression
     assert piece.name == "residual"
     assert piece.values.abs().max() > 0
     assert torch.allclose(server.values[0] + piece.values, start + wanted.float(), rtol=0, atol=1e-5)
+
+
+def test_what_a_commit_leaves_out_decays() -> None:
+    server, left = lossy_server(Sparse(decay=0.5)), torch.zeros(40)
+    for t in range(5):
+        before = server.values[0].clone()
+        deltas = vectors(2, seed=t)
+        received = send(server, EVERYTHING, deltas)
+        wanted = 0.5 * mean_of(deltas, [1, 1]) + 0.5 * left
+        assert torch.equal(received, arrives("sparse", wanted))
+        left = wanted - (server.values[0] - before)
+        (piece,) = server.state()
+        assert torch.equal(piece.values, left)
 
 
 @LOSSY

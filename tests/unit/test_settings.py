@@ -24,6 +24,7 @@ from lightning_parablock.settings import (
     ServerSGD,
     ServerYogi,
     Settings,
+    Sparse,
     TopK,
     nearest,
     resolve_blocks,
@@ -197,7 +198,8 @@ def test_server_optimizers_by_name_and_as_objects() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "right"), [("non", "none"), ("bf61", "bf16"), ("int", "int8"), ("init4", "int4"), ("top-k", "topk")]
+    ("name", "right"),
+    [("non", "none"), ("bf61", "bf16"), ("int", "int8"), ("init4", "int4"), ("top-k", "topk"), ("spares", "sparse")],
 )
 def test_a_misspelt_compression(name: str, right: str) -> None:
     with pytest.raises(ConfigurationError, match=f"compression='{name}'.*did you mean '{right}'"):
@@ -229,11 +231,26 @@ def test_a_wrong_share_to_keep(keep: float) -> None:
         TopK(keep)
 
 
+@pytest.mark.parametrize("group", [0, 8, 31, 128, 1024, 32.0, "32", True, None])
+def test_a_wrong_group_of_which_one_is_sent(group: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"compression group.* must be (a whole number >= 16|one of 16, 32, 64)"
+    ):
+        Sparse(group)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.01, float("nan"), float("inf")])
+def test_a_wrong_decay(decay: float) -> None:
+    with pytest.raises(ConfigurationError, match=r"compression decay must be in \[0, 1\], got"):
+        Sparse(decay=decay)
+
+
 def test_compressions_by_name_and_as_objects() -> None:
-    objects = [NoCompression(), BF16(), Int8(group=256), Int4(group=64), TopK(keep=1 / 16)]
-    assert [resolve_compression(name) for name in ("none", "bf16", "int8", "int4", "topk")] == objects
-    assert [compression.is_lossy for compression in objects] == [False, True, True, True, True]
-    assert list(COMPRESSIONS) == ["none", "bf16", "int8", "int4", "topk"]
+    objects = [NoCompression(), BF16(), Int8(group=256), Int4(group=64), TopK(keep=1 / 16), Sparse(group=32, decay=1.0)]
+    assert [resolve_compression(name) for name in COMPRESSIONS] == objects
+    assert [compression.is_lossy for compression in objects] == [False, True, True, True, True, True]
+    assert list(COMPRESSIONS) == ["none", "bf16", "int8", "int4", "topk", "sparse"]
+    assert [one.feedback_decay for one in (*objects, Sparse(decay=0.9))] == [1, 1, 1, 1, 1, 1, 0.9]
     own = Int4(group=4)
     assert ParaBlockStrategy(compression=own).settings.compression is own
     assert ParaBlockStrategy(compression="int8").settings.compression == Int8()
