@@ -3,6 +3,8 @@
 Speed: one thread encodes and decodes parts of 262,144 scalars; a plain copy is timed for comparison. Bytes: two hosts
 exchange blocks of 14 million scalars of SmolLM2-135M at delay 0. Bytes are taken from the kernel's socket counters and
 from the round records, seconds per round at 1 Gbit/s and at 100 Mbit/s. Loss: GSM8K with the cut model, three seeds.
+Residuals: the same model, each block visited many times; the norm of what error feedback has kept back over that of the
+delta it is added to, by visit.
 
     python -m benchmarks.bench_codecs --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl
 """
@@ -13,6 +15,7 @@ import argparse
 from statistics import fmean, median
 from typing import Any
 
+from benchmarks.codecs.visits import residual_over_delta
 from benchmarks.harness import gsm8k
 from benchmarks.harness.publish import folder, parser, publish
 from benchmarks.harness.run_figures import compute_s, exchange_s, run_of
@@ -20,14 +23,23 @@ from benchmarks.harness.smollm2 import last_layers
 from benchmarks.harness.workers import Workers, attempt
 
 QUESTION = "codecs"
-CODECS = ("none", "bf16", "int8", "int4", "topk")
+CODECS = ("none", "bf16", "int8", "int4", "topk", "sparse")
+RESIDUALS: dict[str, dict[str, Any]] = {
+    "none": {"compression": "none"},
+    "int4": {"compression": "int4"},
+    "topk": {"compression": "topk"},
+    "sparse": {"compression": "sparse"},
+    "sparse of 16": {"compression": "sparse", "settings": {"group": 16}},
+    "sparse, decay 0.9": {"compression": "sparse", "settings": {"decay": 0.9}},
+}
+"""Whose residuals are measured: a name, and its own settings."""
 MODEL: dict[str, Any] = {"kind": "smollm2", "layers": None, "tokens": 16, "blocks": last_layers(8, together=4)}
 QUIET = {"heartbeat_s": 500.0, "exchange_timeout_s": 1000.0}
 """Keeps heartbeats out of the byte counts."""
 
 
 def main() -> None:
-    """Measure speed, bytes and loss, and write the result."""
+    """Measure speed, bytes, loss and residuals, and write the result."""
     made = parser(__doc__)
     gsm8k.add_options(made)
     made.add_argument("--repeats", type=int, default=9, help="timed passes over all codecs")
@@ -35,13 +47,16 @@ def main() -> None:
     made.add_argument("--rounds", type=int, default=7, help="rounds per run; the first is not counted")
     made.add_argument("--passes", type=int, default=2, help="runs of each codec and rate, interleaved")
     made.add_argument("--size", default="cut", help=f"size of the training runs: {', '.join(gsm8k.SIZES)}")
+    made.add_argument("--visits", type=int, default=12, help="visits of each block for the residuals")
     options = made.parse_args()
     if options.quick:
-        options.repeats, options.rates, options.rounds, options.passes, options.size = 3, "1000", 3, 1, "quick"
+        options.repeats, options.rates, options.rounds, options.passes = 3, "1000", 3, 1
+        options.size, options.visits = "quick", 3
     values: dict[str, Any] = {"speed_gb_s": _speed(options), "exchanges": _exchanges(options)}
     methods = {name: {"compression": name} for name in (("none", "int8") if options.quick else CODECS)}
     runs = gsm8k.runs_of(methods, options.size, options, folder(options) / "codecs_runs")
     values |= {"losses": runs, "loss_over_none": _loss_over_none(runs)}
+    values["residuals"] = _residuals(options)
     print("final loss over that of none:", values["loss_over_none"], flush=True)
     publish(
         QUESTION,
@@ -59,6 +74,22 @@ def _speed(options: argparse.Namespace) -> dict[str, Any]:
     for name in [name for name in found if name != "failed"]:
         print(name, {way: round(median(values), 2) for way, values in found[name].items()}, "GB/s", flush=True)
     return found
+
+
+def _residuals(options: argparse.Namespace) -> list[dict[str, Any]]:
+    given = {"size": options.size, "visits": options.visits, "seed": 0}
+    given |= {"train": options.train_file, "test": options.test_file, "settings": {}}
+    rows: list[dict[str, Any]] = []
+    with Workers(1, linked=False) as workers:
+        for name in ("none", "sparse") if options.quick else RESIDUALS:
+            plan = given | RESIDUALS[name]
+            made = attempt(workers.first_answer, "benchmarks.codecs.visits:train", plan, limit_s=gsm8k.LIMIT_S)
+            row = {"codec": name} | made
+            if not row["failed"]:
+                row["residual_over_delta"] = residual_over_delta(row["rows"])
+                print(name, [round(one, 2) for one in row["residual_over_delta"]], row["held_out_loss"], flush=True)
+            rows.append(row)
+    return rows
 
 
 def _exchanges(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""bench_codecs: the timed codecs and the picture."""
+"""bench_codecs: the timed codecs, their residuals, and the picture."""

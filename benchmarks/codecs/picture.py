@@ -1,4 +1,4 @@
-"""GB/s of each codec, seconds per exchange on each link with the bytes saved, and the final loss relative to none."""
+"""GB/s of each codec, seconds per exchange on each link with the bytes saved, final loss against none, residuals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 
 def draw(values: dict[str, Any]) -> Figure:
     """The figure of ``results/codecs.json``'s values."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4))
+    residuals = [row for row in values.get("residuals", ()) if row.get("residual_over_delta")]
+    figure, axes = plt.subplots(1, 4 if residuals else 3, figsize=(18 if residuals else 14, 4))
+    left, middle, right = axes[:3]
     _draw_speed(left, values["speed_gb_s"])
     _draw_exchanges(middle, [row for row in values["exchanges"] if "exchange_s" in row])
     ratios = {codec: one for codec, one in values["loss_over_none"].items() if one}
@@ -20,7 +22,17 @@ def draw(values: dict[str, Any]) -> Figure:
     right.set_xticks(range(len(ratios)), list(ratios))
     right.axhspan(-0.5, 0.5, color="tab:green", alpha=0.15)
     right.set(title="final loss against none, one point per seed", ylabel="%")
+    for axis in axes[3:]:
+        _draw_residuals(axis, residuals)
     return figure
+
+
+def _draw_residuals(axis: Any, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        ratios = row["residual_over_delta"]
+        axis.plot(range(1, len(ratios) + 1), ratios, "o-", markersize=3, label=row["codec"])
+    axis.set(title="kept back by error feedback", xlabel="visit of a block", ylabel="norm over the delta's")
+    axis.legend(fontsize=8)
 
 
 def _draw_speed(axis: Any, speed: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.codecs.visits import residual_over_delta
 from benchmarks.harness.bootstrap import interval, median_ratio, ratio_with_interval
 from benchmarks.harness.run_figures import (
     compute_s,
@@ -204,3 +205,13 @@ def test_two_runs_give_the_rate_for_any_ratio_and_a_third_one_corrects_it() -> N
     assert link.rate_mbit(0.1) == 2000.0  # the fixed part alone is longer
     link.learn(blocking_run(4.0, 2.5, 40.0))  # 80 megabits, it turns out, and a slower computation
     assert link.rate_mbit(1.0) == pytest.approx(80.0 / 3.5, abs=1e-3)
+
+
+def test_residuals_are_compared_with_the_delta_that_they_are_added_to() -> None:
+    rows = [
+        {"visit": 1, "residual": 0.0, "delta": 2.0},
+        {"visit": 2, "residual": 3.0, "delta": 2.0},
+        {"visit": 1, "residual": 0.0, "delta": 1.0},
+        {"visit": 2, "residual": 1.0, "delta": 2.0},
+    ]
+    assert residual_over_delta(rows) == [0.0, 1.0]
