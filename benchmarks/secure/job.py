@@ -12,7 +12,9 @@ from torch import Tensor
 
 from benchmarks.harness import fits, gsm8k_job
 from benchmarks.secure.arms import options_of
+from lightning_parablock.server.aggregations import MeanAggregation
 from lightning_parablock.server.secure import site
+from lightning_parablock.strategy import session_host
 
 
 @dataclass
@@ -38,9 +40,20 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         plan: That of ``gsm8k_job.train``, with ``arm`` and, for secure sums, ``folder`` of a federation.
     """
-    with counted() as count:
+    with counted() as count, figures_of_all():
         found = gsm8k_job.train({**plan, "strategy": options_of(plan)})
     return found | {"values": count.values, "saturated": count.saturated}
+
+
+@contextmanager
+def figures_of_all() -> Generator[None]:
+    """Let the held-out loss be that of all sites' rows also with secure sums, in whose runs each site has its own."""
+    original = session_host.OwnFigures
+    session_host.OwnFigures = lambda aggregation: original(MeanAggregation())  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        session_host.OwnFigures = original
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from torch.distributed import distributed_c10d
 
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.meeting.addresses import INTERFACE_VARIABLE
+from lightning_parablock.meeting.gloo_peers import GlooPeers
 from lightning_parablock.settings.ports import PortRange
 
 SEARCH_LIMIT_S = 60.0
@@ -44,6 +45,8 @@ class Listener:
 
 _listeners: tuple[Listener, ...] = ()
 """One set per process, like the default group: all groups use them until the default group is opened again."""
+_peers: GlooPeers | None = None
+"""Of these listeners, where a federation says whose they are."""
 
 
 def open_listeners(address: str, ports: PortRange | None, *, limit_s: float = SEARCH_LIMIT_S) -> tuple[Listener, ...]:
@@ -58,8 +61,8 @@ def open_listeners(address: str, ports: PortRange | None, *, limit_s: float = SE
     Raises:
         ConfigurationError: the address or interface does not exist, or no port in the range is available.
     """
-    global _listeners
-    _listeners = ()
+    global _listeners, _peers
+    _listeners, _peers = (), None
     if ports is not None:
         refuse_unattainable(ports)
     interfaces = [name for name in os.environ.get(INTERFACE_VARIABLE, "").split(",") if name]
@@ -69,6 +72,12 @@ def open_listeners(address: str, ports: PortRange | None, *, limit_s: float = SE
         _find(opener, ports, deadline_s, limit_s) for opener in openers or [lambda: _open_on_address(address)]
     )
     return _listeners
+
+
+def expect_peers(peers: GlooPeers) -> None:
+    """Let every group that is opened on the listeners be connected to these sites alone."""
+    global _peers
+    _peers = peers
 
 
 def refuse_unattainable(ports: PortRange) -> None:
@@ -96,7 +105,7 @@ def on_listeners() -> Generator[None]:
         yield
         return
     original = distributed_c10d.ProcessGroupGloo
-    distributed_c10d.ProcessGroupGloo = _class_on([listener.device for listener in _listeners])
+    distributed_c10d.ProcessGroupGloo = _class_on([listener.device for listener in _listeners], _peers)
     try:
         yield
     finally:
@@ -130,7 +139,7 @@ def open_apart(store: distributed_c10d.Store, rank: int, size: int, timeout_s: f
     return gloo(store, rank, size, options)
 
 
-def _class_on(devices: list[Any]) -> type[dist.ProcessGroupGloo]:
+def _class_on(devices: list[Any], peers: GlooPeers | None) -> type[dist.ProcessGroupGloo]:
     gloo: Any = dist.ProcessGroupGloo  # torch's type stubs lack its options
 
     class GlooOnDevices(dist.ProcessGroupGloo):
@@ -138,7 +147,9 @@ def _class_on(devices: list[Any]) -> type[dist.ProcessGroupGloo]:
             options = gloo._Options()
             options._devices = devices
             options._timeout = timeout
-            gloo.__init__(self, store, rank, size, options)
+            # Here, and not later: the others open no further group before this one is open everywhere.
+            with contextlib.nullcontext() if peers is None else peers.checked():
+                gloo.__init__(self, store, rank, size, options)
 
     return GlooOnDevices
 

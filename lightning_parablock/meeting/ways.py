@@ -19,7 +19,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lightning_parablock.errors import ConfigurationError, PeerError, PeerLostError, PeerTimeoutError, ProtocolError
 from lightning_parablock.meeting.addresses import INTERFACE_VARIABLE, is_loopback, own_address, resolved
-from lightning_parablock.meeting.devices import open_listeners
+from lightning_parablock.meeting.devices import expect_peers, open_listeners
+from lightning_parablock.meeting.gloo_peers import GlooPeers
 from lightning_parablock.meeting.introductions import Meeting
 from lightning_parablock.meeting.private_links import PrivateLinks
 from lightning_parablock.settings.ports import PortRange
@@ -81,6 +82,8 @@ class Ways:
         if not self.one_host:
             everyones = table.exchange("addresses", mine)
             table.agree("ways", "; ".join(_foreign(meeting, everyones, self.links) or _blocked(meeting, everyones)))
+            if self.links is not None:
+                expect_peers(_peers(meeting, everyones, self.links))
 
     def _own_address(self, table: _Table) -> str:
         reached_as = self._reached_as(table)
@@ -152,6 +155,12 @@ def _foreign(meeting: Meeting, everyones: list[list[list[Any]]], links: PrivateL
             except ProtocolError as error:
                 found.append(str(error))
     return found
+
+
+def _peers(meeting: Meeting, everyones: list[list[list[Any]]], links: PrivateLinks) -> GlooPeers:
+    """The sites' listeners; each has one, at its inner address."""
+    places = {str(meeting.ranks[rank].site): _listeners(meeting, rank, said)[0] for rank, said in enumerate(everyones)}
+    return GlooPeers(links.federation, places.pop(links.site), places)
 
 
 def _blocked(meeting: Meeting, everyones: list[list[list[Any]]]) -> list[str]:

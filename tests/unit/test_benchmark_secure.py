@@ -16,8 +16,9 @@ from benchmarks.secure.cost import MODELS
 from benchmarks.secure.federation import FILE_NAME, new_federation, site_name
 from benchmarks.secure.flower import VERSION
 from benchmarks.secure.frames import receive, send
-from benchmarks.secure.job import counted
+from benchmarks.secure.job import counted, figures_of_all
 from benchmarks.secure.stated import facts_bytes, secure_bytes, shard_bytes, values_bytes
+from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.planning.traffic import traffic_of_clients
 from lightning_parablock.server.secure import site
 from lightning_parablock.settings import SecureAggregation, Settings
@@ -159,6 +160,13 @@ def test_saturated_values_are_counted_where_sites_round_them() -> None:
     assert (count.values, count.saturated) == (16, 8)
     assert torch.equal(into, torch.tensor([[1] * 8, [3] * 8], dtype=torch.int8))
     assert site.quantize is original
+
+
+def test_held_out_losses_are_of_all_sites_also_with_secure_sums() -> None:
+    """They are compared with those of other arms, which are."""
+    with figures_of_all():
+        assert not ParaBlockStrategy(aggregation="secure")._figures.keep()
+    assert ParaBlockStrategy(aggregation="secure")._figures.keep()
 
 
 def test_all_sites_of_a_new_federation_may_join() -> None:
