@@ -11,10 +11,11 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.results import git_state
 from benchmarks.harness.workers import Workers, attempt
 
 HUB_ID = "openai/gsm8k"
@@ -49,6 +50,9 @@ SIZES = {
     ),
     "quick": Size(1, 2, 64, 8, local_steps=2, learning_rate=3e-4, evaluate_every_steps=4, val_examples=2, seeds=(0,)),
 }
+
+
+SIZES.update({f"{name}-by-round": replace(size, evaluate_every_steps=size.local_steps) for name, size in SIZES.items()})
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -97,6 +101,7 @@ def runs_of(
 def _run(workers: Workers, plan: dict[str, Any], path: Path) -> dict[str, Any]:
     made = attempt(workers.first_answer, "benchmarks.harness.gsm8k_job:train", plan, limit_s=LIMIT_S)
     if not made["failed"]:
+        made["commit"] = git_state()["sha"]
         path.write_text(json.dumps(made, indent=1))
         losses = [round(loss, 4) for _, loss in made["held_out_loss"]]
         print(f"{path.stem}: {losses} in {made['seconds']:.0f} s", flush=True)
