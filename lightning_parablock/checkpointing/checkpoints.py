@@ -31,12 +31,14 @@ from lightning_parablock.checkpointing.sidecars import (
 from lightning_parablock.checkpointing.together import do_on_all, gather_from_all
 from lightning_parablock.errors import CheckpointError, ConfigurationError
 from lightning_parablock.federation.collectives import Collectives
-from lightning_parablock.settings import Settings
+from lightning_parablock.settings import SecureAggregation, Settings
 from lightning_parablock.system.places import refuse_unwritable
 
 log = logging.getLogger(__name__)
 
 _SHARED = ("state_dict", "hyper_parameters", "hparams_name", "hparams_type", KEY)
+_OF_ALL = (*_SHARED, "pytorch-lightning_version", "epoch", "global_step")
+"""What is not the first rank's own in the checkpoint that it has saved."""
 
 
 class Checkpoints:
@@ -137,10 +139,18 @@ class Checkpoints:
         saves = self._ranks.gather_objects(_name_of(checkpoint))
         source = has.index(True)
         if any(save != saves[source] for save in saves):  # another save of the same name on a disk of its own, or none
-            sent = self._ranks.broadcast(checkpoint if self._ranks.global_rank == source else None, source)
+            sent = self._ranks.broadcast(
+                self._for_others(checkpoint) if self._ranks.global_rank == source else None, source
+            )
             checkpoint = sent if saves[self._ranks.global_rank] != saves[source] else checkpoint
         assert checkpoint is not None
         return checkpoint
+
+    def _for_others(self, checkpoint: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The first rank's own optimizer and callbacks stay, where sums are secure: each rank has its own sidecar."""
+        if checkpoint is None or not isinstance(self._settings.aggregation, SecureAggregation):
+            return checkpoint
+        return {name: value for name, value in checkpoint.items() if name in _OF_ALL}
 
     def _read_main(self, path: Any, weights_only: bool | None) -> dict[str, Any]:
         checkpoint = read_checkpoint(self._files, path, weights_only)
