@@ -17,6 +17,8 @@ from lightning_parablock.errors import CheckpointError
 from lightning_parablock.settings import Settings
 from lightning_parablock.system.plain_values import first_foreign, without_numpy_numbers
 
+BEFORE = {"aggregation": repr(Settings().aggregation), "delay_warmup_rounds": "0"}
+"""What was not said before there was a choice."""
 NUMPY: dict[str, Any] = {
     "double": np.float64(0.1),
     "single": np.float32(0.1),
@@ -77,7 +79,7 @@ def test_a_run_that_said_nothing_of_its_aggregation_had_the_mean() -> None:
         "format": 3,
     }
     entry = Entry.of({"parablock": found}, "x.ckpt")
-    assert entry is not None and entry.settings == {"seed": "0", "aggregation": repr(Settings().aggregation)}
+    assert entry is not None and entry.settings == {"seed": "0", **BEFORE}
     found["settings"] = {"aggregation": "Another()"}
     entry = Entry.of({"parablock": found}, "x.ckpt")
-    assert entry is not None and entry.settings == {"aggregation": "Another()"}
+    assert entry is not None and entry.settings == {**BEFORE, "aggregation": "Another()"}
