@@ -14,11 +14,11 @@ from lightning_parablock.blocks.partition import partition
 from lightning_parablock.cli.commands.plan_options import PlanOptions
 from lightning_parablock.models.flops import step_flops
 from lightning_parablock.models.shapes import SHAPES, config_of, module_without_weights
+from lightning_parablock.planning.memory import model_size
 from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links
-from lightning_parablock.planning.units import parse_bps, parse_flop_per_s, readable_bps, readable_bytes, readable_s
 from lightning_parablock.planning.variants import Workload, variant
-from lightning_parablock.report.dry_run import model_size
 from lightning_parablock.settings import COMPRESSIONS, MAX_AUTO_STEPS, Settings
+from lightning_parablock.system.units import parse_bps, parse_flop_per_s, readable_bps, readable_bytes, readable_s
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "planner.md"
 FIRST, LAST = "<!-- Written by `make horizon`. -->", "<!-- End of what `make horizon` writes. -->"

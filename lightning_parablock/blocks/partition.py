@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from lightning_parablock.checks import nearest
-from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.settings import Unmatched
+from lightning_parablock.errors import CallOrderError, ConfigurationError
+from lightning_parablock.settings import AUTO, Unmatched
 
 TINY_SHARE = 0.05
 """With "layers", a block with less than this share of the mean block's parameters joins its neighbour."""
@@ -44,14 +44,44 @@ def partition(module: nn.Module, blocks: str | int | Sequence[str], unmatched: U
         ConfigurationError: nothing is trainable, there are no repeated layers, a pattern matches nothing, two patterns
             match one parameter, a parameter is unmatched, or there are fewer parameters than blocks.
     """
-    sizes = {name: parameter.numel() for name, parameter in module.named_parameters() if parameter.requires_grad}
-    if not sizes:
-        raise ConfigurationError("the model has no trainable parameter (requires_grad is False on all of them)")
+    sizes = _trainable_sizes(module)
     if isinstance(blocks, int):
         return _balanced(module, sizes, blocks)
     if isinstance(blocks, str):
+        if blocks == AUTO:
+            raise CallOrderError("how many blocks 'auto' means must be decided before the model is cut into them")
         return _join_tiny(_layers_or_error(module, sizes))
     return _by_pattern(module, sizes, blocks, unmatched)
+
+
+def balanced_partitions(module: nn.Module) -> Iterator[list[Block]]:
+    """What :func:`partition` makes of the numbers 1, 2, 3, ..., up to one block per trainable parameter; lazily.
+
+    Raises:
+        ConfigurationError: nothing is trainable.
+    """
+    sizes = _trainable_sizes(module)
+    made = 0
+    for units in _units(module, sizes):
+        for bounds in itertools.islice(_balanced_bounds([unit.numel for unit in units]), made, None):
+            yield _cut(units, bounds, sizes)
+            made += 1
+
+
+def finest_partition(module: nn.Module) -> list[Block]:
+    """One block per trainable parameter.
+
+    Raises:
+        ConfigurationError: nothing is trainable.
+    """
+    return _units(module, _trainable_sizes(module))[-1]
+
+
+def _trainable_sizes(module: nn.Module) -> dict[str, int]:
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if not sizes:
+        raise ConfigurationError("the model has no trainable parameter (requires_grad is False on all of them)")
+    return sizes
 
 
 def _block(name: str, parameter_names: Iterable[str], sizes: dict[str, int]) -> Block:
@@ -156,12 +186,19 @@ def _merge(first: Block, second: Block) -> Block:
 
 def _balanced(module: nn.Module, sizes: dict[str, int], n_blocks: int) -> list[Block]:
     """Byte-balanced runs of neighbouring layers, or of neighbouring parameters where there are too few layers."""
-    units = _layers(module, sizes)
-    if len(units) < n_blocks:
-        units = [_block(name, [name], sizes) for name in sizes]
-    if len(units) < n_blocks:
-        raise ConfigurationError(f"blocks={n_blocks}, but the model has only {len(units)} trainable parameters")
-    bounds = _balanced_bounds([unit.numel for unit in units], n_blocks)
+    units = next((units for units in _units(module, sizes) if len(units) >= n_blocks), None)
+    if units is None:
+        raise ConfigurationError(f"blocks={n_blocks}, but the model has only {len(sizes)} trainable parameters")
+    bounds = next(itertools.islice(_balanced_bounds([unit.numel for unit in units]), n_blocks - 1, None))
+    return _cut(units, bounds, sizes)
+
+
+def _units(module: nn.Module, sizes: dict[str, int]) -> list[list[Block]]:
+    """What runs are made of: the layers, and for more runs than there are layers the parameters."""
+    return [_layers(module, sizes), [_block(name, [name], sizes) for name in sizes]]
+
+
+def _cut(units: Sequence[Block], bounds: Sequence[int], sizes: dict[str, int]) -> list[Block]:
     return [_run(units[low:high], sizes) for low, high in itertools.pairwise(bounds)]
 
 
@@ -170,24 +207,28 @@ def _run(units: Sequence[Block], sizes: dict[str, int]) -> Block:
     return _block(name, (n for unit in units for n in unit.parameter_names), sizes)
 
 
-def _balanced_bounds(weights: Sequence[int], n_runs: int) -> list[int]:
-    """Cut points of the runs of least sum of squared weights (dynamic programming; the first of equals wins)."""
+def _balanced_bounds(weights: Sequence[int]) -> Iterator[list[int]]:
+    """For 1, 2, 3, ... runs: cut points of the runs of least sum of squared weights.
+
+    By dynamic programming; the first of equals wins.
+    """
     total = [0, *itertools.accumulate(weights)]
     n = len(weights)
     cost: list[int] = [w * w for w in total]
     cuts: list[list[int]] = []
-    for run in range(2, n_runs + 1):
-        best = [0] * (n + 1)
-        new_cost = list(cost)
-        for end in range(run, n + 1):
-            choices = ((cost[c] + (total[end] - total[c]) ** 2, c) for c in range(run - 1, end))
-            new_cost[end], best[end] = min(choices)
-        cost = new_cost
-        cuts.append(best)
-    bounds = [n]
-    for best in reversed(cuts):
-        bounds.append(best[bounds[-1]])
-    return [0, *reversed(bounds)]
+    for run in range(1, n + 1):
+        if run > 1:
+            best = [0] * (n + 1)
+            new_cost = list(cost)
+            for end in range(run, n + 1):
+                choices = ((cost[c] + (total[end] - total[c]) ** 2, c) for c in range(run - 1, end))
+                new_cost[end], best[end] = min(choices)
+            cost = new_cost
+            cuts.append(best)
+        bounds = [n]
+        for best in reversed(cuts):
+            bounds.append(best[bounds[-1]])
+        yield [0, *reversed(bounds)]
 
 
 # --- patterns ---------------------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from lightning_parablock.callbacks.trace import (
     submitted_span,
 )
 from lightning_parablock.federation.names import NO_NAMES, ClientNames
-from lightning_parablock.planning.units import readable_s
 from lightning_parablock.records import RoundRecord
+from lightning_parablock.system.units import readable_s
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,8 +14,8 @@ from typing_extensions import override
 from lightning_parablock.callbacks.gather import NewRecords
 from lightning_parablock.callbacks.presence import sites_that_are_in
 from lightning_parablock.lightning_private.facts import refresh_metrics
-from lightning_parablock.planning.units import readable_bytes, readable_number, readable_s
 from lightning_parablock.records import RoundRecord
+from lightning_parablock.system.units import readable_bytes, readable_number, readable_s
 
 
 class RoundProgressBar(RichProgressBar):

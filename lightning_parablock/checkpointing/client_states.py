@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from lightning_parablock.errors import CheckpointError
 from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.options import options_of
 from lightning_parablock.settings import AUTO, Settings
+from lightning_parablock.system.reading import reading
 
 log = logging.getLogger(__name__)
 
@@ -178,13 +180,36 @@ class ClientStates:
 
 
 def settled_by(checkpoint: Mapping[str, Any], filepath: Any, settings: Settings) -> Settings:
-    """The settings with the number of local steps of a checkpoint, where the clients have yet to agree on it.
+    """The settings with what the clients of a checkpoint had agreed on, where they have yet to agree on it.
 
-    A checkpoint from before they agreed says "auto", too, and the resumed run agrees then.
+    A checkpoint from before they agreed on the local steps says "auto", too, and the resumed run agrees then.
     """
     entry = Entry.of(checkpoint, str(filepath))
-    if not settings.pending or entry is None or entry.settings["local_steps"] == repr(AUTO):
+    if entry is None:
         return settings
-    local_steps = int(entry.settings["local_steps"])
-    rank_zero_info(f"parablock: local_steps: {local_steps}, on which the clients of {filepath} had agreed")
-    return settings.agreed(local_steps)
+    saved, told = entry.settings, list[str]()
+    if settings.blocks == AUTO:
+        settings = settings.with_blocks(saved_blocks(saved, filepath))
+        told.append(f"blocks: {len(entry.blocks)}")
+    if settings.pending and saved["local_steps"] != repr(AUTO):
+        settings = settings.agreed(int(saved["local_steps"]))
+        told.append(f"local_steps: {settings.local_steps}")
+    if told:
+        rank_zero_info(f"parablock: {', '.join(told)}, on which the clients of {filepath} had agreed")
+    return settings
+
+
+def saved_blocks(saved: Mapping[str, str], filepath: Any) -> str | int | tuple[str, ...]:
+    """The option ``blocks`` of a run, as its checkpoint says it.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    with reading(f"the option blocks in {filepath}", CheckpointError):
+        try:
+            blocks = literal_eval(saved["blocks"])
+        except SyntaxError as error:
+            raise ValueError(str(error)) from error
+        if not isinstance(blocks, str | int | tuple):
+            raise TypeError(f"{blocks!r:.40} cuts no model")
+        return blocks

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.cohorts import hosted_clients, turns_of_a_round
-from lightning_parablock.planning.units import parse_bytes, parse_number, parse_s
+from lightning_parablock.system.units import parse_bytes, parse_number, parse_s
 
 Equal = Literal["samples", "seconds", "bytes"]
 

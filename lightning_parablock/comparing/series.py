@@ -17,9 +17,9 @@ from lightning_parablock.comparing.picture import draw_losses
 from lightning_parablock.comparing.runs import PlannedRun, execute, forget, is_finished, manifest_of, planned
 from lightning_parablock.comparing.tables import NAME, screen_table, write_tables
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
-from lightning_parablock.planning.units import readable_number
 from lightning_parablock.report.console import console
 from lightning_parablock.system.exit_codes import INTERRUPTED
+from lightning_parablock.system.units import readable_number
 
 
 @dataclass(frozen=True)

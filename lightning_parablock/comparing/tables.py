@@ -13,8 +13,8 @@ from rich import box
 from rich.table import Table
 
 from lightning_parablock.comparing.outcomes import FIGURES, MethodRow, Outcome, Spread
-from lightning_parablock.planning.units import readable_number
 from lightning_parablock.runs.manifest import write_atomically
+from lightning_parablock.system.units import readable_number
 
 NAME = "compare"
 HEADS = {

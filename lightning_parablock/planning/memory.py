@@ -26,6 +26,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
+from lightning_parablock.blocks.partition import Block
 from lightning_parablock.federation.cohorts import hosted_clients, turns_of_a_round
 from lightning_parablock.planning.traffic import Sizes, message_sizes
 from lightning_parablock.server.arithmetic import moments
@@ -49,6 +52,16 @@ class ModelSize:
     numels: tuple[int, ...]
     weights_bytes: int
     weight_bytes: int = FLOAT_BYTES
+
+
+def model_size(module: nn.Module, blocks: Sequence[Block]) -> ModelSize:
+    """Sizes of a model that determine its memory needs."""
+    parameters = dict(module.named_parameters())
+    return ModelSize(
+        numels=tuple(block.numel for block in blocks),
+        weights_bytes=sum(p.numel() * p.element_size() for p in parameters.values()),
+        weight_bytes=min(parameters[name].element_size() for block in blocks for name in block.parameter_names),
+    )
 
 
 @dataclass(frozen=True)

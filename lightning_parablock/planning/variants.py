@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
+from lightning_parablock.blocks.partition import Block
 from lightning_parablock.planning.choice import HEADROOM, Choice, choose_local_steps
 from lightning_parablock.planning.memory import MemoryPart, ModelSize, memory_parts
 from lightning_parablock.planning.timing import (
@@ -35,10 +36,12 @@ class Workload:
     Attributes:
         size: Sizes of the model and its blocks.
         step_s: Seconds of one local step on each block, on the slowest client.
+        blocks: The blocks; empty where their names do not matter.
     """
 
     size: ModelSize
     step_s: tuple[float, ...]
+    blocks: tuple[Block, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Variant:
 
     Attributes:
         settings: Settings of the variant, with delay K.
+        workload: Computation with its blocks.
         round_bytes: Bytes sent by the busiest client per round, headers included, mean over the blocks; it receives as
             many.
         memory: Memory of the client that needs the most, at delay K.
@@ -60,6 +64,7 @@ class Variant:
     """
 
     settings: Settings
+    workload: Workload
     round_bytes: float
     memory: list[MemoryPart]
     blocking_memory: list[MemoryPart]
@@ -82,6 +87,7 @@ def variant(workload: Workload, n_clients: int, settings: Settings, links: Links
     sent = [busiest(traffic_of_clients(numel, n_clients, settings)).upload_bytes for numel in numels]
     return Variant(
         settings=settings,
+        workload=workload,
         round_bytes=sum(sent) / len(sent),
         memory=memory_parts(workload.size, n_clients, settings),
         blocking_memory=memory_parts(workload.size, n_clients, blocking),
@@ -94,13 +100,24 @@ def variant(workload: Workload, n_clients: int, settings: Settings, links: Links
     )
 
 
-def variants(workload: Workload, n_clients: int, settings: Settings, links: Links) -> list[Variant]:
-    """Variants for every topology and compression, with the other settings unchanged; least lossy first."""
-    return [
-        variant(workload, n_clients, dataclasses.replace(settings, topology=topology, compression=compression()), links)
-        for topology in get_args(Topology)
-        for compression in COMPRESSIONS.values()
-    ]
+def variants(
+    workload_of: Callable[[Settings], tuple[Workload, Settings]], n_clients: int, settings: Settings, links: Links
+) -> list[Variant]:
+    """Variants for every topology and compression, with the other settings unchanged; least lossy first.
+
+    Args:
+        workload_of: For the settings of a variant: the computation, and these settings with the blocks that it has.
+        n_clients: Number of clients.
+        settings: The settings.
+        links: The clients' links.
+    """
+    found: list[Variant] = []
+    for topology in get_args(Topology):
+        for compression in COMPRESSIONS.values():
+            varied = dataclasses.replace(settings, topology=topology, compression=compression())
+            workload, cut = workload_of(varied)
+            found.append(variant(workload, n_clients, cut, links))
+    return found
 
 
 def recommended(found: Sequence[Variant]) -> Variant:

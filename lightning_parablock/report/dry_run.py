@@ -15,9 +15,10 @@ from lightning_parablock.blocks.partition import Block, partition
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.cohorts import Cohorts
 from lightning_parablock.federation.schedule import Schedule
-from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, ModelSize, memory_parts, total_bytes
+from lightning_parablock.planning.fitting import budget_of, fewest_blocks, reason_of
+from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, memory_parts, model_size, total_bytes
 from lightning_parablock.planning.traffic import traffic_by_role
-from lightning_parablock.settings import Aggregation, Compression, ServerOptimizer, Settings, option_word
+from lightning_parablock.settings import AUTO, Aggregation, Compression, ServerOptimizer, Settings, option_word
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer  # the planner's tables must not need Lightning
@@ -48,7 +49,13 @@ def print_dry_run(console: Console, trainer: Trainer, module: LightningModule, d
         )
     n_ranks = trainer.num_devices * trainer.num_nodes
     described = _described(trainer, module, datamodule, n_ranks)
-    print_plan(console, module, dataclasses.replace(settings, seed=seed), n_ranks, described)
+    settings = dataclasses.replace(settings, seed=seed)
+    if settings.blocks == AUTO:
+        budget = budget_of(trainer.strategy.root_device, module, settings.memory, processes=trainer.num_devices)
+        fit = fewest_blocks(module, [budget], n_ranks, settings)
+        console.print(f"blocks: {len(fit.blocks)}, {reason_of(fit, [budget])}, if all clients have as much memory")
+        settings = settings.with_blocks(len(fit.blocks))
+    print_plan(console, module, settings, n_ranks, described)
 
 
 def _described(trainer: Trainer, module: LightningModule, datamodule: Any, n_ranks: int) -> dict[str, Any] | None:
@@ -87,16 +94,6 @@ def print_plan(
     if data is not None:
         console.print(_data_table(data))
     console.print("dry run: nothing was trained")
-
-
-def model_size(module: nn.Module, blocks: Sequence[Block]) -> ModelSize:
-    """Sizes of a model that determine its memory needs."""
-    parameters = dict(module.named_parameters())
-    return ModelSize(
-        numels=tuple(block.numel for block in blocks),
-        weights_bytes=sum(p.numel() * p.element_size() for p in parameters.values()),
-        weight_bytes=min(parameters[name].element_size() for block in blocks for name in block.parameter_names),
-    )
 
 
 def memory_table(parts: Sequence[MemoryPart], whose: str = "client") -> Group:

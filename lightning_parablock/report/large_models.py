@@ -36,7 +36,7 @@ def rows_of(model: str, workload: Workload, settings: Settings, links: Links) ->
     """One row per number of clients; topology, compression and blocks (by layers) replace those of the settings."""
 
     def of(n_clients: int, topology: Topology, compression: Compression) -> Variant:
-        varied = dataclasses.replace(settings, blocks="layers", topology=topology, compression=compression)
+        varied = dataclasses.replace(settings, blocks="layers", memory=None, topology=topology, compression=compression)
         return variant(workload, n_clients, varied, links)
 
     return [

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_parablock.callbacks.palette import COLOURS
 from lightning_parablock.callbacks.sight_figures import DRIFT, LABEL, LOSS
-from lightning_parablock.planning.units import readable_bytes, readable_number, readable_s
 from lightning_parablock.report.page_figures import laid_out
 from lightning_parablock.runs.files import ClientRound, Point, RunFiles
+from lightning_parablock.system.units import readable_bytes, readable_number, readable_s
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -11,15 +11,14 @@ from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 
-from lightning_parablock.blocks.partition import Block
 from lightning_parablock.models.lora import Adapters
 from lightning_parablock.models.names import MODEL_CLASS_PATH
 from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, total_bytes
 from lightning_parablock.planning.timing import Links
-from lightning_parablock.planning.units import readable_bps, readable_bytes, readable_s
 from lightning_parablock.planning.variants import BUSY_SHARE, Variant, Workload, reason
 from lightning_parablock.report.dry_run import mb, memory_table, plain_table
 from lightning_parablock.settings import option_word
+from lightning_parablock.system.units import readable_bps, readable_bytes, readable_s
 
 ROWS = 40
 """Maximum number of blocks listed; with more, the first and the last ones are."""
@@ -55,14 +54,12 @@ class Premises:
 def print_plan(
     console: Console,
     premises: Premises,
-    blocks: Sequence[Block],
-    workload: Workload,
     found: Sequence[Variant],
     chosen: Variant,
 ) -> None:
     """Print premises, blocks, the variants side by side, and the recommended one's memory and settings."""
     console.print(_premises_table(premises))
-    console.print(_blocks_table(blocks, workload))
+    console.print(_blocks_table(chosen.workload))
     console.print(_variants_table(found, chosen))
     if chosen.settings.delay_warmup_rounds:
         console.print(_warm_up_line(chosen) + "\n")
@@ -129,7 +126,8 @@ def _premises_table(premises: Premises) -> Table:
     return table
 
 
-def _blocks_table(blocks: Sequence[Block], workload: Workload) -> Group:
+def _blocks_table(workload: Workload) -> Group:
+    blocks = workload.blocks
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("block")
     for heading in ("parameters", "MB as float32", "s a local step"):
@@ -149,6 +147,7 @@ def _variants_table(found: Sequence[Variant], chosen: Variant) -> Group:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("topology")
     table.add_column("compression")
+    table.add_column("blocks", justify="right")
     for heading in (
         "MB per round",
         "M s",
@@ -169,6 +168,7 @@ def _variants_table(found: Sequence[Variant], chosen: Variant) -> Group:
         table.add_row(
             v.settings.topology + (" *" if v is chosen else ""),
             option_word(v.settings.compression),
+            str(len(v.workload.step_s)),
             mb(v.round_bytes),
             bare_s(v.times.exchange_s),
             bare_s(v.times.blocking_s),

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from lightning_parablock.callbacks.sight_figures import WORST
 from lightning_parablock.federation.names import ClientNames
-from lightning_parablock.planning.units import readable_bytes, readable_number, readable_s
 from lightning_parablock.records import RoundRecord
+from lightning_parablock.system.units import readable_bytes, readable_number, readable_s
 
 
 @dataclass(frozen=True)

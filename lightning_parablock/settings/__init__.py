@@ -30,13 +30,13 @@ from lightning_parablock.server.optimizers import (
     ServerYogi,
     resolve_server_optimizer,
 )
-from lightning_parablock.settings.blocks import BlockOrder, BlocksSpec, Unmatched, resolve_blocks
+from lightning_parablock.settings.blocks import AUTO, BlockOrder, BlocksSpec, Unmatched, resolve_blocks
 from lightning_parablock.settings.clients import Availability, CohortSampling
 from lightning_parablock.settings.exchange import InFlightValue, Topology, Weighting
 from lightning_parablock.settings.fit import MissingClientState, UnevenClients
 from lightning_parablock.settings.local import BlockOptimizerState, Buffers, NonfiniteDelta
 from lightning_parablock.settings.record import OWN_SETTINGS, MethodOptions, Settings, option_word
-from lightning_parablock.settings.rounds import AUTO, MAX_AUTO_STEPS, resolve_steps
+from lightning_parablock.settings.rounds import MAX_AUTO_STEPS, resolve_steps
 
 __all__ = [
     "AGGREGATIONS",

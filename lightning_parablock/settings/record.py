@@ -12,7 +12,7 @@ from lightning_parablock.codecs.compression import COMPRESSIONS, Compression
 from lightning_parablock.options import options_of, record
 from lightning_parablock.server.aggregations import AGGREGATIONS, Aggregation
 from lightning_parablock.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
-from lightning_parablock.settings.blocks import BlockOptions
+from lightning_parablock.settings.blocks import AUTO, BlockOptions
 from lightning_parablock.settings.clients import ClientOptions
 from lightning_parablock.settings.delay import Delay
 from lightning_parablock.settings.elastic import ElasticOptions
@@ -21,7 +21,7 @@ from lightning_parablock.settings.fit import FitOptions
 from lightning_parablock.settings.links import LinkOptions
 from lightning_parablock.settings.local import LocalOptions
 from lightning_parablock.settings.private import PrivateOptions
-from lightning_parablock.settings.rounds import AUTO, RoundOptions, resolve_steps
+from lightning_parablock.settings.rounds import RoundOptions, resolve_steps
 from lightning_parablock.settings.secure import refuse_with_secure
 
 
@@ -78,6 +78,11 @@ class Settings(MethodOptions):
             "availability give it a number",
         )
         require(
+            self.blocks != AUTO or "local_steps" not in self.pending or "delay_steps" in self.pending,
+            "blocks='auto' must know how many exchanges are in flight, and with local_steps='auto' and a number for "
+            "delay_steps that is open until round 0 runs; leave delay_steps out, or give local_steps a number",
+        )
+        require(
             not self.is_elastic or self.silence_s >= 2 * self.heartbeat_s,
             f"silence_s ({self.silence_s:g}) must be at least twice heartbeat_s ({self.heartbeat_s:g}), else a healthy "
             "site looks lost",
@@ -121,6 +126,10 @@ class Settings(MethodOptions):
     def agreed(self, local_steps: int) -> Settings:
         """These settings with the K that the clients have agreed on."""
         return dataclasses.replace(self, pending=(), **dict.fromkeys(self.pending, local_steps))
+
+    def with_blocks(self, blocks: str | int | tuple[str, ...]) -> Settings:
+        """These settings with the blocks on which the clients have agreed, where they are "auto"."""
+        return dataclasses.replace(self, blocks=blocks, memory=None) if self.blocks == AUTO else self
 
     def with_seed(self, seed: int) -> Settings:
         """These settings with another seed."""

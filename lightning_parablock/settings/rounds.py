@@ -6,8 +6,8 @@ from typing import Any, Literal, cast
 
 from lightning_parablock.checks import whole
 from lightning_parablock.options import OptionGroup, option, record
+from lightning_parablock.settings.blocks import AUTO
 
-AUTO: Literal["auto"] = "auto"
 MAX_AUTO_STEPS = 256
 """Largest number of local steps that ``local_steps="auto"`` chooses."""
 

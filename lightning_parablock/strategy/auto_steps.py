@@ -28,9 +28,9 @@ from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.planning.choice import HEADROOM, Choice, choose_local_steps
 from lightning_parablock.planning.compute import relative_step_costs
 from lightning_parablock.planning.timing import exchange_s, links_of
-from lightning_parablock.planning.units import readable_bps, readable_s
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.ranks import RankStrategy
+from lightning_parablock.system.units import readable_bps, readable_s
 from lightning_parablock.transport.link_probe import LinkSample
 
 MIN_AUTO_STEPS = 4

@@ -26,6 +26,7 @@ from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
 from lightning_parablock.options import accepts, picked
 from lightning_parablock.settings import MethodOptions, Settings
 from lightning_parablock.strategy.agreements import broadcast_model, refuse_other_outside
+from lightning_parablock.strategy.auto_blocks import settle_blocks
 from lightning_parablock.strategy.elastic_metrics import sync_metrics
 from lightning_parablock.strategy.elastic_refusals import refuse_elastic_trainer
 from lightning_parablock.strategy.fit_setup import check_optimizer, cut_into_blocks
@@ -132,6 +133,7 @@ class ParaBlockStrategy(SessionHost):
             share_monitored_values(trainer, self.broadcast)
             self._cleanup.callback(unshare_monitored_values, trainer)
         self._checkpoints().check_folders(checkpoint_folders(trainer))
+        self.settle(settle_blocks(self, self._module(), self.settings))
         blocks = self._blocks = cut_into_blocks(self, self._module(), self.settings)
         self._cleanup.callback(blocks.thaw_unmatched)
         self.state_trust()

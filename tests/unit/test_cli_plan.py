@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,18 @@ import pytest
 import yaml
 from rich.console import Console
 
-from lightning_parablock.blocks.partition import Block
+from lightning_parablock.blocks.partition import Block, partition
 from lightning_parablock.cli import main
 from lightning_parablock.cli.commands.plan_options import PlanOptions
 from lightning_parablock.cli.configuration import read_configuration
 from lightning_parablock.models.lora import Adapters
+from lightning_parablock.models.shapes import config_of, module_without_weights
 from lightning_parablock.planning.choice import choose_local_steps
+from lightning_parablock.planning.fitting import Budget, fewest_blocks, fit_of
 from lightning_parablock.planning.memory import ModelSize
 from lightning_parablock.planning.timing import Links
 from lightning_parablock.planning.traffic import traffic_of_clients
-from lightning_parablock.planning.variants import Workload, reason, recommended, variants
+from lightning_parablock.planning.variants import Variant, Workload, reason, recommended, variants
 from lightning_parablock.report.dry_run import mb
 from lightning_parablock.report.plan import ROWS, Premises, print_plan, settings_yaml
 from lightning_parablock.settings import Int4, NoCompression, Settings
@@ -128,12 +132,38 @@ def test_a_step_takes_as_many_batches_as_its_tokens_need(
 def test_a_step_of_more_tokens_takes_longer_in_proportion(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned: list[Workload] = []
     monkeypatch.setattr("lightning_parablock.cli.commands.plan.SHAPES", [])
-    monkeypatch.setattr("lightning_parablock.cli.commands.plan.print_plan", lambda *of: planned.append(of[3]))
+    monkeypatch.setattr("lightning_parablock.cli.commands.plan.print_plan", lambda *of: planned.append(of[3].workload))
     for tokens in ("8", "32"):
         words = ["--model", str(folder), "--rate", "1gbit", "--sequence_length", "8", "--tokens_per_step", tokens]
         assert run(*words) == 0
     one, four = (work.step_s for work in planned)
     assert four == tuple(4 * step_s for step_s in one)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_blocks_that_fit_into_memory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr("lightning_parablock.cli.commands.plan.SHAPES", [])
+    shown: list[list[Variant]] = []
+    monkeypatch.setattr("lightning_parablock.cli.commands.plan.print_plan", lambda *of: shown.append(of[2]))
+    module, output = module_without_weights(config_of(str(folder))), tmp_path / "plan.yaml"
+    exact, lossy = (
+        fit_of(module, partition(module, 2), [Budget(0, counts_host=device == "cpu")], 3, settings).needed_bytes[0]
+        for settings in (Settings(topology="star"), Settings(topology="star", compression="int8"))
+    )
+    words = ["--model", str(folder), "--clients", "3", "--rate", "1gbit", "--step_s", "1", "--blocks", "auto"]
+    assert run(*words, "--memory", str(exact), "--device", device, "--output", str(output)) == 0
+    (found,) = shown
+    assert exact < lossy if device == "cpu" else exact == lossy  # the error feedback is in host memory
+    for v in found:
+        budget = Budget(exact, counts_host=device == "cpu")
+        fit = fewest_blocks(module, [budget], 3, v.settings)
+        assert v.settings.blocks == len(fit.blocks) == len(v.workload.step_s)
+        assert v.workload.blocks == tuple(fit.blocks)
+        assert v.workload.size.numels == tuple(block.numel for block in fit.blocks)
+    assert yaml.safe_load(output.read_text())["strategy"]["blocks"] == recommended(found).settings.blocks
+    assert "memory" not in yaml.safe_load(output.read_text())["strategy"]
 
 
 def test_an_estimate_says_so(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +200,17 @@ def test_a_probe_of_this_machine(
         ("--model FOLDER --rate 1gbit --clients two", "--clients must be a whole number or null, got 'two'"),
         ("--model FOLDER --rate 1gbit --dtype bfloat61", "did you mean 'bfloat16'?"),
         ("--model FOLDER --rate 1gbit --block_order shufle", "did you mean 'shuffle'?"),
-        ("--model FOLDER --rate 1gbit --blocks layer", "must be 'layers' or a whole number or a list, got 'layer'"),
+        (
+            "--model FOLDER --rate 1gbit --blocks layer",
+            "must be 'layers' or 'auto' or a whole number or a list, got 'layer'",
+        ),
+        ("--model FOLDER --rate 1gbit --blocks auto --memory 24gbit", "memory must be bytes, such as 500MB"),
+        ("--model FOLDER --rate 1gbit --memory 24gb", "memory decides how many blocks blocks='auto' makes"),
+        (
+            "--model FOLDER --rate 1gbit --blocks auto --device cuda",
+            "needs memory: this machine computes on cpu, not on",
+        ),
+        ("--model FOLDER --rate 1gbit --blocks auto --memory 1kb", "is 1.0 kB, and even the smallest blocks"),
         ("--model FOLDER --rate 1gbit --blocks 1000", "but the model has only"),
         ("--model FOLDER --rate 1gbit --layers 9", "layers=9, and the model has 2"),
         ("--model FOLDER --rate 1gbit --local_steps 0", "local_steps must be a whole number >= 1"),
@@ -205,13 +245,18 @@ def workload(numels: tuple[int, ...], step_s: float) -> Workload:
     return Workload(ModelSize(numels, 4 * sum(numels)), (step_s,) * len(numels))
 
 
+def always(work: Workload) -> Callable[[Settings], tuple[Workload, Settings]]:
+    """The same computation with all settings."""
+    return lambda settings: (work, settings)
+
+
 LINKS = Links(1e6, 1e6)
 PREMISES = Premises("m", 2, LINKS, "given", "given", "1 x 8 tokens", step_batches=1, half=False, adapters=Adapters())
 
 
 @pytest.mark.parametrize(("step_s", "compression", "more"), [(9, "none", 0), (0.2, "int8", 0), (1e-4, "sparse", 240)])
 def test_the_least_lossy_compression_that_hides_is_recommended(step_s: float, compression: str, more: int) -> None:
-    found = variants(workload((250_000, 250_000), step_s), 2, Settings(local_steps=16, delay_steps=16), LINKS)
+    found = variants(always(workload((250_000, 250_000), step_s)), 2, Settings(local_steps=16, delay_steps=16), LINKS)
     chosen = recommended(found)
     strategy: dict[str, Any] = yaml.safe_load(settings_yaml(chosen, PREMISES))["strategy"]
     assert strategy["compression"] == compression
@@ -223,7 +268,7 @@ def test_the_least_lossy_compression_that_hides_is_recommended(step_s: float, co
 
 
 def test_more_local_steps_where_no_compression_is_enough() -> None:
-    found = variants(workload((250_000, 250_000), 0.002), 2, Settings(local_steps=16, delay_steps=16), LINKS)
+    found = variants(always(workload((250_000, 250_000), 0.002)), 2, Settings(local_steps=16, delay_steps=16), LINKS)
     chosen = recommended(found)
     k = chosen.choice.local_steps
     assert 16 < k == min(v.choice.hiding_steps for v in found)
@@ -234,12 +279,12 @@ def test_more_local_steps_where_no_compression_is_enough() -> None:
 
 def test_a_fast_server_makes_a_star_the_better_one() -> None:
     fast = Links(client_bps=1e6, server_bps=1e9)
-    found = variants(workload((2_500_000,) * 3, 60.0), 4, Settings(local_steps=16, delay_steps=16), fast)
+    found = variants(always(workload((2_500_000,) * 3, 60.0)), 4, Settings(local_steps=16, delay_steps=16), fast)
     assert recommended(found).settings.topology == "star"
 
 
 def test_every_compression_and_topology_is_planned() -> None:
-    found = variants(workload((2000, 3000), 1.0), 3, Settings(), LINKS)
+    found = variants(always(workload((2000, 3000), 1.0)), 3, Settings(), LINKS)
     assert len(found) == 12
     for v in found:
         sent = [max(t.upload_bytes for t in traffic_of_clients(n, 3, v.settings)) for n in (2000, 3000)]
@@ -251,10 +296,10 @@ def test_every_compression_and_topology_is_planned() -> None:
 def test_of_many_blocks_the_first_and_the_last_are_listed() -> None:
     n = ROWS + 7
     blocks = [Block(f"b{i}", (f"b{i}",), 100 + i) for i in range(n)]
-    work = workload(tuple(b.numel for b in blocks), 0.5)
-    found = variants(work, 2, Settings(), LINKS)
+    work = replace(workload(tuple(b.numel for b in blocks), 0.5), blocks=tuple(blocks))
+    found = variants(always(work), 2, Settings(), LINKS)
     console = Console(width=180, file=io.StringIO(), record=True)
-    print_plan(console, PREMISES, blocks, work, found, recommended(found))
+    print_plan(console, PREMISES, found, recommended(found))
     text = console.export_text()
     listed = [block.name for block in blocks if f" {block.name} " in text]
     assert listed == [f"b{i}" for i in range(n) if i < ROWS // 2 or i >= n - ROWS // 2]

@@ -16,7 +16,6 @@ from torch import nn
 
 from lightning_parablock.callbacks.metrics import metrics_of
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
-from lightning_parablock.planning.units import readable_bytes
 from lightning_parablock.records import RoundRecord
 from lightning_parablock.report.dry_run import print_plan
 from lightning_parablock.report.summary import Here, held_out_metrics, summarise, summary_table
@@ -26,6 +25,7 @@ from lightning_parablock.runs.run import Run
 from lightning_parablock.settings import Int8, ServerAdam, Settings
 from lightning_parablock.strategy.parablock import ParaBlockStrategy
 from lightning_parablock.system.exit_codes import FAILED, INTERRUPTED, USAGE
+from lightning_parablock.system.units import readable_bytes
 
 
 def record(round_index: int, client: int, *, exposed_s: float = 0.0, exchange_s: float = 2.0) -> RoundRecord:

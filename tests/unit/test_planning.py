@@ -37,13 +37,6 @@ from lightning_parablock.planning.timing import (
     warm_up_s,
 )
 from lightning_parablock.planning.traffic import busiest, traffic_by_role, traffic_of_clients
-from lightning_parablock.planning.units import (
-    parse_bps,
-    parse_flop_per_s,
-    readable_bps,
-    readable_number,
-    readable_s,
-)
 from lightning_parablock.settings import (
     COMPRESSIONS,
     MAX_AUTO_STEPS,
@@ -57,6 +50,13 @@ from lightning_parablock.settings import (
     Settings,
     TopK,
     Topology,
+)
+from lightning_parablock.system.units import (
+    parse_bps,
+    parse_flop_per_s,
+    readable_bps,
+    readable_number,
+    readable_s,
 )
 from lightning_parablock.transport.chunks import HEADER_BYTES, SEND_WINDOW, WINDOW, Kind, chunks_of, shard_bounds
 

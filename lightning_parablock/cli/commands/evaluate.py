@@ -12,8 +12,8 @@ from lightning_parablock.cli.parser import CommandParser
 from lightning_parablock.cli.table import COMMANDS
 from lightning_parablock.data.text import FederatedTextDataModule
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.planning.units import readable_number
 from lightning_parablock.system.places import refuse_unwritable_file
+from lightning_parablock.system.units import readable_number
 
 _COMMAND = COMMANDS["evaluate"]
 

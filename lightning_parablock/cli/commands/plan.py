@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +16,15 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.flops import step_flops
 from lightning_parablock.models.lora import Adapters
 from lightning_parablock.models.shapes import SHAPES, ModelShape, config_of, module_without_weights
+from lightning_parablock.planning.fitting import budget_of, fewest_blocks
+from lightning_parablock.planning.memory import model_size
 from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links
-from lightning_parablock.planning.units import parse_bps, parse_flop_per_s
 from lightning_parablock.planning.variants import Workload, recommended, variants
 from lightning_parablock.report.console import console
-from lightning_parablock.report.dry_run import model_size
 from lightning_parablock.report.large_models import large_models_table, rows_of
 from lightning_parablock.report.plan import Premises, print_plan, settings_yaml
+from lightning_parablock.settings import AUTO, Settings
+from lightning_parablock.system.units import parse_bps, parse_flop_per_s
 
 if TYPE_CHECKING:
     from lightning_parablock.cli.commands.probe import Probed  # what it imports is needed for a probe alone
@@ -48,23 +49,71 @@ def plan(options: PlanOptions) -> None:
     adapters = _adapters(options)
     config = config_of(options.model, options.gguf_file, options.layers)
     module = module_without_weights(config, options.dtype, adapters)
-    blocks = partition(module, options.settings.blocks, options.settings.unmatched)
+    cuts = _Cuts(options, module)
+    cuts.blocks_of(options.settings)  # refuses what cannot be cut before anything is measured
     probed = _probed(config, options) if options.probe else None
     if int(os.environ.get("RANK", 0)) == 0:  # it speaks for all
-        _print(options, module, blocks, probed)
+        _print(options, cuts, probed)
 
 
-def _print(options: PlanOptions, module: ModelShape, blocks: Sequence[Block], probed: Probed | None) -> None:
+class _Cuts:
+    """The blocks of a model for given settings, and the operations of a local step on each.
+
+    Args:
+        options: The options of the plan.
+        module: The model.
+    """
+
+    def __init__(self, options: PlanOptions, module: ModelShape) -> None:
+        self._options, self._module = options, module
+        self._flops: dict[str | int | tuple[str, ...], list[float]] = {}
+
+    def blocks_of(self, settings: Settings) -> tuple[list[Block], Settings]:
+        """The blocks, and the settings in which they are no longer "auto".
+
+        Raises:
+            ConfigurationError: the model cannot be cut so, or no number of blocks fits into memory.
+        """
+        if settings.blocks == AUTO:
+            budget = budget_of(self._device(), self._module, settings.memory)
+            fit = fewest_blocks(self._module, [budget], self._options.n_clients, settings)
+            return fit.blocks, settings.with_blocks(len(fit.blocks))
+        return partition(self._module, settings.blocks, settings.unmatched), settings
+
+    def flops_of(self, settings: Settings) -> list[float]:
+        """Floating-point operations of a local step on each of the blocks."""
+        blocks, cut = self.blocks_of(settings)
+        if cut.blocks not in self._flops:
+            sequences, length = self._options.step_sequences, self._options.sequence_length
+            self._flops[cut.blocks] = step_flops(self._module, blocks, sequences, length)
+        return self._flops[cut.blocks]
+
+    def workload_of(self, settings: Settings, flop_per_s: float) -> tuple[Workload, Settings]:
+        """The computation with these settings, and the settings with the number of blocks."""
+        blocks, cut = self.blocks_of(settings)
+        step_s = tuple(each / flop_per_s for each in self.flops_of(cut))
+        return Workload(model_size(self._module, blocks), step_s, tuple(blocks)), cut
+
+    def _device(self) -> torch.device:
+        here = "cuda" if torch.cuda.is_available() else "cpu"
+        device = self._options.device or here
+        if device != here and self._options.memory is None:
+            raise ConfigurationError(
+                f"blocks 'auto' needs memory: this machine computes on {here}, not on {device}; give --memory 24gb"
+            )
+        return torch.device(device)
+
+
+def _print(options: PlanOptions, cuts: _Cuts, probed: Probed | None) -> None:
     links = _nominal_links(options) or (probed.links if probed is not None else None)
     assert links is not None, "the options demand a rate or a probe of several processes"
-    flops = step_flops(module, blocks, options.step_sequences, options.sequence_length)
+    flops = cuts.flops_of(options.settings)
     pace = _pace(options, sum(flops) / len(flops), probed)
-    workload = Workload(model_size(module, blocks), tuple(each / pace.flop_per_s for each in flops))
-    found = variants(workload, options.n_clients, options.settings, links)
+    found = variants(lambda s: cuts.workload_of(s, pace.flop_per_s), options.n_clients, options.settings, links)
     chosen = recommended(found)
     screen = console(file_width=180)
     premises = _premises(options, links, pace)
-    print_plan(screen, premises, blocks, workload, found, chosen)
+    print_plan(screen, premises, found, chosen)
     screen.print(large_models_table(_large_rows(options, pace, links), options.local_steps))
     if options.output is not None:
         _write(Path(options.output).expanduser(), settings_yaml(chosen, premises))

@@ -13,9 +13,9 @@ from lightning_parablock.checks import require
 from lightning_parablock.launching.launched import launched_ranks
 from lightning_parablock.models.names import ALL_LINEAR, Dtype
 from lightning_parablock.options import OptionGroup, option, record
-from lightning_parablock.planning.units import parse_bps, parse_flop_per_s
 from lightning_parablock.settings import Settings, Unmatched
 from lightning_parablock.system.places import refuse_unwritable_file
+from lightning_parablock.system.units import parse_bps, parse_bytes, parse_flop_per_s
 
 PlannedOrder = Literal["sequential", "reverse", "shuffle", "random", "importance"]
 """The block orders with one exchange per round."""
@@ -32,6 +32,11 @@ def _check_step(name: str, value: Any) -> None:
 def _check_rate(name: str, value: Any) -> None:
     if value is not None:
         parse_bps(name, value)
+
+
+def _check_memory(name: str, value: Any) -> None:
+    if value is not None:
+        parse_bytes(name, value)
 
 
 def _check_flop_rate(name: str, value: Any) -> None:
@@ -116,9 +121,21 @@ class PlanOptions(OptionGroup):
         help="Number of rounds at the start of the run that wait for their exchange, as in fit. The plan says how many "
         "seconds they add.",
     )
-    blocks: Literal["layers"] | int | list[str] = option(
+    blocks: Literal["layers", "auto"] | int | list[str] = option(
         default="layers",
-        help='How the model is cut: "layers", a number of blocks, or a list of regular expressions; as in fit.',
+        help='How the model is cut: "layers", "auto", a number of blocks, or a list of regular expressions; as in fit. '
+        'With "auto" the fewest blocks that fit into memory.',
+    )
+    memory: str | None = option(
+        default=None,
+        check=_check_memory,
+        help='Memory of a client\'s device for blocks "auto", without activations, such as 24gb; null means three '
+        "quarters of what this machine's device has free.",
+    )
+    device: Literal["cuda", "cpu"] | None = option(
+        default=None,
+        help='Device of the clients: "cuda" or "cpu". Null means that of this machine. On "cpu" what is kept in host '
+        "memory counts as well.",
     )
     unmatched: Unmatched = option(
         default="error",
@@ -159,6 +176,7 @@ class PlanOptions(OptionGroup):
             delay_steps=self.local_steps,
             delay_warmup_rounds=self.delay_warmup_rounds,
             blocks=self.blocks,
+            memory=self.memory,
             unmatched=self.unmatched,
             block_order=self.block_order,
             server_optimizer=self.server_optimizer,

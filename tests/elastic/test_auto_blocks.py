@@ -1,0 +1,84 @@
+"""``blocks="auto"`` where sites come and go: the founders decide, and a site that joins takes their number."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, TypeVar
+
+import pytest
+import torch
+
+from lightning_parablock.elastic.view import Entry
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.settings import Settings
+from lightning_parablock.strategy.auto_blocks import settle_blocks
+from lightning_parablock.strategy.elastic_group import ElasticGroup
+from tests.elastic.fake_site import Board, FakeSite, together
+from tests.unit.test_blocks import flat_model
+
+T = TypeVar("T")
+FOUR = [100] * 4
+
+
+class Ranks:
+    """A site as the agreement sees it."""
+
+    root_device, num_processes = torch.device("cuda"), 1
+
+    def __init__(self, board: Board, client: int, *, is_founder: bool) -> None:
+        site = FakeSite(board, client, is_founder=is_founder)
+        entry: Entry = site.enter({})
+        self.group = ElasticGroup(self, site, entry)  # type: ignore[arg-type]
+
+    def guard(self, what: str, collective: Any, detail: str = "") -> Any:
+        return collective()
+
+    @property
+    def world_size(self) -> int:
+        return len(self.group.clients)
+
+    def describe(self, rank: int) -> str:
+        return f"site {self.group.clients[rank]}"
+
+    def gather_objects(self, value: T) -> list[T]:
+        return self.group.gather_objects(value, "settle_blocks")
+
+    def broadcast(self, value: T) -> T:
+        return self.group.broadcast(value, 0)
+
+
+def agreed(ranks: Ranks, memory: float) -> Any:
+    settings = Settings(blocks="auto", memory=memory, lighthouse="hub:1", min_clients=1)
+    return settle_blocks(ranks, flat_model(FOUR), settings).blocks  # type: ignore[arg-type]
+
+
+def founded(*memory: float) -> Board:
+    """A run whose founders have so much memory, in its first round."""
+    board = Board({client: "abc"[client] for client in range(len(memory))})
+    ranks = [Ranks(board, client, is_founder=True) for client in board.names]
+    found = together([partial(agreed, each, own) for each, own in zip(ranks, memory, strict=True)])
+    assert found == [2] * len(memory)
+    for each in ranks:
+        each.group.begin_round(0)
+    return board
+
+
+# What four parameters of 100 scalars take in 1, 2, 3 and 4 blocks: 12,800, 7200, 6000 and 4400 bytes.
+@pytest.mark.parametrize("memory", [1e9, 12_800, 7200])
+def test_a_site_that_joins_takes_the_number_of_the_run(memory: float) -> None:
+    board = founded(1e9, 7200)
+    board.names[2] = "c"
+    assert agreed(Ranks(board, 2, is_founder=False), memory) == 2
+
+
+def test_a_founder_that_comes_back_with_more_memory_takes_it_too() -> None:
+    board = founded(7200, 1e9)
+    assert agreed(Ranks(board, 0, is_founder=False), 1e9) == 2
+
+
+def test_a_site_with_too_little_memory_for_the_blocks_of_the_run_is_refused() -> None:
+    board = founded(1e9, 7200)
+    board.names[2] = "c"
+    said = "this site cannot join the run: the run has 2 blocks, which take 7.2 kB without activations, and its memory"
+    with pytest.raises(ConfigurationError, match=said):
+        agreed(Ranks(board, 2, is_founder=False), 7199)
