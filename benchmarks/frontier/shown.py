@@ -12,6 +12,11 @@ from benchmarks.frontier.choice import Cell, Row, best_of, front, overlap
 from benchmarks.frontier.figures import MINUTES, RATES_MBIT
 
 GIGA, MEGA = 1e9, 1e6
+MEMORY = (
+    "Peaks are of the whole process, above what it had before the model was loaded: with the server's half of the "
+    "model, and what a codec keeps for error feedback, 4 bytes per parameter and more, which are in host memory where "
+    "there is a GPU."
+)
 TITLES = {"gsm8k": "GSM8K", "instruct": "instruction set"}
 CELLS = [Cell(f"{rate}mbit", str(minutes)) for rate in RATES_MBIT for minutes in MINUTES]
 
@@ -137,6 +142,8 @@ def _fastest(rows: Sequence[Row]) -> Iterable[str]:
 
 
 def _cautions(rows: Sequence[Row]) -> Iterable[str]:
+    if rows:
+        yield MEMORY
     edges = [_named(row) for row in rows if row["rate_at_edge"] and row["data"] == "gsm8k"]
     if edges:
         yield f"The best learning rate is the smallest or largest of those tried for: {'; '.join(edges)}."

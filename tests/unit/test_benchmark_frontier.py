@@ -400,7 +400,7 @@ def test_the_sentences_say_what_more_memory_buys_and_where_the_model_itself_is_a
     others = rows[1], row("fedavg", 4e9, [0.8])
     assert [_doubt(rows[0], other, Cell("100mbit", "60")) for other in others] == ["", ", from one seed"]
     assert "60 min, FedAvg -10.9 % against LoRA, FedAvg of adapters" in said
-    assert "a run that was over by then" in said
+    assert "a run that was over by then" in said and "4 bytes per parameter" in said
     assert "Not made yet: FedAvg: 1 of its trials." in said
 
 
