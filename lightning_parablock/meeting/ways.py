@@ -159,7 +159,10 @@ def _foreign(meeting: Meeting, everyones: list[list[list[Any]]], links: PrivateL
 
 def _peers(meeting: Meeting, everyones: list[list[list[Any]]], links: PrivateLinks) -> GlooPeers:
     """The sites' listeners; each has one, at its inner address."""
-    places = {str(meeting.ranks[rank].site): _listeners(meeting, rank, said)[0] for rank, said in enumerate(everyones)}
+    places: dict[str, tuple[str, int]] = {}
+    for rank, said in enumerate(everyones):
+        with reading(f"the addresses of {meeting.ranks[rank].describe()}"):
+            (places[str(meeting.ranks[rank].site)],) = _listeners(meeting, rank, said)
     return GlooPeers(links.federation, places.pop(links.site), places)
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from lightning_parablock.errors import ConfigurationError, PeerTimeoutError
+from lightning_parablock.errors import ConfigurationError, PeerTimeoutError, ProtocolError
 from lightning_parablock.meeting import ways
 from lightning_parablock.meeting.devices import Listener
 from lightning_parablock.meeting.introductions import Introduction, Meeting
@@ -98,6 +98,13 @@ def test_ranks_of_a_federation_listen_at_their_inner_addresses_alone(monkeypatch
             assert error.startswith(
                 "the exchanges of site b would listen at 127.0.0.21, which is not its inner address"
             )
+
+
+@pytest.mark.parametrize("said", [[], [["127.0.0.11", 1], ["127.0.0.11", 2]]], ids=["none", "two"])
+def test_a_site_of_a_federation_has_one_listener(said: list[list[object]]) -> None:
+    links = of_federation("a", a="127.0.0.10", b="127.0.0.11")
+    with pytest.raises(ProtocolError, match=r"the addresses of site b .* malformed"):
+        ways._peers(Meeting(RANKS, 0, "x"), [[["127.0.0.10", 1]], said], links)
 
 
 def test_an_address_that_the_roster_does_not_give_is_refused_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
