@@ -45,8 +45,8 @@ options: install ## write docs/options.md and configs/base.yaml from the options
 horizon: install ## write the tables of docs/planner.md on large models behind slow links
 	$(BIN)/python -m docs.hooks.horizon
 
-soak: install ## 2,000 random histories of elastic membership, and processes struck in every phase, half an hour
-	ELASTIC_HISTORIES=2000 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/elastic tests/regroup
+soak: install ## 2,000 random histories of elastic membership, 1,000 with secure sums, and processes struck in every phase, half an hour
+	ELASTIC_HISTORIES=2000 SECURE_HISTORIES=1000 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/elastic tests/regroup
 	$(BIN)/python -m tests.elastic.processes.soak
 
 fuzz: install $(FUZZER) ## send every parser of foreign bytes damaged messages, FUZZ_SECONDS=60 for each, 50 minutes

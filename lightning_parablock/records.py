@@ -59,6 +59,8 @@ class RoundRecord:
         exchange_end_s: Time at which the commit had arrived.
         samples: Number of samples it trained on; 0 if it took no part.
         nonfinite: Whether its delta contained NaN or infinity, so that it took no part (``nonfinite_delta="skip"``).
+        dropped: Whether its exchange was under way when the members of an elastic run with secure sums changed, so that
+            W is as it was and the delta counts for nothing.
         drift: Norm of the difference between its delta and the mean delta, over the mean delta's norm, dimensionless;
             None if it took no part, or if the commit does not determine the mean: with a server optimizer other than
             SGD, a lossy compression, secure sums, or parameters that are not float32.
@@ -82,3 +84,4 @@ class RoundRecord:
     samples: int = 0
     drift: float | None = None
     nonfinite: bool = False
+    dropped: bool = False

@@ -21,7 +21,8 @@ class RoundMetrics(Callback):
     Names: ``parablock/round`` (from 0), ``parablock/block`` (index in ``trainer.strategy.blocks``),
     ``parablock/exposed_s``, ``parablock/wait_peer_s``, ``parablock/compute_s``, ``parablock/exchange_s`` (seconds),
     ``parablock/upload_bytes`` and ``parablock/download_bytes``, ``parablock/samples`` and, where it is known,
-    ``parablock/drift``, and ``parablock/nonfinite`` in rounds that were left out of the mean; for their meaning see
+    ``parablock/drift``, ``parablock/nonfinite`` in rounds that were left out of the mean, and ``parablock/dropped`` in
+    rounds whose secure sum counts for nothing, since the members changed meanwhile; for their meaning see
     :class:`~lightning_parablock.records.RoundRecord`. The figures are those of this rank's first client in the round;
     loggers that write only on the first rank, as Lightning's do, record those of rank 0.
 
@@ -71,4 +72,6 @@ def metrics_of(record: RoundRecord, block_index: dict[str, int]) -> dict[str, fl
         metrics[PREFIX + "drift"] = record.drift
     if record.nonfinite:
         metrics[PREFIX + "nonfinite"] = 1.0
+    if record.dropped:
+        metrics[PREFIX + "dropped"] = 1.0
     return {**metrics, PREFIX + "block": float(block_index.get(record.block, -1))}

@@ -80,6 +80,7 @@ def _events(record: RoundRecord, origin_s: float) -> list[Event]:
         "samples": record.samples,
         "drift": record.drift,
         "nonfinite": record.nonfinite,
+        **({"dropped": True} if record.dropped else {}),
     }
     spans = [
         (record.block, 0, (record.start_s, record.end_s - record.start_s), facts),

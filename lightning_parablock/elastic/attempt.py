@@ -115,6 +115,9 @@ class Attempt:
             min_clients=options.min_clients,
             n_blocks=self._n_blocks,
             has_server_state=options.has_server_state,
+            drops=options.drops,
+            roster=self._seat.roster,
+            most_members=options.most_members,
         )
         return decide(self.generation, reports, rules, self._why_gone())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -59,10 +60,28 @@ class ElasticExchange(Exchange):
             residual = self.uploads[client].residual
             if residual is not None and draft.residual is not None:
                 residual.after.copy_(draft.residual.after)
-        self.uploads = self.drafts = {}
+        attempt = self._end()
+        self._facts = self._bare_facts() if attempt is None else attempt.facts
+
+    def note_dropped(self) -> None:
+        """The members have changed before it had landed, and it is not redone: residuals are as before it."""
+        if self._facts is not None:
+            return
+        for upload in self.uploads.values():
+            if upload.residual is not None:
+                before = upload.residual.before
+                upload.residual.after.zero_() if before is None else upload.residual.after.copy_(before)
+        self._end()
+        self._facts = replace(self._bare_facts(), is_dropped=True)
+
+    def _end(self) -> Exchange | None:
         attempt, self.attempt = self.attempt, None
+        self.uploads = self.drafts = {}
+        return attempt
+
+    def _bare_facts(self) -> ExchangeFacts:
         now_s = time.time()
-        self._facts = attempt.facts if attempt is not None else ExchangeFacts(self._start_s, now_s, now_s, 0, 0)
+        return ExchangeFacts(self._start_s, now_s, now_s, 0, 0)
 
     @override
     def wait(self, before: Callable[[], Tensor]) -> Tensor:

@@ -58,13 +58,11 @@ class Fetcher:
         """Pull what is missing, and make everything ready for the new generation."""
         transport = self._transport
         transport.client = self._seat.client_in(decision.log)
-        commits = dict[Key, Tensor]()
-        for key in transport.lacking(decision):
-            assert decision.donor is not None
-            commits[key] = self._pull(self._address(decision, decision.donor), "commit", {"key": key}, look)
+        commits = {key: self._from_donor(decision, "commit", key, look) for key in transport.lacking(decision)}
+        scales = {key: self._from_donor(decision, "scale", key, look) for key in transport.scales_wanted(decision)}
         state = [piece for source in transport.needed_state(decision) for piece in self._state(decision, source, look)]
         look()
-        transport.stage(decision, commits, state)
+        transport.stage(decision, commits, state, scales)
 
     def connect(self, decision: Decision, store: str, look: Look) -> Transport:
         """Connect the members of the staged generation."""
@@ -134,6 +132,10 @@ class Fetcher:
         return [
             StatePiece(*name, self._pull(address, "piece", {**said, "index": i}, look)) for i, name in enumerate(names)
         ]
+
+    def _from_donor(self, decision: Decision, name: str, key: Key, look: Look) -> Tensor:
+        assert decision.donor is not None
+        return self._pull(self._address(decision, decision.donor), name, {"key": key}, look)
 
     def _ask(self, address: str, name: str, said: Mapping[str, object], look: Look) -> Reply:
         return self._seat.call(address, name, said, _ANSWER_S, look)

@@ -23,6 +23,7 @@ from lightning_parablock.errors import PeerError, PeerLostError
 from lightning_parablock.meeting.devices import open_apart
 from lightning_parablock.membership.membership import Membership
 from lightning_parablock.regroup.log import Record
+from lightning_parablock.server.aggregation import Aggregator
 from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import Settings
 from lightning_parablock.transport.base import Transport
@@ -47,6 +48,7 @@ def open_generation(
     limit_s: float,
     hosts: Mapping[int, str] | None = None,
     pacer: Pacer | None = None,
+    aggregator: Aggregator | None = None,
 ) -> Transport:
     """Connect the members of a generation; each of them calls this at about the same time.
 
@@ -61,13 +63,14 @@ def open_generation(
         limit_s: Limit for connecting.
         hosts: Name of each member's machine, for messages.
         pacer: Spaces all that this site uploads; None for one of this generation's own.
+        aggregator: What travels, and what a server makes of it; None for each client's delta and their mean.
 
     Raises:
         PeerLostError: a member did not connect in time.
     """
     order = record.order
     if len(order) == 1:
-        return LoopbackTransport(server)
+        return LoopbackTransport(server, aggregator)
     membership = Membership(
         record.generation,
         tuple((hosts or {}).get(member, "its machine") for member in order),
@@ -84,7 +87,7 @@ def open_generation(
             f"generation {record.generation}: not connected to all of {names} within {limit_s:g} s ({error}); every "
             "site must reach every other by TCP"
         ) from error
-    return _Generation(membership, settings, server, blocks, device, group, pacer)
+    return _Generation(membership, settings, server, blocks, device, group, pacer, aggregator)
 
 
 class _Generation(TorchDistributedTransport):
@@ -97,6 +100,7 @@ class _Generation(TorchDistributedTransport):
         device: torch.device,
         group: dist.ProcessGroupGloo,
         pacer: Pacer | None,
+        aggregator: Aggregator | None,
     ) -> None:
         self._apart = _WireApart(group, pins_memory=device.type == "cuda")
         super().__init__(
@@ -109,6 +113,7 @@ class _Generation(TorchDistributedTransport):
             backend="gloo",
             wire=self._apart,
             pacer=pacer,
+            aggregator=aggregator,
         )
 
     @override
@@ -117,6 +122,8 @@ class _Generation(TorchDistributedTransport):
         self._apart.close()
         for _, thread in self._lanes:
             thread.end()
+        if self._ahead is not None:
+            self._ahead.end()
 
 
 class _WireApart(Wire):

@@ -30,6 +30,7 @@ class Giver:
         """Answer at the desk."""
         desk.answer("newest", self._newest)
         desk.answer("commit", self._commit)
+        desk.answer("scale", self._scale)
         desk.answer("state", self._state)
         desk.answer("piece", self._piece)
         desk.answer("landed", self._landed)
@@ -45,6 +46,12 @@ class Giver:
         with call.reading():
             key = as_key(call.said["key"])
         return chunk_reply(call.said, self._transport.commit_of(key), str(key), self._pace)
+
+    def _scale(self, call: Call) -> Reply:
+        """A part of the scale of that version of a block."""
+        with call.reading():
+            key = as_key(call.said["key"])
+        return chunk_reply(call.said, self._transport.scale_of(key), str(key), self._pace)
 
     def _state(self, call: Call) -> Reply:
         """Which tensors a piece of server state consists of."""

@@ -41,6 +41,7 @@ class Line:
         joined: Sites that did not continue from the generation before without a break.
         gone: Sites that were members and are none any more, each with the reason.
         redone: Rounds whose exchanges this site attempts again since the opening.
+        dropped: Rounds whose exchanges were under way at the opening and count for nothing, with secure sums.
         why: The reason for an end that is none of the site's own.
     """
 
@@ -52,6 +53,7 @@ class Line:
     joined: tuple[str, ...] = ()
     gone: Mapping[str, str] = field(default_factory=dict[str, str])
     redone: tuple[int, ...] = ()
+    dropped: tuple[int, ...] = ()
     why: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -71,6 +73,7 @@ class Line:
             "joined": list(self.joined),
             "gone": dict(self.gone),
             "redone": list(self.redone),
+            **({"dropped": list(self.dropped)} if self.dropped else {}),
         }
 
     @classmethod
@@ -85,6 +88,7 @@ class Line:
             joined=tuple(map(str, said.get("joined", ()))),
             gone={str(name): str(why) for name, why in said.get("gone", {}).items()},
             redone=tuple(map(int, said.get("redone", ()))),
+            dropped=tuple(map(int, said.get("dropped", ()))),
             why=str(said.get("why", "")),
         )
 
@@ -121,15 +125,20 @@ class Journal:
                 self._written = {(one.run, _generation(one)) for one in read_lines(self._path)}
             self._write(self._lines)
 
-    def note_opening(self, newest: MembershipLog, run: str, redone: Sequence[Key] = ()) -> None:
+    def note_opening(
+        self, newest: MembershipLog, run: str, redone: Sequence[Key] = (), dropped: Sequence[Key] = ()
+    ) -> None:
         """A generation has opened here: say so to the user, and note it with those that have not been noted yet.
 
         Args:
             newest: The log up to the generation.
             run: Id of the run.
             redone: Exchanges that this site attempts again.
+            dropped: Exchanges that count for nothing.
         """
-        log.warning("parablock: %s", Change.newest(newest).in_words())
+        rounds = ", ".join(map(str, _rounds(dropped)))
+        lost = f"; what was under way counts for nothing: round {rounds}" if dropped else ""
+        log.warning("parablock: %s%s", Change.newest(newest).in_words(), lost)
         now_s = time.time()
         with self._lock:
             known = max(map(_generation, self._lines), default=-1)
@@ -143,7 +152,8 @@ class Journal:
                     record=change.record,
                     joined=change.joined,
                     gone=change.gone,
-                    redone=tuple(sorted({key[0] for key in redone})) if change is fresh[-1] else (),
+                    redone=_rounds(redone) if change is fresh[-1] else (),
+                    dropped=_rounds(dropped) if change is fresh[-1] else (),
                 )
                 for change in fresh
             ]
@@ -214,6 +224,10 @@ def _cut_torn(path: Path) -> None:
     end = data.rfind(b"\n") + 1
     if end < len(data):
         os.truncate(path, end)
+
+
+def _rounds(keys: Sequence[Key]) -> tuple[int, ...]:
+    return tuple(sorted({key[0] for key in keys}))
 
 
 def _generation(line: Line) -> int:

@@ -22,6 +22,7 @@ from lightning_parablock.elastic.exchange import ElasticExchange
 from lightning_parablock.elastic.shard import Backup, Backups, VersionedShard
 from lightning_parablock.elastic.staging import Staged
 from lightning_parablock.elastic.store import CommittedStore
+from lightning_parablock.elastic.version_scales import VersionScales
 from lightning_parablock.errors import PeerTimeoutError
 from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.regroup.keys import Key
@@ -55,6 +56,7 @@ class LandingTransport(Transport):
 
     Attributes:
         client: Id of this site's client; -1 for none yet.
+        scales: For secure sums: the scales of the versions in the store.
         on_landed: Called with each exchange that has landed here; on any thread, without a lock.
         uploaded_bytes: Bytes of this site's messages in all exchanges that have landed here, with headers.
         on_trouble: Called with the first error of a generation's exchanges, if it was not sealed before.
@@ -77,6 +79,7 @@ class LandingTransport(Transport):
     ) -> None:
         super().__init__(ServerShard(settings.server_optimizer, [], compression=settings.compression))
         self.client, self.store = client, store
+        self.scales = VersionScales(len(blocks), settings.delay)
         self.on_landed: Callable[[Key], None] = lambda key: None
         self.on_trouble: Callable[[Exception], None] = lambda error: None
         self.send_backup: Callable[[int, Backup], None] = lambda client, backup: None
@@ -122,7 +125,10 @@ class LandingTransport(Transport):
             started = []
             if exchange is None:
                 exchange = self._exchanges[key] = ElasticExchange(key, cohort, self, self._device)
-                if key <= self.store.landed:  # without this member, which contributed nothing
+                if self._log.has_dropped(key):
+                    exchange.uploads = dict(uploads)
+                    exchange.note_dropped()
+                elif key <= self.store.landed:  # without this member, which contributed nothing
                     exchange.note_landed()
                 else:
                     exchange.uploads = dict(uploads)
@@ -153,6 +159,16 @@ class LandingTransport(Transport):
             for key in [key for key in self._exchanges if key[0] <= round_index]:
                 del self._exchanges[key]
             self._prune()
+            carrier = self._carrier
+        if carrier is not None:
+            carrier.settle(round_index)
+
+    @override
+    def expect(self, round_index: int, work: Mapping[int, Sequence[int]]) -> None:
+        with self._changed:
+            carrier = self._carrier
+        if carrier is not None:
+            carrier.expect(round_index, work)
 
     @override
     def check(self, round_index: int, block: int) -> None:
@@ -301,6 +317,8 @@ class LandingTransport(Transport):
         key = exchange.key
         value = attempt.wait(lambda: self.store.newest(key[1]).to(self._device))
         self.store.land(key, value.cpu())
+        assert self._carrier is not None, "an attempt has a carrier"
+        self.scales.land(key, self._carrier.told(key))
         for upload in exchange.uploads.values():
             if upload.residual is not None:
                 self._residuals.pop(id(upload.residual.after), None)
@@ -314,6 +332,7 @@ class LandingTransport(Transport):
         due = self._settings.delay.newest_due_at_start(self._started + 1)
         if self._known:
             self.store.prune(min(self._known.values()), min(self._merged, due))
+            self.scales.prune(lambda block: self.store.keys(block)[0])
         if self._shard is not None:
             self._shard.release(self.store.landed)
         self._backups.release(self.store.landed)

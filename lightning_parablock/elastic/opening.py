@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
 
 from lightning_parablock.blocks.flat import FlatBlocks
 from lightning_parablock.elastic.calendar import Calendar
 from lightning_parablock.elastic.fetching import Fetcher
 from lightning_parablock.elastic.generation import open_generation
+from lightning_parablock.elastic.generation_masks import FINAL, MaskMaker, tell_by
 from lightning_parablock.elastic.giving import Giver
 from lightning_parablock.elastic.herald import Herald
 from lightning_parablock.elastic.site import Site
@@ -23,6 +26,9 @@ from lightning_parablock.errors import PeerTimeoutError
 from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.regroup.keys import BEFORE_ALL
 from lightning_parablock.regroup.report import Decision
+from lightning_parablock.server.aggregation import Aggregator
+from lightning_parablock.server.secure.aggregator import Hosts, SecureAggregator
+from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import Settings
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
 from lightning_parablock.transport.base import Transport
@@ -39,6 +45,7 @@ def open_elastic(
     schedule: Schedule,
     *,
     device: torch.device,
+    masks: MaskMaker | None = None,
 ) -> ElasticTransport:
     """Open the exchanges of a fit.
 
@@ -51,6 +58,7 @@ def open_elastic(
         settings: The run's settings.
         schedule: The run's schedule.
         device: The model's device.
+        masks: For secure sums: this site's side of all agreements on masks.
     """
     seat = site.seat
     initial = [flat.pack(block).to("cpu", torch.float32, copy=True) for block in range(len(flat.blocks))]
@@ -76,22 +84,36 @@ def open_elastic(
     pace = pacer.wait if settings.upload_bps else None
     herald = Herald(seat, lambda: settings.backup_share * transport.uploaded_bytes, pace)
     transport.on_landed, transport.send_backup = herald.note_landed, herald.note_backup
-    transport.on_trouble = site.note_trouble
+    transport.on_trouble = site.note_trouble if masks is None else partial(_note_trouble, site)
+    seat.roster = None if masks is None else frozenset(masks.member.roster.names)
+
+    def aggregator_of(decision: Decision, server: ServerShard, meeting: Store) -> Aggregator | None:
+        if masks is None:
+            return None
+        record, name = decision.record, seat.options.site
+        tell = tell_by(meeting, record, name, limit_s)
+        agreed = masks.agree(record, transport.drops(decision), seat.next_run, tell)
+        sites = [record.sites[client] for client in record.order]
+        hosts = Hosts(sites, [(client,) for client in record.order], record.order.index(transport.client))
+        numels = [block.numel for block in flat.blocks]
+        return SecureAggregator(masks.bytes_per_value, numels, hosts, agreed, server, transport.scales)
 
     def connect(decision: Decision, store: str, look: Callable[[], None]) -> Transport:
         look()
         staged = transport.staged
         assert staged is not None, "staging comes before connecting"
+        meeting = join_store(store, limit_s)
         return open_generation(
             decision.record,
             transport.client,
-            join_store(store, limit_s),
+            meeting,
             staged.server,
             settings,
             flat.blocks,
             device=device,
             limit_s=limit_s,
             pacer=pacer,
+            aggregator=aggregator_of(decision, staged.server, meeting),
         )
 
     limit_s = max(_CONNECT_S, 2 * seat.options.silence_s)
@@ -103,6 +125,14 @@ def open_elastic(
     if is_founder:
         _begin(site, transport, fetcher)
     return transport
+
+
+def _note_trouble(site: Site, error: Exception) -> None:
+    """An exchange of secure sums has failed: for good, where the members are not to blame."""
+    if isinstance(error, FINAL):
+        site.seat.fail(error)
+    else:
+        site.note_trouble(error)
 
 
 def _begin(site: Site, transport: ElasticTransport, fetcher: Fetcher) -> None:

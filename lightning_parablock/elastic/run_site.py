@@ -14,6 +14,7 @@ from lightning_parablock.blocks.flat import FlatBlocks, hash_tensors
 from lightning_parablock.desk.message import Reply
 from lightning_parablock.desk.service import Call
 from lightning_parablock.elastic.arbiter import Arbiter
+from lightning_parablock.elastic.generation_masks import MaskMaker
 from lightning_parablock.elastic.opening import committed_at, open_elastic
 from lightning_parablock.elastic.run_record import RunRecord
 from lightning_parablock.elastic.seat import SiteOptions
@@ -24,9 +25,10 @@ from lightning_parablock.errors import CallOrderError, DivergenceError, RefusedE
 from lightning_parablock.federation.joining import start_at
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.federation.schedule import Schedule
+from lightning_parablock.masking.ring import Ring
 from lightning_parablock.meeting.private_links import PrivateLinks
 from lightning_parablock.server.optimizers import ServerSGD
-from lightning_parablock.settings import Settings
+from lightning_parablock.settings import SecureAggregation, Settings
 from lightning_parablock.system.reading import reading
 from lightning_parablock.transport.base import Transport
 
@@ -63,8 +65,15 @@ class RunSite(Site, SiteView):
         self.desk.answer("hash", self._answer_hash)
 
     @override
-    def open_rounds(self, flat: FlatBlocks, settings: Settings, schedule: Schedule, device: torch.device) -> Transport:
-        self._transport = open_elastic(self, flat, settings, schedule, device=device)
+    def open_rounds(
+        self,
+        flat: FlatBlocks,
+        settings: Settings,
+        schedule: Schedule,
+        device: torch.device,
+        masks: MaskMaker | None = None,
+    ) -> Transport:
+        self._transport = open_elastic(self, flat, settings, schedule, device=device, masks=masks)
         return self._transport
 
     @override
@@ -128,6 +137,7 @@ class RunSite(Site, SiteView):
 def site_options(settings: Settings, name: str) -> SiteOptions:
     """How a site takes part, as its settings say; ``lighthouse`` must be set."""
     assert settings.lighthouse is not None and settings.min_clients is not None
+    secure = settings.aggregation if isinstance(settings.aggregation, SecureAggregation) else None
     return SiteOptions(
         site=name,
         lighthouse=settings.lighthouse,
@@ -138,4 +148,6 @@ def site_options(settings: Settings, name: str) -> SiteOptions:
         topology=settings.topology,
         straggler_timeout_s=settings.straggler_timeout_s,
         has_server_state=settings.compression.is_lossy or not isinstance(settings.server_optimizer, ServerSGD),
+        drops=secure is not None,
+        most_members=None if secure is None else Ring(secure.bytes_per_value).most_clients,
     )

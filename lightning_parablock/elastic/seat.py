@@ -36,6 +36,8 @@ class SiteOptions:
         silence_s: Seconds without a sign of life at the lighthouse after which a site is lost.
         topology: "star" or "sharded".
         has_server_state: Whether servers keep state besides W.
+        drops: Whether exchanges that are not kept are dropped instead of redone, as with secure sums.
+        most_members: No more members than this; None for any number.
         samples: Number of training samples here.
         straggler_timeout_s: Longest wait for a member that is alive.
     """
@@ -48,6 +50,8 @@ class SiteOptions:
     silence_s: float
     topology: str
     has_server_state: bool
+    drops: bool = False
+    most_members: int | None = None
     samples: int = 0
     straggler_timeout_s: float = 3600.0
 
@@ -80,6 +84,7 @@ class Seat:
         noted: Lineage of the run of which the site has started a round before, and holds nothing any more.
         own_seal: The generation that this site has sealed last without being asked; -1 for none.
         n_blocks: Number of blocks of the model, once it is known.
+        roster: For secure sums: names of the sites that may take part, once it is known.
         next_run: Id of the run, as of the generation that is acknowledged.
         next_incarnations: The same for :attr:`incarnations`.
         problem: Why the last attempt at a regroup that this site coordinated has failed.
@@ -108,6 +113,7 @@ class Seat:
     lineage: Lineage = ()
     noted: Lineage = ()
     n_blocks: int = 1
+    roster: frozenset[str] | None = None
     own_seal: int = -1
     next_run: str = ""
     next_incarnations: dict[int, str] = field(default_factory=dict[int, str])

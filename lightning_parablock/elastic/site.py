@@ -292,8 +292,9 @@ class Site:
     # --- answers ------------------------------------------------------------------------------------------------------
 
     def _note_opening(self, decision: Decision) -> None:
-        redone = () if self._rounds is None else self._rounds.reopened
-        self.journal.note_opening(decision.log, self._seat.run, redone)
+        rounds = self._rounds
+        redone, dropped = ((), ()) if rounds is None else (rounds.reopened, rounds.dropped)
+        self.journal.note_opening(decision.log, self._seat.run, redone, dropped)
 
     def _recognize(self, caller: Identity) -> None:
         self._seat.recognize(caller)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from lightning_parablock.blocks.partition import Block
 from lightning_parablock.elastic.shard import VersionedShard
 from lightning_parablock.elastic.store import CommittedStore
 from lightning_parablock.errors import CallOrderError
+from lightning_parablock.masking.scales import Scale
 from lightning_parablock.regroup.keys import BEFORE_ALL, Key
 from lightning_parablock.regroup.log import Record
 from lightning_parablock.regroup.report import Decision, Source
@@ -32,12 +33,14 @@ class Staged:
         commits: W after each kept exchange that has not landed here, by exchange; for a member that starts fresh also
             the values that it begins with.
         begins_anew: Whether what the store holds is discarded.
+        scales: For secure sums: the scales of these versions of W, as far as there are any.
     """
 
     decision: Decision
     server: VersionedShard
     commits: Mapping[Key, Tensor]
     begins_anew: bool
+    scales: Mapping[Key, Scale] = field(default_factory=dict[Key, Scale])
 
 
 def overlap(decision: Decision, source: Source, client: int, blocks: Sequence[Block], topology: Topology) -> bool:
@@ -60,6 +63,7 @@ def stage(
     settings: Settings,
     as_held: AsHeld | None,
     wanted: Sequence[Key] | None,
+    scales: Mapping[Key, Scale],
 ) -> Staged:
     """Build a member's part of a generation; changes nothing that is live.
 
@@ -73,6 +77,7 @@ def stage(
         settings: Topology, codec and server optimizer.
         as_held: See :class:`~lightning_parablock.server.shard.ServerShard`.
         wanted: For a member that starts fresh: everything that its store begins with; None for a survivor.
+        scales: For secure sums: of the versions that others have given.
 
     Raises:
         CallOrderError: a commit is missing.
@@ -93,7 +98,7 @@ def stage(
         kept=[key if key[0] >= 0 else BEFORE_ALL for key in kept],
     )
     server.load_state(state)
-    return Staged(decision, server, commits, wanted is not None)
+    return Staged(decision, server, commits, wanted is not None, scales)
 
 
 def stays(before: Record | None, record: Record, server: int, numel: int, topology: Topology) -> bool:

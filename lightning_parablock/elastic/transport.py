@@ -15,23 +15,27 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.elastic.exchange import ElasticExchange
-from lightning_parablock.elastic.landing import LandingTransport
+from lightning_parablock.elastic.handing import HandingTransport
 from lightning_parablock.elastic.shard import Backup, VersionedShard
-from lightning_parablock.elastic.staging import Staged, keeper_of, overlap, stage, stays
+from lightning_parablock.elastic.staging import Staged, keeper_of, stage, stays
 from lightning_parablock.elastic.store import first_key
+from lightning_parablock.elastic.version_scales import from_tensor
 from lightning_parablock.errors import CallOrderError, DroppedError, SealedError
+from lightning_parablock.masking.scales import Scale
 from lightning_parablock.regroup.keys import Key
-from lightning_parablock.regroup.log import MembershipLog, Record
-from lightning_parablock.regroup.report import Decision, Label, Source, Standing
+from lightning_parablock.regroup.log import Record
+from lightning_parablock.regroup.report import Decision, Label, Standing
 from lightning_parablock.server.shard import StatePiece
 from lightning_parablock.transport.base import Transport
 
 
-class ElasticTransport(LandingTransport):
+class ElasticTransport(HandingTransport):
     """Carries the exchanges of one client through all generations; arguments are those of :class:`LandingTransport`."""
 
     reopened: tuple[Key, ...] = ()
     """The exchanges that the newest opening has attempted again, ascending."""
+    dropped: tuple[Key, ...] = ()
+    """Those that it has dropped, ascending."""
 
     @property
     def staged(self) -> Staged | None:
@@ -61,108 +65,18 @@ class ElasticTransport(LandingTransport):
                 return None
             return Standing(staged.decision.log, staged.decision.record.kept, staged.server.labels())
 
-    def lacking(self, decision: Decision) -> list[Key]:
-        """The commits that this member must pull before it can stage the decision, oldest first.
-
-        Round -1 stands for the block's value before the first exchange.
-        """
-        record, log = decision.record, decision.log
-        if decision.donor is None or decision.donor == self.client:
-            return []
-        with self._changed:
-            if self.client not in record.joiners:
-                newer = self._calendar.between(log, self.store.landed, record.kept[0] + 1)
-                return [key for key in newer if key <= record.kept]
-            held = self._kept_ahead(log)
-        return [key for key in self._for_joiner(decision) if key not in held]
-
-    def _for_joiner(self, decision: Decision) -> list[Key]:
-        """W as of what has been merged at the start of round n, and every kept exchange that is merged later."""
-        record, log = decision.record, decision.log
-        due = self._settings.delay.newest_due_at_start(record.first_round)
-        upto = min(record.kept, (due, len(self._blocks)))
-        begin = [self._calendar.newest_of(log, block, upto) for block in range(len(self._blocks))]
-        later = self._calendar.between(log, upto, record.kept[0] + 1)
-        first = [key if key[0] >= 0 else (-1, block) for block, key in enumerate(begin)]
-        return sorted(first) + [key for key in later if key <= record.kept]
-
-    def commit_of(self, key: Key) -> Tensor:
-        """W of the exchange's block after it, shape (numel,), float32, on the host; for a member that lacks it."""
-        with self._changed:
-            staged = self._staged
-            if staged is not None and key in staged.commits:
-                return staged.commits[key]
-        return self.store.at(key)
-
-    def newest(self) -> tuple[Record, list[Key]]:
-        """What a guest can take ahead: of each block the newest exchange that has landed here, and in which generation.
-
-        Raises:
-            CallOrderError: no generation has opened here yet.
-        """
-        with self._changed:
-            if not self._log.records:
-                raise CallOrderError("this site has not opened its exchanges yet")
-            return self._log.newest, [self.store.newest_key(block) for block in range(self.store.n_blocks)]
-
-    def take_ahead(self, key: Key, value: Tensor, landed: Record) -> None:
-        """As a guest: hold a value of W that a decision may need, so that :meth:`lacking` does not name it.
-
-        Args:
-            key: The exchange after which the value was W of its block.
-            value: Shape (numel,), float32, on the host.
-            landed: The generation that was open at the giver: a later one may redo the exchange with another result.
-        """
-        with self._changed:
-            self._ahead[key] = value, landed
-            self._forget_ahead()
-
-    def _kept_ahead(self, log: MembershipLog) -> dict[Key, Tensor]:
-        """What was taken ahead, without what a log has redone since; the caller holds the lock."""
-        return {key: value for key, (value, landed) in self._ahead.items() if log.has_kept(key, landed)}
-
-    def _forget_ahead(self) -> None:
-        """A joiner begins with W as of a round that is due; what is much older is not asked for again."""
-        newest = max(key[0] for key in self._ahead)
-        due = self._settings.delay.newest_due_at_start(newest) - 1
-        begins = dict[int, Key]()
-        for key in sorted(self._ahead):
-            if key[0] <= due:
-                begins[key[1]] = key
-        for key in [key for key in self._ahead if key < begins.get(key[1], key)]:
-            del self._ahead[key]
-
-    def needed_state(self, decision: Decision) -> list[Source]:
-        """The pieces of server state that this member must pull before it can stage the decision."""
-        return [
-            source
-            for source in decision.sources
-            if source.holder not in (None, self.client)
-            and overlap(decision, source, self.client, self._blocks, self._settings.topology)
-        ]
-
-    def state_of(self, source: Source) -> list[StatePiece]:
-        """A piece of server state that this member holds, for one that needs it.
-
-        Raises:
-            CallOrderError: it is not here.
-        """
-        label = source.label
-        assert label is not None
-        with self._changed:
-            # Others may have opened what this member has acknowledged, and ask before it has heard of it.
-            staged = None if self._staged is None else self._staged.server
-            shards = [shard for shard in (self._shard, staged) if shard is not None and shard.generation == label[1]]
-            if source.server == self.client:
-                found = next((shard.piece(source.block, label) for shard in shards), None)
-            else:
-                found = self._backups.piece(source.block, source.server, label)
-        if found is None:
-            raise CallOrderError(f"the server state {source} is not here")
-        return found
+    def drops(self, decision: Decision) -> list[Key]:
+        """The exchanges that a decision drops, oldest first."""
+        record = decision.record
+        newer = self._calendar.between(decision.log, record.kept, record.first_round) if record.drops else []
+        return [key for key in newer if record.has_dropped(key)]
 
     def stage(
-        self, decision: Decision, commits: Mapping[Key, Tensor], state: Iterable[StatePiece] = ()
+        self,
+        decision: Decision,
+        commits: Mapping[Key, Tensor],
+        state: Iterable[StatePiece] = (),
+        scales: Mapping[Key, Tensor] | None = None,
     ) -> VersionedShard:
         """Build what this member needs of the decided generation, beside what is live; returns its server shard.
 
@@ -170,9 +84,11 @@ class ElasticTransport(LandingTransport):
             decision: What was decided.
             commits: What :meth:`lacking` has named.
             state: The pieces that :meth:`needed_state` has named.
+            scales: What :meth:`scales_wanted` has named, as it travels.
 
         Raises:
             CallOrderError: a commit is missing.
+            ProtocolError: a scale is none.
             DroppedError: this process was a member before, and the run has continued without it.
             SealedError: a newer generation is staged or open.
         """
@@ -194,6 +110,7 @@ class ElasticTransport(LandingTransport):
             settings=self._settings,
             as_held=self._as_held,
             wanted=self._for_joiner(decision) if self._begins_anew(decision) else None,
+            scales=self._read_scales(scales or {}),
         )
         generation = decision.record.generation
         with self._changed:
@@ -225,6 +142,8 @@ class ElasticTransport(LandingTransport):
             self._backups.open(record.generation, record.kept, lambda b, s: self._stays(before, record, b, s))
             self._ahead.clear()
             self._residuals.clear()
+            self.dropped = self._drop(staged.decision)
+            landed += self.dropped
             self._carrier, self._is_sealed, self._trouble = carrier, carrier is None, None
             if self.client in record.joiners:
                 self._serve_before(record.first_round)
@@ -265,11 +184,13 @@ class ElasticTransport(LandingTransport):
         record, landed = staged.decision.record, list[Key]()
         if staged.begins_anew:
             self.store.begin_with(list(staged.commits.items()), record.kept)
+            self.scales.begin_with(staged.scales.items())
             self._exchanges.clear()
             self._merged = self._settings.delay.newest_due_at_start(record.first_round)
         else:
             for key in sorted(staged.commits):
                 self.store.land(key, staged.commits[key])
+                self.scales.land(key, staged.scales.get(key))
                 landed.append(key)
             if not landed and record.kept > self.store.landed:  # a run that begins with a checkpoint
                 self.store.begin_with([(first_key(b), self.store.newest(b)) for b in range(len(self._blocks))],
@@ -278,6 +199,24 @@ class ElasticTransport(LandingTransport):
             if key <= record.kept:
                 exchange.note_landed()
         return landed
+
+    def _drop(self, decision: Decision) -> tuple[Key, ...]:
+        """Land what the decision drops, with W as before it; the caller holds the lock."""
+        dropped = self.drops(decision)
+        for key in dropped:
+            self.store.land(key, self.store.newest(key[1]))
+            if key in self._exchanges:
+                self._exchanges[key].note_dropped()
+        if dropped:
+            self._known[self.client] = dropped[-1]
+        return tuple(dropped)
+
+    def _read_scales(self, scales: Mapping[Key, Tensor]) -> dict[Key, Scale]:
+        read = {
+            key: from_tensor(values, self._blocks[key[1]].numel, "the member that gives W")
+            for key, values in scales.items()
+        }
+        return {key: scale for key, scale in read.items() if scale is not None}
 
     def _serve_before(self, first_round: int) -> None:
         """A joiner serves rounds that its own engine does not train; the caller holds the lock."""

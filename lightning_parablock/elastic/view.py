@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.elastic.generation_masks import MaskMaker
 from lightning_parablock.elastic.journal import Journal
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.federation.schedule import Schedule
@@ -138,7 +139,14 @@ class SiteView(Protocol):
         """Keep, for joiners, where this site's trainer is at the first step of a round; the newest few are enough."""
         ...
 
-    def open_rounds(self, flat: FlatBlocks, settings: Settings, schedule: Schedule, device: torch.device) -> Transport:
+    def open_rounds(
+        self,
+        flat: FlatBlocks,
+        settings: Settings,
+        schedule: Schedule,
+        device: torch.device,
+        masks: MaskMaker | None = None,
+    ) -> Transport:
         """Open the exchanges of a fit: collective among founders; a guest's carry nothing before its admission.
 
         Args:
@@ -146,6 +154,7 @@ class SiteView(Protocol):
             settings: The run's settings.
             schedule: The run's schedule, whose cohorts are drawn from the members of each round.
             device: The model's device.
+            masks: For secure sums: this site's side of all agreements on masks.
         """
         ...
 

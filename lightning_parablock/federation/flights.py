@@ -90,4 +90,5 @@ class Flight:
             samples=turn.samples,
             drift=turn.drift,
             nonfinite=turn.nonfinite,
+            dropped=facts.is_dropped,
         )

@@ -64,7 +64,7 @@ class RecordedMasks(Masks):
         with self._lock_of_record:
             if round_index in self._recorded:
                 return
-            salt = self._record.submissions.begin(round_index, self._record.context)
+            salt = self._record.submissions.begin(round_index, self._record.context, self._record.salt)
             if salt == self._record.salt:
                 self._recorded.add(round_index)
         if salt != self._record.salt:

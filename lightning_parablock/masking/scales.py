@@ -10,6 +10,7 @@ Everything here gives the same bits on every machine and for every cut of the bl
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,6 +31,19 @@ _MULTIPLES = {1: 3, 2: 16}
 _FLOOR = 2.0**-200  # squared, like the sizes below
 _BLOCK_SHARE = 256.0
 _PIECE_RECORDS = 256
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The sizes of a block's values, as an exchange has told them: it belongs to the version that the exchange made.
+
+    Attributes:
+        sum_of_logs: Sum of the clients' l_i, shape (n_records,), int32, on the host.
+        clients: Clients in that sum, at least one.
+    """
+
+    sum_of_logs: Tensor
+    clients: int
 
 
 def n_records(scalars: int) -> int:

@@ -62,7 +62,12 @@ def context_of(fingerprint: str, identifiers: Mapping[str, bytes]) -> str:
 
 
 def begin(
-    stretches: Stretches, round_index: int, context: str, first_salt: bytes, new_salt: Callable[[], bytes]
+    stretches: Stretches,
+    round_index: int,
+    context: str,
+    first_salt: bytes,
+    new_salt: Callable[[], bytes],
+    wanted: bytes | None = None,
 ) -> tuple[Stretches, bytes]:
     """Choose the salt of a round.
 
@@ -72,6 +77,7 @@ def begin(
         context: Of its sums.
         first_salt: The salt to begin with, which was never used before the record began.
         new_salt: Draws one that was never used.
+        wanted: To take where the rule allows it; None for the one used last.
 
     Returns:
         The stretches with this round, and its salt.
@@ -79,7 +85,7 @@ def begin(
     for stretch in reversed(stretches):
         if stretch.context == context and stretch.covers(round_index):
             return _to_the_end(stretches, stretch, stretch), stretch.salt
-    salt = stretches[-1].salt if stretches else first_salt
+    salt = wanted if wanted is not None else stretches[-1].salt if stretches else first_salt
     if any(stretch.salt == salt and stretch.covers(round_index) for stretch in stretches):
         salt = new_salt()
     return _extended(stretches, round_index, context, salt), salt

@@ -121,7 +121,15 @@ class Submissions:
         """
         return hmac.digest(self._locked(self._read).secret, b"identifier 1\n" + local_state, "sha256")
 
-    def begin(self, round_index: int, context: str) -> bytes:
+    def fresh_salt(self) -> bytes:
+        """A salt with which the site has contributed to nothing: the first one of a new record, else a new one.
+
+        It is for a process that does not know yet with which round it begins. Nothing is noted until :meth:`begin`.
+        """
+        contents = self._locked(self._read)
+        return _new_salt() if contents.stretches else contents.first_salt
+
+    def begin(self, round_index: int, context: str, salt: bytes | None = None) -> bytes:
         """The salt of a round that begins: empty, or 16 bytes to mix into the seeds of all that it draws.
 
         The round is on the disk when this returns.
@@ -129,14 +137,15 @@ class Submissions:
         Args:
             round_index: The round.
             context: From :func:`~lightning_parablock.masking.stretches.context_of`.
+            salt: To take where the rule allows it; None for the one used last.
         """
 
         def update() -> bytes:
             contents = self._read()
-            stretches, salt = begin(contents.stretches, round_index, context, contents.first_salt, _new_salt)
+            stretches, found = begin(contents.stretches, round_index, context, contents.first_salt, _new_salt, salt)
             if stretches != contents.stretches:
                 write_whole(self._path, replace(contents, stretches=stretches).text)
-            return salt
+            return found
 
         return self._locked(update)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from lightning_parablock.errors import MembershipError
@@ -82,3 +82,26 @@ def clients_of_joiners(log: MembershipLog, joiners: Sequence[Report]) -> tuple[d
         client = own if own is not None else asked if asked is not None else free_client(log, owners)
         admitted[client], owners[client] = report, report.site
     return admitted, refused
+
+
+def unfit_joiners(sites: Iterable[str], roster: Collection[str] | None, most: int | None) -> dict[str, str]:
+    """Sites that may not join, each with the reason.
+
+    Args:
+        sites: Those that ask to.
+        roster: Names of those that may take part; None for any.
+        most: How many more members there may be: the first by name; None for any number.
+    """
+    strangers = [] if roster is None else [site for site in sites if site not in roster]
+    fit = sorted(site for site in sites if site not in strangers)
+    left_over = [] if most is None else fit[max(most, 0) :]
+    return {
+        **dict.fromkeys(
+            strangers,
+            "it is not in the roster of the federation with which the run began; start a run with a roster that has it",
+        ),
+        **dict.fromkeys(
+            left_over,
+            "the run has as many sites as one secure sum can hold; take bytes_per_value=2, or wait until a site leaves",
+        ),
+    }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_parablock.errors import MembershipError, TooFewSitesError, WeightsLostError
-from lightning_parablock.regroup.candidates import clients_of_joiners
+from lightning_parablock.regroup.candidates import clients_of_joiners, unfit_joiners
 from lightning_parablock.regroup.keys import BEFORE_ALL, Key
 from lightning_parablock.regroup.lineage import Lineage, goes_back, newest_of
 from lightning_parablock.regroup.log import MembershipLog, Record, Restored
@@ -22,12 +22,18 @@ class Rules:
         min_clients: Fewer members than this do not continue.
         n_blocks: Number of blocks.
         has_server_state: Whether servers keep state besides W: moments, or residuals of a lossy codec.
+        drops: Whether exchanges that are not kept are dropped instead of redone.
+        roster: Names of the sites that may take part; None for any.
+        most_members: No more members than this; None for any number.
     """
 
     topology: str = "star"
     min_clients: int = 1
     n_blocks: int = 1
     has_server_state: bool = False
+    drops: bool = False
+    roster: frozenset[str] | None = None
+    most_members: int | None = None
 
     def servers(self, record: Record) -> tuple[int, ...]:
         """Client ids of a generation's servers, in the order of their shards."""
@@ -91,6 +97,7 @@ def _found(generation: int, founders: Sequence[Report], rules: Rules) -> Decisio
         kept=BEFORE_ALL if begin < 0 else (begin - 1, rules.n_blocks - 1),
         sites={client: founder.site for client, founder in enumerate(founders)},
         samples={client: founder.samples for client, founder in enumerate(founders)},
+        drops=rules.drops,
     )
     return Decision(record, MembershipLog((record,)), landed={}, donor=donor)
 
@@ -112,7 +119,11 @@ def _continue(
     log, here, others = _of_generation(current, reports)
     before = log.newest
     survivors = sorted(client for client, one in here.items() if not one.report.is_leaving)
-    ids, refused = clients_of_joiners(log, [report for report in others if not report.is_leaving])
+    joining = [report for report in others if not report.is_leaving]
+    most = None if rules.most_members is None else rules.most_members - len(survivors)
+    unfit = unfit_joiners([report.site for report in joining], rules.roster, most)
+    ids, refused = clients_of_joiners(log, [report for report in joining if report.site not in unfit])
+    refused |= unfit
     joiners = sorted(ids)
     members = tuple(sorted([*survivors, *joiners]))
     sites = {**before.sites, **{client: report.site for client, report in ids.items()}}
@@ -136,6 +147,7 @@ def _continue(
             if client not in members
         },
         restored=tuple(Restored(one.block, one.server, one.label) for one in sources if one.server not in here),
+        drops=rules.drops,
     )
     return Decision(
         record=record,

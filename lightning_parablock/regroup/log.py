@@ -47,6 +47,8 @@ class Record:
         samples: Number of training samples of each joiner.
         gone: Why each member of the generation before is no member any more.
         restored: Lost pieces of the server's state.
+        drops: Whether exchanges newer than ``kept``, of rounds before ``first_round``, are dropped and not redone, as
+            with secure sums: a contribution may enter one sum alone.
     """
 
     generation: int
@@ -59,10 +61,16 @@ class Record:
     samples: Mapping[int, int] = field(default_factory=dict[int, int])
     gone: Mapping[int, str] = field(default_factory=dict[int, str])
     restored: tuple[Restored, ...] = ()
+    drops: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return asdict(self)
+        said = asdict(self)
+        return said if self.drops else {name: value for name, value in said.items() if name != "drops"}
+
+    def has_dropped(self, key: Key) -> bool:
+        """Whether an exchange was under way when the generation opened, and counts for nothing."""
+        return self.drops and self.kept < key and key[0] < self.first_round
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> Record:
@@ -87,6 +95,7 @@ class Record:
             samples={int(client): int(n) for client, n in said["samples"].items()},
             gone={int(client): str(why) for client, why in said["gone"].items()},
             restored=tuple(_restored(one) for one in said["restored"]),
+            drops=said.get("drops", False) is True,
         )
 
 
@@ -128,14 +137,18 @@ class MembershipLog:
                 left &= set(record.members) - set(record.joiners)
         return tuple(sorted(left))
 
+    def has_dropped(self, key: Key) -> bool:
+        """Whether an exchange leaves W, server state and residuals as they were before it."""
+        return any(record.has_dropped(key) for record in self.records)
+
     def contributors(self, key: Key, cohort: Sequence[int]) -> tuple[int, ...]:
-        """Clients whose deltas an exchange sums, ascending; without any, its mean is zero.
+        """Clients whose deltas an exchange sums, ascending; without any, its mean is zero. None of a dropped one.
 
         Args:
             key: The exchange.
             cohort: The clients that trained the block in the round.
         """
-        left = set(cohort)
+        left = set[int]() if self.has_dropped(key) else set(cohort)
         for record in self.records[1:]:
             if record.first_round > key[0] and key > record.kept:
                 left &= set(record.members) - set(record.joiners)

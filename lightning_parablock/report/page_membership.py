@@ -85,7 +85,7 @@ def _row(line: Line) -> Row:
         ", ".join(line.joined),
         "; ".join(f"{name}: {why.removeprefix('lost: ')}" for name, why in line.gone.items()),
         str(record.first_round),
-        ", ".join(map(str, line.redone)),
+        ", ".join([*map(str, line.redone), *(f"{round_index}: dropped" for round_index in line.dropped)]),
     )
 
 

@@ -68,6 +68,7 @@ class Summary:
         wait_peer_s: Seconds in which a client was idle for a slower one, summed over these clients.
         fit_s: Seconds of training.
         nonfinite: Number of rounds of these clients left out of the mean because their delta was not finite.
+        dropped: Number of rounds of these clients that count for nothing, since the members changed meanwhile.
         here: Figures of this rank's clients; None if they are not known.
     """
 
@@ -84,6 +85,7 @@ class Summary:
     wait_peer_s: float
     fit_s: float
     nonfinite: int = 0
+    dropped: int = 0
     here: Here | None = None
 
     @property
@@ -95,7 +97,8 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """Figures for the manifest."""
-        return {**asdict(self), "hidden_share": self.hidden_share}
+        figures = {name: value for name, value in asdict(self).items() if name != "dropped" or value}
+        return {**figures, "hidden_share": self.hidden_share}
 
 
 def summarise(
@@ -124,6 +127,7 @@ def summarise(
         wait_peer_s=math.fsum(record.wait_peer_s for record in records),
         fit_s=fit_s,
         nonfinite=sum(record.nonfinite for record in records),
+        dropped=sum(record.dropped for record in records),
         here=here,
     )
 
@@ -149,6 +153,9 @@ def summary_table(summary: Summary) -> Table:
     if summary.nonfinite:
         n, s = summary.nonfinite, "" if summary.nonfinite == 1 else "s"
         table.add_row("left out of the mean", f"{n} round{s} of {whose}: NaN or infinity in the delta")
+    if summary.dropped:
+        n, s = summary.dropped, "" if summary.dropped == 1 else "s"
+        table.add_row("dropped", f"{n} round{s} of {whose}: sites came or went before the secure sum was complete")
     own = here or Here("", 0, 0, 0.0, 0.0)
     row("sent", f"{readable_bytes(summary.upload_bytes)} by {whose}", readable_bytes(own.upload_bytes))
     row("received", f"{readable_bytes(summary.download_bytes)} by {whose}", readable_bytes(own.download_bytes))

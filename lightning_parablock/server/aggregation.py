@@ -22,6 +22,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_parablock.codecs.feedback import Coder
+from lightning_parablock.masking.scales import Scale
 from lightning_parablock.regroup.keys import Key
 from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.server.uploads import Upload
@@ -118,6 +119,11 @@ class Aggregator(ABC):
     def settle(self, round_index: int) -> None:
         """All clients have merged the round: what it has told counts from now on."""
         del round_index
+
+    def told(self, key: Key) -> Scale | None:
+        """What an exchange that is complete here tells later ones of the sizes of the block's values; None: nothing."""
+        del key
+        return None
 
     def state(self) -> list[list[Any]]:
         """What later exchanges need of earlier ones, the same on all ranks; for a checkpoint."""

@@ -34,3 +34,7 @@ class Delay:
         """The newest round whose commits are merged before a round begins; negative if there is none."""
         delayed = self.due_in_turns_of(round_index) - (1 if self.rest_steps else 0)
         return max(delayed, min(round_index, self.warmup_rounds) - 1)
+
+    def newest_merged_at_submission(self, round_index: int) -> int:
+        """The newest round whose commits are merged when a round is submitted; negative if there is none."""
+        return min(self.newest_due_at_start(round_index + 1), round_index - 1)

@@ -97,7 +97,7 @@ class Settings(MethodOptions):
             missing_client_state=self.missing_client_state,
             nonfinite_delta=self.nonfinite_delta,
             own_local_s=self.own_local_s,
-            is_elastic=self.is_elastic,
+            min_clients=self.min_clients if self.is_elastic else None,
         )
         for name in ("exchange_timeout_s", "straggler_timeout_s"):
             limit_s: float = getattr(self, name)

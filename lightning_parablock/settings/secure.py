@@ -20,11 +20,11 @@ def refuse_with_secure(
     missing_client_state: str,
     nonfinite_delta: str,
     own_local_s: float | None,
-    is_elastic: bool,
+    min_clients: int | None,
 ) -> None:
     """Refuse what would show a server, or another site, what one client has done.
 
-    Arguments are the options of these names.
+    Arguments are the options of these names; ``min_clients`` is None where the membership is fixed.
 
     Raises:
         ConfigurationError: names the option, and what to do.
@@ -70,10 +70,21 @@ def refuse_with_secure(
         f"own_local_s={own_local_s} {_WITH} is not supported: what is trained then depends on the machine's "
         "speed, so that a round could not be repeated to the bit; use own_local_steps",
     )
+    if min_clients is not None:
+        _refuse_elastic(choice, block_order, min_clients)
+
+
+def _refuse_elastic(choice: SecureAggregation, block_order: str, min_clients: int) -> None:
     require(
-        not is_elastic,
-        f"lighthouse {_WITH} is not supported yet: exchanges that were under way when a site was lost may not be "
-        "repeated; use a fixed membership (rendezvous)",
+        min_clients >= choice.min_sites,
+        f"min_clients={min_clients} with lighthouse and aggregation='secure' is not supported: a sum needs "
+        f"{choice.min_sites} sites (min_sites), and with fewer members the run must wait; give {choice.min_sites} or "
+        "more",
+    )
+    require(
+        block_order != "cyclic",
+        f"block_order='cyclic' with lighthouse {_WITH} is not supported: where sites come and go, the sum of a block "
+        "may have too few of them; choose an order in which all sites of a round train one block",
     )
 
 

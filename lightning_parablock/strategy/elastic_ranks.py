@@ -31,6 +31,7 @@ from lightning_parablock.strategy.groups import Group
 from lightning_parablock.strategy.hosting import Hosting
 from lightning_parablock.strategy.options import ProcessOptions
 from lightning_parablock.strategy.ranks import RankStrategy
+from lightning_parablock.strategy.secure_elastic import roster_facts
 from lightning_parablock.system.again import run_again
 
 T = TypeVar("T")
@@ -211,7 +212,7 @@ class ElasticRanks(RankStrategy):
 
     def _enter(self, environment: ElasticEnvironment) -> None:
         assert self._site is not None
-        facts = versions_here() | self.settings.fingerprint()
+        facts = versions_here() | self.settings.fingerprint() | roster_facts(self.settings, self._member)
         site = open_site(self.settings, self._site, self._site_folder, self._links)
         run = ElasticRun.enter(self, site, facts, self._held_checkpoint())
         environment.follow(run.client, lambda: run.group.clients)

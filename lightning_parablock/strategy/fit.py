@@ -20,6 +20,7 @@ from lightning_parablock.checkpointing.resumed import (
 from lightning_parablock.errors import DivergenceError, PeerError, PeerLostError, PeerTimeoutError
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.loading.fit_loaders import FitLoaders
+from lightning_parablock.settings import SecureAggregation
 from lightning_parablock.strategy.agreements import agree_on_weights, changed_outside
 from lightning_parablock.strategy.auto_steps import StepClock, settle_local_steps
 from lightning_parablock.strategy.cautions import caution
@@ -149,7 +150,10 @@ class FitSession:
             at_first_batch()
         if self.begun_round != self.engine.round:
             self.begun_round = self.engine.round
-            self.ranks.begin_round(self.begun_round, lambda: capture_round_start(self.trainer, self.module))
+            tells = not isinstance(self.engine.settings.aggregation, SecureAggregation)
+            self.ranks.begin_round(
+                self.begun_round, lambda: capture_round_start(self.trainer, self.module, tells_values=tells)
+            )
 
     def trains_on_next_batch(self) -> bool:
         """Whether a client of this rank trains on the batch that comes; asked once per batch."""
@@ -217,7 +221,7 @@ class FitSession:
         self.outside.check_turn(place, discarded=self.engine.discarded)
         self.has_finished = True
         self._refuse_divergence()
-        self.ranks.end_rounds(self.engine.round - 1)
+        self.ranks.end_rounds(max(self.engine.round - 1, self.begun_round))  # a short one may have been left out
         self.view.show_buffers()
         self.engine.transport.close()
         if is_wanted(self.trainer):

@@ -28,6 +28,7 @@ from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.strategy.refusals import refuse_rate_steps, refuse_uneven_loaders, refuse_untrained
 from lightning_parablock.strategy.refused_together import refused_together
 from lightning_parablock.strategy.secure import SecureFit, saved_of
+from lightning_parablock.strategy.secure_elastic import ElasticSums
 from lightning_parablock.strategy.skipped_steps import SkippedSteps, refuse_scaler
 from lightning_parablock.strategy.stopping import Stopping
 from lightning_parablock.training.block_freezer import BlockFreezer
@@ -60,7 +61,7 @@ class FitParts:
     flat: FlatBlocks
     loaders: FitLoaders
     resumed: Resumed | None
-    secure: SecureFit | None = None
+    secure: SecureFit | ElasticSums | None = None
 
 
 def open_session(parts: FitParts) -> FitSession:
@@ -100,12 +101,13 @@ def open_session(parts: FitParts) -> FitSession:
         freezer=BlockFreezer(parts.module),
         stopping=_stopping(parts, training.engine),
         resumed=parts.resumed,
-        secure=parts.secure,
+        secure=parts.secure if isinstance(parts.secure, SecureFit) else None,
     )
 
 
-def _refuse_data(secure: SecureFit, resumed: Resumed | None, loaders: FitLoaders) -> None:
-    secure.refuse_other_data(saved_of(resumed), loaders.data_hashes())
+def _refuse_data(secure: SecureFit | ElasticSums, resumed: Resumed | None, loaders: FitLoaders) -> None:
+    if isinstance(secure, SecureFit):
+        secure.refuse_other_data(saved_of(resumed), loaders.data_hashes())
     secure.refuse_fixed_orders(loaders.fixed_orders())
 
 
@@ -124,9 +126,10 @@ def _open_training(parts: FitParts) -> LocalTraining:
     names = [block.name for block in flat.blocks]
     schedule = _schedule(settings, names, hosting, parts.loaders.client_samples, members_at)
     if ranks.elastic is not None:
-        transport = ranks.elastic.site.open_rounds(flat, settings, schedule, device)
+        maker = parts.secure.maker if isinstance(parts.secure, ElasticSums) else None
+        transport = ranks.elastic.site.open_rounds(flat, settings, schedule, device, maker)
     else:
-        masks = None if parts.secure is None else parts.secure.masks
+        masks = parts.secure.masks if isinstance(parts.secure, SecureFit) else None
         transport = open_transport(ranks.federation, flat, settings, device=device, backend=backend, masks=masks)
     engine = RoundEngine(flat, settings, ranks.hosted_clients, transport, schedule, hosting.turns)
     optimizer = partial(_local_optimizer, ranks)

@@ -34,6 +34,7 @@ from lightning_parablock.strategy.options import ProcessOptions, StrategyOptions
 from lightning_parablock.strategy.refusals import refuse_trainer, refusing_several_optimizers
 from lightning_parablock.strategy.round_driver import insert_driver
 from lightning_parablock.strategy.secure import require_member
+from lightning_parablock.strategy.secure_elastic import roster_facts
 from lightning_parablock.strategy.secure_refusals import refuse_telling_callbacks
 from lightning_parablock.strategy.session_host import SessionHost
 from lightning_parablock.strategy.sync_points import meeting_facts
@@ -89,7 +90,7 @@ class ParaBlockStrategy(SessionHost):
             require_member(self._member, self.process_group_backend)
         super().setup_environment()
         # First of all agreements: what follows is collective and relies on equal settings.
-        for facts in (versions_here(), self.settings.fingerprint()):
+        for facts in (versions_here(), self.settings.fingerprint() | roster_facts(self.settings, self._member)):
             self.refuse_differences(facts)
         if self._is_fit:
             self.refuse_differences(meeting_facts(self._trainer))
@@ -127,9 +128,9 @@ class ParaBlockStrategy(SessionHost):
         self.model_to_device()
 
     def _set_up_fit(self, trainer: pl.Trainer) -> None:
-        if self.elastic is not None:
-            self._cleanup.callback(sync_metrics(self._module(), self.elastic.group))
-        if not self._sums_are_secure:  # else no callback monitors what the others do not have
+        if not self._sums_are_secure:  # else metrics stay at their site, and no callback monitors those of others
+            if self.elastic is not None:
+                self._cleanup.callback(sync_metrics(self._module(), self.elastic.group))
             share_monitored_values(trainer, self.broadcast)
             self._cleanup.callback(unshare_monitored_values, trainer)
         self._checkpoints().check_folders(checkpoint_folders(trainer))

@@ -34,25 +34,27 @@ _KINDS: dict[str, type] = {
 }
 
 
-def capture_round_start(trainer: Trainer, module: LightningModule) -> bytes:
+def capture_round_start(trainer: Trainer, module: LightningModule, *, tells_values: bool = True) -> bytes:
     """The state, in the form that other sites take.
 
     Args:
         trainer: The trainer, at the start of a batch.
         module: Its module.
+        tells_values: Whether values of metrics are in it that may be this site's own. Without them, a callback of a
+            site that joins finds none until the site has logged some.
 
     Raises:
         ConfigurationError: a callback or a scheduler keeps something that cannot be sent; names it.
     """
-    configs = trainer.lr_scheduler_configs
+    configs, metrics = trainer.lr_scheduler_configs, open_metrics(trainer)
     return to_bytes(
         {
             "progress": progress_before_batch(trainer),
             "lr_schedulers": [config.scheduler.state_dict() for config in configs],
             "optimizers": [[_values(group) for group in one.param_groups] for one in trainer.optimizers],
             "callbacks": {one.state_key: state for one in _callbacks(trainer) if (state := one.state_dict())},
-            "callback_metrics": dict(trainer.callback_metrics),
-            "open_metrics": open_metrics(trainer),
+            "callback_metrics": dict(trainer.callback_metrics) if tells_values else {},
+            "open_metrics": metrics if tells_values else {**metrics, "values": {}},
             "buffers": {name: buffer.detach() for name, buffer in _buffers(module)},
         },
         _WHAT,

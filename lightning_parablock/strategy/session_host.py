@@ -31,6 +31,7 @@ from lightning_parablock.strategy.fit_setup import FitBlocks
 from lightning_parablock.strategy.own_figures import OwnFigures
 from lightning_parablock.strategy.round_start import saved_apart
 from lightning_parablock.strategy.secure import SecureFit, open_secure, require_member
+from lightning_parablock.strategy.secure_elastic import ElasticSums, open_elastic_sums
 from lightning_parablock.strategy.secure_refusals import refuse_insecure_sums
 from lightning_parablock.strategy.sync_guard import SyncGuard, located
 
@@ -62,7 +63,7 @@ class SessionHost(ElasticRanks):
         self._blocks: FitBlocks | None = None
         self._session: FitSession | None = None
         self._resumed: Resumed | None = None
-        self._secure: SecureFit | None = None
+        self._secure: SecureFit | ElasticSums | None = None
         # The same for a run whose sites come and go, while its founders agree on a checkpoint.
         self._held: HeldFile | None = None
         self._shared: ShareOfCheckpoint | None = None
@@ -184,7 +185,10 @@ class SessionHost(ElasticRanks):
             return
         refuse_insecure_sums(self.settings, self.hosting.by_rank, len(self.blocks))
         member = require_member(self._member, self.process_group_backend)
-        self._secure = open_secure(self, self.settings, member, self._resumed)
+        if self.elastic is None:
+            self._secure = open_secure(self, self.settings, member, self._resumed)
+        else:
+            self._secure = open_elastic_sums(self, self.settings, member, self._module())
         self.local_seed.salt = self._secure.salt
 
     def start_rounds(self) -> None:

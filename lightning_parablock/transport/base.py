@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_parablock.masking.scales import Scale
+from lightning_parablock.regroup.keys import Key
 from lightning_parablock.server.aggregation import Aggregator, MeanAggregator
 from lightning_parablock.server.shard import ServerShard, StatePiece
 from lightning_parablock.server.uploads import Upload
@@ -21,6 +23,7 @@ class ExchangeFacts:
     Attributes:
         gradient_norm: Weighted mean of the clients' gradient norms, the same bits on every rank; NaN where no client
             has trained or none has a finite one.
+        is_dropped: Whether the members changed before it was complete, so that its commit is W as it was before it.
     """
 
     start_s: float
@@ -29,6 +32,7 @@ class ExchangeFacts:
     upload_bytes: int
     download_bytes: int
     gradient_norm: float = 0.0
+    is_dropped: bool = False
 
 
 class Exchange(ABC):
@@ -102,6 +106,10 @@ class Transport(ABC):
     def load_server_state(self, pieces: Iterable[StatePiece]) -> None:
         """Take over what overlaps with this rank's shard, from pieces that any number of ranks have saved."""
         self._server.load_state(pieces)
+
+    def told(self, key: Key) -> Scale | None:
+        """What an exchange that is over tells later ones of the sizes of its block's values; None for nothing."""
+        return self._aggregator.told(key)
 
     def aggregator_state(self) -> list[list[Any]]:
         """What later exchanges need of earlier ones beside W and the server's state, the same on all ranks."""

@@ -138,7 +138,9 @@ class FakeSite:
             self.board.round_starts[round_index] = state
             self.board.changed.notify_all()
 
-    def open_rounds(self, flat: FlatBlocks, settings: Settings, schedule: Schedule, device: torch.device) -> Transport:
+    def open_rounds(
+        self, flat: FlatBlocks, settings: Settings, schedule: Schedule, device: torch.device, masks: Any = None
+    ) -> Transport:
         return loopback(flat, settings.server_optimizer, settings.compression)
 
     def begin_engine(self, engine: RoundEngine, round_index: int) -> None:

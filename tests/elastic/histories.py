@@ -13,9 +13,10 @@ from torch import Tensor
 from lightning_parablock.federation.cohorts import Cohorts
 from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.regroup.log import MembershipLog, Record
-from lightning_parablock.settings import Settings
+from lightning_parablock.settings import SecureAggregation, Settings
 from lightning_parablock.transport.chunks import shard_bounds
 from tests.elastic.oracle import Entry, Outcome, Plan, replay
+from tests.elastic.secured import Secured, shift_of
 from tests.elastic.sites import Run, Setup, Site, rng_of
 from tests.elastic.world import World
 
@@ -101,9 +102,14 @@ class History:
             d["min_clients"],
             dtype,
             (d["begin"], holders),
+            self.secured(),
         )
         self.run = Run(self.world, self.setup, names)
         self.plan_faults()
+
+    def secured(self) -> Secured | None:
+        """What the sites share for secure sums; None for the plain mean."""
+        return None
 
     def plan_faults(self) -> None:
         """Draw what goes wrong, and when."""
@@ -234,11 +240,26 @@ class History:
 
         server = {name: value for name, value in SERVERS[d["server"]].items()}
         plan = Plan(
-            self.initial, self.setup.rounds, d["K"], d["delay"], d["warmup"], step, cohort, weight,
+            self.initial, self.setup.rounds, d["K"], d["delay"], d["warmup"], self.step_by(log), cohort, weight,
             local=d["in_flight_value"] == "local", server=d["server"], compression=d["compression"],
+            secure=0 if self.setup.secure is None else self.setup.secure.width,
             hold=lambda value: value.to(self.setup.dtype).float(), **server,
         )  # fmt: skip
         return replay(plan, self.entries(log))
+
+    def step_by(self, log: MembershipLog) -> Any:
+        """The local step; where sums are secure, with what the process draws that trains the round."""
+        if self.setup.secure is None:
+            return step
+
+        def salted(x: Tensor, X: list[Tensor], block: int, client: int, number: int) -> Tensor:
+            t = number // self.drawn["K"]
+            joined = [r for r in log.records if client in r.joiners and r.first_round <= t][-1]
+            salt = self.run.salts.get((client, joined.generation), b"")  # lost before it had opened: it sent nothing
+            who: Any = client + shift_of(salt) if salt else client
+            return step(x, X, block, who, number)
+
+        return salted
 
     def entries(self, log: MembershipLog) -> list[Entry]:
         """The log in the loop's words."""
@@ -251,7 +272,13 @@ class History:
                 restored.append((piece.block, cut[before.order.index(piece.server)], piece.as_of))
             entries.append(
                 Entry(
-                    record.generation, record.members, record.joiners, record.first_round, record.kept, tuple(restored)
+                    record.generation,
+                    record.members,
+                    record.joiners,
+                    record.first_round,
+                    record.kept,
+                    tuple(restored),
+                    record.drops,
                 )
             )
         return entries
@@ -273,4 +300,5 @@ def settings_of(drawn: dict[str, Any], seed: int) -> Settings:
         in_flight_value=drawn["in_flight_value"],
         seed=seed,
         straggler_timeout_s=1e6,
+        aggregation=SecureAggregation(drawn["secure"]) if drawn.get("secure") else "mean",
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.elastic.generation_masks import MaskMaker
 from lightning_parablock.elastic.opening import committed_at, open_elastic
 from lightning_parablock.elastic.run_record import RunRecord
 from lightning_parablock.elastic.seat import SiteOptions
@@ -39,6 +40,7 @@ class ToySite(threading.Thread):
         rounds: How many the run has.
         pause_s: Seconds a local step takes.
         min_clients: How many found the run.
+        masks: Of this process, for secure sums.
     """
 
     def __init__(
@@ -52,10 +54,11 @@ class ToySite(threading.Thread):
         min_clients: int,
         rejoin_timeout_s: float = 30.0,
         record: RunRecord | None = None,
+        masks: MaskMaker | None = None,
     ) -> None:
         super().__init__(name=f"site {name}", daemon=True)
         self.site_name, self.lighthouse, self.settings, self.rounds = name, lighthouse, settings, rounds
-        self.pause_s = pause_s
+        self.pause_s, self.masks = pause_s, masks
         options = SiteOptions(
             site=name,
             lighthouse="here:1",
@@ -65,6 +68,7 @@ class ToySite(threading.Thread):
             silence_s=lighthouse.silence_s,
             topology=settings.topology,
             has_server_state=False,
+            drops=masks is not None,
         )
         self.site = Site(options, lighthouse.arbiter(), "127.0.0.1", record=record)
         self.transport: ElasticTransport | None = None
@@ -103,18 +107,14 @@ class ToySite(threading.Thread):
 
     def _run(self) -> None:
         entry = self.site.enter({"settings": "the same"})
-        model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 2))
-        for index, parameter in enumerate(model.parameters()):
-            with torch.no_grad():
-                parameter.copy_(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape) * (index + 1) / 10)
-        flat = FlatBlocks(model, blocks_of(model, [["0.weight", "0.bias"], ["1.weight", "1.bias"], ["2.weight"]]))
+        model, flat = toy_model()
         self.site.keep_agreed(entry.agreed or b"agreed")
         settings, site = self.settings, self.site
         cohorts = Cohorts(
             len(entry.sites), settings.cohort, seed=settings.seed, members_at=lambda t: site.log.members_at(t)
         )
         schedule = Schedule(settings.block_order, len(flat.blocks), settings.seed, cohorts)
-        self.transport = open_elastic(site, flat, settings, schedule, device=torch.device("cpu"))
+        self.transport = open_elastic(site, flat, settings, schedule, device=torch.device("cpu"), masks=self.masks)
         self.engine = engine = RoundEngine(flat, settings, (site.client,), self.transport, schedule, 1)
         if not entry.is_founder:
             admission = site.await_admission()
@@ -145,6 +145,15 @@ class ToySite(threading.Thread):
                 engine.after_step()
             engine.end_turn()
         engine.end_round()
+
+
+def toy_model() -> tuple[nn.Module, FlatBlocks]:
+    """What the sites train, before the first step."""
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 2))
+    for index, parameter in enumerate(model.parameters()):
+        with torch.no_grad():
+            parameter.copy_(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape) * (index + 1) / 10)
+    return model, FlatBlocks(model, blocks_of(model, [["0.weight", "0.bias"], ["1.weight", "1.bias"], ["2.weight"]]))
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tests.oracle_codecs import arrives
+from tests.oracle_secure import Sum, Told, secure_sum
 
 Key = tuple[int, int]
 Label = tuple[Key, int]
@@ -33,6 +34,7 @@ class Entry:
     n: int
     kept: Key
     restored: tuple[tuple[int, slice, Label | None], ...] = ()
+    drops: bool = False  # what is not kept, of rounds before n, instead of doing it again
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Plan:
     betas: tuple[float, float] = (0.9, 0.99)
     tau: float = 1e-3
     compression: str = "none"
+    secure: int = 0  # bytes of a whole number of the secure sum of the deltas; 0: none. A codec is the commits' alone
     hold: Callable[[Tensor], Tensor] = lambda value: value  # what parameters can hold of it
 
 
@@ -77,6 +80,10 @@ def contributors(log: Sequence[Entry], key: Key, cohort: Sequence[int]) -> list[
     return [i for i in sorted(cohort) if i not in gone]
 
 
+def is_dropped(log: Sequence[Entry], key: Key) -> bool:
+    return any(entry.drops and entry.kept < key and key[0] < entry.n for entry in log)
+
+
 def replay(plan: Plan, log: Sequence[Entry]) -> Outcome:
     """Run the method as the log says that it ran."""
     K, D = plan.K, len(plan.initial)
@@ -95,6 +102,8 @@ def replay(plan: Plan, log: Sequence[Entry]) -> Outcome:
     in_flight: dict[int, list[tuple[int, int, Tensor]]] = {}
     sent: dict[tuple[int, int], Tensor] = {}
     after: dict[Key, Tensor] = {}
+    sums: dict[Key, Sum] = {}
+    told: dict[int, Told] = {}  # of each block, by its newest merged exchange that has told anything
     works: dict[int, dict[int, int]] = {}
     merged = log[0].n - 1
 
@@ -130,14 +139,21 @@ def replay(plan: Plan, log: Sequence[Entry]) -> Outcome:
 
     def serve(t: int, b: int) -> None:
         enter((t, b))
+        if is_dropped(log, (t, b)):  # W, server state, scale and residuals as they were
+            newest[b], after[t, b] = (t, b), exact[b]
+            return
         who = contributors(log, (t, b), [i for i, block in work_of(t).items() if block == b])
         G = torch.zeros_like(W[b])
         weights = [plan.weight(i, t) for i in who]
-        if who:
+        if who and not plan.secure:
             G = weights[0] * sent[t, who[0]]
             for n, i in zip(weights[1:], who[1:], strict=True):
                 G = G + n * sent[t, i]
             G = G / sum(weights)
+        if plan.secure:
+            assert who == sorted(i for i, block in work_of(t).items() if block == b), "a sum has all or none"
+            G, newly_told = sums[t, b].mean, sums[t, b].told
+            told.update({} if newly_told is None else {b: newly_told})
         now = state[b]
         move = G
         if plan.server == "nesterov":
@@ -164,6 +180,20 @@ def replay(plan: Plan, log: Sequence[Entry]) -> Outcome:
         newest[b] = (t, b)
         after[t, b] = exact[b]
         save(b)
+
+    def add_up_securely(t: int, b: int, Delta: dict[int, Tensor]) -> None:
+        cohort = [i for i, block in sorted(work_of(t).items()) if block == b]
+        sums[t, b] = secure_sum(
+            {i: Delta[i] for i in cohort},
+            {i: e[i][b] for i in cohort},
+            {i: plan.weight(i, t) for i in cohort},
+            n_cohort=len(cohort),
+            width=plan.secure,
+            before=told.get(b),
+            numel=W[b].numel(),
+        )
+        for i in cohort:
+            e[i][b] = sums[t, b].left[i]
 
     def merge(t: int, active: dict[int, int]) -> None:
         nonlocal merged
@@ -204,9 +234,12 @@ def replay(plan: Plan, log: Sequence[Entry]) -> Outcome:
         Delta = {i: X[i][b] - s[i] for i, b in active.items()}
         if not r and q and t - q >= plan.warmup:
             merge(t - q, {})
+        for b in blocks_of(t) if plan.secure else ():
+            if not is_dropped(log, (t, b)):
+                add_up_securely(t, b, Delta)
         for i, b in active.items():
             sent[t, i] = Delta[i]
-            if plan.compression != "none":
+            if plan.compression != "none" and not plan.secure:
                 wanted = Delta[i] + e[i][b]
                 sent[t, i] = arrives(plan.compression, wanted)
                 e[i][b] = wanted - sent[t, i]

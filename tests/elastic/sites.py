@@ -6,13 +6,14 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_parablock.blocks.flat import FlatBlocks
 from lightning_parablock.blocks.partition import Block
-from lightning_parablock.elastic.shard import Backup
+from lightning_parablock.elastic.shard import Backup, VersionedShard
 from lightning_parablock.elastic.store import CommittedStore
 from lightning_parablock.elastic.transport import ElasticTransport
 from lightning_parablock.errors import SealedError, TooFewSitesError, WeightsLostError
@@ -25,9 +26,12 @@ from lightning_parablock.regroup.decide import Rules, decide
 from lightning_parablock.regroup.log import MembershipLog, Record
 from lightning_parablock.regroup.member import Membership
 from lightning_parablock.regroup.report import Decision, Report
+from lightning_parablock.server.secure.aggregator import Hosts, SecureAggregator
 from lightning_parablock.server.shard import StatePiece
 from lightning_parablock.settings import Settings
 from tests.elastic.carrier import Carrier, Key
+from tests.elastic.secure_carrier import SecureCarrier
+from tests.elastic.secured import Secured, shift_of
 from tests.elastic.world import Actor, Baton, World
 
 Step = Callable[[Tensor, list[Tensor], int, int, int], Tensor]
@@ -46,6 +50,7 @@ class Setup:
     min_clients: int
     dtype: torch.dtype = torch.float32
     checkpoint: tuple[int, frozenset[str]] = (-1, frozenset())
+    secure: Secured | None = None
 
     @property
     def sizes(self) -> list[int]:
@@ -95,7 +100,8 @@ class Site:
         )
         self.transport.on_landed = self._note_landed
         self.transport.send_backup = lambda client, backup: run.send_backup(self, client, backup)
-        self.carrier: Carrier | None = None
+        self.carrier: Carrier | SecureCarrier | None = None
+        self.salt = b"" if run.setup.secure is None else run.setup.secure.record_of(name).fresh_salt()
         self.actor: Actor | None = None
         self.joined: Record | None = None
         self.is_late = self.has_gone_home = False
@@ -171,7 +177,8 @@ class Site:
     @torch.no_grad()
     def _step(self, block: int, step: int) -> None:
         values = [self.flat.pack(other) for other in range(len(self.model.blocks))]
-        self.flat.unpack(block, self.run.setup.step(values[block], values, block, self.client, step))
+        who: Any = self.client + shift_of(self.salt) if self.salt else self.client
+        self.flat.unpack(block, self.run.setup.step(values[block], values, block, who, step))
 
 
 @dataclass
@@ -194,7 +201,8 @@ class Run:
         begin, holders = setup.checkpoint
         zeros = [torch.zeros_like(value) for value in setup.initial]
         self.sites = [Site(self, name, setup.initial if begin < 0 or name in holders else zeros) for name in names]
-        self.carriers: dict[tuple[int, int], tuple[Site, Carrier]] = {}
+        self.carriers: dict[tuple[int, int], tuple[Site, Any]] = {}
+        self.salts: dict[tuple[int, int], bytes] = {}
         self.outcome = ""
         self.coming = 0
         self.seen = Counter[str]()
@@ -306,7 +314,7 @@ class Run:
 
         self.world.after(0.0 if sender is receiver else self.world.lag(scale), deliver)
 
-    def post(self, sender: Site, generation: int, member: int, event: Callable[[Carrier], None]) -> None:
+    def post(self, sender: Site, generation: int, member: int, event: Callable[[Any], None]) -> None:
         """Send within a generation."""
         receiver, carrier = self.carriers[generation, member]
         self.send(sender, receiver, lambda: event(carrier))
@@ -376,7 +384,13 @@ class Run:
         if len(attempt.reports) < len(attempt.sites):
             return
         settings = self.setup.settings
-        rules = Rules(settings.topology, self.setup.min_clients, len(self.setup.initial), self.setup.keeps_state)
+        rules = Rules(
+            settings.topology,
+            self.setup.min_clients,
+            len(self.setup.initial),
+            self.setup.keeps_state,
+            drops=self.setup.secure is not None,
+        )
         try:
             decision = decide(attempt.generation, list(attempt.reports.values()), rules)
         except TooFewSitesError:
@@ -413,9 +427,10 @@ class Run:
             self.send(site, attempt.coordinator, lambda: self._acknowledged(attempt, site))
             return
         site.transport.client = client
-        commits, state = dict[Key, Tensor](), list[StatePiece]()
+        commits, state, scales = dict[Key, Tensor](), list[StatePiece](), dict[Key, Tensor]()
         lacking, needed = site.transport.lacking(decision), site.transport.needed_state(decision)
-        missing = len(lacking) + len(needed)
+        wanted = site.transport.scales_wanted(decision)
+        missing = len(lacking) + len(needed) + len(wanted)
         self.seen["kept commits forwarded to survivors"] += len(lacking) if client not in decision.record.joiners else 0
         self.seen["pieces of server state that move"] += len(needed)
 
@@ -423,7 +438,7 @@ class Run:
             nonlocal missing
             missing -= 1
             if missing == 0 and site.membership.sealed == attempt.generation:
-                self._stage(attempt, site, decision, commits, state)
+                self._stage(attempt, site, decision, commits, state, scales)
 
         def ask(holder: int | None, give: Callable[[Site], Callable[[], object]]) -> None:
             other = next(
@@ -435,6 +450,8 @@ class Run:
         missing += 1
         for key in lacking:
             ask(decision.donor, lambda other, key=key: self._give_commit(other, key, commits))
+        for key in wanted:
+            ask(decision.donor, lambda other, key=key: self._give_scale(other, key, scales))
         for source in needed:
             ask(source.holder, lambda other, source=source: self._give_state(other, source, state))
         arrived()
@@ -461,27 +478,50 @@ class Run:
         value = other.transport.commit_of(key).clone()
         return lambda: into.update({key: value})
 
+    def _give_scale(self, other: Site, key: Key, into: dict[Key, Tensor]) -> Callable[[], object]:
+        value = other.transport.scale_of(key).clone()
+        return lambda: into.update({key: value})
+
     def _give_state(self, other: Site, source: object, into: list[StatePiece]) -> Callable[[], object]:
         pieces = other.transport.state_of(source)  # type: ignore[arg-type]
         return lambda: into.extend(pieces)
 
     def _stage(
-        self, attempt: Attempt, site: Site, decision: Decision, commits: dict[Key, Tensor], state: list[StatePiece]
+        self,
+        attempt: Attempt,
+        site: Site,
+        decision: Decision,
+        commits: dict[Key, Tensor],
+        state: list[StatePiece],
+        scales: dict[Key, Tensor],
     ) -> None:
-        shard = site.transport.stage(decision, commits, state)
+        shard = site.transport.stage(decision, commits, state, scales)
         generation = decision.record.generation
-        site.carrier = Carrier(
-            self.world,
-            decision.record,
-            site.client,
-            shard,
-            self.setup.sizes,
-            self.setup.settings.topology,
-            lambda member, event: self.post(site, generation, member, event),
-        )
+        site.carrier = self._connected(site, decision.record, shard)
         self.carriers[generation, site.client] = (site, site.carrier)
         site.membership.acknowledge(decision)
         self.send(site, attempt.coordinator, lambda: self._acknowledged(attempt, site))
+
+    def _connected(self, site: Site, record: Record, shard: VersionedShard) -> Carrier | SecureCarrier:
+        settings, secure = self.setup.settings, self.setup.secure
+
+        def post(member: int, event: Callable[[Any], None]) -> None:
+            self.post(site, record.generation, member, event)
+
+        if secure is None:
+            return Carrier(self.world, record, site.client, shard, self.setup.sizes, settings.topology, post)
+        names = [record.sites[client] for client in record.order]
+        hosts = Hosts(names, [(client,) for client in record.order], record.order.index(site.client))
+        masks = secure.masks(site.name, site.salt, record)
+        aggregator = SecureAggregator(secure.width, self.setup.sizes, hosts, masks, shard, site.transport.scales)
+
+        def opened(key: Key) -> None:
+            members = [self.carriers[record.generation, client][0] for client in record.members]
+            secure.ear.open(key, record.generation, frozenset((one.name, one.salt, key[0]) for one in members))
+
+        return SecureCarrier(
+            self.world, record, site.client, shard, self.setup.sizes, settings.topology, post, aggregator, opened
+        )
 
     def _acknowledged(self, attempt: Attempt, site: Site) -> None:
         attempt.acknowledged.add(site.name)
@@ -500,15 +540,18 @@ class Run:
             return
         site.membership.open(attempt.generation)
         self.seen["joins"] += site.client in decision.record.joiners and bool(decision.landed)
-        self.seen["redone exchanges"] += sum(key > decision.record.kept for key in site.transport._exchanges)
+        if not decision.record.drops:
+            self.seen["redone exchanges"] += sum(key > decision.record.kept for key in site.transport._exchanges)
         self._note_joined(site, decision.record)
         site.transport.open(site.carrier)
+        self.seen["dropped exchanges"] += len(site.transport.dropped)
         site.start()
         self.poke(self.world.lag(10.0))
 
     def _note_joined(self, site: Site, record: Record) -> None:
         if site.client in record.joiners:
             site.joined = record
+            self.salts[site.client, record.generation] = site.salt
 
 
 def rng_of(seed: int) -> random.Random:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lightning_parablock.masking.submissions import FILE_NAME, Contents, Submissions
 from tests.elastic.processes.run import ElasticRun
+from tests.site_kit.sites import identities, signed, unsigned
 
 
 def test_the_server_of_a_star_is_killed_while_it_uploads(tmp_path: Path) -> None:
@@ -125,3 +127,25 @@ def test_four_faults_in_a_storm(tmp_path: Path) -> None:
         run.until(lambda: frozen.starts > starts and frozen.round >= 0 and run.sites["d"].round >= 0, "c and d join")
         log = run.end("a", "b", "c", "d")
     assert log.newest.members == (0, 1, 2, 3)
+
+
+def test_a_site_of_secure_sums_is_killed_while_it_uploads_and_comes_back_with_other_batches(tmp_path: Path) -> None:
+    sites = identities(tmp_path / "keys", "abcd")
+    for site in sites.values():
+        Submissions.create(site.folder)
+    (tmp_path / "federation.yaml").write_text(signed(unsigned(sites), sites).text)
+    options = {"aggregation": 2, "federation": str(tmp_path / "federation.yaml"), "min_clients": 3}
+    with ElasticRun(tmp_path, topology="star", **options) as run:
+        run.found("a", "b", "c")
+        run.kill("a", "uploading")
+        run.start("a")
+        run.until(lambda: run.sites["a"].round >= 0, "a joins")
+        run.come_back("d")
+        log = run.end("a", "b", "c", "d")
+    assert log.records[0].members == (0, 1, 2) and log.newest.members == (0, 1, 2, 3)
+    lost = next(record for record in log.records if 0 in record.joiners and record is not log.records[0])
+    assert lost.drops and lost.first_round > lost.kept[0] + 1, "what was under way is dropped"
+    contexts = [
+        stretch.context for stretch in Contents.parse((sites["a"].folder / FILE_NAME).read_text(), "a").stretches
+    ]
+    assert len(set(contexts)) >= 3, "each generation is a context of its own"

@@ -334,3 +334,40 @@ def test_a_server_that_has_forgotten_too_much_is_an_error() -> None:
 
 def test_servers_without_state_have_no_sources() -> None:
     assert decide(1, [member(1), member(2)], SHARDED).sources == ()
+
+
+# --- secure sums ------------------------------------------------------------------------------------------------------
+
+SECURE = replace(SHARDED, drops=True, roster=frozenset("abcd"), most_members=3)
+
+
+def test_what_is_not_kept_is_dropped_and_the_log_says_so() -> None:
+    reports = [member(0, landed=(3, 1), started=4), member(1, landed=(3, 0), started=5)]
+    made = decide(1, reports, SECURE)
+    assert (made.record.drops, made.record.kept, made.record.first_round) == (True, (3, 1), 6)
+    keys = [(3, 1), (4, 0), (5, 1), (6, 0)]
+    assert [made.log.has_dropped(key) for key in keys] == [False, True, True, False]
+    assert [made.log.contributors(key, (0, 1)) for key in keys] == [(0, 1), (), (), (0, 1)]
+    redone = decide(1, reports, SHARDED)
+    assert redone.record == replace(made.record, drops=False), "nothing else differs"
+    assert not any(redone.log.has_dropped(key) for key in keys)
+
+
+def test_what_is_dropped_once_stays_dropped() -> None:
+    first = decide(1, [member(0, landed=(3, 1), started=4), member(1, landed=(3, 1), started=4)], SECURE)
+    again = [member(client, landed=(4, 0), started=5, log=first.log) for client in (0, 1)]
+    log = decide(2, again, SECURE).log
+    assert [log.has_dropped(key) for key in [(3, 1), (4, 0), (5, 1), (6, 0)]] == [False, True, True, False]
+
+
+def test_only_sites_of_the_roster_join_and_no_more_than_one_sum_can_hold() -> None:
+    made = decide(1, [member(0), member(1), guest("e"), guest("d"), guest("c")], SECURE)
+    assert made.record.members == (0, 1, 2), "of those that may, the first by name"
+    assert made.refused.keys() == {"d", "e"}
+    assert "not in the roster" in made.refused["e"] and "as many sites as one secure sum can hold" in made.refused["d"]
+
+
+def test_a_plain_record_is_written_as_it_always_was() -> None:
+    assert "drops" not in FOUNDED.to_json()
+    dropping = replace(FOUNDED, drops=True)
+    assert Record.from_json(dropping.to_json()) == dropping

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.callbacks import ClientSight, Timeline
+from lightning_parablock.elastic.run_site import site_options
 from lightning_parablock.errors import ConfigurationError, RosterError, SubmissionError
 from lightning_parablock.loading.clients_data import HostedClients
 from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
@@ -22,6 +23,7 @@ from lightning_parablock.masking.submissions import Submissions
 from lightning_parablock.settings import AGGREGATIONS, SecureAggregation, Settings
 from lightning_parablock.strategy.private import member_of
 from lightning_parablock.strategy.secure import SecureFit, require_member
+from lightning_parablock.strategy.secure_elastic import ElasticSums, refuse_handed_buffers
 from lightning_parablock.strategy.secure_refusals import refuse_insecure_sums, refuse_telling_callbacks
 from tests.masking.sessions import names, session
 from tests.site_kit.sites import identities, signed, unsigned
@@ -45,7 +47,11 @@ THREE_EACH = [tuple(range(3 * site, 3 * site + 3)) for site in range(4)]
         ({"missing_client_state": "fresh"}, "use 'error'"),
         ({"nonfinite_delta": "skip"}, "a client that is left out makes the sum one of fewer sites"),
         ({"own_local_s": 3.0}, "use own_local_steps"),
-        ({"lighthouse": "hub:1", "site": "a", "min_clients": 3}, "not supported yet"),
+        ({"lighthouse": "hub:1", "site": "a", "min_clients": 2}, "a sum needs 3 sites"),
+        (
+            {"lighthouse": "hub:1", "site": "a", "min_clients": 3, "block_order": "cyclic"},
+            "block_order='cyclic' with lig",
+        ),
     ],
     ids=str,
 )
@@ -199,6 +205,30 @@ def test_epochs_in_which_some_clients_are_out_of_data() -> None:
     processed(5, aggregation="secure")
     processed(3, aggregation="secure", uneven_clients="shorten")
     processed(3)
+
+
+def test_what_secure_sums_allow_where_sites_come_and_go() -> None:
+    used = ParaBlockStrategy(aggregation="secure", lighthouse="hub:1", site="a", min_clients=3)
+    assert site_options(used.settings, "a").drops and site_options(used.settings, "a").most_members == 16
+    plain = ParaBlockStrategy(lighthouse="hub:1", site="a", min_clients=3)
+    assert not site_options(plain.settings, "a").drops and site_options(plain.settings, "a").most_members is None
+
+
+def test_a_loader_in_a_fixed_order_is_refused_where_sites_come_and_go() -> None:
+    sums = ElasticSums(maker=None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="could contribute the same delta to a sum of other sites"):
+        sums.refuse_fixed_orders([True])
+    sums.refuse_fixed_orders([False])
+    sums.refuse_fixed_orders([None])
+
+
+def test_buffers_that_a_joiner_would_get_of_one_member_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"buffers 1\.running_mean, 1\.running_var .* use layers without"):
+        refuse_handed_buffers(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
+    module.register_buffer("constant", torch.ones(1), persistent=False)
+    module.register_buffer("counter", torch.ones(1, dtype=torch.int64))
+    refuse_handed_buffers(module)
 
 
 def test_a_salt_that_would_change_nothing_is_refused() -> None:

@@ -26,15 +26,14 @@ from lightning_parablock.codecs.feedback import Coder
 from lightning_parablock.masking.opening import check_opened
 from lightning_parablock.masking.quantize import dequantize
 from lightning_parablock.masking.ring import Ring
+from lightning_parablock.masking.scales import Scale
 from lightning_parablock.regroup.keys import Key
 from lightning_parablock.server.aggregation import Aggregate, Aggregator, Contribution, Received, Uploads
-from lightning_parablock.server.secure.exchange import Scale, SecureExchange
+from lightning_parablock.server.secure.exchange import SecureExchange
 from lightning_parablock.server.secure.layout import Layout, layout_of
 from lightning_parablock.server.secure.site import FACTS, Masking, SitePayload, SiteValues
+from lightning_parablock.server.secure.told import MergedScales, Scales
 from lightning_parablock.server.shard import ServerShard
-
-_CURRENT = -1
-"""In place of a round: what the next exchange of the block takes."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +159,7 @@ class SecureAggregator(_SiteMessages):
         hosts: Who hosts whom.
         masks: Hides this site's numbers.
         server: This rank's shard.
+        scales: What exchanges make their steps from; None for those of a run with fixed members.
     """
 
     works_ahead = True
@@ -171,21 +171,21 @@ class SecureAggregator(_SiteMessages):
         hosts: Hosts,
         masks: Masking,
         server: ServerShard,
+        scales: Scales | None = None,
     ) -> None:
         super().__init__({}, Ring(bytes_per_value), has_values=True)
         self._numels, self._hosts, self._masks = numels, hosts, masks
         self._optimizer, self._sends_sums = server.optimizer, server.can_be_followed
         self._sites: dict[Key, SiteValues] = {}
         self._facts = _Facts(self._exchanges, self._sites, self._ring)
-        self._current: dict[int, Scale] = {}
-        self._restored: dict[Key, Scale | None] = {}
+        self._scales: Scales = MergedScales() if scales is None else scales
 
     # --- an exchange begins and ends ----------------------------------------------------------------------------------
 
     @override
     def stages(self, key: Key, uploads: Uploads, cohort: Collection[int]) -> tuple[Aggregator, ...]:
-        scale = self._restored.pop(key) if key in self._restored else self._current.get(key[1])
         sites, numel = self._hosts.of(cohort), self._numels[key[1]]
+        scale = self._scales.of(key)
         exchange = SecureExchange(key, numel, cohort, sites, self._ring, scale, self._masks.min_sites)
         self._exchanges[key] = exchange
         if uploads:
@@ -201,27 +201,23 @@ class SecureAggregator(_SiteMessages):
     @override
     def settle(self, round_index: int) -> None:
         for key in [key for key in self._exchanges if key[0] == round_index]:
-            told = self._exchanges.pop(key).told()
+            self._scales.settle(key, self._exchanges.pop(key).told())
             self._sites.pop(key, None)
-            if told is not None:
-                self._current[key[1]] = told
         self._masks.close_rounds(round_index + 1)
 
     @override
     def state(self) -> list[list[Any]]:
         """[block, round, sums of l_i, clients]: the next exchange's scale, and those of exchanges in flight."""
-        in_flight = [(key[1], key[0], exchange.scale) for key, exchange in self._exchanges.items()]
-        rows = [*((block, _CURRENT, scale) for block, scale in self._current.items()), *in_flight]
-        return [[block, t, *_plain(scale)] for block, t, scale in rows]
+        return self._scales.state({key: exchange.scale for key, exchange in self._exchanges.items()})
 
     @override
     def load_state(self, state: Iterable[Iterable[Any]]) -> None:
-        for block, round_index, sum_of_logs, clients in state:
-            scale = Scale(sum_of_logs, clients) if clients else None
-            if round_index != _CURRENT:
-                self._restored[round_index, block] = scale
-            elif scale is not None:
-                self._current[block] = scale
+        self._scales.load_state(state)
+
+    @override
+    def told(self, key: Key) -> Scale | None:
+        exchange = self._exchanges.get(key)
+        return None if exchange is None else exchange.told()
 
     # --- values -------------------------------------------------------------------------------------------------------
 
@@ -286,7 +282,3 @@ class SecureAggregator(_SiteMessages):
         if self._sends_sums:
             return self._layout(key, scalars)
         return layout_of(coder.codec.payload_bytes(scalars), scalars, has_facts=self._has_facts(key))
-
-
-def _plain(scale: Scale | None) -> list[Any]:
-    return [torch.zeros(0, dtype=torch.int32), 0] if scale is None else [scale.sum_of_logs, scale.clients]

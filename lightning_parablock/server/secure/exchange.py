@@ -5,30 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_parablock.errors import NonFiniteError, SecureSumError, TooFewSitesError
 from lightning_parablock.masking.ring import Ring
-from lightning_parablock.masking.scales import n_records, steps
+from lightning_parablock.masking.scales import Scale, n_records, steps
 from lightning_parablock.masking.session import MIN_SITES
 from lightning_parablock.regroup.keys import Key
 from lightning_parablock.server.secure.layout import A_SITE, N_COUNTS, records_of
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The sizes of a block's values, as an exchange has told them: it belongs to the version that the exchange made.
-
-    Attributes:
-        sum_of_logs: Sum of the clients' l_i, shape (n_records,), int32, on the host.
-        clients: Clients in that sum, at least one.
-    """
-
-    sum_of_logs: Tensor
-    clients: int
 
 
 class SecureExchange:

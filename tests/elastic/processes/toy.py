@@ -48,15 +48,18 @@ class Replica:
     Args:
         width: See :func:`network`.
         sites: Name of each client's site.
+        rows: Which rows a client's step has had, by client and step, where they were not taken in their order.
     """
 
-    def __init__(self, width: int, sites: dict[int, str]) -> None:
+    def __init__(self, width: int, sites: dict[int, str], rows: dict[int, dict[int, list[int]]] | None = None) -> None:
         self._model = network(width)
         self._blocks = [list(self._model.get_submodule(name).parameters()) for name in BLOCKS]
         self._batches = {
             client: list(zip(*(part.split(batch_size(site)) for part in data_of(site)), strict=True))
             for client, site in sites.items()
         }
+        self._data = {client: data_of(site) for client, site in sites.items()}
+        self._rows = {} if rows is None else rows
 
     def initial(self) -> list[Tensor]:
         """The model before the first round, as one vector per block."""
@@ -70,7 +73,9 @@ class Replica:
                 parameter.requires_grad_(index == block)
         optimizer = torch.optim.SGD(self._blocks[block], lr=LR)
         optimizer.zero_grad()
-        loss_of(self._model, *self._batches[client][step % BATCHES]).backward()
+        rows = self._rows.get(client, {}).get(step)
+        batch = self._batches[client][step % BATCHES] if rows is None else [part[rows] for part in self._data[client]]
+        loss_of(self._model, *batch).backward()
         optimizer.step()
         return torch.cat([p.detach().reshape(-1) for p in self._blocks[block]])
 

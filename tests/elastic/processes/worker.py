@@ -1,5 +1,8 @@
 """A site: ``python -m tests.elastic.processes.worker FOLDER SITE``; the run's options are in ``FOLDER/run.json``.
 
+With ``federation`` in the options sums are secure: keys are in ``FOLDER/keys/SITE``, and each process draws batches of
+its own and says in ``SITE.rows`` which rows each of its steps has had.
+
 The round with which the run ends comes in ``FOLDER/end``, when the test has seen enough. At its end the site writes
 ``SITE.pt`` (its weights, one vector per block) and ``SITE.json`` (the membership log, and what its collectives gave).
 """
@@ -12,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.settings import SecureAggregation
 from tests.elastic.processes.phases import Phases
 from tests.elastic.processes.toy import BLOCKS, LR, K, batch_size, data_of, loss_of, network
 
@@ -26,13 +31,16 @@ from tests.elastic.processes.toy import BLOCKS, LR, K, batch_size, data_of, loss
 class Toy(LightningModule):
     """See toy.py."""
 
-    def __init__(self, width: int, pause_s: float) -> None:
+    def __init__(self, width: int, pause_s: float, rows: Path | None = None) -> None:
         super().__init__()
-        self.net, self._pause_s = network(width), pause_s
+        self.net, self._pause_s, self._rows = network(width), pause_s, rows
         self.validated: list[tuple[int, str]] = []
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         time.sleep(self._pause_s)
+        if self._rows is not None:
+            with self._rows.open("a") as file:
+                file.write(json.dumps([self.trainer.global_step, batch.pop().tolist()]) + "\n")
         return loss_of(self.net, *batch)
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
@@ -79,15 +87,20 @@ def main() -> None:
     phases = Phases(folder, site)
     phases.install()
     phases.note("started")
+    chosen = {"weighting": "samples", **options["strategy"]}
+    is_secure = "federation" in chosen
+    if is_secure:
+        # This machine has no WireGuard interface: who is who comes from the roster, links do not.
+        mock.patch("lightning_parablock.strategy.ranks.private_links", return_value=None).start()
+        chosen |= {"keys": str(folder / "keys" / site), "aggregation": SecureAggregation(chosen["aggregation"])}
     strategy = ParaBlockStrategy(
         site=site,
         local_steps=K,
         block_order="sequential",
-        weighting="samples",
         blocks=[rf"net\.{name}" for name in BLOCKS],
-        **options["strategy"],
+        **chosen,
     )
-    module = Toy(options["width"], options["pause_s"])
+    module = Toy(options["width"], options["pause_s"], folder / f"{site}.rows" if is_secure else None)
     x, y = data_of(site)
     trainer = Trainer(
         strategy=strategy,
@@ -103,7 +116,8 @@ def main() -> None:
     )
     size = batch_size(site)
     validated = DataLoader(TensorDataset(x[: 2 * size], y[: 2 * size]), batch_size=size)
-    trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=size), validated)
+    train = TensorDataset(x, y, torch.arange(len(x))) if is_secure else TensorDataset(x, y)
+    trainer.fit(module, DataLoader(train, batch_size=size, shuffle=is_secure), validated)
     weights = [torch.cat([p.detach().reshape(-1) for p in module.net.get_submodule(b).parameters()]) for b in BLOCKS]
     torch.save(weights, folder / f"{site}.pt")
     facts = {
