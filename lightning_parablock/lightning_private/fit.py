@@ -10,6 +10,7 @@ from lightning.fabric.utilities.optimizer import _optimizers_to_device  # pyrigh
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher  # pyright: ignore[reportPrivateUsage]
 
+from lightning_parablock.checks import require
 from lightning_parablock.lightning_private.instances import replace_method
 from lightning_parablock.random_state import RandomState, capture, restore
 
@@ -119,6 +120,39 @@ def training_loaders(trainer: Trainer) -> list[Any]:
     """
     combined = trainer.fit_loop._combined_loader  # pyright: ignore[reportPrivateUsage]
     return combined.flattened if combined is not None else []
+
+
+def renew_epoch_length(trainer: Trainer) -> None:
+    """Ask the training loaders for their lengths again, while the first epoch is under way.
+
+    Lightning asks once, when it sets up the data. Without this, the epoch would end, and validation come, where they
+    would with the number of local steps that was assumed then.
+
+    Args:
+        trainer: The trainer, inside of its first training epoch; its loaders know their lengths.
+
+    Raises:
+        ConfigurationError: ``val_check_interval`` is longer than the epoch.
+    """
+    fit_loop: Any = trainer.fit_loop
+    combined, fetcher = fit_loop._combined_loader, fit_loop._data_fetcher
+    limit: Any = trainer.limit_train_batches
+    lengths = [len(loader) for loader in combined.flattened]
+    # As Lightning reads it: a whole number of batches, or a share of them.
+    limits = [min(length, limit) if isinstance(limit, int) else int(length * limit) for length in lengths]
+    combined.limits[:] = limits  # in place: the iteration under way has the same list
+    fetcher.length = fit_loop.max_batches = len(combined)
+    fetcher.done = fit_loop.epoch_loop.batch_progress.is_last_batch = fetcher.fetched >= fetcher.length
+    interval: Any = trainer.val_check_interval
+    if isinstance(interval, float):
+        trainer.val_check_batch = max(1, int(fit_loop.max_batches * interval))
+    elif isinstance(interval, int) and trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches:
+        require(
+            interval <= fit_loop.max_batches,
+            f"val_check_interval={interval} is more than the {fit_loop.max_batches} batches that an epoch has with the "
+            "local steps on which the clients have agreed; lower it, set check_val_every_n_epoch=None, or give "
+            "local_steps a number",
+        )
 
 
 def batches_fetched_ahead(trainer: Trainer) -> int:

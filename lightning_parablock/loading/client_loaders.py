@@ -111,6 +111,10 @@ class ClientsLoader:
     def __len__(self) -> int:
         return self._n_batches
 
+    def resize(self, n_batches: int) -> None:
+        """From now on an epoch has so many batches, also the one under way, of which fewer have been yielded."""
+        self._n_batches = n_batches
+
     def __iter__(self) -> Iterator[Any]:
         start = self._start(self)
         self._epoch, self._yielded = start.epoch, 0

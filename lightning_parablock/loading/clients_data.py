@@ -44,17 +44,42 @@ class HostedClients:
 
 @dataclass(frozen=True)
 class ClientsEpoch:
-    """What the ranks have agreed on.
+    """What the ranks have told each other: an epoch is as many rounds as it takes until cohorts have trained on as many
+    batches as all clients have.
+
+    Where a client's number of batches is not known: until as many clients have had their turn as there are.
 
     Attributes:
-        n_batches: Number of batches of an epoch, on every rank: whole rounds, idle turns included.
+        batches: Number of batches of all clients together; None where one's is not known.
         samples: Training samples of each client; 1 for each where the numbers are unknown, or are not told.
-        said: The same in words, for a message.
+        cohort: Number of clients per round.
+        turns: Turns per round.
+        n_ranks: Number of ranks.
     """
 
-    n_batches: int
+    batches: int | None
     samples: tuple[int, ...]
-    said: str
+    cohort: int
+    turns: int
+    n_ranks: int
+
+    def rounds(self, batches_a_turn: int) -> int:
+        """Number of rounds of an epoch, with so many batches per turn."""
+        return ceil(
+            len(self.samples) / self.cohort if self.batches is None else self.batches / (self.cohort * batches_a_turn)
+        )
+
+    def n_batches(self, batches_a_turn: int) -> int:
+        """Number of batches of an epoch, on every rank: whole rounds, idle turns included."""
+        return self.rounds(batches_a_turn) * self.turns * batches_a_turn
+
+    def said(self, batches_a_turn: int | None) -> str:
+        """The same in words, for a message; None where the number of batches per turn is not known yet."""
+        rounds = "as many rounds per epoch as the local steps to come make of it"
+        if batches_a_turn is not None:
+            rounds = f"{self.rounds(batches_a_turn)} rounds per epoch"
+        clients = f"{len(self.samples)} clients on {self.n_ranks} ranks"
+        return f"{clients}, {self.cohort} per round in {self.turns} turns, {rounds}"
 
 
 def own_loaders(trainer: Trainer, hosted: HostedClients) -> dict[int, Any] | None:
@@ -97,12 +122,8 @@ def shared_loaders(loader: Any, hosted: HostedClients, *, cuts: bool) -> dict[in
     }
 
 
-def agree_on_epoch(
-    loaders: Mapping[int, Any], hosted: HostedClients, settings: Settings, batches_a_step: int
-) -> ClientsEpoch:
-    """An epoch has as many rounds as it takes until cohorts have trained on as many batches as all clients have.
-
-    Where a client's number of batches is not known: until as many clients have had their turn as there are. Collective.
+def agree_on_epoch(loaders: Mapping[int, Any], hosted: HostedClients, settings: Settings) -> ClientsEpoch:
+    """Tell each other what the length of an epoch depends on; collective.
 
     Raises:
         DataError: a client has no batch; the same on every rank.
@@ -119,11 +140,13 @@ def agree_on_epoch(
             "clients have none); every client needs at least one"
         )
     n_clients, known = len(entries), [length for _, length, _ in entries if length is not None]
-    cohort, batches_a_turn = settings.cohort or n_clients, settings.local_steps * batches_a_step
-    rounds = ceil(n_clients / cohort if len(known) < n_clients else sum(known) / (cohort * batches_a_turn))
-    turns = turns_of_a_round(settings.cohort, [[client for client, *_ in rank] for rank in told])
-    said = f"{n_clients} clients on {len(told)} ranks, {cohort} per round in {turns} turns, {rounds} rounds per epoch"
-    return ClientsEpoch(rounds * turns * batches_a_turn, tuple(samples for *_, samples in entries), said)
+    return ClientsEpoch(
+        batches=sum(known) if len(known) == n_clients else None,
+        samples=tuple(samples for *_, samples in entries),
+        cohort=settings.cohort or n_clients,
+        turns=turns_of_a_round(settings.cohort, [[client for client, *_ in rank] for rank in told]),
+        n_ranks=len(told),
+    )
 
 
 def streams_of(loaders: Mapping[int, Any], hosted: HostedClients) -> dict[int, ClientStream]:

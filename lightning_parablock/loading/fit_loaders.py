@@ -12,9 +12,10 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_parablock.federation.names import ClientNames
-from lightning_parablock.lightning_private.fit import batches_fetched_ahead, training_loaders
+from lightning_parablock.lightning_private.fit import batches_fetched_ahead, renew_epoch_length, training_loaders
 from lightning_parablock.loading.client_loaders import ClientsLoader, TurnId
 from lightning_parablock.loading.clients_data import (
+    ClientsEpoch,
     HostedClients,
     agree_on_epoch,
     own_loaders,
@@ -107,6 +108,7 @@ class FitLoaders:
         self._trainer, self._rules, self._whose_turn = trainer, rules, whose_turn
         self._passed: dict[int, Position] = {}
         self._data: dict[int, Any] = {}
+        self._open_epochs: dict[ClientsLoader, ClientsEpoch] = {}
 
     @property
     def n_training(self) -> int:
@@ -155,6 +157,17 @@ class FitLoaders:
         found = [draws_order(self._data[client]) for client in sorted(self._data)]
         return [None if drawn is None else not drawn for drawn in found]
 
+    def settle_epochs(self) -> None:
+        """The clients have agreed on K in the first turn of the first epoch: it gets the length that it has with it."""
+        open_epochs, self._open_epochs = self._open_epochs, {}
+        loaders = [loader for loader in training_loaders(self._trainer) if loader in open_epochs]
+        for loader in loaders:
+            epoch = open_epochs[loader]
+            loader.resize(epoch.n_batches(self._batches_a_turn))
+            rank_zero_info(f"parablock: train: {epoch.said(self._batches_a_turn)}")
+        if loaders:
+            renew_epoch_length(self._trainer)
+
     def skips_batch(self) -> bool:
         """Whether the client has run out of data, so that the batch that comes is not trained on; asked once a batch.
 
@@ -187,11 +200,19 @@ class FitLoaders:
         refuse_reloading(self._trainer)
         hosted, settings = self._rules.hosted, self._rules.settings
         made = own_loaders(self._trainer, hosted) or shared_loaders(loader, hosted, cuts=self._rules.cuts)
-        epoch = agree_on_epoch(made, hosted, settings, self._trainer.accumulate_grad_batches)
+        epoch, steps = agree_on_epoch(made, hosted, settings), self._batches_a_turn
         self.client_samples = epoch.samples
         self._account_for(made)
-        rank_zero_info(f"parablock: train: {epoch.said}")
-        return ClientsLoader(streams_of(made, hosted), epoch.n_batches, self._whose_turn, self._start)
+        rank_zero_info(f"parablock: train: {epoch.said(None if settings.pending else steps)}")
+        made_of_turns = ClientsLoader(streams_of(made, hosted), epoch.n_batches(steps), self._whose_turn, self._start)
+        if settings.pending:
+            self._open_epochs[made_of_turns] = epoch
+        return made_of_turns
+
+    @property
+    def _batches_a_turn(self) -> int:
+        batches_a_step: int = self._trainer.accumulate_grad_batches
+        return self._rules.settings.local_steps * batches_a_step
 
     def _account_for(self, loaders: Mapping[int, object]) -> None:
         """Show on this rank, before it trains, how many of their rows its clients train on."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lightning_parablock.federation.schedule import block_of_round
-from lightning_parablock.planning.traffic import busiest, largest_message_bytes, traffic_of_clients
+from lightning_parablock.planning.traffic import Deltas, largest_message_bytes, traffic_of_ranks
 from lightning_parablock.settings import BlockOrder, Settings, Topology
 
 NOMINAL_GOODPUT = 0.95
@@ -51,15 +51,31 @@ class Links:
 
 def exchange_s(numel: int, n_clients: int, settings: Settings, links: Links) -> float:
     """M: seconds of the exchange of a block of ``numel`` scalars, by the module's formulas."""
-    if n_clients == 1:
+    return exchange_of_ranks_s(numel, [Deltas(1, n_clients - 1)] * n_clients, settings, links)
+
+
+def exchange_of_ranks_s(numel: int, deltas: Sequence[Deltas], settings: Settings, links: Links) -> float:
+    """M where ranks host any number of clients, of which any number is in the cohort.
+
+    Args:
+        numel: Number of scalars of the block.
+        deltas: How many deltas pass through each rank.
+        settings: Topology, codec and chunks.
+        links: Links of the ranks.
+    """
+    others = len(deltas) - 1
+    if not others:
         return 0.0
-    clients = traffic_of_clients(numel, n_clients, settings)
+    busiest_bytes = [max(one.upload_bytes, one.download_bytes) for one in traffic_of_ranks(numel, deltas, settings)]
     if settings.topology == "sharded":
-        return 8 * busiest(clients).upload_bytes / links.client_bps
-    tail_bytes = largest_message_bytes(numel, settings) * min(n_clients - 1, 2)
+        return 8 * max(busiest_bytes) / links.client_bps
+    tail_bytes = largest_message_bytes(numel, settings) * min(others, 2)
     return sum(
-        8 * max((n_clients - 1) * one_bytes / links.server_bps, one_bytes / links.client_bps)
-        for one_bytes in (clients[1].upload_bytes, tail_bytes)
+        8 * max(at_server / links.server_bps, at_client / links.client_bps)
+        for at_server, at_client in (
+            (busiest_bytes[0], max(busiest_bytes[1:])),
+            (others * tail_bytes, tail_bytes),
+        )
     )
 
 

@@ -34,6 +34,19 @@ class Sizes:
     commit_bytes: int
 
 
+@dataclass(frozen=True)
+class Deltas:
+    """How many deltas of an exchange pass through a rank; each is sent in parts to the ranks that serve it.
+
+    Attributes:
+        own: Deltas that it sends: its clients in the cohort.
+        others: Deltas of which the others send it the parts that it serves.
+    """
+
+    own: int
+    others: int
+
+
 @cache
 def _sizes(payloads: Payloads, parts: tuple[int, ...]) -> Sizes:
     """Of all messages that carry parts of so many scalars once."""
@@ -63,15 +76,23 @@ def traffic_of_clients(numel: int, n_clients: int, settings: Settings) -> list[T
     receives the other clients' deltas on its shard and the commits of the others' shards. Without headers this is
     2 (N - 1) S q bytes over all clients, in either topology (docs/method.md, "What it can gain").
     """
-    shards = shard_bounds(numel, n_clients, settings.topology)
+    return traffic_of_ranks(numel, [Deltas(1, n_clients - 1)] * n_clients, settings)
+
+
+def traffic_of_ranks(numel: int, deltas: Sequence[Deltas], settings: Settings) -> list[Traffic]:
+    """The same for ranks that host any number of clients, of which any number is in the cohort, by rank.
+
+    No rank adds up its clients' deltas before they are sent, and every commit goes to every rank.
+    """
+    shards = shard_bounds(numel, len(deltas), settings.topology)
     each = [message_sizes(_parts(shard, settings), settings) for shard in shards]
-    deltas, commits = sum(one.delta_bytes for one in each), sum(one.commit_bytes for one in each)
-    others = n_clients - 1
+    delta_bytes, commit_bytes = sum(one.delta_bytes for one in each), sum(one.commit_bytes for one in each)
     return [
         Traffic(
-            deltas - own.delta_bytes + others * own.commit_bytes, commits - own.commit_bytes + others * own.delta_bytes
+            count.own * (delta_bytes - served.delta_bytes) + (len(deltas) - 1) * served.commit_bytes,
+            count.others * served.delta_bytes + commit_bytes - served.commit_bytes,
         )
-        for own in each
+        for count, served in zip(deltas, each, strict=True)
     ]
 
 

@@ -73,11 +73,6 @@ class Settings(MethodOptions):
             "they do not; give local_steps a number",
         )
         require(
-            not self.pending or not self.takes_turns,
-            "local_steps='auto' needs every rank to train one client per round; with clients, cohort or "
-            "availability give it a number",
-        )
-        require(
             self.blocks != AUTO or "local_steps" not in self.pending or "delay_steps" in self.pending,
             "blocks='auto' must know how many exchanges are in flight, and with local_steps='auto' and a number for "
             "delay_steps that is open until round 0 runs; leave delay_steps out, or give local_steps a number",

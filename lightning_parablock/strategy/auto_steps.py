@@ -11,6 +11,10 @@ at the same step on every client,
 3. each derives the same K from the same figures, and round 0 continues to K steps.
 
 From then on the run is the run that was given this K: same settings, same checkpoints, same bits.
+
+Where clients take turns, the steps of each rank's first turn are timed. A round then lasts as long as the turns of its
+slowest rank, and an exchange carries a delta for each client of the cohort: K hides the longest exchange that the
+cohorts can bring behind the shortest round. An epoch, whose length in rounds depends on K, gets its length with it.
 """
 
 from __future__ import annotations
@@ -27,7 +31,9 @@ from lightning_parablock.blocks.partition import Block
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.planning.choice import HEADROOM, Choice, choose_local_steps
 from lightning_parablock.planning.compute import relative_step_costs
-from lightning_parablock.planning.timing import exchange_s, links_of
+from lightning_parablock.planning.rank_turns import RankTurns
+from lightning_parablock.planning.timing import exchange_of_ranks_s, links_of
+from lightning_parablock.planning.traffic import Deltas
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.system.units import readable_bps, readable_s
@@ -75,15 +81,20 @@ class Measured:
 
     Attributes:
         block: Index of the block that round 0 trains.
-        step_s: Seconds per local step on that block, on the slowest client.
+        slowest_s: Seconds per local step on that block, on the slowest client.
+        step_s: Seconds that one local step of every client of a round takes, in the shortest round: the same where
+            each rank trains one client.
         steps: Local steps made so far.
-        sample: A timed exchange; None with one client.
-        caps_bps: ``upload_bps`` of each client.
+        deltas: The most deltas of an exchange, rank by rank.
+        sample: A timed exchange; None with one rank.
+        caps_bps: ``upload_bps`` of each rank.
     """
 
     block: int
+    slowest_s: float
     step_s: float
     steps: int
+    deltas: Sequence[Deltas]
     sample: LinkSample | None
     caps_bps: Sequence[float | None] = (None,)
 
@@ -108,44 +119,62 @@ def settle_local_steps(
     if not (clock.is_complete or engine.turn_is_over):
         return None
     settings = engine.settings
-    told = ranks.gather_objects((clock.shortest_s, settings.upload_bps))
+    is_idle = engine.active_client is None
+    told = ranks.gather_objects((None if is_idle else clock.shortest_s, engine.block, settings.upload_bps))
     sample = ranks.time_links(settings)
-    slowest_s, caps_bps = max(step_s for step_s, _ in told), [cap_bps for _, cap_bps in told]
-    measured = Measured(engine.block, slowest_s, engine.steps, sample, caps_bps)
+    timed = [(step_s, block) for step_s, block, _ in told if step_s is not None]
+    fastest_s, slowest_s = min(timed)[0], max(timed)[0]
+    turns = RankTurns.of(engine.schedule.cohorts, ranks.hosting.by_rank)
+    measured = Measured(
+        block=timed[0][1],
+        slowest_s=slowest_s,
+        # Of a rank without a client in the first turn nothing is known: nothing is hidden behind slowness of its own.
+        step_s=turns.shortest_s([fastest_s if step_s is None else step_s for step_s, _, _ in told]),
+        steps=engine.steps,
+        deltas=turns.most_deltas,
+        sample=sample,
+        caps_bps=[cap_bps for _, _, cap_bps in told],
+    )
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
-    return agree_on_local_steps(sizes, engine.flat.blocks, ranks.world_size, settings, measured)
+    return agree_on_local_steps(sizes, engine.flat.blocks, settings, measured)
 
 
 def agree_on_local_steps(
-    sizes: dict[str, int], blocks: list[Block], n_clients: int, settings: Settings, measured: Measured
+    sizes: dict[str, int], blocks: list[Block], settings: Settings, measured: Measured
 ) -> Settings:
     """The settings with K; a pure function of what all clients share, so that all arrive at the same.
 
     Args:
         sizes: Number of scalars per parameter of the model, in order.
         blocks: The run's blocks.
-        n_clients: Number of clients.
         settings: With ``local_steps`` pending.
         measured: By all clients together.
     """
     costs = relative_step_costs(sizes, blocks)
     step_s = [measured.step_s * cost / costs[measured.block] for cost in costs]
     sample = measured.sample
-    links = links_of(sample.pair_bytes, sample.elapsed_s, n_clients, settings.topology) if sample else None
+    n_ranks = len(measured.deltas)
+    links = links_of(sample.pair_bytes, sample.elapsed_s, n_ranks, settings.topology) if sample else None
     links = links and links.capped(measured.caps_bps, settings.topology)
-    exchanges_s = [exchange_s(b.numel, n_clients, settings, links) if links else 0.0 for b in blocks]
+    exchanges_s = [exchange_of_ranks_s(b.numel, measured.deltas, settings, links) if links else 0.0 for b in blocks]
     choice = choose_local_steps(step_s, exchanges_s, settings.block_order, at_least=measured.steps)
     longest = max(range(len(blocks)), key=exchanges_s.__getitem__)
     if links is None:
-        rank_zero_info(f"parablock: local_steps: {choice.local_steps}; one client has nothing to exchange")
+        rank_zero_info(f"parablock: local_steps: {choice.local_steps}; one process has nothing to exchange")
     else:
         facts = (
-            f"the slowest client takes {readable_s(measured.step_s)} per step, the slowest link carries "
-            f"{readable_bps(links.client_bps)}, the longest exchange ({blocks[longest].name}) takes "
-            f"{readable_s(exchanges_s[longest])}"
+            f"the slowest client takes {readable_s(measured.slowest_s)} per step{_turns(measured)}, "
+            f"the slowest link carries {readable_bps(links.client_bps)}, "
+            f"the longest exchange ({blocks[longest].name}) takes {readable_s(exchanges_s[longest])}"
         )
         rank_zero_info(_said(choice, facts))
     return settings.agreed(choice.local_steps)
+
+
+def _turns(measured: Measured) -> str:
+    if measured.step_s == measured.slowest_s:
+        return ""
+    return f" (one of each client in a round's turns: {readable_s(measured.step_s)} at least)"
 
 
 def _said(choice: Choice, facts: str) -> str:

@@ -180,7 +180,8 @@ class FitSession:
         batches = min(self.trainer.num_training_batches, self.loaders.fewest_training)
         steps = batches / self.trainer.accumulate_grad_batches
         settings = self.engine.settings
-        return may_miss_epochs(self.skipped, settings.local_steps, self.ranks.hosting.by_rank, steps)
+        known_steps = 1 if settings.pending else settings.local_steps  # asked again, once more is known
+        return may_miss_epochs(self.skipped, known_steps, self.ranks.hosting.by_rank, steps)
 
     def after_batch(self) -> None:
         """Advance the clock if the batch brought an optimizer step; at a turn's end switch to the next block."""
@@ -268,6 +269,7 @@ class FitSession:
         if settings is not None:
             self.engine.settle(settings)
             self.ranks.settle(settings)
+            self.loaders.settle_epochs()
 
     def _stop_at_max_rounds(self) -> None:
         limit = self.engine.settings.max_rounds

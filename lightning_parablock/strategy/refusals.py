@@ -182,18 +182,24 @@ def refuse_untrained(block_names: Sequence[str]) -> None:
         )
 
 
-def refuse_rate_steps(trainer: Trainer, local_steps: int, *, turns: int) -> None:
+def refuse_rate_steps(trainer: Trainer, local_steps: int | None, *, turns: int) -> None:
     """Refuse a scheduler that would step at a different place in each client's turn.
+
+    Args:
+        trainer: The trainer.
+        local_steps: Local steps per turn; None where the clients have yet to agree on them.
+        turns: Turns per round.
 
     Raises:
         ConfigurationError: its frequency does not divide the number of batches per turn.
     """
-    batches = local_steps * trainer.accumulate_grad_batches
+    batches = (local_steps or 1) * trainer.accumulate_grad_batches
     for config in trainer.lr_scheduler_configs:
         if turns > 1 and config.interval == "step" and batches % config.frequency:
+            has = str(batches) if local_steps else f"{batches} for each of its local steps, whose number is 'auto'"
             raise ConfigurationError(
                 f"the learning rate scheduler steps every {config.frequency} batches, and a client's turn has "
-                f"{batches}: the clients of a round would have different rates; choose a frequency that divides it"
+                f"{has}: the clients of a round would have different rates; choose a frequency that divides it"
             )
 
 

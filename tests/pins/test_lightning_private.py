@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher  # pyright: ignore[reportPrivateUsage]
 from lightning.pytorch.overrides.distributed import _IndexBatchSamplerWrapper  # pyright: ignore[reportPrivateUsage]
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -38,6 +39,7 @@ def instance_of(entry: dict[str, str]) -> Any:
         "trainer": lambda: Trainer(accelerator="cpu", logger=False, enable_checkpointing=False),
         "checkpoint": ModelCheckpoint,
         "early_stopping": lambda: EarlyStopping("val_loss"),
+        "fetcher": _PrefetchDataFetcher,
         "timer": lambda: Timer(interval="step"),
         "launcher": lambda: _MultiProcessingLauncher(SingleDeviceStrategy(), start_method="fork"),
         "sampler": lambda: _IndexBatchSamplerWrapper(BatchSampler(SequentialSampler([0]), 1, False)),

@@ -24,6 +24,14 @@ def test_turns_equal_the_oracle_on_any_number_of_ranks(n_ranks: int, tmp_path: P
         assert equal == {f"EQUAL {case}" for case in CHOICES}
 
 
+@pytest.mark.parametrize("n_ranks", [1, 2, 3])
+def test_turns_of_as_many_steps_as_the_clients_find_equal_the_oracle(n_ranks: int, tmp_path: Path) -> None:
+    for output in output_of(n_ranks, "found", tmp_path):
+        steps = {int(line.split()[1]) for line in output.splitlines() if line.startswith("FOUND")}
+        assert output.count("FOUND") == 4
+        assert (steps == {4}) == (n_ranks == 1), steps
+
+
 @pytest.mark.parametrize("n_ranks", [1, 2])
 def test_turns_go_on_from_any_checkpoint_with_the_same_bits(n_ranks: int, tmp_path: Path) -> None:
     for output in output_of(n_ranks, "resume", tmp_path):

@@ -211,14 +211,14 @@ def test_a_client_of_a_named_site_is_reported_by_number_and_site() -> None:
         ClientStream([], 5, 2, names).next()
     site = HostedClients((2, 3), 1, 0, lambda value: [value], names)
     with pytest.raises(DataError, match=r"data of client 3 \(site oslo\) have no batch \(1 of 2 clients"):
-        agree_on_epoch({2: [1], 3: []}, site, Settings(clients=2), 1)
+        agree_on_epoch({2: [1], 3: []}, site, Settings(clients=2))
 
 
 def test_the_size_of_a_client_is_that_of_its_sampler() -> None:
     rows = Rows(0, 100)
     loaders = {i: DataLoader(rows, batch_size=2, sampler=SubsetRandomSampler(range(n))) for i, n in enumerate((90, 10))}
     site = HostedClients((0, 1), 0, 0, lambda value: [value])
-    assert agree_on_epoch(loaders, site, Settings(clients=2), 1).samples == (90, 10)
+    assert agree_on_epoch(loaders, site, Settings(clients=2)).samples == (90, 10)
 
 
 def test_blocks_that_no_round_would_train_are_refused() -> None:

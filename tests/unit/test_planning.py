@@ -24,9 +24,11 @@ from lightning_parablock.planning.memory import (
     total_bytes,
     window_bytes,
 )
+from lightning_parablock.planning.rank_turns import RankTurns
 from lightning_parablock.planning.timing import (
     Links,
     busy_steps,
+    exchange_of_ranks_s,
     exchange_s,
     following_blocks,
     hiding_steps,
@@ -36,7 +38,13 @@ from lightning_parablock.planning.timing import (
     schedule,
     warm_up_s,
 )
-from lightning_parablock.planning.traffic import busiest, traffic_by_role, traffic_of_clients
+from lightning_parablock.planning.traffic import (
+    Deltas,
+    busiest,
+    traffic_by_role,
+    traffic_of_clients,
+    traffic_of_ranks,
+)
 from lightning_parablock.settings import (
     COMPRESSIONS,
     MAX_AUTO_STEPS,
@@ -103,6 +111,21 @@ def test_both_topologies_carry_two_times_n_minus_one_blocks(n_clients: int, topo
     n_headers = len(messages(numel, n_clients, settings))
     total = sum(t.upload_bytes for t in traffic_of_clients(numel, n_clients, settings))
     assert total == 2 * (n_clients - 1) * numel * 4 + n_headers * HEADER_BYTES
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("counts", [(1, 1), (2, 2), (3, 0), (0, 2, 1), (2, 0, 0, 3)])
+def test_bytes_of_ranks_that_host_several_clients_or_none(counts: tuple[int, ...], topology: Topology) -> None:
+    """Every delta goes in parts to the ranks that serve them, and every rank gets every commit, once."""
+    settings, n = Settings(topology=topology, chunk_bytes=4096, compression=Int8()), len(counts)
+    sent, received = [0] * n, [0] * n
+    for source, target, kind, size in messages(5000, n, settings):
+        times = counts[source] if kind == Kind.DELTA else 1
+        sent[source] += times * size
+        received[target] += times * size
+    deltas = [Deltas(own, sum(counts) - own) for own in counts]
+    planned = traffic_of_ranks(5000, deltas, settings)
+    assert [(one.upload_bytes, one.download_bytes) for one in planned] == list(zip(sent, received, strict=True))
 
 
 def test_roles() -> None:
@@ -290,6 +313,31 @@ def test_a_star_is_bound_by_the_servers_link_or_by_a_clients() -> None:
     assert exchange_s(numel, 2, settings, LINKS) == pytest.approx((block_bits + one_chunk_bits) / 1e6)
     assert exchange_s(numel, 3, settings, LINKS) == pytest.approx((block_bits + 2 * one_chunk_bits) / 1e6)
     assert exchange_s(numel, 9, settings, LINKS) == pytest.approx(8 * (block_bits + 2 * one_chunk_bits) / 4e6)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_an_exchange_of_several_clients_per_rank_takes_as_long_as_the_busiest_direction(topology: Topology) -> None:
+    settings, numel = Settings(topology=topology, chunk_bytes=4096), 1_000_000
+    one_each = exchange_of_ranks_s(numel, [Deltas(1, 1)] * 2, settings, LINKS)
+    assert one_each == exchange_s(numel, 2, settings, LINKS)
+    two_each, three_at_one = [Deltas(2, 2)] * 2, [Deltas(0, 3), Deltas(3, 0)]
+    # In halves of a block: sharded, a delta and a commit up; two deltas and a commit; three and a commit from rank 1.
+    expected = {"sharded": [3 / 2, 4 / 2], "star": [2.0, 3.0]}[topology]
+    found = [exchange_of_ranks_s(numel, deltas, settings, LINKS) / one_each for deltas in (two_each, three_at_one)]
+    assert found == pytest.approx(expected, rel=1e-2)
+
+
+def test_rounds_of_ranks_by_hand() -> None:
+    """Five clients on two ranks, of which two train, and the second rank is slow."""
+    trace = ((0, 1), (1, 4), (2, 3, 4))
+    turns = RankTurns.of(Cohorts(5, 2, "rotation", availability=trace), [(0, 1), (2, 3, 4)])
+    assert turns.trained == ((0, 2), (1, 1), (2, 0))
+    assert turns.shortest_s([1.0, 3.0]) == 2.0  # of 6, 3 and 2
+    assert turns.shortest_s([1.0, 0.5]) == 1.0
+    assert turns.most_deltas == [Deltas(2, 2), Deltas(2, 2)]
+    everyone = RankTurns.of(Cohorts(5), [(0, 1), (2, 3, 4)])
+    assert everyone.trained == ((2, 3),) and everyone.most_deltas == [Deltas(2, 3), Deltas(3, 2)]
+    assert RankTurns.of(Cohorts(2), [(0,), (1,)]).shortest_s([0.25, 0.5]) == 0.5
 
 
 def test_compression_shortens_the_exchange_by_its_bytes() -> None:

@@ -82,7 +82,6 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"visit_more": (("embed", 0.0),), "block_order": "random"}, "the factor of 'embed' must be a finite number > 0"),
     ({"visit_more": (("(", 2.0),), "block_order": "random"}, "visit_more: '\\(' is not a regular expression"),
     ({"block_order": "cyclic", "pending": ("local_steps",)}, "local_steps='auto' needs every client to train the same"),
-    ({"clients": 4, "pending": ("local_steps",)}, "local_steps='auto' needs every rank to train one client per round"),
     ({"cohort": 2, "buffers": "average"}, "buffers='average' needs one client per rank in every round"),
     ({"own_local_steps": 0}, "own_local_steps must be a whole number >= 1"),
     ({"own_local_s": -1.0}, "own_local_s must be a finite number of seconds > 0"),

@@ -9,15 +9,30 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader, Subset
 
 from lightning_parablock import ParaBlockStrategy
+from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.planning.traffic import traffic_of_clients
+from lightning_parablock.planning.traffic import Deltas, traffic_of_clients, traffic_of_ranks
 from lightning_parablock.settings import MAX_AUTO_STEPS
 from lightning_parablock.strategy.auto_steps import MIN_AUTO_STEPS, StepClock
 from lightning_parablock.transport.link_probe import LinkSample
-from tests.strategy.scenarios.resume import BATCHES, EPOCHS, RANK, SCRATCH, Net, SaveAt, loaders, trainer_for, weights
+from tests.strategy.scenarios.resume import (
+    BATCHES,
+    EPOCHS,
+    N_RANKS,
+    RANK,
+    SCRATCH,
+    Net,
+    Noisy,
+    SaveAt,
+    loaders,
+    trainer_for,
+    weights,
+)
+from tests.support.scenarios import spoiling
 from tests.tasks import assert_same_bits
 
 STEP_S = (0.25, 0.5)
@@ -103,6 +118,93 @@ def really_measured(**strategy: Any) -> Callable[[], None]:
     return scenario
 
 
+def in_turns(steps: int, **strategy: Any) -> Callable[[], None]:
+    """More clients than ranks, or cohorts: also epochs, validation and rates of the whole run are those of its K."""
+
+    def scenario() -> None:
+        with Measurements() as measurements:
+            module, trainer = fitted({**strategy, "local_steps": "auto"}, max_epochs=2)
+        assert measurements.timed_links == 1
+        assert settings_of(trainer).local_steps == steps, settings_of(trainer).local_steps
+        same_as_given(module, trainer, strategy, max_epochs=2)
+
+    return scenario
+
+
+def really_measured_in_turns(**strategy: Any) -> Callable[[], None]:
+    """What travels in each round is what was planned for its cohort."""
+
+    def scenario() -> None:
+        module, trainer = fitted({**strategy, "local_steps": "auto"}, max_epochs=1)
+        used: Any = trainer.strategy
+        settings, by_rank, cohorts = settings_of(trainer), used.hosting.by_rank, used.session.engine.schedule.cohorts
+        assert MIN_AUTO_STEPS <= settings.local_steps == settings.delay_steps <= MAX_AUTO_STEPS
+        same_as_given(module, trainer, strategy, max_epochs=1)
+        numels = {block.name: block.numel for block in used.blocks}
+        sent: dict[int, list[Any]] = {}
+        for record in used.round_records:
+            sent.setdefault(record.round, []).append(record)
+        assert sent
+        for t, records in sent.items():
+            counts = [len(set(cohorts.of_round(t)) & set(clients)) for clients in by_rank]
+            deltas = [Deltas(n, sum(counts) - n) for n in counts]
+            planned = traffic_of_ranks(numels[records[0].block], deltas, settings)[RANK]
+            assert sum(record.upload_bytes for record in records) == planned.upload_bytes, (t, counts)
+            assert sum(record.download_bytes for record in records) == planned.download_bytes, (t, counts)
+
+    return scenario
+
+
+def an_epoch_that_ends_as_they_agree() -> None:
+    """Four batches, of which the last one is made before anybody knows that it is the last: it is validated as such."""
+    ended: list[list[str]] = []
+    for local_steps in ("auto", MIN_AUTO_STEPS):
+        seen: list[str] = []
+        module = Net()
+        trainer = trainer_for(
+            {"local_steps": local_steps, "clients": N_RANKS}, [Noted(seen)], max_epochs=2, val_check_interval=1.0
+        )
+        four = DataLoader(Subset(Noisy(), range(8)), batch_size=2, shuffle=True)
+        with Measurements(LinkSample(1_000_000, 1e-6)):
+            trainer.fit(module, four, DataLoader(Noisy(), batch_size=4))
+        assert settings_of(trainer).local_steps == MIN_AUTO_STEPS
+        ended.append([*seen, str(hash_tensors(weights(module).values()))])
+    assert ended[0] == ended[1]
+    assert ended[0][:-1] == ["validation after 4", "epoch after 4", "validation after 8", "epoch after 8"]
+
+
+class Noted(Callback):
+    """Notes when epochs end and when the model is validated."""
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self.seen.append(f"validation after {trainer.global_step}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen.append(f"epoch after {trainer.global_step}")
+
+
+@spoiling
+def a_validation_interval_longer_than_the_epoch() -> None:
+    strategy = {"local_steps": "auto", "clients": 4}
+    with Measurements(), pytest.raises(ConfigurationError, match="val_check_interval=500 is more than the"):
+        fitted(strategy, max_epochs=1, val_check_interval=500)
+
+
+def a_rate_that_no_turn_may_divide() -> None:
+    class Slow(Net):
+        def configure_optimizers(self) -> Any:
+            optimizers, schedules = super().configure_optimizers()
+            return optimizers, [{**schedules[0], "frequency": 2}]
+
+    trainer = trainer_for({"local_steps": "auto", "clients": 4}, [], max_epochs=1)
+    with pytest.raises(ConfigurationError, match="1 for each of its local steps, whose number is 'auto'"):
+        trainer.fit(Slow(), **loaders("shuffled"))
+
+
 def resumed(step: int, **strategy: Any) -> Callable[[], None]:
     """A run that goes on does not measure again: its checkpoint tells K, to one that says "auto" and to one with K."""
 
@@ -114,7 +216,9 @@ def resumed(step: int, **strategy: Any) -> Callable[[], None]:
             with Measurements(LinkSample(1, 100.0)) as measurements:
                 module, again = fitted(settings, ckpt_path=path)
             assert measurements.timed_links == 0
-            assert 0 < len(module.losses) == BATCHES * EPOCHS - step
+            if "clients" not in strategy:  # else a rank may idle
+                assert len(module.losses) == BATCHES * EPOCHS - step
+            assert module.losses and module.losses == saving.losses[-len(module.losses) :]
             assert settings_of(again) == settings_of(trainer)
             assert_same_bits(weights(module), weights(saving))
         same_as_given(saving, trainer, strategy)
@@ -192,10 +296,23 @@ def random_state_is_left_alone() -> None:
     assert seen == [True]
 
 
-SCENARIOS: dict[str, Callable[[], None]] = {
+SCENARIOS: dict[str, Callable[[], object]] = {
     "slowest client": measured(),
     "star": measured(topology="star", steps=10),
     "delay given": measured(delay_steps=3),
+    "no delay in the first rounds": measured(delay_warmup_rounds=2),
+    "two clients per rank": in_turns(6, clients=4),
+    "two and three clients per rank": in_turns(5, clients=5),
+    "cohorts": in_turns(23, clients=5, cohort=3, topology="star", weighting="samples"),
+    "one client in turn": in_turns(14, clients=4, cohort=1, cohort_sampling="rotation"),
+    "cohorts, no delay in the first round": in_turns(13, clients=5, cohort=3, delay_warmup_rounds=1),
+    "real, cohorts": really_measured_in_turns(clients=5, cohort=3),
+    "real, two clients per rank, star": really_measured_in_turns(clients=4, topology="star", compression="int8"),
+    "cohorts, resumed in round 0": resumed(6, clients=4, cohort=3),
+    "cohorts, resumed later": resumed(22, clients=4, cohort=3),
+    "an epoch of one round": an_epoch_that_ends_as_they_agree,
+    "validation too seldom": a_validation_interval_longer_than_the_epoch,
+    "rates within a turn": a_rate_that_no_turn_may_divide,
     "uneven": measured(data="uneven"),
     "iterable": measured(data="iterable"),
     "capped": capped,

@@ -9,6 +9,7 @@ import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from typing_extensions import override
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.federation.cohorts import Cohorts
+from lightning_parablock.strategy.auto_steps import StepClock
+from lightning_parablock.transport.link_probe import LinkSample
 from tests.support.here import N_RANKS, RANK, SCRATCH
 from tests.support.lightning_run import Steps, TaskModule, expected_weights, fit, patterns_of, trainer_for
 from tests.support.scenarios import Scenario
@@ -50,7 +53,7 @@ def samples_of(client: int) -> int:
     return 4 + client % 7
 
 
-def own_steps(cohorts: Cohorts) -> Callable[[int, int], int]:
+def own_steps(cohorts: Cohorts, K: int = K) -> Callable[[int, int], int]:
     """(client, step of the common clock) -> which of its samples a client takes: it stands still while it sits out."""
     taken: dict[tuple[int, int], int] = {}
 
@@ -62,11 +65,12 @@ def own_steps(cohorts: Cohorts) -> Callable[[int, int], int]:
     return sample
 
 
-def check(case: str, delay_steps: int, n_clients: int, n_rounds: int, task: Any = TASK, **changes: Any) -> None:
+def check(
+    case: str, delay_steps: int | None, n_clients: int, n_rounds: int, task: Any = TASK, **changes: Any
+) -> ParaBlockStrategy:
     """One fit of so many rounds equals the oracle on every rank."""
-    options = CHOICES[case] | changes
+    options = {"local_steps": K} | CHOICES[case] | changes
     strategy = ParaBlockStrategy(
-        local_steps=K,
         delay_steps=delay_steps,
         blocks=patterns_of(task),
         seed=SEED,
@@ -82,7 +86,7 @@ def check(case: str, delay_steps: int, n_clients: int, n_rounds: int, task: Any 
     settings = strategy.settings
     samples = tuple(samples_of(client) for client in range(n_clients))
     cohorts = Cohorts(n_clients, settings.cohort, settings.cohort_sampling, SEED, samples)
-    sample = own_steps(cohorts)
+    sample = own_steps(cohorts, settings.local_steps)
 
     def loss(model: nn.Module, client: int, step: int) -> Tensor:
         return task.loss_fn(model, client, sample(client, step))
@@ -91,7 +95,7 @@ def check(case: str, delay_steps: int, n_clients: int, n_rounds: int, task: Any 
         task,
         settings,
         n_clients=n_clients,
-        total_steps=K * n_rounds,
+        total_steps=settings.local_steps * n_rounds,
         loss_fn=loss,
         client_samples=samples,
         samples=(lambda client, step: 1) if settings.weighting == "samples" else None,
@@ -103,6 +107,7 @@ def check(case: str, delay_steps: int, n_clients: int, n_rounds: int, task: Any 
     print(f"EQUAL {case} delay {delay_steps}, {n_clients} clients, {len(trained)} turns here")
     if case == "some" and n_clients == 1000:
         watch.must_be_flat()
+    return strategy
 
 
 class Watch(Callback):
@@ -245,4 +250,23 @@ def choices() -> None:
         check(case, K + 2, 5, 7, delay_warmup_rounds=2)
 
 
-SCENARIOS: dict[str, Scenario] = {"choices": choices, "resume": resume, "sites": sites, "thousand": thousand}
+def found() -> None:
+    """The number of local steps is the one that the clients find; what they measure is given, so that it is a few."""
+    sample = LinkSample(pair_bytes=200_000, elapsed_s=4.0) if N_RANKS > 1 else None
+    with (
+        patch.object(ParaBlockStrategy, "time_links", lambda strategy, settings: sample),
+        patch.object(StepClock, "shortest_s", 0.02),
+    ):
+        for case, delay_steps, warm_up in (("all", None, 0), ("some", None, 2), ("by size", 5, 0), ("kept", 5, 1)):
+            used = check(case, delay_steps, 5, 5, local_steps="auto", delay_warmup_rounds=warm_up)
+            assert not used.settings.pending
+            print(f"FOUND {used.settings.local_steps}")
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "choices": choices,
+    "found": found,
+    "resume": resume,
+    "sites": sites,
+    "thousand": thousand,
+}
