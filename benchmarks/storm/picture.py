@@ -32,7 +32,7 @@ def draw(values: dict[str, Any]) -> Figure:
             where = place + 0.2 * (offset - 1)
             right.plot([where] * len(rows), [row["gap_s"] for row in rows], MARKS[kind][0], color=MARKS[kind][1])
     right.axhline(0, color="black", linewidth=0.8)
-    right.set_xticks(range(len(storms)), list(storms), fontsize=7)
+    right.set_xticks(range(len(storms)), [name.replace(", ", "\n") for name in storms], fontsize=7)
     right.set(ylabel="seconds", title="Longest time between commits around a fault, less a round")
     return figure
 
