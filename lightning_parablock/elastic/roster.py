@@ -64,7 +64,7 @@ class Roster:
             return []
         staying = [one for one in here if not one.is_leaving]
         if len(staying) + len(guests) < seat.options.min_clients:
-            self.note_too_few([one.site for one in here])
+            self.note_too_few([one.site for one in staying])
             return []
         return here + guests
 

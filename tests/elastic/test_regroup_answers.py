@@ -201,6 +201,19 @@ def test_a_guest_with_which_attempts_fail_is_left_out(monkeypatch: pytest.Monkey
     assert [one.site for one in roster.next_members(listed)] == ["A", "B", "C", "d"]
 
 
+def test_a_site_that_leaves_is_not_counted_where_too_few_are_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    two = replace(FIRST, members=(0, 1), joiners=(0, 1), order=(0, 1))
+    seat = _seat(0, two, sealed=1, min_clients=2)
+    seat.incarnations.pop(2)
+    listed = (seat.me(), replace(_seat(1, two, sealed=1).me(), is_leaving=True))
+    roster = Roster(seat, lambda: 5)
+    monkeypatch.setattr(roster._reach, "of_all", lambda order: {one.site: {o.site for o in order} for one in order})
+    assert roster.next_members(listed) == []
+    assert "1 of 2 sites are left (A), and min_clients is 2" in caplog.text
+
+
 def test_founders_whose_attempts_fail_are_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     seat = _seat(0, FIRST, sealed=1)
     seat.incarnations = {}
