@@ -84,7 +84,7 @@ def _residuals(options: argparse.Namespace) -> list[dict[str, Any]]:
         for name in ("none", "sparse") if options.quick else RESIDUALS:
             plan = given | RESIDUALS[name]
             made = attempt(workers.first_answer, "benchmarks.codecs.visits:train", plan, limit_s=gsm8k.LIMIT_S)
-            row = {"codec": name} | made
+            row: dict[str, Any] = {"codec": name, **made}
             if not row["failed"]:
                 row["residual_over_delta"] = residual_over_delta(row["rows"])
                 print(name, [round(one, 2) for one in row["residual_over_delta"]], row["held_out_loss"], flush=True)
