@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -12,7 +13,7 @@ from lightning_parablock.codecs.feedback import Coder
 from lightning_parablock.elastic.shard import VersionedShard
 from lightning_parablock.errors import PeerLostError
 from lightning_parablock.regroup.log import Record
-from lightning_parablock.server.aggregation import MeanAggregator, Received
+from lightning_parablock.server.aggregation import Aggregator, MeanAggregator, Received
 from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Topology
 from lightning_parablock.transport.base import Exchange, ExchangeFacts, Transport
@@ -63,7 +64,59 @@ class Attempt(Exchange):
         return ExchangeFacts(0.0, 0.0, 0.0, 0, 0)
 
 
-class Carrier(Transport):
+class SimulatedTransport(Transport):
+    """What a member's part of a generation does without sockets, whatever its messages mean.
+
+    Args:
+        server: The member's shard.
+        world: Time.
+        aggregator: What the messages mean; None for each client's delta and their mean.
+
+    Attributes:
+        is_closed: Whether the generation has ended here.
+        goes_on: Whether it is closed, and threads of it continue for a while.
+    """
+
+    def __init__(self, server: VersionedShard, world: World, aggregator: Aggregator | None = None) -> None:
+        super().__init__(server, aggregator)
+        self._world = world
+        self.is_closed = self.goes_on = False
+        self._uploads: list[tuple[Key, Upload]] = []
+        self._on_the_way: dict[Key, int] = defaultdict(int)
+        self._cut_short: set[Key] = set()
+
+    @override
+    def check(self, round_index: int, block: int) -> None:
+        """Unused."""
+
+    @override
+    def note_step(self, round_index: int) -> None:
+        """Unused."""
+
+    @override
+    def announce_end(self, rounds: int) -> None:
+        """Unused."""
+
+    @override
+    def close(self) -> None:
+        self.is_closed = True
+        self.goes_on = self._world.rng.random() < 0.5  # threads of an old generation may continue for a while
+        if self.goes_on:
+            self._cut_short = self._unwritten()
+            self._world.after(self._world.lag(5.0), self._scribble)
+
+    def _scribble(self) -> None:
+        """Write into what this generation was given to write into, and had not written into completely."""
+        for key, upload in self._uploads:
+            if upload.residual is not None and key in self._cut_short:
+                upload.residual.after.fill_(float("nan"))
+
+    def _unwritten(self) -> set[Key]:
+        """The exchanges whose messages have not all left."""
+        return {key for key, n in self._on_the_way.items() if n}
+
+
+class Carrier(SimulatedTransport):
     """One member's part of a generation.
 
     Args:
@@ -86,19 +139,15 @@ class Carrier(Transport):
         topology: Topology,
         post: Post,
     ) -> None:
-        super().__init__(server)
+        super().__init__(server, world)
         self.record, self.client = record, client
-        self._world, self._post, self._sizes, self._topology = world, post, sizes, topology
+        self._post, self._sizes, self._topology = post, sizes, topology
         self._coder, self._aggregator = Coder(server.compression), MeanAggregator()
         self._attempts: dict[Key, Attempt] = {}
         self._queue: list[Key] = []
         self._step = 0
-        self._uploads: list[tuple[Key, Upload]] = []
         self._arrived: dict[Key, dict[int, tuple[Tensor, int]]] = {}
         self._early: dict[Key, list[tuple[slice, Tensor]]] = {}
-        self.is_closed = self.goes_on = False
-        self._on_the_way: dict[Key, int] = {}
-        self._cut_short: set[Key] = set()
 
     def _bounds(self, block: int) -> list[slice]:
         return shard_bounds(self._sizes[block], len(self.record.order), self._topology)
@@ -113,7 +162,7 @@ class Carrier(Transport):
         for server, part in zip(self.record.order, self._bounds(block), strict=True):
             for client, upload in uploads.items() if part.start < part.stop else ():
                 values, weight = upload.here(part, self._coder).clone(), upload.weight
-                self._on_the_way[key] = self._on_the_way.get(key, 0) + 1
+                self._on_the_way[key] += 1
                 self._post(server, lambda there, c=client, v=values, w=weight: self._arrive(there, key, c, v, w))
         self._uploads += [(key, upload) for upload in uploads.values()]
         self._queue.append(key)
@@ -175,29 +224,3 @@ class Carrier(Transport):
             self._queue.pop(0)
             self._step = 0
         self._world.after(self._world.lag(0.1), self._serve)
-
-    @override
-    def check(self, round_index: int, block: int) -> None:
-        """Unused."""
-
-    @override
-    def note_step(self, round_index: int) -> None:
-        """Unused."""
-
-    @override
-    def announce_end(self, rounds: int) -> None:
-        """Unused."""
-
-    @override
-    def close(self) -> None:
-        self.is_closed = True
-        self.goes_on = self._world.rng.random() < 0.5  # threads of an old generation may continue for a while
-        if self.goes_on:
-            self._cut_short = {key for key, n in self._on_the_way.items() if n}
-            self._world.after(self._world.lag(5.0), self._scribble)
-
-    def _scribble(self) -> None:
-        """Write into what this generation was given to write into, and had not written into completely."""
-        for key, upload in self._uploads:
-            if upload.residual is not None and key in self._cut_short:
-                upload.residual.after.fill_(float("nan"))

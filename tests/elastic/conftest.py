@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_parablock.elastic.lighthouse import Lighthouse
 from lightning_parablock.elastic.lighthouse_server import LighthouseServer
@@ -26,6 +27,15 @@ def no_thread_is_left() -> Iterator[None]:
     while left := [t.name for t in threading.enumerate() if t.name.startswith("parablock-")]:
         assert time.monotonic() < ends_s, left
         time.sleep(0.02)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums have the same bits only where torch computes on as many cores."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture

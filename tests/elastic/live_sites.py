@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -163,3 +163,14 @@ def train(model: nn.Module, flat: FlatBlocks, block: int, client: int, step: int
     for parameter in flat.parameters(block):
         pull = torch.sin(parameter * (client + 2) + step * 0.37) + 0.1 * torch.sin(others)
         parameter.sub_(pull, alpha=0.05)
+
+
+def until(is_so: Callable[[], bool], sites: Iterable[ToySite], limit_s: float) -> None:
+    """Wait for something, and raise what ends a site that was not killed."""
+    deadline_s = time.monotonic() + limit_s
+    while not is_so():
+        for site in sites:
+            if site.error is not None and not isinstance(site.error, KilledError):
+                raise site.error
+        assert time.monotonic() < deadline_s, [(site.site_name, site.engine and site.engine.round) for site in sites]
+        time.sleep(0.01)

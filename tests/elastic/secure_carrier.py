@@ -18,9 +18,9 @@ from lightning_parablock.server.aggregation import Aggregator, Received
 from lightning_parablock.server.secure.aggregator import SecureAggregator
 from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Topology
-from lightning_parablock.transport.base import Exchange, Transport
+from lightning_parablock.transport.base import Exchange
 from lightning_parablock.transport.chunks import shard_bounds
-from tests.elastic.carrier import Attempt, Key
+from tests.elastic.carrier import Attempt, Key, SimulatedTransport
 from tests.elastic.world import World
 
 Post = Callable[[int, Callable[["SecureCarrier"], None]], None]
@@ -49,7 +49,7 @@ def check_members(cohort: Sequence[int], record: Record) -> None:
     assert set(cohort) == set(record.members), f"{cohort} and not {record.members}"
 
 
-class SecureCarrier(Transport):
+class SecureCarrier(SimulatedTransport):
     """One member's part of a generation.
 
     Args:
@@ -76,18 +76,15 @@ class SecureCarrier(Transport):
         aggregator: SecureAggregator,
         opened: Opened,
     ) -> None:
-        super().__init__(server, aggregator)
+        super().__init__(server, world, aggregator)
         self.record, self.client = record, client
-        self._world, self._post, self._sizes, self._topology = world, post, sizes, topology
+        self._post, self._sizes, self._topology = post, sizes, topology
         self._coder, self._opened = Coder(server.compression), opened
         self._works: dict[Key, Work] = {}
         self._queue: list[Key] = []
         self._arrived: dict[tuple[Place, int], dict[int, Tensor]] = defaultdict(dict)
         self._early: dict[Place, list[tuple[slice, Tensor]]] = defaultdict(list)
         self._begun: set[Place] = set()
-        self.is_closed = self.goes_on = False
-        self._on_the_way: dict[Key, int] = defaultdict(int)
-        self._cut_short: set[Key] = set()
 
     # --- deltas out ---------------------------------------------------------------------------------------------------
 
@@ -103,6 +100,7 @@ class SecureCarrier(Transport):
             brings_increment=self._aggregator.brings_increment(self._server),
         )
         self._works[key] = Work(key, stages, uploads, frozenset(cohort), attempt)
+        self._uploads += [(key, upload) for upload in uploads.values()]
         self._queue.append(key)
         self._write()
         return attempt
@@ -232,29 +230,5 @@ class SecureCarrier(Transport):
                 work.attempt.look()
 
     @override
-    def check(self, round_index: int, block: int) -> None:
-        """Unused."""
-
-    @override
-    def note_step(self, round_index: int) -> None:
-        """Unused."""
-
-    @override
-    def announce_end(self, rounds: int) -> None:
-        """Unused."""
-
-    @override
-    def close(self) -> None:
-        self.is_closed = True
-        self.goes_on = self._world.rng.random() < 0.5  # threads of an old generation may continue for a while
-        if self.goes_on:
-            under_way = {key for key, n in self._on_the_way.items() if n}
-            self._cut_short = under_way | {key for key, work in self._works.items() if not work.is_written}
-            self._world.after(self._world.lag(5.0), self._scribble)
-
-    def _scribble(self) -> None:
-        """Write into what this generation was given to write into, and had not written into completely."""
-        for key in self._cut_short & self._works.keys():
-            for upload in self._works[key].uploads.values():
-                if upload.residual is not None:
-                    upload.residual.after.fill_(float("nan"))
+    def _unwritten(self) -> set[Key]:
+        return super()._unwritten() | {key for key, work in self._works.items() if not work.is_written}

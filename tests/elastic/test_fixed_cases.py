@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from typing_extensions import override
 
 from tests.elastic.histories import History
@@ -30,13 +29,7 @@ BASE: dict[str, Any] = {
     "begin": -1,
 }
 
-
-@pytest.fixture(autouse=True)
-def _one_core() -> Generator[None]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Planned(History):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Generator
 
 import pytest
-import torch
 
 from tests.elastic.histories import History
 
@@ -15,13 +13,7 @@ N_HISTORIES = int(os.environ.get("ELASTIC_HISTORIES", "160"))
 """``make soak`` runs 2,000."""
 GROUPS = 8
 
-
-@pytest.fixture(autouse=True)
-def _one_core() -> Generator[None]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("group", range(GROUPS))

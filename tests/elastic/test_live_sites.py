@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from lightning_parablock.errors import PeerTimeoutError
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.settings import Settings
 from tests.elastic.fake_site import together
-from tests.elastic.live_sites import KilledError, ToySite
+from tests.elastic.live_sites import ToySite, until
 from tests.support.local_arbiter import LocalLighthouse
 
 _LIMIT_S = 60.0
@@ -34,14 +32,7 @@ def _started(
     return sites
 
 
-def _until(is_so: Callable[[], bool], sites: Iterable[ToySite]) -> None:
-    deadline_s = time.monotonic() + _LIMIT_S
-    while not is_so():
-        for site in sites:
-            if site.error is not None and not isinstance(site.error, KilledError):
-                raise site.error
-        assert time.monotonic() < deadline_s, [(site.site_name, site.engine and site.engine.round) for site in sites]
-        time.sleep(0.01)
+_until = partial(until, limit_s=_LIMIT_S)
 
 
 def _ended(sites: list[ToySite]) -> None:

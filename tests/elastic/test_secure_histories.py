@@ -6,11 +6,9 @@ import contextlib
 import os
 import random
 from collections import Counter
-from collections.abc import Generator
 from typing import Any
 
 import pytest
-import torch
 from typing_extensions import override
 
 from lightning_parablock.errors import ParaBlockError, SubmissionError
@@ -24,6 +22,8 @@ N_HISTORIES = int(os.environ.get("SECURE_HISTORIES", "64"))
 GROUPS = 4
 MOST = 150
 """Histories until a spoilt rule has to be noticed."""
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class SecureHistory(History):
@@ -54,14 +54,6 @@ class SecureHistory(History):
         """What servers got."""
         assert self.setup.secure is not None
         return self.setup.secure.ear
-
-
-@pytest.fixture(autouse=True)
-def _one_core() -> Generator[None]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 @pytest.mark.parametrize("group", range(GROUPS))

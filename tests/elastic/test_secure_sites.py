@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lightning_parablock.settings import SecureAggregation, Settings
 from lightning_parablock.site_kit.identity import Identity
 from lightning_parablock.site_kit.membership import Member
 from lightning_parablock.site_kit.roster import Roster
-from tests.elastic.live_sites import KilledError, ToySite, toy_model, train
+from tests.elastic.live_sites import ToySite, toy_model, train, until
 from tests.elastic.oracle import Entry, Plan, replay
 from tests.site_kit.sites import identities, signed, unsigned
 from tests.support.local_arbiter import LocalLighthouse
@@ -87,19 +87,9 @@ def toy_site(clinic: Clinic, name: str, lighthouse: LocalLighthouse, rounds: int
     )  # fmt: skip
 
 
-def until(is_so: Callable[[], bool], sites: Iterable[ToySite]) -> None:
-    deadline_s = time.monotonic() + LIMIT_S
-    while not is_so():
-        for site in sites:
-            if site.error is not None and not isinstance(site.error, KilledError):
-                raise site.error
-        assert time.monotonic() < deadline_s, [(site.site_name, site.engine and site.engine.round) for site in sites]
-        time.sleep(0.01)
-
-
 def ended(sites: Sequence[ToySite]) -> MembershipLog:
     """All sites have the bits of the loop that replays their log with plain sums of whole numbers."""
-    until(lambda: not any(site.is_alive() for site in sites), sites)
+    until(lambda: not any(site.is_alive() for site in sites), sites, LIMIT_S)
     for site in sites:
         if site.error is not None:
             raise site.error
@@ -131,20 +121,12 @@ def replayed(log: MembershipLog, rounds: int) -> list[Tensor]:
     return replay(plan, entries).W
 
 
-@pytest.fixture
-def one_thread() -> Any:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
-
-
 @pytest.mark.parametrize("topology", ["star", "sharded"])
 def test_a_lost_site_and_its_return_have_the_bits_of_the_loop(topology: str, tmp_path: Path, one_thread: None) -> None:
     clinic = Clinic(tmp_path, "abc", settings(topology=topology))
     lighthouse, rounds = LocalLighthouse(silence_s=5.0, founders=3), 60
     sites = started(clinic, "abc", lighthouse, rounds)
-    until(lambda: all(s.engine is not None and s.engine.round >= 3 for s in sites.values()), sites.values())
+    until(lambda: all(s.engine is not None and s.engine.round >= 3 for s in sites.values()), sites.values(), LIMIT_S)
     sites["a"].kill()
     again = toy_site(clinic, "a", lighthouse, rounds)
     assert again.masks is not None and again.masks.salt, "it has contributed before, and draws other batches"
@@ -166,10 +148,10 @@ def test_a_site_that_is_not_in_the_roster_is_refused_by_name(tmp_path: Path, one
     sites = {name: toy_site(clinic, name, lighthouse, 40, roster=roster) for name in "abc"}
     for site in sites.values():
         site.start()
-    until(lambda: all(s.engine is not None and s.engine.round >= 2 for s in sites.values()), sites.values())
+    until(lambda: all(s.engine is not None and s.engine.round >= 2 for s in sites.values()), sites.values(), LIMIT_S)
     stranger = toy_site(clinic, "d", lighthouse, 40)
     stranger.start()
-    until(lambda: stranger.error is not None or not stranger.is_alive(), sites.values())
+    until(lambda: stranger.error is not None or not stranger.is_alive(), sites.values(), LIMIT_S)
     assert isinstance(stranger.error, MembershipError) and "not in the roster" in str(stranger.error)
     stranger.site.close()
     assert ended(list(sites.values())).newest.members == (0, 1, 2)

@@ -5,12 +5,11 @@ The numbers are those of the rules in docs/method.md, "Elastic membership".
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-import torch
 
 from lightning_parablock.codecs.feedback import Residual
 from lightning_parablock.elastic.landing import LandingTransport
@@ -32,13 +31,7 @@ SEEN = (HistoryError, ParaBlockError)
 
 Patch = pytest.MonkeyPatch
 
-
-@pytest.fixture(autouse=True)
-def _one_core() -> Generator[None]:
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def lands_after_its_report(patch: Patch) -> None:

@@ -24,7 +24,7 @@ def test_a_round_takes_the_newest_scale_that_is_merged_when_it_is_submitted() ->
     scales = VersionScales(2, Delay(1, 0))
     for t in (0, 1, 3):
         scales.land((t, 0), scale(t))
-    scales.land((2, 0), None)  # nobody has trained, or it was dropped
+    scales.land((2, 0), None)  # no client has trained, or it was dropped
     assert [at(scales, t) for t in range(6)] == [None, 0, 1, 1, 3, 3]
     assert scales.at((2, 0)) == scales.at((1, 0)) and scales.of((4, 1)) is None
 
