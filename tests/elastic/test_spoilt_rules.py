@@ -110,8 +110,8 @@ def drops_messages_that_come_before_the_opening(patch: Patch) -> None:
 def releases_old_state_before_the_opening(patch: Patch) -> None:
     stage = ElasticTransport.stage
 
-    def spoilt(self: ElasticTransport, decision: Decision, commits: Mapping[Any, Any], state: Any = ()) -> Any:
-        shard = stage(self, decision, commits, state)
+    def spoilt(self: ElasticTransport, *decided: Any) -> Any:
+        shard = stage(self, *decided)
         self._shard = shard
         return shard
 
