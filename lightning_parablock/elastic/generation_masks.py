@@ -3,7 +3,7 @@
 Which exchange belongs to which generation's masks:
 
 1. A record of the log has n, its first round, and the newest kept exchange. Where sums are secure, exchanges that are
-   newer than the kept one and of rounds before n are dropped, whether or not anybody has submitted them.
+   newer than the kept one and of rounds before n are dropped, whether or not any member has submitted them.
 2. So the exchanges that are carried out in a generation are those of the rounds from its n to before the next record's.
    All its members take part in each of them, and no other site does. Its masks serve these exchanges and no others.
 3. n is greater than every round that a survivor has started, and no round starts between the report and the opening.
