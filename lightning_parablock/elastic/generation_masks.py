@@ -22,15 +22,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
-
-from torch.distributed import DistError
-from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lightning_parablock.errors import (
     MaskReuseError,
     NonFiniteError,
-    PeerLostError,
     SecureSumError,
     SubmissionError,
     TooFewSitesError,
@@ -109,31 +104,3 @@ class MaskMaker:
         where = json.dumps([sorted(self.fingerprint.items()), run, generation.generation])
         record = Record(self.submissions, context_of(where, identifiers), self.salt)
         return RecordedMasks(identity.card.name, members, session, record, self.min_sites)
-
-
-def tell_by(store: Store, generation: Generation, site: str, limit_s: float) -> Tell:
-    """Tell statements by the store in which the members of a generation meet.
-
-    Args:
-        store: The store, which keeps whatever anybody writes: the signatures count.
-        generation: The record of the generation.
-        site: This site.
-        limit_s: Limit for the statement of each member.
-    """
-
-    def tell(text: bytes) -> Mapping[str, bytes]:
-        place = PrefixStore(f"parablock statements {generation.generation}", store)
-        place.set_timeout(timedelta(seconds=limit_s))
-        place.set(site, text.decode("ascii"))
-        received = dict[str, bytes]()
-        for other in sorted(generation.sites[client] for client in generation.members):
-            try:
-                received[other] = place.get(other)
-            except DistError as error:
-                raise PeerLostError(
-                    f"generation {generation.generation}: site {other!r} has not stated within {limit_s:g} s with whom "
-                    "it takes part; nothing is masked before every member has"
-                ) from error
-        return received
-
-    return tell

@@ -9,18 +9,17 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
 
 from lightning_parablock.blocks.flat import FlatBlocks
 from lightning_parablock.elastic.calendar import Calendar
 from lightning_parablock.elastic.fetching import Fetcher
 from lightning_parablock.elastic.generation import open_generation
-from lightning_parablock.elastic.generation_masks import FINAL, MaskMaker, tell_by
+from lightning_parablock.elastic.generation_masks import FINAL, MaskMaker, Tell
 from lightning_parablock.elastic.giving import Giver
 from lightning_parablock.elastic.herald import Herald
 from lightning_parablock.elastic.site import Site
 from lightning_parablock.elastic.store import CommittedStore
-from lightning_parablock.elastic.stores import join_store
+from lightning_parablock.elastic.stores import join_store, tell_by
 from lightning_parablock.elastic.transport import ElasticTransport
 from lightning_parablock.errors import PeerTimeoutError
 from lightning_parablock.federation.schedule import Schedule
@@ -87,11 +86,10 @@ def open_elastic(
     transport.on_trouble = site.note_trouble if masks is None else partial(_note_trouble, site)
     seat.roster = None if masks is None else frozenset(masks.member.roster.names)
 
-    def aggregator_of(decision: Decision, server: ServerShard, meeting: Store) -> Aggregator | None:
+    def aggregator_of(decision: Decision, server: ServerShard, tell: Tell) -> Aggregator | None:
         if masks is None:
             return None
-        record, name = decision.record, seat.options.site
-        tell = tell_by(meeting, record, name, limit_s)
+        record = decision.record
         agreed = masks.agree(record, transport.drops(decision), seat.next_run, tell)
         sites = [record.sites[client] for client in record.order]
         hosts = Hosts(sites, [(client,) for client in record.order], record.order.index(transport.client))
@@ -103,6 +101,7 @@ def open_elastic(
         staged = transport.staged
         assert staged is not None, "staging comes before connecting"
         meeting = join_store(store, limit_s)
+        tell = tell_by(meeting, decision.record, seat.options.site, limit_s)
         return open_generation(
             decision.record,
             transport.client,
@@ -113,7 +112,7 @@ def open_elastic(
             device=device,
             limit_s=limit_s,
             pacer=pacer,
-            aggregator=aggregator_of(decision, staged.server, meeting),
+            aggregator=aggregator_of(decision, staged.server, tell),
         )
 
     limit_s = max(_CONNECT_S, 2 * seat.options.silence_s)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 from torch.distributed import (
     DistError,
     TCPStore,  # pyright: ignore[reportPrivateImportUsage]
 )
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from lightning_parablock.errors import ConfigurationError, UnreachableError
+from lightning_parablock.errors import ConfigurationError, PeerLostError, UnreachableError
 from lightning_parablock.meeting.rendezvous import one_line
+from lightning_parablock.regroup.log import Record
 from lightning_parablock.settings.ports import PortRange, opened_on_one_of
 
 _WAITING = 128
@@ -74,3 +76,31 @@ def join_store(address: str, limit_s: float) -> Store:
         )
     except DistError as error:
         raise UnreachableError(f"the store at {address} cannot be reached: {one_line(error)}", "refused") from error
+
+
+def tell_by(store: Store, generation: Record, site: str, limit_s: float) -> Callable[[bytes], Mapping[str, bytes]]:
+    """Tell statements by the store in which the members of a generation meet.
+
+    Args:
+        store: The store, which keeps whatever anybody writes: the signatures count.
+        generation: The record of the generation.
+        site: This site.
+        limit_s: Limit for the statement of each member.
+    """
+
+    def tell(text: bytes) -> Mapping[str, bytes]:
+        place = PrefixStore(f"parablock statements {generation.generation}", store)
+        place.set_timeout(timedelta(seconds=limit_s))
+        place.set(site, text.decode("ascii"))
+        received = dict[str, bytes]()
+        for other in sorted(generation.sites[client] for client in generation.members):
+            try:
+                received[other] = place.get(other)
+            except DistError as error:
+                raise PeerLostError(
+                    f"generation {generation.generation}: site {other!r} has not stated within {limit_s:g} s with whom "
+                    "it takes part; nothing is masked before every member has"
+                ) from error
+        return received
+
+    return tell

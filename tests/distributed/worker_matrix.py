@@ -60,15 +60,19 @@ def main() -> None:
     expected = _expected_weights(chosen, rank, n_ranks)
     if arguments.spoil:
         _change_last_bit(expected[chosen[-1].oracle_key])
+    # A rank may still see a peer's end of the run before: so runs of one federation have equally many rounds.
     federations = {
-        hosted: open_federation(settings_for(), hosted, sites) for hosted in {case.hosted: None for case in chosen}
+        key: open_federation(settings_for(), key[0], sites)
+        for key in {(case.hosted, case.total_steps): None for case in chosen}
     }
     # Noted, not raised: a rank that stops in the middle would take the others with it.
     wrong = [
         difference
         for case in chosen
         for difference in _differences(
-            case, _run(case, rank, federations[case.hosted], label), expected[case.oracle_key]
+            case,
+            _run(case, rank, federations[case.hosted, case.total_steps], label),
+            expected[case.oracle_key],
         )
     ]
     for federation in federations.values():
