@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -32,9 +33,13 @@ def draw(values: dict[str, Any]) -> Figure:
             where = place + 0.2 * (offset - 1)
             right.plot([where] * len(rows), [row["gap_s"] for row in rows], MARKS[kind][0], color=MARKS[kind][1])
     right.axhline(0, color="black", linewidth=0.8)
-    right.set_xticks(range(len(storms)), [name.replace(", ", "\n") for name in storms], fontsize=7)
+    right.set_xticks(range(len(storms)), [_in_lines(name) for name in storms], fontsize=7)
     right.set(ylabel="seconds", title="Longest time between commits around a fault, less a round")
     return figure
+
+
+def _in_lines(name: str) -> str:
+    return "\n".join(fill(part, 16) for part in name.split(", "))
 
 
 def _committed(run: dict[str, Any]) -> tuple[list[float], list[int]]:
