@@ -51,10 +51,32 @@ class SleepingModel(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
+class SmallModel(pl.LightningModule):
+    """Equal layers of a width, each a block, whose steps are so short that the cost of a strategy shows.
+
+    Args:
+        width: Inputs and outputs of a layer.
+        layers: Number of layers.
+    """
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(layers)))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        """Mean square of the outputs."""
+        return self.layers(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(self.parameters(), lr=1e-4)
+
+
 def module_and_blocks(model: Mapping[str, Any]) -> tuple[pl.LightningModule, list[str] | int]:
     """The module, and the patterns of its blocks.
 
     ``model`` is ``{"kind": "sleep", "step_s", "n_blocks", "block_scalars"}``, with or without ``change``, or
+    ``{"kind": "small", "width", "layers"}``, whose batches have ``batch_size`` rows, or
     ``{"kind": "smollm2", "layers"}`` with the layers to keep (None: all), or ``{"kind": "shape", "architecture",
     "device"}``, which has random weights in bfloat16, drawn on the device. The latter two have ``blocks`` as accepted
     by the strategy.
@@ -62,6 +84,8 @@ def module_and_blocks(model: Mapping[str, Any]) -> tuple[pl.LightningModule, lis
     if model["kind"] == "sleep":
         module = SleepingModel(model["step_s"], model["n_blocks"], model["block_scalars"], model.get("change", 0.0))
         return module, [rf"\.{index}$" for index in range(model["n_blocks"])]
+    if model["kind"] == "small":
+        return SmallModel(model["width"], model["layers"]), [rf"\.{index}\." for index in range(model["layers"])]
     from lightning_parablock.models import CausalLM
 
     if model["kind"] == "shape":
@@ -76,6 +100,9 @@ def loader(model: Mapping[str, Any], steps: int, client: int) -> DataLoader[Any]
     if model["kind"] == "sleep":
         return DataLoader(TensorDataset(torch.zeros(steps, 1)), batch_size=1)
     batch_size = model.get("batch_size", 1)
+    if model["kind"] == "small":
+        rows = torch.randn(batch_size, model["width"], generator=torch.Generator().manual_seed(client))
+        return DataLoader(TensorDataset(rows.repeat(steps, 1)), batch_size=batch_size)
     generator = torch.Generator().manual_seed(client)
     vocabulary = model.get("architecture", {}).get("vocab_size", VOCABULARY)
     tokens = torch.randint(0, vocabulary, (steps * batch_size, model["tokens"]), generator=generator)

@@ -1,9 +1,9 @@
-"""Which steps overlapped with an exchange, and how much longer they took: arithmetic on records."""
+"""What the strategy adds to steps and rounds, and how much longer steps take beside an exchange: arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,41 @@ def paired_rounds(parallel: dict[str, Any], blocking: dict[str, Any], local_step
             of = [(run, places) for run in (told, still) for places in (beside, without)]
             rows.append([fmean(run[k][1] for k in places) for run, places in of])
     return rows
+
+
+def added(seconds: Mapping[str, Sequence[float]], local_steps: int, *, dropped: int) -> list[list[float]]:
+    """One row per complete round: [seconds added to a step within the round, seconds added to the whole round].
+
+    The first is the median over the steps without the first one, which creates the optimizer's state, and the last
+    one, which ends with the switch to the next block.
+
+    Args:
+        seconds: Of each step, "parablock" and "plain".
+        local_steps: Steps per round (K), at least 3.
+        dropped: Steps that the training had made before.
+    """
+    both = zip(seconds["parablock"], seconds["plain"], strict=True)
+    differences = [ours - plain for ours, plain in both][-dropped % local_steps :]
+    whole = len(differences) - len(differences) % local_steps
+    rounds = [differences[first : first + local_steps] for first in range(0, whole, local_steps)]
+    return [[median(one[1:-1]), sum(one)] for one in rounds]
+
+
+def costs(rows: Sequence[Sequence[float]], local_steps: int) -> dict[str, Any]:
+    """Milliseconds that the strategy adds per step, and per round beyond its steps, with their 95 % intervals.
+
+    Args:
+        rows: See :func:`added`.
+        local_steps: Steps per round (K).
+    """
+
+    def per_step(drawn: np.ndarray) -> np.ndarray:
+        return 1e3 * np.median(drawn[..., 0], axis=-1)
+
+    def per_round(drawn: np.ndarray) -> np.ndarray:
+        return 1e3 * np.median(drawn[..., 1], axis=-1) - local_steps * per_step(drawn)
+
+    return {"step": _with_interval(rows, per_step), "round": _with_interval(rows, per_round), "rounds": len(rows)}
 
 
 def slowdown(rows: Sequence[Sequence[float]]) -> dict[str, Any]:

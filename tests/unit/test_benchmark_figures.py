@@ -24,7 +24,7 @@ from benchmarks.harness.run_figures import (
 )
 from benchmarks.harness.turns import round_sums
 from benchmarks.overlap.calibration import Calibration
-from benchmarks.steal.figures import by_round, is_beside, paired_rounds, slowdown
+from benchmarks.steal.figures import added, by_round, costs, is_beside, paired_rounds, slowdown
 
 
 def answer(rounds: list[dict[str, float]]) -> dict[str, Any]:
@@ -155,6 +155,18 @@ def test_steps_with_and_without_an_exchange_are_paired_within_a_round() -> None:
 def test_no_round_of_both_kinds_is_an_error() -> None:
     with pytest.raises(ValueError, match="no round has steps of both kinds"):
         slowdown([])
+
+
+def test_costs_per_step_and_per_round_are_told_apart() -> None:
+    """Each step costs 2 ms more, the first of a round 3 ms beyond that, and the last one 5 ms."""
+    n_rounds, local_steps, dropped = 10, 4, 2
+    ours = [0.010 + 0.002 + (0.003, 0, 0, 0.005)[step % local_steps] for step in range(n_rounds * local_steps)]
+    seconds = {"parablock": ours[dropped:], "plain": [0.010] * (n_rounds * local_steps - dropped)}
+    rows = added(seconds, local_steps, dropped=dropped)
+    assert rows == [pytest.approx([0.002, 0.016])] * (n_rounds - 1)
+    found = costs(rows, local_steps)
+    assert found["step"] == {"median": pytest.approx(2.0), "interval": pytest.approx([2.0, 2.0])}
+    assert found["round"] == {"median": pytest.approx(8.0), "interval": pytest.approx([8.0, 8.0])}
 
 
 def test_round_sums_leave_a_broken_round_out() -> None:
