@@ -38,6 +38,10 @@ def main() -> None:
     except ProtocolError as error:
         print(error)
         sys.stdout.flush()
+        if RANK == 0:
+            store.wait(["refused"])  # the other one may still be connecting, and this rank has the store
+        else:
+            store.set("refused", "")
         os._exit(0)  # without the goodbyes of a group that was not opened
     value = torch.ones(3)
     dist.all_reduce(value, group=group)
