@@ -29,7 +29,7 @@ from benchmarks.steal.figures import added, costs, paired_rounds, slowdown
 QUESTION = "steal"
 LIMIT_S = 1200.0
 ALONE: dict[str, Any] = {"kind": "smollm2", "layers": None, "tokens": 64, "blocks": last_layers(1)}
-SHORT: dict[str, Any] = {"kind": "small", "width": 256, "layers": 8, "batch_size": 64}
+SHORT: dict[str, Any] = {"kind": "small", "width": 256, "layers": 8, "batch_size": 16}
 SHORT_STEPS = (4, 16)
 IN_FLIGHT: dict[int, dict[str, Any]] = {  # by Mbit/s: as many layers per block as make M about half a round
     100: {"kind": "smollm2", "layers": None, "tokens": 64, "blocks": last_layers(8, together=2)},

@@ -52,7 +52,7 @@ class SleepingModel(pl.LightningModule):
 
 
 class SmallModel(pl.LightningModule):
-    """Equal layers of a width, each a block, whose steps are so short that the cost of a strategy shows.
+    """Equal layers of a width, whose steps are so short that the cost of a strategy shows; the last one is the block.
 
     Args:
         width: Inputs and outputs of a layer.
@@ -85,7 +85,7 @@ def module_and_blocks(model: Mapping[str, Any]) -> tuple[pl.LightningModule, lis
         module = SleepingModel(model["step_s"], model["n_blocks"], model["block_scalars"], model.get("change", 0.0))
         return module, [rf"\.{index}$" for index in range(model["n_blocks"])]
     if model["kind"] == "small":
-        return SmallModel(model["width"], model["layers"]), [rf"\.{index}\." for index in range(model["layers"])]
+        return SmallModel(model["width"], model["layers"]), [rf"^layers\.{model['layers'] - 1}\."]
     from lightning_parablock.models import CausalLM
 
     if model["kind"] == "shape":

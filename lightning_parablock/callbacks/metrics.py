@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_parablock.blocks.partition import Block
 from lightning_parablock.callbacks.gather import NewRecords
 from lightning_parablock.callbacks.presence import membership_of
 from lightning_parablock.callbacks.sight_figures import PREFIX
@@ -41,28 +44,25 @@ class RoundMetrics(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        rows = self._write_new(trainer)
-        if rows:
-            # Logged already, row by row: Lightning would log callback metrics only every log_every_n_steps.
-            pl_module.log_dict(rows[-1], on_step=True, on_epoch=False, logger=False, batch_size=1)
+        self._write_new(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The strategy's own callback has drained by now; LightningModule.log is no longer allowed here.
+        # The strategy's own callback has drained by now.
         self._write_new(trainer)
 
-    def _write_new(self, trainer: Trainer) -> list[dict[str, float]]:
-        index: dict[str, int] = {
-            block.name: i for i, block in enumerate(getattr(trainer.strategy, "blocks", None) or ())
-        }
-        rows = [
-            metrics_of(record, index) | membership_of(trainer.strategy, record.round)
-            for record in self._new.take(trainer.strategy)
-        ]
+    def _write_new(self, trainer: Trainer) -> None:
+        records = self._new.take(trainer.strategy)
+        if not records:
+            return
+        blocks: Sequence[Block] = getattr(trainer.strategy, "blocks", None) or ()
+        index = {block.name: i for i, block in enumerate(blocks)}
+        rows = [metrics_of(record, index) | membership_of(trainer.strategy, record.round) for record in records]
         for row in rows:
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=trainer.global_step)
-        return rows
+        # Not by LightningModule.log: that would log them again, every log_every_n_steps, and takes several ms.
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in rows[-1].items()})
 
 
 def metrics_of(record: RoundRecord, block_index: dict[str, int]) -> dict[str, float]:

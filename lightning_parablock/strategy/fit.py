@@ -167,7 +167,8 @@ class FitSession:
         Raises:
             ConfigurationError: the step logs what ranks that skip it do not log, or has changed what is trainable.
         """
-        refuse_meeting_logs(self.trainer, self.skipped, misses_epochs=self._misses_epochs)
+        if self.skipped.in_steps:
+            refuse_meeting_logs(self.trainer, self.skipped, misses_epochs=self._misses_epochs)
         self.outside.refuse_flags(self.training.parameters, self.place)
         if output is not None:
             return with_backward(output)
