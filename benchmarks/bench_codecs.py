@@ -4,7 +4,8 @@ Speed: one thread encodes and decodes parts of 262,144 scalars; a plain copy is 
 exchange blocks of 14 million scalars of SmolLM2-135M at delay 0. Bytes are taken from the kernel's socket counters and
 from the round records, seconds per round at 1 Gbit/s and at 100 Mbit/s. Loss: GSM8K with the cut model, three seeds.
 Residuals: the same model, each block visited many times; the norm of what error feedback has kept back over that of the
-delta it is added to, by visit.
+delta it is added to, by visit; also of a low-rank codec that is simulated (docs/adr/decisions.md, 23). Beside: what
+some codecs leave out of the same deltas, those of one uncompressed run.
 
     python -m benchmarks.bench_codecs --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl
 """
@@ -33,6 +34,19 @@ RESIDUALS: dict[str, dict[str, Any]] = {
     "sparse, decay 0.9": {"compression": "sparse", "settings": {"decay": 0.9}},
 }
 """Whose residuals are measured: a name, and its own settings."""
+LOW_RANK: dict[str, dict[str, Any]] = {
+    "low rank 8, one factor": {"rank": 8},
+    "low rank 4, both factors": {"rank": 4, "factors": "both"},
+}
+"""Likewise, of a codec that is simulated, not built: settings of LowRank."""
+BESIDE: dict[str, dict[str, Any]] = {
+    "sparse": {"compression": "sparse"},
+    "low rank 8, one factor": {"low_rank": {"rank": 8}},
+    "low rank 16, one factor": {"low_rank": {"rank": 16}},
+    "low rank 4, both factors": {"low_rank": {"rank": 4, "factors": "both"}},
+}
+"""Codecs that see the deltas of one uncompressed run."""
+RANKS = (8, 16)
 MODEL: dict[str, Any] = {"kind": "smollm2", "layers": None, "tokens": 16, "blocks": last_layers(8, together=4)}
 QUIET = {"heartbeat_s": 500.0, "exchange_timeout_s": 1000.0}
 """Keeps heartbeats out of the byte counts."""
@@ -53,10 +67,12 @@ def main() -> None:
         options.repeats, options.rates, options.rounds, options.passes = 3, "1000", 3, 1
         options.size, options.visits = "quick", 3
     values: dict[str, Any] = {"speed_gb_s": _speed(options), "exchanges": _exchanges(options)}
+    values["low_rank_speed"] = _low_rank_speed(options)
     methods = {name: {"compression": name} for name in (("none", "int8") if options.quick else CODECS)}
     runs = gsm8k.runs_of(methods, options.size, options, folder(options) / "codecs_runs")
     values |= {"losses": runs, "loss_over_none": _loss_over_none(runs)}
     values["residuals"] = _residuals(options)
+    values["beside"] = _beside(options)
     print("final loss over that of none:", values["loss_over_none"], flush=True)
     publish(
         QUESTION,
@@ -76,20 +92,39 @@ def _speed(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def _low_rank_speed(options: argparse.Namespace) -> dict[str, Any]:
+    plan = {"ranks": RANKS, "repeats": options.repeats}
+    with Workers(1, linked=False) as workers:
+        found = attempt(lambda: {"rows": workers.first_answer("benchmarks.codecs.low_rank:speed", plan)})
+    for row in found.get("rows", ()):
+        ways = {way: round(median(row[way]), 2) for way in ("encode", "expand", "orthonormal")}
+        print(row["shape"], "transposed," if row["of_transpose"] else "", "rank", row["rank"], ways, "GB/s", flush=True)
+    return found
+
+
 def _residuals(options: argparse.Namespace) -> list[dict[str, Any]]:
     given = {"size": options.size, "visits": options.visits, "seed": 0}
     given |= {"train": options.train_file, "test": options.test_file, "settings": {}}
     rows: list[dict[str, Any]] = []
     with Workers(1, linked=False) as workers:
-        for name in ("none", "sparse") if options.quick else RESIDUALS:
-            plan = given | RESIDUALS[name]
-            made = attempt(workers.first_answer, "benchmarks.codecs.visits:train", plan, limit_s=gsm8k.LIMIT_S)
+        for name in ("none", "sparse", *LOW_RANK) if options.quick else (*RESIDUALS, *LOW_RANK):
+            job, plan = "benchmarks.codecs.visits:train", given | RESIDUALS.get(name, {})
+            if name in LOW_RANK:
+                job, plan = "benchmarks.codecs.low_rank:train", given | {"settings": LOW_RANK[name]}
+            made = attempt(workers.first_answer, job, plan, limit_s=gsm8k.LIMIT_S)
             row: dict[str, Any] = {"codec": name, **made}
             if not row["failed"]:
                 row["residual_over_delta"] = residual_over_delta(row["rows"])
                 print(name, [round(one, 2) for one in row["residual_over_delta"]], row["held_out_loss"], flush=True)
             rows.append(row)
     return rows
+
+
+def _beside(options: argparse.Namespace) -> dict[str, Any]:
+    plan = {"size": options.size, "visits": options.visits, "seed": 0, "codecs": BESIDE}
+    plan |= {"train": options.train_file, "test": options.test_file}
+    with Workers(1, linked=False) as workers:
+        return attempt(workers.first_answer, "benchmarks.codecs.beside:train", plan, limit_s=gsm8k.LIMIT_S)
 
 
 def _exchanges(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.models import CausalLM
+from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import COMPRESSIONS
 
 
@@ -50,18 +51,27 @@ class Residuals(pl.Callback):
             for block, cohort in flight.work.items():
                 self._visits[block] += 1
                 for client in cohort:
-                    upload = flight.uploads[client]
-                    before = upload.residual.before if upload.residual is not None else None
                     row = {"round": round_index, "block": block, "visit": self._visits[block], "client": client}
-                    self.rows.append(row | {"delta": _norm(upload.delta), "residual": _norm(before)})
+                    self.rows.append(row | self._facts(round_index, client, flight.uploads[client]))
+
+    def _facts(self, round_index: int, client: int, upload: Upload) -> dict[str, Any]:
+        del round_index, client
+        before = upload.residual.before if upload.residual is not None else None
+        return {"delta": norm(upload.delta), "residual": norm(before)}
 
 
 def train(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """:func:`fit`, with the residuals of a codec."""
+    return fit(plan, Residuals())
+
+
+def fit(plan: Mapping[str, Any], watch: Residuals) -> dict[str, Any]:
     """Run one fit with both clients on this process.
 
     Args:
         plan: ``size`` (key of SIZES), ``visits`` of each block, ``seed``, ``train`` and ``test``; ``compression``, a
             name, and ``settings``, its own.
+        watch: Keeps the rows.
 
     Returns:
         ``rows``: for each client and round but the last ``round``, ``block``, ``visit`` (from 1), ``client``,
@@ -89,7 +99,7 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
         batch_size=BATCH_SIZE,
         seed=plan["seed"],
     )
-    watch, started_s = Residuals(), time.time()
+    started_s = time.time()
     trainer = pl.Trainer(
         strategy=strategy,
         accelerator="cpu",
@@ -101,7 +111,7 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
     )
     trainer.fit(module, data)
     server = [
-        {"block": piece.block, "residual": _norm(piece.values)}
+        {"block": piece.block, "residual": norm(piece.values)}
         for piece in strategy.session.engine.transport.server_state()
         if piece.name == "residual"
     ]
@@ -118,5 +128,6 @@ def residual_over_delta(rows: Iterable[Mapping[str, Any]]) -> list[float]:
     return [fmean(by_visit[visit]) for visit in sorted(by_visit)]
 
 
-def _norm(values: Tensor | None) -> float:
+def norm(values: Tensor | None) -> float:
+    """Euclidean norm, summed in float64; 0 for none."""
     return 0.0 if values is None else float(torch.linalg.vector_norm(values, dtype=torch.float64))

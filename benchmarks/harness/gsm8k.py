@@ -48,6 +48,9 @@ SIZES = {
     "whole": Size(
         None, 8, 256, 128, local_steps=8, learning_rate=1e-4, evaluate_every_steps=32, val_examples=24, seeds=(0,)
     ),
+    "shallow": Size(
+        1, 2, 64, 40, local_steps=2, learning_rate=3e-4, evaluate_every_steps=8, val_examples=16, seeds=(0,)
+    ),
     "quick": Size(1, 2, 64, 8, local_steps=2, learning_rate=3e-4, evaluate_every_steps=4, val_examples=2, seeds=(0,)),
 }
 
