@@ -23,7 +23,8 @@ class ByteBudget(Callback):
 
     Raises:
         ConfigurationError: before the first step: the strategy is not this package's, there is only one client, the
-            budget is less than the first round needs, or not all clients train one known block in every round.
+            budget is less than the first round needs, not all clients train one known block in every round, or the
+            compression is open until round 0.
     """
 
     def __init__(self, budget_bytes: int) -> None:
@@ -43,6 +44,11 @@ class ByteBudget(Callback):
             raise ConfigurationError(
                 "a budget of bytes counts rounds in which every client trains one known block; with clients, cohort or "
                 f"block_order={settings.block_order!r} set max_rounds instead"
+            )
+        if "compression" in settings.pending:
+            raise ConfigurationError(
+                "a budget of bytes must not depend on what the clients measure, and with compression='auto' it would; "
+                "give compression a name"
             )
         numels = [block.numel for block in strategy.blocks]
         self._rounds = rounds_within(self._budget_bytes, numels, trainer.world_size, strategy.settings)

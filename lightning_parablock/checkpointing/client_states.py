@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import logging
-from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from lightning_parablock.checkpointing.sidecars import Entry, read_sidecar, side
 from lightning_parablock.errors import CheckpointError
 from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.options import options_of
-from lightning_parablock.settings import AUTO, Settings
+from lightning_parablock.settings import AUTO, COMPRESSIONS, Compression, Settings, option_word
 from lightning_parablock.system.reading import reading
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ class ClientStates:
 def settled_by(checkpoint: Mapping[str, Any], filepath: Any, settings: Settings) -> Settings:
     """The settings with what the clients of a checkpoint had agreed on, where they have yet to agree on it.
 
-    A checkpoint from before they agreed on the local steps says "auto", too, and the resumed run agrees then.
+    A checkpoint from before they agreed in round 0 says "auto", too, and the resumed run agrees then.
     """
     entry = Entry.of(checkpoint, str(filepath))
     if entry is None:
@@ -191,9 +191,12 @@ def settled_by(checkpoint: Mapping[str, Any], filepath: Any, settings: Settings)
     if settings.blocks == AUTO:
         settings = settings.with_blocks(saved_blocks(saved, filepath))
         told.append(f"blocks: {len(entry.blocks)}")
-    if settings.pending and saved["local_steps"] != repr(AUTO):
-        settings = settings.agreed(int(saved["local_steps"]))
+    if "local_steps" in settings.pending and saved["local_steps"] != repr(AUTO):
+        settings = settings.agreed(local_steps=int(saved["local_steps"]))
         told.append(f"local_steps: {settings.local_steps}")
+    if "compression" in settings.pending and saved["compression"] != repr(AUTO):
+        settings = settings.agreed(compression=saved_compression(saved, filepath))
+        told.append(f"compression: {option_word(settings.compression)}")
     if told:
         rank_zero_info(f"parablock: {', '.join(told)}, on which the clients of {filepath} had agreed")
     return settings
@@ -206,10 +209,20 @@ def saved_blocks(saved: Mapping[str, str], filepath: Any) -> str | int | tuple[s
         CheckpointError: it is damaged.
     """
     with reading(f"the option blocks in {filepath}", CheckpointError):
-        try:
-            blocks = literal_eval(saved["blocks"])
-        except SyntaxError as error:
-            raise ValueError(str(error)) from error
+        blocks = ast.literal_eval(saved["blocks"])
         if not isinstance(blocks, str | int | tuple):
             raise TypeError(f"{blocks!r:.40} cuts no model")
         return blocks
+
+
+def saved_compression(saved: Mapping[str, str], filepath: Any) -> Compression:
+    """The option ``compression`` of a run, as its checkpoint says it.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    kinds = {kind.__name__: kind for kind in COMPRESSIONS.values()}
+    with reading(f"the option compression in {filepath}", CheckpointError):
+        made: Any = ast.parse(saved["compression"], mode="eval").body
+        settings = {each.arg: ast.literal_eval(each.value) for each in made.keywords}
+        return kinds[made.func.id](*map(ast.literal_eval, made.args), **settings)

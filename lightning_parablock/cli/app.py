@@ -41,7 +41,7 @@ from lightning_parablock.lightning_private.command_line import CommandLine
 from lightning_parablock.report.console import console
 from lightning_parablock.report.dry_run import print_dry_run
 from lightning_parablock.report.summary import Here, held_out_metrics, results_table, summarise, summary_table
-from lightning_parablock.runs.run import Run
+from lightning_parablock.runs.run import Run, strategy_facts
 from lightning_parablock.runs.site_files import SaveConfig
 
 DEFAULTS = {
@@ -225,7 +225,8 @@ class ParaBlockCLI(CommandLine):
         after = self._held_out(model, {**kwargs, "ckpt_path": None})
         summary = summarise(records, before, after, fit_s, clients=clients, clients_told=told, here=here)
         if self.run.manifest is not None:
-            self.run.manifest.add(result={**summary.as_dict(), "weights_sha256": weights})
+            result = {**summary.as_dict(), "weights_sha256": weights}
+            self.run.manifest.add(result=result, strategy=strategy_facts(strategy))
         if self.trainer.is_global_zero or self.run.site is not None:
             console().print(summary_table(summary))
             if weights is not None:

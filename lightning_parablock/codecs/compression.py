@@ -137,3 +137,10 @@ def _check_group(group: Any) -> None:
     if RECORD_SCALARS % group:
         nearest_group = min(1 << group.bit_length() - 1, RECORD_SCALARS)
         raise ConfigurationError(f"compression group must divide {RECORD_SCALARS}, got {group}; try {nearest_group}")
+
+
+AUTO_CODECS: tuple[Compression, ...] = (NoCompression(), BF16(), Int8(), Int4())
+"""What ``compression="auto"`` chooses from and plans recommend, least lossy first.
+
+Not among them are topk and sparse: what they lose depends on how often a block is visited (docs/planner.md).
+"""

@@ -152,9 +152,14 @@ class RoundState:
         """Put the trained values back, bit for bit."""
         self.model.undo(replaced)
 
-    def settle(self, settings: Settings) -> None:
-        """In round 0: take over the settings with the number of local steps that the clients have agreed on."""
-        self.settings = settings
+    def settle(self, settings: Settings, transport: Transport) -> None:
+        """In round 0, before anything is submitted: take over the settings on which the clients have agreed.
+
+        Args:
+            settings: The settings.
+            transport: Has their codec, and W.
+        """
+        self.settings, self.transport, self.contributions = settings, transport, Contributions(settings)
 
     def begin_at(self, round_index: int) -> None:
         """Continue a fresh engine with this round as the next one."""

@@ -201,11 +201,12 @@ class FitLoaders:
         hosted, settings = self._rules.hosted, self._rules.settings
         made = own_loaders(self._trainer, hosted) or shared_loaders(loader, hosted, cuts=self._rules.cuts)
         epoch, steps = agree_on_epoch(made, hosted, settings), self._batches_a_turn
+        is_open = "local_steps" in settings.pending
         self.client_samples = epoch.samples
         self._account_for(made)
-        rank_zero_info(f"parablock: train: {epoch.said(None if settings.pending else steps)}")
+        rank_zero_info(f"parablock: train: {epoch.said(None if is_open else steps)}")
         made_of_turns = ClientsLoader(streams_of(made, hosted), epoch.n_batches(steps), self._whose_turn, self._start)
-        if settings.pending:
+        if is_open:
             self._open_epochs[made_of_turns] = epoch
         return made_of_turns
 
@@ -232,7 +233,7 @@ class FitLoaders:
             self.uneven_training = self.uneven_evaluation = True
             refuse_unsized(loader, stage.value)
         goes_on = settings.uneven_clients == "go_on"
-        window = FIRST_WINDOW_BATCHES if settings.pending else settings.local_steps
+        window = FIRST_WINDOW_BATCHES if "local_steps" in settings.pending else settings.local_steps
         ranks = ClientNames(hosted.names.sites)  # loaders are counted by rank here
         settled = None if joining is None else joining.settled
         epoch = Epoch(stage.value, window, hosted.gather, goes_on, ranks, settled)

@@ -1,7 +1,8 @@
-"""Choice of the number of local steps: the smallest that hides the exchange, with a margin for measurement noise."""
+"""Choice of local steps and codec: the fewest, and the least lossy, that hide the exchange, with a margin for noise."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,22 +15,40 @@ HEADROOM = 1.1
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen number of local steps, and the reason.
+    """The chosen number of local steps with a codec, and the reason.
 
     Attributes:
         local_steps: K.
         hiding_steps: The smallest K that hides every exchange; more than ``local_steps`` if that is at its maximum.
         mean_hiding_steps: The smallest K that would suffice if all blocks were alike.
+        exchange_s: Mean seconds of an exchange.
     """
 
     local_steps: int
     hiding_steps: int
     mean_hiding_steps: int
+    exchange_s: float
 
     @property
     def hides(self) -> bool:
         """Whether every exchange is hidden."""
         return self.local_steps >= self.hiding_steps
+
+    def reason(self, codec: str, asked: int) -> str:
+        """Why :func:`least_lossy` has chosen it, in words.
+
+        Args:
+            codec: Word for the codec.
+            asked: The K that was asked for.
+        """
+        if self.hiding_steps <= asked:
+            return f"the least compression with which {asked} local steps hide every exchange, {HEADROOM:g} times over"
+        if self.hides:
+            return f"not even {codec} hides every exchange behind {asked} local steps; that takes {self.hiding_steps}"
+        return (
+            f"not even {codec} hides every exchange: that takes {self.hiding_steps} local steps, and "
+            f"{MAX_AUTO_STEPS} are the most that make sense"
+        )
 
 
 def choose_local_steps(
@@ -46,4 +65,18 @@ def choose_local_steps(
     wanted_s = [HEADROOM * exchange for exchange in exchanges_s]
     hiding = hiding_steps(step_s, wanted_s, order)
     taken = max(at_least, min(hiding, MAX_AUTO_STEPS))
-    return Choice(taken, hiding, mean_hiding_steps(step_s, wanted_s))
+    return Choice(taken, hiding, mean_hiding_steps(step_s, wanted_s), math.fsum(exchanges_s) / len(exchanges_s))
+
+
+def least_lossy(choices: Sequence[Choice], local_steps: int) -> int:
+    """The index of the codec that plans recommend and that the clients take with ``compression="auto"``.
+
+    It is the first whose exchanges ``local_steps`` hide; if there is none, the one that needs the fewest local steps,
+    and of several such the one with the shortest exchange.
+
+    Args:
+        choices: Of each codec, least lossy first.
+        local_steps: The K that was asked for; the smallest possible one where K is open, too.
+    """
+    fewest = min(range(len(choices)), key=lambda i: (choices[i].hiding_steps, choices[i].exchange_s))
+    return next((i for i, choice in enumerate(choices) if choice.hiding_steps <= local_steps), fewest)

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_parablock.blocks.partition import Block
+from lightning_parablock.codecs.compression import AUTO_CODECS
 from lightning_parablock.federation.cohorts import hosted_clients, turns_of_a_round
 from lightning_parablock.planning.traffic import Sizes, message_sizes
 from lightning_parablock.server.arithmetic import moments
@@ -84,13 +85,20 @@ def exchanges_in_flight(settings: Settings) -> int:
 
 
 def memory_parts(model: ModelSize, n_ranks: int, settings: Settings) -> list[MemoryPart]:
-    """Memory of the rank that needs the most, in its largest round, once each of its clients has trained all blocks."""
-    if settings.delay_steps and settings.delay_warmup_rounds:
+    """Memory of the rank that needs the most, in its largest round, once each of its clients has trained all blocks.
+
+    Where the compression is open until round 0, it is that of the one that takes the most.
+    """
+    kinds: Sequence[Settings] = ()
+    if "compression" in settings.pending:
+        kinds = [settings.agreed(compression=codec) for codec in AUTO_CODECS]
+    elif settings.delay_steps and settings.delay_warmup_rounds:
         # An exchange that is waited for has the block that was trained last in flight, which may be the largest one.
         later = dataclasses.replace(settings, pending=(), delay_warmup_rounds=0)
-        kinds = (later, dataclasses.replace(later, delay_steps=0))
+        kinds = [later, dataclasses.replace(later, delay_steps=0)]
+    if kinds:
         of_kinds = [memory_parts(model, n_ranks, kind) for kind in kinds]
-        return max(of_kinds, key=lambda parts: total_bytes(parts, on_device=True))
+        return max(of_kinds, key=lambda parts: [total_bytes(parts, on_device=where) for where in (True, False)])
     hosted = hosted_clients(settings.clients or n_ranks, n_ranks)
     n_hosted, turns = max(map(len, hosted)), turns_of_a_round(settings.cohort, hosted)
     active, flying = _largest_round(model, turns, settings)

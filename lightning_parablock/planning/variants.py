@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import get_args
 
 from lightning_parablock.blocks.partition import Block
-from lightning_parablock.planning.choice import HEADROOM, Choice, choose_local_steps
+from lightning_parablock.codecs.compression import AUTO_CODECS
+from lightning_parablock.planning.choice import Choice, choose_local_steps, least_lossy
 from lightning_parablock.planning.memory import MemoryPart, ModelSize, memory_parts
 from lightning_parablock.planning.timing import (
     Links,
@@ -23,7 +24,7 @@ from lightning_parablock.planning.timing import (
     warm_up_s,
 )
 from lightning_parablock.planning.traffic import busiest, traffic_of_clients
-from lightning_parablock.settings import COMPRESSIONS, Settings, Topology
+from lightning_parablock.settings import COMPRESSIONS, Settings, Topology, option_word
 
 BUSY_SHARE = 0.95
 """Compute utilization for which plans give the number of local steps; that of Streaming DiLoCo (arXiv 2501.18512)."""
@@ -121,23 +122,17 @@ def variants(
 
 
 def recommended(found: Sequence[Variant]) -> Variant:
-    """The least lossy variant whose K hides every exchange with room to spare; if none does, the fastest one.
+    """The variant with the codec that ``compression="auto"`` would take at the K of the settings.
 
     Of two topologies the one with the shorter exchange is chosen, sharded if they are equal.
     """
-    for name in COMPRESSIONS.values():
-        of_name = [v for v in found if type(v.settings.compression) is name]
-        best = min(of_name, key=lambda v: v.times.exchange_s)
-        if best.choice.local_steps == best.settings.local_steps and best.choice.hides:
-            return best
-    return min(found, key=lambda v: (v.choice.hiding_steps, v.times.exchange_s))
+    best = [
+        min((v for v in found if v.settings.compression == codec), key=lambda v: v.times.exchange_s)
+        for codec in AUTO_CODECS
+    ]
+    return best[least_lossy([v.choice for v in best], best[0].settings.local_steps)]
 
 
 def reason(chosen: Variant) -> str:
     """Why the variant is recommended, in words."""
-    steps, needed = chosen.choice.local_steps, chosen.choice.hiding_steps
-    if steps == chosen.settings.local_steps and chosen.choice.hides:
-        return f"the least compression with which {steps} local steps hide every exchange, {HEADROOM:g} times over"
-    if chosen.choice.hides:
-        return f"no compression hides every exchange behind {chosen.settings.local_steps} local steps; {steps} do here"
-    return f"nothing hides every exchange: {needed} local steps would, {steps} are the most that make sense"
+    return chosen.choice.reason(option_word(chosen.settings.compression), chosen.settings.local_steps)

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer  # the planner's tables must not need Lightning
 
 MEGABYTE = 1_000_000
+_AGREED = "agreed by the clients in round 0"
+_AGREED_CODEC = f"{_AGREED}; bytes below are without any, memory is the most that one takes"
 
 
 def print_dry_run(console: Console, trainer: Trainer, module: LightningModule, datamodule: Any, seed: int) -> None:
@@ -129,8 +131,8 @@ def _method_table(settings: Settings, n_ranks: int, n_blocks: int) -> Table:
     if settings.cohort is not None:
         table.add_row("cohort", f"{settings.cohort} clients per round, {settings.cohort_sampling}")
     table.add_row("blocks", str(n_blocks))
-    steps = "agreed by the clients in round 0" if "local_steps" in settings.pending else str(settings.local_steps)
-    table.add_row("local steps", f"{steps} optimizer steps per round" if steps.isdigit() else steps)
+    steps = _AGREED if "local_steps" in settings.pending else f"{settings.local_steps} optimizer steps per round"
+    table.add_row("local steps", steps)
     table.add_row("delay", _delay(settings))
     for name in (
         "block_order",
@@ -141,7 +143,8 @@ def _method_table(settings: Settings, n_ranks: int, n_blocks: int) -> Table:
         "in_flight_value",
         "seed",
     ):
-        table.add_row(name.replace("_", " "), _said(getattr(settings, name)))
+        said = _AGREED_CODEC if name in settings.pending else _said(getattr(settings, name))
+        table.add_row(name.replace("_", " "), said)
     return table
 
 
@@ -166,7 +169,7 @@ def _delay(settings: Settings) -> str:
 def _later_delay(settings: Settings) -> str:
     if "delay_steps" in settings.pending:
         return "as many as local steps"
-    if settings.pending:
+    if "local_steps" in settings.pending:
         return f"{settings.delay_steps} optimizer steps"
     rounds = settings.delay_steps / settings.local_steps
     hidden = "blocking" if rounds == 0 else f"{rounds:g} round{'' if rounds == 1 else 's'} behind"

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
-from lightning_parablock.codecs.compression import Compression, resolve_compression
+from lightning_parablock.checks import check_choice
+from lightning_parablock.codecs.compression import COMPRESSIONS, Compression, resolve_compression
 from lightning_parablock.options import OptionGroup, option, record
 from lightning_parablock.server.aggregations import Aggregation, resolve_aggregation
 from lightning_parablock.server.optimizers import ServerOptimizer, resolve_server_optimizer
+from lightning_parablock.settings.blocks import AUTO
 
+# One Literal: messages of the command line list the words of one alone.
+CompressionChoice = Literal["none", "bf16", "int8", "int4", "topk", "sparse", "auto"]
 InFlightValue = Literal["local", "anchor"]
 Topology = Literal["sharded", "star"]
 Weighting = Literal["uniform", "samples"]
+
+
+# The record that knows what is open until round 0 resolves "auto".
+def _compression_or_auto(given: CompressionChoice | Compression) -> Compression:
+    if isinstance(given, str):
+        check_choice("compression", given, (*COMPRESSIONS, AUTO))
+    return cast(Compression, given) if given == AUTO else resolve_compression(given)
 
 
 @record
@@ -44,13 +55,16 @@ class ExchangeOptions(OptionGroup):
     )
     compression: Compression = option(
         default="none",
-        converter=resolve_compression,
-        help='Compression of deltas and commits on the wire: "none", "bf16", "int8", "int4", "topk", "sparse", or an '
-        'object. "none" sends float32; "bf16" rounds to bfloat16 (2 times fewer bytes); "int8" sends one byte per '
-        'value and one step size per 256 values (3.97 times); "int4" half a byte per value and one step size per 64 '
-        '(7.5 times); "topk" the 64 largest of every 1024 values (16 times); "sparse" the largest of every 32 values '
-        "in two bits (128 times). The objects Int8, Int4, TopK and Sparse have their own settings. What a lossy "
-        "compression leaves out is kept and sent with the block's next delta or commit (error feedback).",
+        converter=_compression_or_auto,
+        help='Compression of deltas and commits on the wire: "none", "bf16", "int8", "int4", "topk", "sparse", "auto", '
+        'or an object. "none" sends float32; "bf16" rounds to bfloat16 (2 times fewer bytes); "int8" sends one byte '
+        'per value and one step size per 256 values (3.97 times); "int4" half a byte per value and one step size per '
+        '64 (7.5 times); "topk" the 64 largest of every 1024 values (16 times); "sparse" the largest of every 32 '
+        "values in two bits (128 times). The objects Int8, Int4, TopK and Sparse have their own settings. What a lossy "
+        "compression leaves out is kept and sent with the block's next delta or commit (error feedback). With "
+        '"auto" the clients agree in round 0 on the first of "none", "bf16", "int8" and "int4" whose exchanges are '
+        "hidden behind local_steps, or, if none are, on the one with the shortest; a resumed run keeps it. What "
+        '"topk" and "sparse" lose depends on how often a block is visited, so "auto" does not take them.',
     )
     aggregation: Aggregation = option(
         default="mean",

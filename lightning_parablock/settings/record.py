@@ -6,9 +6,10 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import field
+from typing import Any
 
 from lightning_parablock.checks import require
-from lightning_parablock.codecs.compression import COMPRESSIONS, Compression
+from lightning_parablock.codecs.compression import COMPRESSIONS, Compression, NoCompression
 from lightning_parablock.options import options_of, record
 from lightning_parablock.server.aggregations import AGGREGATIONS, Aggregation
 from lightning_parablock.server.optimizers import SERVER_OPTIMIZERS, ServerOptimizer
@@ -52,25 +53,35 @@ class Settings(MethodOptions):
     """
 
     pending: tuple[str, ...] = field(default=())
-    """Names of the settings that the clients agree on in round 0; until then they have their upper limit."""
+    """Names of the settings that the clients agree on in round 0.
+
+    Until then the step counts have their upper limit, and the compression is the one that loses nothing.
+    """
 
     def __post_init__(self) -> None:
-        self._settle_given_steps()
+        self._settle_given()
         super().__post_init__()
         require(
             self.buffers == "local" or not self.takes_turns,
             "buffers='average' needs one client per rank in every round: where clients take turns each keeps its own; "
             "leave buffers at 'local'",
         )
+        for name, instead in INSTEAD_OF_AUTO.items():
+            is_open = name in self.pending
+            require(
+                not is_open or self.delay_steps > 0,
+                f"{name}='auto' finds what hides an exchange behind local steps, and with delay_steps=0 nothing is "
+                f"hidden; {instead}",
+            )
+            require(
+                not is_open or self.block_order != "cyclic",
+                f"{name}='auto' needs every client to train the same block in a round, and with block_order='cyclic' "
+                f"they do not; {instead}",
+            )
         require(
-            not self.pending or self.delay_steps > 0,
-            "local_steps='auto' finds how many local steps hide an exchange, and with delay_steps=0 nothing is hidden; "
-            "give local_steps a number",
-        )
-        require(
-            not self.pending or self.block_order != "cyclic",
-            "local_steps='auto' needs every client to train the same block in a round, and with block_order='cyclic' "
-            "they do not; give local_steps a number",
+            "compression" not in self.pending or self.local_steps > 1,
+            "compression='auto' times the local steps of round 0, of which the first one warms up: with local_steps=1 "
+            f"there is no other; {INSTEAD_OF_AUTO['compression']}, or raise local_steps",
         )
         require(
             self.blocks != AUTO or "local_steps" not in self.pending or "delay_steps" in self.pending,
@@ -84,7 +95,7 @@ class Settings(MethodOptions):
         )
         refuse_with_secure(
             self.aggregation,
-            self.compression,
+            AUTO if "compression" in self.pending else self.compression,
             weighting=self.weighting,
             block_order=self.block_order,
             buffers=self.buffers,
@@ -102,11 +113,15 @@ class Settings(MethodOptions):
                 "ends before the site is known to be lost",
             )
 
-    def _settle_given_steps(self) -> None:
-        """None and "auto" concern both step counts, so no converter of one of them can replace these."""
+    def _settle_given(self) -> None:
+        """None and "auto" concern several fields, so no converter of one of them can replace these."""
         for name, value in resolve_steps(self.local_steps, self.delay_steps).items():
             if name != "pending" or value:
                 object.__setattr__(self, name, value)
+        compression: Any = self.compression
+        if compression == AUTO:
+            object.__setattr__(self, "compression", NoCompression())
+            object.__setattr__(self, "pending", (*self.pending, "compression"))
 
     @property
     def leaves_residuals(self) -> bool:
@@ -118,9 +133,11 @@ class Settings(MethodOptions):
         """When exchanges fall due."""
         return Delay(*divmod(self.delay_steps, self.local_steps), self.delay_warmup_rounds)
 
-    def agreed(self, local_steps: int) -> Settings:
-        """These settings with the K that the clients have agreed on."""
-        return dataclasses.replace(self, pending=(), **dict.fromkeys(self.pending, local_steps))
+    def agreed(self, *, local_steps: int | None = None, compression: Compression | None = None) -> Settings:
+        """These settings with what the clients have agreed on, where that was open; None leaves it as it is."""
+        found = {"local_steps": local_steps, "delay_steps": local_steps, "compression": compression}
+        values: dict[str, Any] = {name: found[name] for name in self.pending if found[name] is not None}
+        return dataclasses.replace(self, pending=tuple(name for name in self.pending if name not in values), **values)
 
     def with_blocks(self, blocks: str | int | tuple[str, ...]) -> Settings:
         """These settings with the blocks on which the clients have agreed, where they are "auto"."""
@@ -143,6 +160,8 @@ class Settings(MethodOptions):
         return {name: repr(AUTO if name in self.pending else getattr(self, name)) for name in shared}
 
 
+INSTEAD_OF_AUTO = {"local_steps": "give local_steps a number", "compression": "give compression a name"}
+"""What to do where the clients cannot agree on a setting in round 0."""
 OWN_SETTINGS = tuple(option.name for option in options_of(Settings) if option.kind == "own")
 """Settings that may differ between ranks: a site's link, speed and firewall."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from lightning_parablock.checks import require
 from lightning_parablock.codecs.compression import BF16, Compression, NoCompression
 from lightning_parablock.server.aggregations import Aggregation, SecureAggregation
@@ -11,7 +13,7 @@ _WITH = "with aggregation='secure'"
 
 def refuse_with_secure(
     choice: Aggregation,
-    compression: Compression,
+    compression: Compression | Literal["auto"],
     *,
     weighting: str,
     block_order: str,
@@ -31,9 +33,10 @@ def refuse_with_secure(
     """
     if not isinstance(choice, SecureAggregation):
         return
+    said = repr(compression) if isinstance(compression, str) else type(compression).__name__
     require(
         isinstance(compression, NoCompression | BF16),
-        f"compression={type(compression).__name__} {_WITH} is not supported: deltas are whole numbers of "
+        f"compression={said} {_WITH} is not supported: deltas are whole numbers of "
         "bytes_per_value bytes, whose sums other codecs cannot carry; use 'none', or 'bf16' for commits",
     )
     require(

@@ -1,4 +1,4 @@
-"""``local_steps="auto"``: the clients agree on K in round 0.
+"""``local_steps="auto"`` and ``compression="auto"``: the clients agree on K and on the codec in round 0.
 
 Nothing is computed that the run would not compute anyway. A probe with a forward pass of its own would take a batch
 that the data loader cannot take back, and would have to restore whatever a module changes as it runs: buffers, random
@@ -8,9 +8,10 @@ at the same step on every client,
 
 1. the clients exchange how long a step took; the slowest one counts;
 2. they time an exchange of some megabytes in the pattern of the topology, while no client computes; the slowest counts;
-3. each derives the same K from the same figures, and round 0 continues to K steps.
+3. each derives the same K and the same codec from the same figures, and round 0 continues to K steps. Nothing of any
+   block has been sent by then, so its own exchange has the codec, too.
 
-From then on the run is the run that was given this K: same settings, same checkpoints, same bits.
+From then on the run is the run that was given this K and this codec: same settings, same checkpoints, same bits.
 
 Where clients take turns, the steps of each rank's first turn are timed. A round then lasts as long as the turns of its
 slowest rank, and an exchange carries a delta for each client of the cohort: K hides the longest exchange that the
@@ -22,29 +23,34 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
 from lightning_parablock.blocks.partition import Block
+from lightning_parablock.codecs.compression import AUTO_CODECS
 from lightning_parablock.federation.rounds import RoundEngine
-from lightning_parablock.planning.choice import HEADROOM, Choice, choose_local_steps
+from lightning_parablock.planning.choice import HEADROOM, Choice, choose_local_steps, least_lossy
 from lightning_parablock.planning.compute import relative_step_costs
 from lightning_parablock.planning.rank_turns import RankTurns
-from lightning_parablock.planning.timing import exchange_of_ranks_s, links_of
+from lightning_parablock.planning.timing import Links, exchange_of_ranks_s, links_of
 from lightning_parablock.planning.traffic import Deltas
-from lightning_parablock.settings import Settings
+from lightning_parablock.settings import Settings, option_word
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.system.units import readable_bps, readable_s
 from lightning_parablock.transport.link_probe import LinkSample
 
 MIN_AUTO_STEPS = 4
-"""Steps made before K is known, and therefore the smallest K: the first warms up, the others are timed."""
+"""Steps made before K is known, and therefore the smallest K: the first warms up, the others are timed.
+
+A smaller K that was given leaves fewer steps to time.
+"""
 
 
 class StepClock:
-    """Times the local steps of round 0.
+    """Times the local steps of round 0; it is first read before them.
 
     Args:
         device: Device of the model; it is synchronized before the clock is read.
@@ -55,7 +61,7 @@ class StepClock:
         self._ticks_s: list[float] = []
 
     def tick(self) -> None:
-        """Record the end of a step."""
+        """Record the end of a step, or that the first one begins."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._ticks_s.append(time.perf_counter())
@@ -63,16 +69,16 @@ class StepClock:
     @property
     def is_complete(self) -> bool:
         """Whether enough steps have been timed."""
-        return len(self._ticks_s) >= MIN_AUTO_STEPS
+        return len(self._ticks_s) > MIN_AUTO_STEPS
 
     @property
     def shortest_s(self) -> float:
         """Seconds of the shortest step, with data loading and callbacks, but not with what happens now and then.
 
-        Infinite if no step has been timed, so that nothing seems worth hiding.
+        The first one counts only where it is alone: in a run that was resumed just before round 0 ended.
         """
-        pairs = zip(self._ticks_s[:-1], self._ticks_s[1:], strict=True)
-        return min((after - before for before, after in pairs), default=float("inf"))
+        steps_s = [after - before for before, after in pairwise(self._ticks_s)]
+        return min(steps_s[1:] or steps_s)
 
 
 @dataclass(frozen=True)
@@ -99,21 +105,19 @@ class Measured:
     caps_bps: Sequence[float | None] = (None,)
 
 
-def settle_local_steps(
-    ranks: RankStrategy, module: nn.Module, engine: RoundEngine, clock: StepClock
-) -> Settings | None:
-    """Record a step of round 0; once there are enough, agree on K, and round 0 continues to K steps.
+def settle_pending(ranks: RankStrategy, module: nn.Module, engine: RoundEngine, clock: StepClock) -> Settings | None:
+    """Record a step of round 0; once there are enough, agree on what is pending.
 
     Collective at the step at which the clients agree, which is the same on all of them.
 
     Args:
         ranks: The ranks of the run.
         module: The model.
-        engine: In round 0, with ``local_steps`` pending.
+        engine: In round 0, with settings pending.
         clock: Times its steps.
 
     Returns:
-        The settings with K; None while it is open.
+        The settings with what was pending; None while it is open.
     """
     clock.tick()
     if not (clock.is_complete or engine.turn_is_over):
@@ -136,18 +140,16 @@ def settle_local_steps(
         caps_bps=[cap_bps for _, _, cap_bps in told],
     )
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
-    return agree_on_local_steps(sizes, engine.flat.blocks, settings, measured)
+    return agree_on_pending(sizes, engine.flat.blocks, settings, measured)
 
 
-def agree_on_local_steps(
-    sizes: dict[str, int], blocks: list[Block], settings: Settings, measured: Measured
-) -> Settings:
-    """The settings with K; a pure function of what all clients share, so that all arrive at the same.
+def agree_on_pending(sizes: dict[str, int], blocks: list[Block], settings: Settings, measured: Measured) -> Settings:
+    """The settings with K and codec; a pure function of what all clients share, so that all arrive at the same.
 
     Args:
         sizes: Number of scalars per parameter of the model, in order.
         blocks: The run's blocks.
-        settings: With ``local_steps`` pending.
+        settings: With ``local_steps``, ``compression`` or both pending.
         measured: By all clients together.
     """
     costs = relative_step_costs(sizes, blocks)
@@ -156,19 +158,34 @@ def agree_on_local_steps(
     n_ranks = len(measured.deltas)
     links = links_of(sample.pair_bytes, sample.elapsed_s, n_ranks, settings.topology) if sample else None
     links = links and links.capped(measured.caps_bps, settings.topology)
-    exchanges_s = [exchange_of_ranks_s(b.numel, measured.deltas, settings, links) if links else 0.0 for b in blocks]
-    choice = choose_local_steps(step_s, exchanges_s, settings.block_order, at_least=measured.steps)
-    longest = max(range(len(blocks)), key=exchanges_s.__getitem__)
+    steps = measured.steps if "local_steps" in settings.pending else settings.local_steps
+    codecs = AUTO_CODECS if "compression" in settings.pending else (settings.compression,)
+    exchanges_s = [_exchanges_s(blocks, settings.agreed(compression=codec), measured, links) for codec in codecs]
+    choices = [choose_local_steps(step_s, each_s, settings.block_order, at_least=steps) for each_s in exchanges_s]
+    best = least_lossy(choices, steps)
+    settled = settings.agreed(local_steps=choices[best].local_steps, compression=codecs[best])
+    words = {"local_steps": str(settled.local_steps), "compression": option_word(settled.compression)}
+    found = ", ".join(f"{name}: {word}" for name, word in words.items() if name in settings.pending)
     if links is None:
-        rank_zero_info(f"parablock: local_steps: {choice.local_steps}; one process has nothing to exchange")
+        rank_zero_info(f"parablock: {found}; one process has nothing to exchange")
+        return settled
+    longest = max(range(len(blocks)), key=exchanges_s[best].__getitem__)
+    plain = f", {readable_s(exchanges_s[0][longest])} without compression" if best else ""
+    facts = (
+        f"the slowest client takes {readable_s(measured.slowest_s)} per step{_turns(measured)}, "
+        f"the slowest link carries {readable_bps(links.client_bps)}, "
+        f"the longest exchange ({blocks[longest].name}) takes {readable_s(exchanges_s[best][longest])}{plain}"
+    )
+    if "compression" in settings.pending:
+        why = choices[best].reason(words["compression"], steps)
+        rank_zero_info(f"parablock: {found}, agreed by the clients: {facts}; {why}")
     else:
-        facts = (
-            f"the slowest client takes {readable_s(measured.slowest_s)} per step{_turns(measured)}, "
-            f"the slowest link carries {readable_bps(links.client_bps)}, "
-            f"the longest exchange ({blocks[longest].name}) takes {readable_s(exchanges_s[longest])}"
-        )
-        rank_zero_info(_said(choice, facts))
-    return settings.agreed(choice.local_steps)
+        rank_zero_info(_said(choices[best], facts))
+    return settled
+
+
+def _exchanges_s(blocks: list[Block], settings: Settings, measured: Measured, links: Links | None) -> list[float]:
+    return [exchange_of_ranks_s(b.numel, measured.deltas, settings, links) if links else 0.0 for b in blocks]
 
 
 def _turns(measured: Measured) -> str:

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from lightning_parablock.checks import require
 from lightning_parablock.settings import Settings
+from lightning_parablock.settings.record import INSTEAD_OF_AUTO
 
 _WITH = "with elastic membership (lighthouse)"
 
@@ -56,7 +57,8 @@ def refuse_elastic_options(
         settings.buffers == "local",
         f"buffers={settings.buffers!r} {_WITH} is not supported: sites that come and go have no common mean",
     )
-    require(not settings.pending, f"local_steps='auto' {_WITH} is not supported yet; give local_steps a number")
+    for name, instead in INSTEAD_OF_AUTO.items():
+        require(name not in settings.pending, f"{name}='auto' {_WITH} is not supported yet; {instead}")
 
 
 def refuse_elastic_trainer(trainer: Trainer) -> None:

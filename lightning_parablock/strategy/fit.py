@@ -20,9 +20,9 @@ from lightning_parablock.checkpointing.resumed import (
 from lightning_parablock.errors import DivergenceError, PeerError, PeerLostError, PeerTimeoutError
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.loading.fit_loaders import FitLoaders
-from lightning_parablock.settings import SecureAggregation
+from lightning_parablock.settings import SecureAggregation, Settings
 from lightning_parablock.strategy.agreements import agree_on_weights, changed_outside
-from lightning_parablock.strategy.auto_steps import StepClock, settle_local_steps
+from lightning_parablock.strategy.auto_steps import StepClock, settle_pending
 from lightning_parablock.strategy.cautions import caution
 from lightning_parablock.strategy.committed import CommittedView
 from lightning_parablock.strategy.ranks import RankStrategy
@@ -34,6 +34,8 @@ from lightning_parablock.training.block_freezer import BlockFreezer
 from lightning_parablock.training.local_training import LocalTraining
 from lightning_parablock.training.losses import loss_of_nothing, with_backward
 from lightning_parablock.training.outside import OutsideParameters
+from lightning_parablock.transport.base import Transport
+from lightning_parablock.transport.opening import open_transport
 
 
 @dataclass(eq=False, kw_only=True)
@@ -118,7 +120,7 @@ class FitSession:
         elif self.resumed is not None:
             continue_rounds(engine, self.resumed)
             self._stop_at_max_rounds()
-        elif not settings.pending:
+        elif "local_steps" not in settings.pending:
             n_clients, n_blocks = 0 if settings.is_elastic else self.ranks.n_clients, len(engine.flat.blocks)
             caution(self.trainer, n_clients=n_clients, round_steps=self.ranks.round_steps, n_blocks=n_blocks)
         if not engine.has_open_turn:
@@ -132,6 +134,7 @@ class FitSession:
         """
         resumed, self.resumed = self.resumed, None
         training = self.training
+        self.clock.tick()
         if resumed is None or resumed.own is None:
             seed = self.ranks.local_seed.of(training.engine.settings.seed)
             training.seed(self.ranks.hosted_clients[0], seed)
@@ -181,7 +184,8 @@ class FitSession:
         batches = min(self.trainer.num_training_batches, self.loaders.fewest_training)
         steps = batches / self.trainer.accumulate_grad_batches
         settings = self.engine.settings
-        known_steps = 1 if settings.pending else settings.local_steps  # asked again, once more is known
+        # Asked again, once more is known.
+        known_steps = 1 if "local_steps" in settings.pending else settings.local_steps
         return may_miss_epochs(self.skipped, known_steps, self.ranks.hosting.by_rank, steps)
 
     def after_batch(self) -> None:
@@ -190,7 +194,7 @@ class FitSession:
         if not training.advance():
             return
         if engine.settings.pending:
-            self._settle_local_steps()
+            self._settle_pending()
         if not engine.turn_is_over:
             return
         place = self.place
@@ -265,12 +269,25 @@ class FitSession:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _settle_local_steps(self) -> None:
-        settings = settle_local_steps(self.ranks, self.module, self.engine, self.clock)
+    def _settle_pending(self) -> None:
+        settings = settle_pending(self.ranks, self.module, self.engine, self.clock)
         if settings is not None:
-            self.engine.settle(settings)
+            self.engine.settle(settings, self._transport_for(settings))
             self.ranks.settle(settings)
             self.loaders.settle_epochs()
+
+    def _transport_for(self, settings: Settings) -> Transport:
+        """The transport, opened again where the settings have another codec; collective then."""
+        ranks, engine = self.ranks, self.engine
+        if settings.compression == engine.settings.compression:
+            return engine.transport
+        device, backend = ranks.root_device, ranks.process_group_backend
+        return ranks.guard(
+            "opening of the exchange",
+            lambda: open_transport(
+                ranks.federation, engine.flat, settings, device=device, backend=backend, instead_of=engine.transport
+            ),
+        )
 
     def _stop_at_max_rounds(self) -> None:
         limit = self.engine.settings.max_rounds

@@ -78,7 +78,8 @@ def open_session(parts: FitParts) -> FitSession:
     refuse_scaler(gradient_scale(ranks.precision_plugin), skipped)
     if parts.secure is not None:
         refused_together(ranks, partial(_refuse_data, parts.secure, parts.resumed, loaders))
-    refuse_rate_steps(parts.trainer, None if settings.pending else settings.local_steps, turns=hosting.turns)
+    known_steps = None if "local_steps" in settings.pending else settings.local_steps
+    refuse_rate_steps(parts.trainer, known_steps, turns=hosting.turns)
     training = _open_training(parts)
     clients = ranks.hosted_clients
     outside = OutsideParameters(

@@ -10,8 +10,8 @@ from lightning_parablock.settings import Settings
 class RunSettings:
     """Holds the newest record of a run's settings; a record itself never changes.
 
-    A run's seed is known when its processes are set up; the local steps of "auto" when a checkpoint is loaded, or when
-    the clients have agreed on them in round 0. A later fit of the same strategy keeps what was settled.
+    A run's seed is known when its processes are set up; local steps and compression of "auto" when a checkpoint is
+    loaded, or when the clients have agreed on them in round 0. A later fit of the same strategy keeps what was settled.
 
     Args:
         given: As the strategy was made.

@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 from lightning_parablock.errors import ParaBlockError, ProtocolError
 
-MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, SyntaxError)
 """What code raises that takes values apart which are not of the form that it expects."""
 _LONGEST = 200
 

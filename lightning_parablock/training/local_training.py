@@ -47,7 +47,8 @@ class LocalTraining:
         self._own_steps = own_steps
         self._buffers = buffers
         self._block_states = BlockStates(engine.settings.block_optimizer_state)
-        self._reached = ReachedBlocks([block.name for block in engine.flat.blocks], engine.transport.describe_client)
+        names = [block.name for block in engine.flat.blocks]
+        self._reached = ReachedBlocks(names, lambda client: engine.transport.describe_client(client))
         self._has_stepped = False
         self._samples: list[int] = []
         self._gradient_norm: float | None = None

@@ -62,6 +62,7 @@ def open_transport(
     device: torch.device,
     backend: str,
     masks: Masking | None = None,
+    instead_of: Transport | None = None,
 ) -> Transport:
     """Open the transport of a run; collective where there are several ranks.
 
@@ -72,12 +73,19 @@ def open_transport(
         device: The model's device.
         backend: "gloo" or "nccl".
         masks: Of this site, where the aggregation is secure.
+        instead_of: A transport with another codec, to which nothing has been submitted: it is closed, and its W is
+            taken over.
     """
     members = federation.membership
     mine = [shard_bounds(block.numel, members.n_ranks, settings.topology)[members.rank] for block in flat.blocks]
+    if instead_of is None:
+        initial = [flat.pack(block)[bounds].to("cpu", copy=True) for block, bounds in enumerate(mine)]
+    else:
+        instead_of.close()
+        initial = instead_of.server.values
     server = ServerShard(
         settings.server_optimizer,
-        [flat.pack(block)[bounds].to("cpu", copy=True) for block, bounds in enumerate(mine)],
+        initial,
         [bounds.start for bounds in mine],
         compression=settings.compression,
         as_held=None if flat.is_exact else lambda block, first, values: flat.as_held(block, values, first),

@@ -156,6 +156,7 @@ def test_a_dropped_site_saves_nothing_and_runs_its_command_again_unless_it_is_cu
         ({"block_order": "importance"}, "block_order='importance' with elastic membership"),
         ({"buffers": "average"}, "buffers='average' with elastic membership"),
         ({"local_steps": "auto"}, "local_steps='auto' with elastic membership"),
+        ({"compression": "auto"}, "compression='auto' with elastic membership"),
     ],
 )
 def test_options_that_cannot_work_are_refused_by_name(options: dict[str, Any], message: str) -> None:

@@ -182,6 +182,10 @@ def test_a_plan_of_compressed_exchanges_whose_length_is_not_known_yet() -> None:
         assert re.search(expected, text), expected
     block = 2 * (256 * 256 + 256)
     assert f"{block:,}" in text
+    open_codec = printed_plan(ParaBlockStrategy(compression="auto", blocks=2).settings, 256)
+    assert re.search("local steps +16 optimizer steps per round\n", open_codec)
+    assert re.search("compression +agreed by the clients in round 0; bytes below are without any, memory", open_codec)
+    assert "error feedback of the deltas" in open_codec
     # A delta of one half and a commit of the other, and their headers: 132 bytes a group of 256, a header a message.
     assert f" {(block * (1 + 2 / 256) + 4 * 64 + 2) / 1e6:.2f} / 0.13\n" in text
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -243,6 +244,9 @@ def test_budgets_of_bytes_that_are_refused() -> None:
         rounds_within(10, [1000], 1, Settings())
     with pytest.raises(ConfigurationError, match="budget_bytes must be >= 1"):
         ByteBudget(0)
+    open_codec = SimpleNamespace(round_records=[], settings=Settings(compression="auto"), takes_turns=False)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="with compression='auto' it would; give compression a name"):
+        ByteBudget(10).on_train_start(SimpleNamespace(strategy=open_codec), None)  # type: ignore[arg-type]
 
 
 # --- run folders ------------------------------------------------------------------------------------------------------

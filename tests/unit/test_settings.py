@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,6 +83,10 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
     ({"visit_more": (("embed", 0.0),), "block_order": "random"}, "the factor of 'embed' must be a finite number > 0"),
     ({"visit_more": (("(", 2.0),), "block_order": "random"}, "visit_more: '\\(' is not a regular expression"),
     ({"block_order": "cyclic", "pending": ("local_steps",)}, "local_steps='auto' needs every client to train the same"),
+    ({"block_order": "cyclic", "compression": "auto"}, "compression='auto' needs every client to train the same block"),
+    ({"delay_steps": 0, "compression": "auto"}, "with delay_steps=0 nothing is hidden; give compression a name"),
+    ({"local_steps": 1, "compression": "auto"}, "the first one warms up: with local_steps=1 there is no other; give"),
+    ({"aggregation": "secure", "compression": "auto"}, "compression='auto' with aggregation='secure' is not supported"),
     ({"cohort": 2, "buffers": "average"}, "buffers='average' needs one client per rank in every round"),
     ({"own_local_steps": 0}, "own_local_steps must be a whole number >= 1"),
     ({"own_local_s": -1.0}, "own_local_s must be a finite number of seconds > 0"),
@@ -294,10 +299,23 @@ def test_what_is_pending_until_the_clients_agree(delay_steps: int | None, pendin
     settings = ParaBlockStrategy(local_steps="auto", delay_steps=delay_steps).settings
     fingerprint = settings.fingerprint()
     assert {name for name, value in fingerprint.items() if value == "'auto'"} == {"local_steps", *pending}
-    settled = settings.agreed(9)
+    settled = settings.agreed(local_steps=9)
     assert settled == ParaBlockStrategy(local_steps=9, delay_steps=delay_steps).settings
     assert (settled.local_steps, settled.delay_steps) == (9, agreed)
     assert "'auto'" not in settled.fingerprint().values()
+
+
+def test_the_codec_is_pending_alone_or_with_the_local_steps() -> None:
+    alone = ParaBlockStrategy(local_steps=5, compression="auto").settings
+    assert alone.pending == ("compression",)
+    assert {name for name, value in alone.fingerprint().items() if value == "'auto'"} == {"compression"}
+    assert alone.agreed(local_steps=9) == alone
+    given = ParaBlockStrategy(local_steps=5, compression=Int8()).settings
+    assert alone.agreed(local_steps=9, compression=Int8()) == given
+    both = ParaBlockStrategy(local_steps="auto", compression="auto").settings
+    assert both.agreed(compression=Int8()) == ParaBlockStrategy(local_steps="auto", compression=Int8()).settings
+    assert both.agreed(local_steps=9) == ParaBlockStrategy(local_steps=9, compression="auto").settings
+    assert replace(both, seed=3).pending == both.pending
 
 
 def test_nothing_to_hide_behind_where_every_exchange_is_waited_for() -> None:

@@ -1,4 +1,4 @@
-"""One rank of the fits with ``local_steps="auto"`` that test_auto.py starts."""
+"""One rank of the fits with ``local_steps="auto"`` and ``compression="auto"`` that test_auto.py starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks.flat import hash_tensors
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.planning.traffic import Deltas, traffic_of_clients, traffic_of_ranks
-from lightning_parablock.settings import MAX_AUTO_STEPS
+from lightning_parablock.settings import BF16, MAX_AUTO_STEPS, Compression, Int4, Int8, NoCompression, TopK
 from lightning_parablock.strategy.auto_steps import MIN_AUTO_STEPS, StepClock
 from lightning_parablock.transport.link_probe import LinkSample
 from tests.strategy.scenarios.resume import (
@@ -25,6 +25,7 @@ from tests.strategy.scenarios.resume import (
     N_RANKS,
     RANK,
     SCRATCH,
+    K,
     Net,
     Noisy,
     SaveAt,
@@ -76,9 +77,15 @@ def settings_of(trainer: Trainer) -> Any:
     return trainer.strategy.settings  # type: ignore[attr-defined]
 
 
+def given_by(trainer: Trainer) -> dict[str, Any]:
+    """What the clients of a run have agreed on."""
+    settings = settings_of(trainer)
+    return {"local_steps": settings.local_steps, "compression": settings.compression}
+
+
 def same_as_given(auto: Net, trainer: Trainer, strategy: dict[str, Any], **options: Any) -> None:
-    """The run has the bits of one that was given its K."""
-    given, other = fitted({**strategy, "local_steps": settings_of(trainer).local_steps}, **options)
+    """The run has the bits of one that was given its K and its codec."""
+    given, other = fitted({**strategy, **given_by(trainer)}, **options)
     assert settings_of(other) == settings_of(trainer)
     assert_same_bits(weights(auto), weights(given))
     assert auto.losses == given.losses[-len(auto.losses) :]
@@ -104,16 +111,41 @@ def really_measured(**strategy: Any) -> Callable[[], None]:
 
     def scenario() -> None:
         module, trainer = fitted({**strategy, "local_steps": "auto"}, max_epochs=1)
-        found: Any = trainer.strategy
         settings = settings_of(trainer)
         assert not settings.pending
         assert MIN_AUTO_STEPS <= settings.local_steps == settings.delay_steps <= MAX_AUTO_STEPS
         same_as_given(module, trainer, strategy, max_epochs=1)
-        numels = {block.name: block.numel for block in found.blocks}
-        assert found.round_records
-        for record in found.round_records:
-            planned = traffic_of_clients(numels[record.block], 2, settings)[RANK]
-            assert (record.upload_bytes, record.download_bytes) == (planned.upload_bytes, planned.download_bytes)
+        sent_as_planned(trainer)
+
+    return scenario
+
+
+def sent_as_planned(trainer: Trainer) -> None:
+    """In every round, from round 0 on, what travels is what was planned for the settings of the run's end."""
+    found: Any = trainer.strategy
+    numels = {block.name: block.numel for block in found.blocks}
+    assert [record.round for record in found.round_records[:2]] == [0, 1]
+    for record in found.round_records:
+        planned = traffic_of_clients(numels[record.block], 2, settings_of(trainer))[RANK]
+        assert (record.upload_bytes, record.download_bytes) == (planned.upload_bytes, planned.download_bytes)
+
+
+def codec(
+    expected: Compression, steps: int, share: float = 1.0, precision: Any = "32-true", **strategy: Any
+) -> Callable[[], None]:
+    """The clients agree on a codec over a link of which so large a share is left, and on K where that is open, too."""
+
+    def scenario() -> None:
+        options: dict[str, Any] = {"max_epochs": 2, "precision": precision}
+        sample = LinkSample(SLOW_LINK.pair_bytes, SLOW_LINK.elapsed_s / share)
+        with Measurements(sample) as measurements:
+            module, trainer = fitted({**strategy, "compression": "auto"}, **options)
+        assert measurements.timed_links == 1
+        settings = settings_of(trainer)
+        assert (settings.compression, settings.local_steps, settings.pending) == (expected, steps, ())
+        same_as_given(module, trainer, strategy, **options)
+        if "clients" not in strategy:
+            sent_as_planned(trainer)
 
     return scenario
 
@@ -206,13 +238,13 @@ def a_rate_that_no_turn_may_divide() -> None:
 
 
 def resumed(step: int, **strategy: Any) -> Callable[[], None]:
-    """A run that goes on does not measure again: its checkpoint tells K, to one that says "auto" and to one with K."""
+    """A run that goes on does not measure again: its checkpoint tells what was found, be it "auto" here or given."""
 
     def scenario() -> None:
-        path, auto = SCRATCH / f"auto-{step}.ckpt", {**strategy, "local_steps": "auto"}
+        path, auto = SCRATCH / f"auto-{step}.ckpt", {"local_steps": "auto", **strategy}
         with Measurements():
             saving, trainer = fitted(auto, callbacks=[SaveAt("on_train_batch_end", step, path)])
-        for settings in (auto, {**strategy, "local_steps": settings_of(trainer).local_steps}):
+        for settings in (auto, {**strategy, **given_by(trainer)}):
             with Measurements(LinkSample(1, 100.0)) as measurements:
                 module, again = fitted(settings, ckpt_path=path)
             assert measurements.timed_links == 0
@@ -239,12 +271,38 @@ def resumed_before_they_agreed() -> None:
     same_as_given(module, trainer, {})
 
 
+def resumed_before_they_agreed_on_a_codec() -> None:
+    """Also one step before round 0 ends: that step is timed, and over so slow a link int4 is the best of all codecs."""
+    for step in (2, K - 1):
+        path = SCRATCH / f"early-codec-{step}.ckpt"
+        auto, given = {"compression": "auto"}, {"compression": Int8(64)}
+        fitted(auto, callbacks=[SaveAt("on_train_batch_end", step, path)], max_steps=step)
+        with pytest.raises(ConfigurationError, match=r"saved with compression='auto', this run has Int8\(group=64\)"):
+            fitted(given, ckpt_path=path)
+        with patch.object(ParaBlockStrategy, "time_links", lambda *_: LinkSample(1, 1.0)):
+            module, trainer = fitted(auto, ckpt_path=path)
+        assert settings_of(trainer).compression == Int4()
+        same_as_given(module, trainer, {})
+
+
+def resumed_with_the_codec_of_the_checkpoint() -> None:
+    """Also one with settings of its own, of a run that was given it."""
+    path, given = SCRATCH / "given-codec.ckpt", {"compression": TopK(1 / 8)}
+    saving, trainer = fitted(given, callbacks=[SaveAt("on_train_batch_end", 6, path)])
+    module, again = fitted({"compression": "auto"}, ckpt_path=path)
+    assert settings_of(again) == settings_of(trainer)
+    assert_same_bits(weights(module), weights(saving))
+
+
 def ends_before_they_agree() -> None:
     with Measurements() as measurements:
         module, trainer = fitted({"local_steps": "auto"}, max_steps=3)
     assert measurements.timed_links == 0
     assert settings_of(trainer).pending
     given, _ = fitted({"local_steps": 5}, max_steps=3)
+    assert_same_bits(weights(module), weights(given))
+    module, trainer = fitted({"compression": "auto"}, max_steps=3)
+    assert settings_of(trainer).pending == ("compression",)
     assert_same_bits(weights(module), weights(given))
 
 
@@ -319,6 +377,25 @@ SCENARIOS: dict[str, Callable[[], object]] = {
     "real, sharded": really_measured(topology="sharded"),
     "real, star": really_measured(topology="star"),
     "real, int4": really_measured(compression="int4"),
+    "codec: none is enough": codec(NoCompression(), 7, local_steps=7),
+    "codec: two steps": codec(NoCompression(), 2, 4.0, local_steps=2),
+    "codec: bf16": codec(BF16(), 4),
+    "codec: int8, star": codec(Int8(), 4, 0.7, topology="star"),
+    "codec: bf16-true": codec(Int8(), 4, 0.5, precision="bf16-true"),
+    "codec: not even int4": codec(Int4(), 4, 0.1),
+    "codec and local steps": codec(BF16(), 4, local_steps="auto"),
+    "codec and more local steps": codec(Int4(), 10, 0.1, local_steps="auto"),
+    "codec and local steps, delay given": codec(Int4(), 10, 0.1, local_steps="auto", delay_steps=3),
+    "codec, cohorts": codec(Int4(), 4, 0.5, clients=5, cohort=3),
+    "codec and local steps, two clients per rank": codec(Int4(), 6, 0.15, local_steps="auto", clients=4),
+    "codec, real": really_measured(compression="auto"),
+    "codec, capped": really_measured(compression="auto", upload_bps=5e5),
+    "codec, resumed in round 0": resumed(6, compression="auto"),
+    "codec, resumed later": resumed(22, compression="auto"),
+    "codec with the given K, resumed later": resumed(14, compression="auto", local_steps=K),
+    "codec, cohorts, resumed later": resumed(22, compression="auto", clients=4, cohort=3),
+    "codec, resumed early": resumed_before_they_agreed_on_a_codec,
+    "codec of the checkpoint": resumed_with_the_codec_of_the_checkpoint,
     "resumed in round 0": resumed(6),
     "resumed later": resumed(22),
     "resumed early": resumed_before_they_agreed,

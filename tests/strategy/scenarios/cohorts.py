@@ -251,7 +251,7 @@ def choices() -> None:
 
 
 def found() -> None:
-    """The number of local steps is the one that the clients find; what they measure is given, so that it is a few."""
+    """Local steps and codec are those that the clients find; what they measure is given, so that K is small."""
     sample = LinkSample(pair_bytes=200_000, elapsed_s=4.0) if N_RANKS > 1 else None
     with (
         patch.object(ParaBlockStrategy, "time_links", lambda strategy, settings: sample),
@@ -261,6 +261,10 @@ def found() -> None:
             used = check(case, delay_steps, 5, 5, local_steps="auto", delay_warmup_rounds=warm_up)
             assert not used.settings.pending
             print(f"FOUND {used.settings.local_steps}")
+        for case, delay_steps, local_steps in (("all", None, K), ("some", K + 1, "auto"), ("by size", 2 * K, K)):
+            used = check(case, delay_steps, 5, 5, local_steps=local_steps, compression="auto")
+            assert not used.settings.pending
+            assert used.settings.compression.is_lossy == (N_RANKS > 1)
 
 
 SCENARIOS: dict[str, Scenario] = {
