@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import socket
+import threading
 import zlib
 from collections.abc import Callable
 from functools import cache
@@ -29,20 +30,29 @@ _VALUES = torch.arange(6, dtype=torch.float32).view(2, 3)
 
 
 def _over(data: bytes, work: Callable[[socket.socket], object]) -> bytes:
-    """Let a connection on which the bytes have arrived, and nothing more comes, do its work; returns what it sends."""
+    """Let a connection on which the bytes have arrived, and nothing more comes, do its work; returns what it sends.
+
+    What it sends is read meanwhile: many small calls have answers that are longer than the sockets hold.
+    """
     here, there = socket.socketpair()
+    answer = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(ConnectionResetError):  # bytes were left unread
+            while part := there.recv(1 << 16):
+                answer.extend(part)
+
     with here, there:
         there.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         there.settimeout(5.0)
         here.settimeout(5.0)
         there.sendall(data)
         there.shutdown(socket.SHUT_WR)
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
         work(here)
         here.close()
-        answer = bytearray()
-        with contextlib.suppress(ConnectionResetError):  # bytes were left unread
-            while part := there.recv(1 << 16):
-                answer += part
+        reader.join()
         return bytes(answer)
 
 

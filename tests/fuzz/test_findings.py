@@ -30,7 +30,7 @@ from lightning_parablock.meeting.introductions import Introduction, is_dead, thi
 from lightning_parablock.membership.signs import SIGN_BYTES, Word
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.system.bounded_json import MOST_JSON_BYTES
-from tests.fuzz.desks import _receive, _serve
+from tests.fuzz.desks import _receive, _request, _serve
 from tests.fuzz.files import _ENTRY
 from tests.fuzz.target import message
 from tests.fuzz.targets import TARGETS
@@ -203,3 +203,9 @@ def test_the_entry_of_a_checkpoint_is_read_or_refused(change: dict[str, Any]) ->
     said = json.loads(json.dumps({**_ENTRY.as_dict(), **change}))
     with pytest.raises(CheckpointError, match=r"the entry of a\.ckpt is malformed|is no name of a save"):
         Entry.of({KEY: said}, "a.ckpt")
+
+
+def test_many_calls_at_once_whose_answers_are_read_are_all_answered() -> None:
+    """Their answers are longer than what the sockets hold: unread, they would wait for the desk's limit."""
+    calls = 1000
+    assert _serve(_request(b"{}", 2) * calls).count(b"HTTP/1.1 200") == calls
