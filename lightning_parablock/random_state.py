@@ -15,7 +15,7 @@ RandomState = dict[str, Any]
 
 
 class _Native(NamedTuple):
-    """The same in the generators' own form, which takes a tenth of the time: loaders change states at every batch."""
+    """The same in the generators' own form, which takes half the time: loaders change states at every batch."""
 
     torch: Tensor
     cuda: list[Tensor]

@@ -20,9 +20,10 @@ Which exchange belongs to which generation's masks:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lightning_parablock.elastic.stores import Tell
 from lightning_parablock.errors import (
     MaskReuseError,
     NonFiniteError,
@@ -42,9 +43,6 @@ from lightning_parablock.site_kit.membership import Member
 
 FINAL = (SecureSumError, SubmissionError, MaskReuseError, NonFiniteError, TooFewSitesError)
 """Errors of an exchange that another generation would not mend."""
-
-Tell = Callable[[bytes], Mapping[str, bytes]]
-"""Tells the other members this site's statement, and returns that of each member, by site."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class MaskMaker:
             generation: The record of the generation.
             dropped: Exchanges that it drops.
             run: Id of the run.
-            tell: See :data:`Tell`.
+            tell: See :data:`~lightning_parablock.elastic.stores.Tell`.
 
         Raises:
             StatementError: a member states something else, or its statement is missing or forged.

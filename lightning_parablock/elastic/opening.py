@@ -14,12 +14,12 @@ from lightning_parablock.blocks.flat import FlatBlocks
 from lightning_parablock.elastic.calendar import Calendar
 from lightning_parablock.elastic.fetching import Fetcher
 from lightning_parablock.elastic.generation import open_generation
-from lightning_parablock.elastic.generation_masks import FINAL, MaskMaker, Tell
+from lightning_parablock.elastic.generation_masks import FINAL, MaskMaker
 from lightning_parablock.elastic.giving import Giver
 from lightning_parablock.elastic.herald import Herald
 from lightning_parablock.elastic.site import Site
 from lightning_parablock.elastic.store import CommittedStore
-from lightning_parablock.elastic.stores import join_store, tell_by
+from lightning_parablock.elastic.stores import Tell, join_store, tell_by
 from lightning_parablock.elastic.transport import ElasticTransport
 from lightning_parablock.errors import PeerTimeoutError
 from lightning_parablock.federation.schedule import Schedule

@@ -17,6 +17,9 @@ from lightning_parablock.meeting.rendezvous import one_line
 from lightning_parablock.regroup.log import Record
 from lightning_parablock.settings.ports import PortRange, opened_on_one_of
 
+Tell = Callable[[bytes], Mapping[str, bytes]]
+"""Tells the other members this site's statement, and returns that of each member, by site."""
+
 _WAITING = 128
 """Connections that wait to be accepted: all members of a generation come at once."""
 
@@ -78,7 +81,7 @@ def join_store(address: str, limit_s: float) -> Store:
         raise UnreachableError(f"the store at {address} cannot be reached: {one_line(error)}", "refused") from error
 
 
-def tell_by(store: Store, generation: Record, site: str, limit_s: float) -> Callable[[bytes], Mapping[str, bytes]]:
+def tell_by(store: Store, generation: Record, site: str, limit_s: float) -> Tell:
     """Tell statements by the store in which the members of a generation meet.
 
     Args:
