@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.harness import gsm8k
 from benchmarks.harness.pictures import draw
-from benchmarks.harness.publish import failures, folder, parser
+from benchmarks.harness.publish import failures, folder, parser, refuse_unknown
 from benchmarks.harness.results import read_result, write_result
 from benchmarks.harness.smollm2 import PACKAGE
 from benchmarks.peers import methods
@@ -81,8 +81,7 @@ def _options() -> argparse.Namespace:
     if options.quick:
         options.links = LINKS[0]
     for given, known in ((options.methods, METHODS), (options.links, LINKS)):
-        if unknown := set(given.split(",")) - set(known):
-            made.error(f"{', '.join(sorted(unknown))} is not known; choose from {', '.join(known)}")
+        refuse_unknown(made, given, known)
     return options
 
 

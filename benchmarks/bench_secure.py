@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.harness import gsm8k
-from benchmarks.harness.publish import folder, parser, publish
+from benchmarks.harness.publish import folder, parser, publish, refuse_unknown
 from benchmarks.harness.results import read_result, without_place, write_result
 from benchmarks.secure import cost, loss, peers
 from benchmarks.secure.arms import ARMS, BASELINES, SITES
@@ -71,8 +71,7 @@ def _options() -> argparse.Namespace:
         options.computations, options.topologies, options.ratios = "sleep", "sharded", "1"
         options.pairs, options.rounds, options.scalars, options.size = 1, 6, 1 << 18, "quick"
         options.peer_scalars, options.peer_rates, options.aggregations, options.repeats = 1 << 18, "1000", 2, 1
-    if unknown := set(options.parts.split(",")) - set(PARTS):
-        made.error(f"{', '.join(sorted(unknown))} is not known; choose from {', '.join(PARTS)}")
+    refuse_unknown(made, options.parts, PARTS)
     return options
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.harness.bootstrap import ratio_with_interval
-from benchmarks.harness.publish import folder, parser, publish
+from benchmarks.harness.publish import folder, parser, publish, refuse_unknown
 from benchmarks.harness.results import read_result
 from benchmarks.harness.smollm2 import last_layers
 from benchmarks.harness.turn_jobs import JOBS
@@ -57,9 +57,8 @@ def main() -> None:
     if options.quick:
         options.launches, options.alone_rounds, options.pairs, options.rounds, options.rates = 1, 2, 1, 2, "100"
         options.short_rounds = 4
+    refuse_unknown(made, options.parts, PARTS)
     parts = set(options.parts.split(","))
-    if unknown := parts - set(PARTS):
-        made.error(f"{', '.join(sorted(unknown))} is not known; choose from {', '.join(PARTS)}")
     path = folder(options) / f"{QUESTION}.json"
     values = read_result(path)["values"] if path.exists() and parts != set(PARTS) else {}
     values |= {part: PARTS[part](options) for part in PARTS if part in parts}

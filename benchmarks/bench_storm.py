@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.harness.publish import folder, parser, publish
+from benchmarks.harness.publish import folder, parser, publish, refuse_unknown
 from benchmarks.harness.results import git_state, read_result
 from benchmarks.harness.workers import Workers, attempt
 from benchmarks.storm.cost import measure
@@ -71,8 +71,7 @@ def _options() -> argparse.Namespace:
     if options.quick:
         options.minutes, options.peer_minutes, options.calm_minutes, options.faults = 2.0, 2.0, 0.5, 4
         options.pairs, options.rounds, options.again = 1, 6, True
-    if unknown := set(options.runs.split(",")) - set(RUNS):
-        made.error(f"{', '.join(sorted(unknown))} is not known; choose from {', '.join(RUNS)}")
+    refuse_unknown(made, options.runs, RUNS)
     return options
 
 

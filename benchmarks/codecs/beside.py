@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from benchmarks.codecs.low_rank import FactorMean, LowRank
-from benchmarks.codecs.visits import Residuals, fit, norm
+from benchmarks.codecs.low_rank import FactorMean, LowRank, OtherMean, Shapes
+from benchmarks.codecs.visits import fit, norm
 from lightning_parablock.codecs.feedback import Coder, Residual
-from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.regroup.keys import Key
 from lightning_parablock.server.aggregation import Aggregate, MeanAggregator, Received
 from lightning_parablock.settings import COMPRESSIONS
@@ -101,45 +99,22 @@ class MeanBeside(MeanAggregator):
         return self._sums[name, block]
 
 
-class Beside(Residuals):
-    """Puts the codecs beside the mean of a run.
-
-    Args:
-        codecs: Name -> ``compression`` and ``settings``, or ``low_rank``, settings of :class:`LowRank`.
-        seed: Of the first bases.
-    """
-
-    def __init__(self, codecs: Mapping[str, Mapping[str, Any]], seed: int) -> None:
-        super().__init__()
-        self._wanted, self._seed = codecs, seed
-        self.mean: MeanBeside | None = None
-
-    @override
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """Called by Lightning."""
-        if self.mean is None:
-            engine: RoundEngine = trainer.strategy.session.engine  # type: ignore[attr-defined]
-            shapes = [[p.shape for p in engine.flat.parameters(block)] for block in range(len(engine.flat.blocks))]
-            self.mean = MeanBeside({name: self._codec(one, shapes) for name, one in self._wanted.items()})
-            transport: Any = engine.transport
-            transport._aggregator = self.mean
-        super().on_train_batch_start(trainer)
-
-    def _codec(self, one: Mapping[str, Any], shapes: Sequence[Sequence[torch.Size]]) -> CodecBeside | FactorsBeside:
-        if "low_rank" in one:
-            return FactorsBeside(shapes, LowRank(**one["low_rank"]), self._seed)
-        return CodecBeside(one["compression"], one.get("settings", {}))
+def _codec(one: Mapping[str, Any], shapes: Shapes, seed: int) -> CodecBeside | FactorsBeside:
+    if "low_rank" in one:
+        return FactorsBeside(shapes, LowRank(**one["low_rank"]), seed)
+    return CodecBeside(one["compression"], one.get("settings", {}))
 
 
 def train(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """As :func:`benchmarks.codecs.visits.train` without compression; ``codecs`` are those of :class:`Beside`.
+    """As :func:`benchmarks.codecs.visits.train` without compression; ``codecs`` by name: ``compression`` and
+    ``settings``, or ``low_rank``, settings of :class:`LowRank`.
 
     ``beside`` is a row per codec, block and visit: ``residual_over_delta``, norm of what each client has left out after
     the visit over that of the visit's delta; ``missing``, norm of the difference between all commits of the run and
     all commits of the codec, over that of the former.
     """
     started_s = time.time()
-    watch = Beside(plan["codecs"], plan["seed"])
+    codecs, seed = plan["codecs"], plan["seed"]
+    watch = OtherMean(lambda shapes: MeanBeside({name: _codec(one, shapes, seed) for name, one in codecs.items()}))
     made = fit({**plan, "compression": "none", "settings": {}}, watch)
-    assert watch.mean is not None
     return made | {"beside": watch.mean.rows, "seconds": time.time() - started_s}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import lightning.pytorch as pl
 import torch
@@ -166,23 +166,22 @@ class FactorMean(MeanAggregator):
             for values in wanted:
                 values.zero_()
             return into.numel(), None
-        mean, after = self._project(basis, wanted, weights)
+        factors, mean, after = self._project(basis, wanted, weights)
         n_sent = mean.numel()
         if self._how.factors == "both":
             basis = after
-            mean, after = self._project(basis, wanted, weights)
+            factors, mean, after = self._project(basis, wanted, weights)
             n_sent += mean.numel()
-        for values in wanted:
-            side = basis.side(values)
-            side.sub_((side @ basis.vectors) @ basis.vectors.T)
+        for values, factor in zip(wanted, factors, strict=True):
+            basis.side(values).sub_(factor @ basis.vectors.T)
         expand(mean, basis.vectors, basis.side(into))
         return n_sent, after
 
-    def _project(self, basis: Basis, wanted: list[Tensor], weights: list[int]) -> tuple[Tensor, Basis]:
-        """The mean of the clients' factors, and the basis that it becomes."""
+    def _project(self, basis: Basis, wanted: list[Tensor], weights: list[int]) -> tuple[list[Tensor], Tensor, Basis]:
+        """The clients' factors, their mean, and the basis that it becomes."""
         factors = [basis.side(values) @ basis.vectors for values in wanted]
         mean = weighted_mean(factors, weights, torch.empty_like(factors[0]))
-        return mean, Basis(orthonormal(mean), of_transpose=not basis.of_transpose)
+        return factors, mean, Basis(orthonormal(mean), of_transpose=not basis.of_transpose)
 
     def _first_basis(self, shape: torch.Size) -> Basis | None:
         if len(shape) < 2:
@@ -195,38 +194,50 @@ class FactorMean(MeanAggregator):
         return [part.view(s) for part, s in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
 
 
-class FactorResiduals(Residuals):
-    """Norms as of :class:`Residuals`, of a run whose exchanges carry factors.
+MeanT = TypeVar("MeanT", bound=MeanAggregator)
+Shapes = Sequence[Sequence[torch.Size]]
+"""Of the parameters of each block."""
+
+
+class OtherMean(Residuals, Generic[MeanT]):
+    """Residuals of a run in which another mean takes the place of the transport's.
 
     Args:
-        how: Rank, factors and feedback.
-        seed: Of the first bases.
+        make: Makes it, from the shapes of each block's parameters.
     """
 
-    def __init__(self, how: LowRank, seed: int) -> None:
+    def __init__(self, make: Callable[[Shapes], MeanT]) -> None:
         super().__init__()
-        self._how, self._seed = how, seed
-        self._mean: FactorMean | None = None
+        self._make = make
+        self._made: MeanT | None = None
+
+    @property
+    def mean(self) -> MeanT:
+        """The mean, once the first step has begun."""
+        assert self._made is not None
+        return self._made
 
     @override
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Called by Lightning."""
-        if self._mean is None:
+        if self._made is None:
             engine: RoundEngine = trainer.strategy.session.engine  # type: ignore[attr-defined]
-            shapes = [[p.shape for p in engine.flat.parameters(block)] for block in range(len(engine.flat.blocks))]
-            self._mean = FactorMean(shapes, self._how, self._seed)
-            transport: Any = engine.transport
-            transport._aggregator = self._mean
+            flat, transport = engine.flat, cast(Any, engine.transport)
+            self._made = self._make([[p.shape for p in flat.parameters(block)] for block in range(len(flat.blocks))])
+            transport._aggregator = self._made
         super().on_train_batch_start(trainer)
+
+
+class FactorResiduals(OtherMean[FactorMean]):
+    """Norms as of :class:`Residuals`, of a run whose exchanges carry factors."""
 
     @override
     def _facts(self, round_index: int, client: int, upload: Upload) -> dict[str, Any]:
-        assert self._mean is not None
-        scalars = self._mean.scalars[round_index]
+        scalars = self.mean.scalars[round_index]
         return {
             "delta": norm(upload.delta),
-            "residual": self._mean.residuals.get((round_index, client), 0.0),
-            "sent": self._mean.shares.get((round_index, client), 0.0),
+            "residual": self.mean.residuals.get((round_index, client), 0.0),
+            "sent": self.mean.shares.get((round_index, client), 0.0),
             "times_fewer": upload.delta.numel() / scalars if scalars else 0.0,
         }
 
@@ -238,7 +249,10 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
     block's scalars over those sent by a client.
     """
     how = LowRank(**plan["settings"])
-    return fit({**plan, "compression": "none", "settings": {}}, FactorResiduals(how, plan["seed"]))
+    return fit(
+        {**plan, "compression": "none", "settings": {}},
+        FactorResiduals(lambda shapes: FactorMean(shapes, how, plan["seed"])),
+    )
 
 
 def speed(plan: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,13 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def folder(options: argparse.Namespace) -> Path:
     """The folder for this run's results."""
     return QUICK_RESULTS if options.quick else RESULTS
+
+
+def refuse_unknown(made: argparse.ArgumentParser, given: str, known: Iterable[str]) -> None:
+    """End with an error of the command line where a comma-separated list names what is not known."""
+    words = list(known)
+    if unknown := set(given.split(",")) - set(words):
+        made.error(f"{', '.join(sorted(unknown))} is not known; choose from {', '.join(words)}")
 
 
 def publish(
