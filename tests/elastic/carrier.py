@@ -13,7 +13,7 @@ from lightning_parablock.codecs.feedback import Coder
 from lightning_parablock.elastic.shard import VersionedShard
 from lightning_parablock.errors import PeerLostError
 from lightning_parablock.regroup.log import Record
-from lightning_parablock.server.aggregation import Aggregator, MeanAggregator, Received
+from lightning_parablock.server.aggregation import Aggregator, Received
 from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Topology
 from lightning_parablock.transport.base import Exchange, ExchangeFacts, Transport
@@ -142,7 +142,7 @@ class Carrier(SimulatedTransport):
         super().__init__(server, world)
         self.record, self.client = record, client
         self._post, self._sizes, self._topology = post, sizes, topology
-        self._coder, self._aggregator = Coder(server.compression), MeanAggregator()
+        self._coder = Coder(server.compression)
         self._attempts: dict[Key, Attempt] = {}
         self._queue: list[Key] = []
         self._step = 0

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from lightning_parablock.elastic.lighthouse import Lighthouse
 from lightning_parablock.elastic.lighthouse_server import LighthouseServer
+from tests.support.threads import on_one_thread
 
 SILENCE_S = 3.0
 """Longer than a busy machine makes a thread wait."""
@@ -31,11 +31,8 @@ def no_thread_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Sums have the same bits only where torch computes on as many cores."""
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
+    with on_one_thread():
+        yield
 
 
 @pytest.fixture

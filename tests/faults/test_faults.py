@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from benchmarks.hosts import HostCluster
@@ -22,6 +21,7 @@ from benchmarks.hosts.network import address
 from lightning_parablock.blocks.flat import hash_tensors
 from tests.faults.worker import LOCAL_STEPS, Wide, loss_of, optimizer_of
 from tests.oracle import OracleConfig, run_oracle
+from tests.support.threads import on_one_thread
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 200.0  # bounds a hang on a busy machine; the errors come within seconds of the limit in force
@@ -99,10 +99,8 @@ def undisturbed_hash(n_clients: int, steps: int) -> str:
         local_steps=LOCAL_STEPS,
         delay_steps=LOCAL_STEPS,
     )
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    weights = run_oracle(config, lambda: Wide(0), loss, optimizer_of).weights
-    torch.set_num_threads(n_threads)
+    with on_one_thread():
+        weights = run_oracle(config, lambda: Wide(0), loss, optimizer_of).weights
     return hash_tensors(weights[name] for (name,) in names)
 
 

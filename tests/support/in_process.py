@@ -7,16 +7,15 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
-import torch
+
+from tests.support.threads import on_one_thread
 
 
 @pytest.fixture(autouse=True)
 def as_found() -> Iterator[None]:
-    threads, variables = torch.get_num_threads(), dict(os.environ)
-    torch.set_num_threads(1)
-    with warnings.catch_warnings():
+    variables = dict(os.environ)
+    with on_one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals
         yield
-    torch.set_num_threads(threads)
     os.environ.clear()
     os.environ.update(variables)

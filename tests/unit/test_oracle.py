@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.oracle import OracleConfig, OracleResult, run_fedbcd, run_oracle
+from tests.support.threads import on_one_thread
 from tests.tasks import OPTIMIZERS, Task, assert_same_bits, mlp_task, relative_difference, transformer_task
 
 K = 4
@@ -27,10 +28,8 @@ SMOOTH_OPTIMIZERS = ["sgd", "adamw"]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with on_one_thread():
+        yield
 
 
 def config_for(task: Task, **changes: object) -> OracleConfig:
