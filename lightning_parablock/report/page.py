@@ -14,6 +14,7 @@ from lightning_parablock.report.page_clients import (
     clients_figure,
     label_rows,
     why_no_drift,
+    why_no_rounds,
 )
 from lightning_parablock.report.page_figures import hidden_figure, loss_figure, timeline_figure, timeline_note
 from lightning_parablock.report.page_membership import (
@@ -61,7 +62,7 @@ def write_page(run: RunFiles, path: Path) -> None:
         missing=[title for title, figure in figures.items() if figure is None],
         client_heads=CLIENT_HEADS,
         clients=client_rows(run),
-        no_drift=why_no_drift(run),
+        client_notes=[note for note in (why_no_rounds(run), why_no_drift(run)) if note],
         by_client=_html(by_client) if by_client is not None else "",
         label_heads=LABEL_HEADS,
         labels=label_rows(run),

@@ -40,17 +40,36 @@ def client_rows(run: RunFiles) -> list[Row]:
     """One row per client, under :data:`CLIENT_HEADS`; only the first client's where clients share nothing."""
     homes = _homes(run)
     losses = {client: points[-1].value for client, points in _by_client(run, LOSS).items()}
-    clients = sorted({one.client for one in run.rounds} | set(homes) | set(losses))
+    sites = run.names.clients if run.membership else ()
+    clients = sorted({one.client for one in run.rounds} | set(homes) | set(losses) | set(sites))
+    unknown = set(_rounds_unknown(run, clients))
+    rounds = {client: [one for one in run.rounds if one.client == client] for client in clients}
     return [
         (
             run.names.label(client).removeprefix("client "),  # the table's head has the word
             *homes.get(client, ("", "")),
-            *_took_part([one for one in run.rounds if one.client == client]),
+            *(("", "", "") if client in unknown else _took_part(rounds[client])),
             _loss_text(losses.get(client), losses),
-            *_spent([one for one in run.rounds if one.client == client]),
+            *(("",) * 7 if client in unknown else _spent(rounds[client])),
         )
         for client in clients
     ]
+
+
+def _rounds_unknown(run: RunFiles, clients: Sequence[int]) -> list[int]:
+    """Clients whose rounds the folder does not have, as opposed to those that had none."""
+    if run.rounds and not run.membership:
+        return []
+    return [client for client in clients if not any(one.client == client for one in run.rounds)]
+
+
+def why_no_rounds(run: RunFiles) -> str:
+    """Reason for cells without rounds, times and bytes; an empty string if there are none."""
+    if not run.rounds:
+        return "No rounds, times and bytes: they are written at the end of a run, and this one has not reached it."
+    if run.membership and _rounds_unknown(run, list(run.names.clients)):
+        return "No rounds, times and bytes of a site that was not in at the end: no other site knows them."
+    return ""
 
 
 def _homes(run: RunFiles) -> dict[int, tuple[str, str]]:

@@ -17,6 +17,7 @@ from lightning_parablock.elastic.journal import FINISHED, Line
 from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.regroup.changes import Change
 from lightning_parablock.regroup.log import MembershipLog
+from lightning_parablock.report.page_clients import client_rows, why_no_rounds
 from lightning_parablock.report.page_figures import NO_MEMBER, timeline_figure
 from lightning_parablock.report.page_membership import membership_figure, membership_note, membership_rows
 from lightning_parablock.runs.files import read_run
@@ -146,3 +147,19 @@ def test_the_page_of_a_fixed_membership_has_no_such_part(tmp_path: Path) -> None
     assert main(["report", str(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     assert "Membership" not in page.split("</script>")[-1] and NO_MEMBER not in page
+
+
+def test_the_table_of_clients_has_all_sites_and_no_zeros_for_rounds_that_nobody_knows(tmp_path: Path) -> None:
+    folder = elastic_folder(tmp_path, lines())
+    run = read_run(folder)
+    assert [(row[0], row[3]) for row in client_rows(run)] == [
+        ("site a", "3"),
+        ("site b", ""),
+        ("site c", ""),
+        ("site d", "3"),
+    ]
+    assert "no other site knows them" in why_no_rounds(run)
+    (folder / "timeline.json").unlink()
+    run = read_run(folder)
+    assert [(row[0], row[3]) for row in client_rows(run)] == [(f"site {name}", "") for name in "abcd"]
+    assert "has not reached it" in why_no_rounds(run)

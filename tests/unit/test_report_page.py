@@ -15,7 +15,14 @@ from lightning_parablock.callbacks.trace import SUBMITTED, chrome_trace
 from lightning_parablock.cli import main
 from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.report.page import facts
-from lightning_parablock.report.page_clients import CLIENT_HEADS, client_rows, clients_figure, label_rows, why_no_drift
+from lightning_parablock.report.page_clients import (
+    CLIENT_HEADS,
+    client_rows,
+    clients_figure,
+    label_rows,
+    why_no_drift,
+    why_no_rounds,
+)
 from lightning_parablock.report.page_figures import Clock, hidden_figure, loss_figure, timeline_figure, timeline_note
 from lightning_parablock.runs.files import Point, RunFiles, read_run
 from lightning_parablock.runs.round_steps import round_steps
@@ -332,6 +339,21 @@ def test_clients_that_share_nothing_leave_only_what_is_known(tmp_path: Path) -> 
     run = read_run(run_folder(tmp_path))
     assert clients_figure(run, 4) is None and label_rows(run) == []
     assert [row[4:8] for row in client_rows(run)] == [("0", "", "", "")] * 2
+
+
+def test_a_run_that_has_not_reached_its_end_shows_no_zeros(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, state="interrupted")
+    (folder / "timeline.json").unlink()
+    run = read_run(folder)
+    assert [row[:3] for row in client_rows(run)] == [("0", "north", "1,234"), ("1", "south", "")]
+    assert {cell for row in client_rows(run) for cell in row[3:]} == {""}
+    assert main(["report", str(folder)]) == 0
+    assert why_no_rounds(run) and why_no_rounds(run) in (folder / "report.html").read_text()
+
+
+def test_a_client_that_was_in_no_cohort_has_zeros(tmp_path: Path) -> None:
+    run = read_run(run_folder(tmp_path, hosts=["north", "south", "west"], clients=3))
+    assert client_rows(run)[2][3] == "0" and why_no_rounds(run) == ""
 
 
 def test_help_and_a_mistyped_option(capsys: pytest.CaptureFixture[str]) -> None:
