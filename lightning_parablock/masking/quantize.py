@@ -78,6 +78,6 @@ def _clamp(numbers: Tensor, limit: int, wanted: Tensor) -> int:
         raise NonFiniteError("a contribution to a secure sum contains NaN or infinity")
     if -limit <= low and high <= limit:
         return 0
-    n_saturated = int((numbers.abs() > limit).sum().item())
+    n_saturated = int((numbers.abs() > limit).count_nonzero())
     numbers.clamp_(-limit, limit)
     return n_saturated

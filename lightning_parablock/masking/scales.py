@@ -10,17 +10,19 @@ Everything here gives the same bits on every machine and for every cut of the bl
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_parablock.codecs.compression import RECORD_SCALARS
 from lightning_parablock.errors import NonFiniteError, SecureSumError
 from lightning_parablock.masking.logarithms import UNITS, half_logarithms, powers
 
+PIECE_SCALARS = 128 * RECORD_SCALARS
+"""Values whose squares fit into a core's cache."""
 LEAST_LOG = -100 * UNITS
 """l_i of a record of zeros in a block of zeros."""
 MOST_LOG = 128 * UNITS - 1
@@ -30,7 +32,6 @@ _MULTIPLES = {1: 3, 2: 16}
 """m by bytes per value: how many times the typical size of a value the largest integer stands for."""
 _FLOOR = 2.0**-200  # squared, like the sizes below
 _BLOCK_SHARE = 256.0
-_PIECE_RECORDS = 256
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def n_records(scalars: int) -> int:
     return -(-scalars // RECORD_SCALARS)
 
 
-def log_scales(values: Tensor) -> Tensor:
+def log_scales(parts: Iterable[Tensor]) -> Tensor:
     """l_i = log2 max(rms of the record, 1/16 of the rms of the block, 2**-100), in units of 2**-16.
 
     The squares are exact in float64. Within a record scalar k is added to scalar k + 512, of these 512 sums sum k to
@@ -59,7 +60,8 @@ def log_scales(values: Tensor) -> Tensor:
     rounded once (Shewchuk's algorithm, ``math.fsum``).
 
     Args:
-        values: u of a whole block, shape (numel,), float32, on any device.
+        parts: u of a whole block, cut where records begin, shape (n,) each, float32, on any device. A part is read
+            before the next one is asked for.
 
     Returns:
         Shape (n_records,), int32, on the host.
@@ -67,13 +69,20 @@ def log_scales(values: Tensor) -> Tensor:
     Raises:
         NonFiniteError: a value is NaN or infinite.
     """
-    sums = _sums_of_squares(values.detach())
+    numel, found = 0, [torch.zeros(0, dtype=torch.float64)]
+    squares = torch.empty(2, 0, dtype=torch.float64)
+    for part in parts:
+        numel += part.numel()
+        if not squares.numel():
+            squares = torch.empty(2, PIECE_SCALARS // 2, dtype=torch.float64, device=part.device)
+        found += [_sums_of_squares(piece, squares) for piece in part.detach().split(PIECE_SCALARS)]
+    sums = torch.cat(found).numpy()
     total = math.fsum(sums.tolist())
     if not math.isfinite(total):
         raise NonFiniteError("a contribution to a secure sum contains NaN or infinity")
     counts = np.full(sums.shape, float(RECORD_SCALARS))
-    counts[-1:] = values.numel() - RECORD_SCALARS * (len(sums) - 1)
-    least = max(total / max(1, values.numel()) / _BLOCK_SHARE, _FLOOR)
+    counts[-1:] = numel - RECORD_SCALARS * (len(sums) - 1)
+    least = max(total / max(1, numel) / _BLOCK_SHARE, _FLOOR)
     logs = half_logarithms(np.maximum(sums / counts, least))
     return torch.from_numpy(np.minimum(logs, MOST_LOG).astype(np.int32))
 
@@ -107,16 +116,14 @@ def steps(sum_of_logs: Tensor, n_clients: int, limit: int, bytes_per_value: int)
     return torch.from_numpy(exact.astype(np.float32)).bfloat16().float()
 
 
-def _sums_of_squares(values: Tensor) -> NDArray[np.float64]:
-    piece = _PIECE_RECORDS * RECORD_SCALARS
-    sums = [_of_piece(values[start : start + piece]) for start in range(0, values.numel(), piece)]
-    return torch.cat(sums).numpy() if sums else np.zeros(0)
-
-
-def _of_piece(values: Tensor) -> Tensor:
-    records = torch.zeros(n_records(values.numel()), RECORD_SCALARS, dtype=torch.float64, device=values.device)
-    records.view(-1)[: values.numel()] = values
-    records.mul_(records)
-    while (half := records.shape[1] // 2) > 0:
-        records = records[:, :half] + records[:, half:]
-    return records[:, 0].cpu()
+def _sums_of_squares(values: Tensor, squares: Tensor) -> Tensor:
+    """Of each record of a piece, shape (n_records,), float64, on the host; the squares are overwritten."""
+    missing, width = -values.numel() % RECORD_SCALARS, RECORD_SCALARS // 2
+    records = (torch.nn.functional.pad(values, (0, missing)) if missing else values).view(-1, 2, width)
+    sums, second = squares[:, : len(records) * width].view(2, -1, width)
+    sums.copy_(records[:, 0]).mul_(sums)
+    sums.addcmul_(second.copy_(records[:, 1]), second)  # the product is exact, whether it is rounded or not
+    while width > 1:
+        width //= 2
+        sums[:, :width].add_(sums[:, width : 2 * width])
+    return sums[:, 0].to("cpu", copy=True)

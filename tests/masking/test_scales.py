@@ -29,31 +29,32 @@ def values(scalars: int, seed: int = 0, spread: float = 3.0) -> Tensor:
 @pytest.mark.parametrize("size", [1.0, 1e-30, 1e-38, 1e37])
 def test_log_scales_are_those_of_exact_arithmetic(scalars: int, size: float) -> None:
     u = values(scalars, seed=scalars, spread=1.0) * size
-    assert log_scales(u).tolist() == oracle.log_scales(u.numpy())
+    assert log_scales([u]).tolist() == oracle.log_scales(u.numpy())
 
 
 def test_a_quiet_record_counts_as_a_sixteenth_of_its_block() -> None:
     u = torch.zeros(3 * 1024)
     u[:1024] = 8.0
-    logs = log_scales(u).tolist()
+    logs = log_scales([u]).tolist()
     assert logs[0] == 3 * UNITS
     assert logs[1] == logs[2] == round(math.log2(8.0 / math.sqrt(3) / 16) * UNITS)
 
 
 def test_zeros_and_the_largest_numbers_stay_in_bounds() -> None:
-    assert log_scales(torch.zeros(1500)).tolist() == [LEAST_LOG, LEAST_LOG]
+    assert log_scales([torch.zeros(1500)]).tolist() == [LEAST_LOG, LEAST_LOG]
     largest = torch.full((1024,), torch.finfo(torch.float32).max)
-    assert log_scales(largest).tolist() == [MOST_LOG]
+    assert log_scales([largest]).tolist() == [MOST_LOG]
     assert 256 * MOST_LOG < 1 << 31 and 256 * LEAST_LOG >= -(1 << 31)
-    assert log_scales(torch.zeros(0)).numel() == 0
+    assert log_scales([torch.zeros(0)]).numel() == 0
 
 
 def test_log_scales_do_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     u = values(40_000)
-    expected = log_scales(u)
-    for piece in (1, 3, 17):
-        monkeypatch.setattr("lightning_parablock.masking.scales._PIECE_RECORDS", piece)
-        assert torch.equal(log_scales(u), expected)
+    expected = log_scales([u])
+    for piece in (1024, 3 * 1024, 17 * 1024):
+        assert torch.equal(log_scales(u.split(piece)), expected)
+        monkeypatch.setattr("lightning_parablock.masking.scales.PIECE_SCALARS", piece)
+        assert torch.equal(log_scales([u]), expected)
 
 
 def test_a_record_is_summed_as_described() -> None:
@@ -62,7 +63,7 @@ def test_a_record_is_summed_as_described() -> None:
     while len(squares) > 1:
         half = len(squares) // 2
         squares = [squares[k] + squares[k + half] for k in range(half)]
-    assert log_scales(u).item() == half_logarithms(np.array([squares[0] / 1024])).item()
+    assert log_scales([u]).item() == half_logarithms(np.array([squares[0] / 1024])).item()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -70,7 +71,7 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
     u = values(3000)
     u[2500] = bad
     with pytest.raises(NonFiniteError):
-        log_scales(u)
+        log_scales([u])
     with pytest.raises(NonFiniteError):
         quantize(u, torch.ones(3), 7, torch.empty(3000, dtype=torch.int8))
 
@@ -134,7 +135,7 @@ def test_integers_and_residuals_are_those_of_exact_arithmetic(width: int, n_clie
     limit = ring.limit(n_clients)
     u = values(scalars, seed=3, spread=0.5)
     u[::97] *= 1000.0  # saturated
-    size = steps(log_scales(values(scalars, seed=3, spread=0.5)) * n_clients, n_clients, limit, width)
+    size = steps(log_scales([values(scalars, seed=3, spread=0.5)]) * n_clients, n_clients, limit, width)
     u[::7] = (torch.round(u[::7]) + 0.5) * size.repeat_interleave(1024)[:scalars][::7]  # halves
     wanted = [Fraction(v) for v in u.tolist()]
     sizes = [Fraction(size[k // 1024].item()) for k in range(scalars)]

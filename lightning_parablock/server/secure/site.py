@@ -13,7 +13,7 @@ from lightning_parablock.codecs.feedback import Coder
 from lightning_parablock.masking.agreement import Lane
 from lightning_parablock.masking.quantize import quantize
 from lightning_parablock.masking.ring import Ring
-from lightning_parablock.masking.scales import log_scales
+from lightning_parablock.masking.scales import PIECE_SCALARS, log_scales
 from lightning_parablock.server.aggregation import Uploads
 from lightning_parablock.server.secure.exchange import SecureExchange
 from lightning_parablock.server.secure.layout import A_SITE, N_COUNTS, Layout, layout_of, records_of
@@ -76,27 +76,24 @@ class SiteValues:
         self._written = self._saturated = 0
         self._left = self._wanted = 0.0
 
-    def write_values(self, part: slice, into: Tensor, coder: Coder) -> None:
+    def write_values(self, part: slice, into: Tensor) -> None:
         """The masked sum of the clients' numbers.
 
         Args:
             part: Scalars of the block.
             into: Shape (scalars,), of the ring's type; overwritten.
-            coder: That of the calling thread.
         """
         exchange = self.exchange
         into.zero_()
         numbers = torch.empty_like(into)
         for upload in self._uploads:
-            values = coder.scratch("wanted", into.numel(), into.device)
-            self._wanted_of(upload, part, values)
+            assert upload.residual is not None, "secure sums leave a residual"
+            left = self._wanted_of(upload, part, upload.residual.after[part])
             steps = exchange.steps_of(part)
             with exchange.named(part):
-                saturated = quantize(values, steps, exchange.limit, numbers)
+                saturated = quantize(left, steps, exchange.limit, numbers)
             exchange.ring.add(into, numbers)
-            assert upload.residual is not None, "secure sums leave a residual"
-            upload.residual.after[part] = values
-            self._note(upload, part, saturated, values)
+            self._note(upload, part, saturated, left)
         self._masks.apply(into, *exchange.key, "values", part.start, exchange.sites)
         self._note_written(part)
 
@@ -125,20 +122,22 @@ class SiteValues:
     def _make_logs(self) -> Tensor:
         whole = slice(0, self.exchange.numel)
         total = torch.zeros(records_of(whole).stop, dtype=torch.int32, device="cpu")
-        values = torch.empty(whole.stop if self._uploads else 0, dtype=torch.float32, device="cpu")
+        values = torch.empty(min(whole.stop, PIECE_SCALARS), dtype=torch.float32, device="cpu")
+        pieces = [slice(start, min(start + PIECE_SCALARS, whole.stop)) for start in range(0, whole.stop, PIECE_SCALARS)]
         for upload in self._uploads:
-            self._wanted_of(upload, whole, values)
+            wanted = (self._wanted_of(upload, piece, values[: piece.stop - piece.start]) for piece in pieces)
             with self.exchange.named(whole):
-                FACTS.add(total, log_scales(values))
+                FACTS.add(total, log_scales(wanted))
         return total
 
-    def _wanted_of(self, upload: Upload, part: slice, into: Tensor) -> None:
-        """u = n_i Delta_i + e."""
-        into.copy_(upload.delta[part])
+    def _wanted_of(self, upload: Upload, part: slice, into: Tensor) -> Tensor:
+        """u = n_i Delta_i + e, written into a tensor of the part's shape on the host."""
+        delta = upload.delta[part].to(into.device)
         if upload.weight != 1:
-            into.mul_(upload.weight)
+            delta = torch.mul(delta, upload.weight, out=into)
         if upload.residual is not None and upload.residual.before is not None:
-            into.add_(upload.residual.before[part])
+            return torch.add(delta, upload.residual.before[part], out=into)
+        return delta if delta is into else into.copy_(delta)
 
     def _note(self, upload: Upload, part: slice, saturated: int, left: Tensor) -> None:
         delta = upload.delta[part]
@@ -193,7 +192,7 @@ class SitePayload:
         layout = self._layout(part)
         layout.fill_up(payload)
         if self._has_values:
-            self._site.write_values(part, self._site.exchange.ring.signed(layout.body(payload)), coder)
+            self._site.write_values(part, self._site.exchange.ring.signed(layout.body(payload)))
         if self._has_facts:
             self._site.write_facts(part, layout.facts(payload))
 
