@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightning_parablock.blocks.partition import partition
 from lightning_parablock.cli.commands.plan_options import PlanOptions
-from lightning_parablock.models.flops import step_flops
+from lightning_parablock.models.flops import layers_flops, step_flops
 from lightning_parablock.models.shapes import SHAPES, config_of, module_without_weights
 from lightning_parablock.planning.memory import model_size
 from lightning_parablock.planning.timing import NOMINAL_GOODPUT, Links
@@ -57,9 +57,10 @@ def _table(shape: str) -> Iterator[str]:
 
 
 def _workload(shape: str, blocks: str | int) -> Workload:
-    module = module_without_weights(config_of(shape), _OPTIONS.dtype)
+    config, step = config_of(shape), (_OPTIONS.step_sequences, _OPTIONS.sequence_length)
+    module = module_without_weights(config, _OPTIONS.dtype)
     cut = partition(module, blocks)
-    flops = step_flops(module, cut, _OPTIONS.step_sequences, _OPTIONS.sequence_length)
+    flops = layers_flops(config, *step) if blocks == "layers" else step_flops(module, cut, *step)
     pace = parse_flop_per_s("flop_rate", _OPTIONS.flop_rate)
     return Workload(model_size(module, cut), tuple(each / pace for each in flops))
 

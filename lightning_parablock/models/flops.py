@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PretrainedConfig
 
-from lightning_parablock.blocks.partition import Block
-from lightning_parablock.models.shapes import ModelShape
+from lightning_parablock.blocks.partition import Block, partition
+from lightning_parablock.models.loading import first_layers
+from lightning_parablock.models.shapes import ModelShape, module_without_weights
 
 COUNTED_BLOCKS = 8
 """With more blocks, only the first two, the middle and the last two are counted; the others are interpolated."""
@@ -33,6 +35,25 @@ def step_flops(module: ModelShape, blocks: Sequence[Block], batch_size: int, seq
     parameters = dict(module.named_parameters())
     counted = [_backward(loss, [parameters[name] for name in blocks[i].parameter_names]) for i in indices]
     return [batch_size * (forward + backward) for backward in _interpolated(indices, counted, len(blocks))]
+
+
+def layers_flops(config: PretrainedConfig, batch_size: int, sequence_length: int) -> list[float]:
+    """What :func:`step_flops` gives for one block per layer, of a model whose layers are all alike.
+
+    Only models of three and four layers are run: one more layer adds the same to every step.
+
+    Args:
+        config: The model's configuration, of four layers or more.
+        batch_size: Sequences per step.
+        sequence_length: Tokens per sequence.
+    """
+    modules = [module_without_weights(first_layers(config, layers)) for layers in (3, 4)]
+    three, four = (step_flops(m, partition(m, "layers"), batch_size, sequence_length) for m in modules)
+    more = config.num_hidden_layers - 4
+    first, last = (four[i] + (four[i] - three[i]) * more for i in (0, -1))
+    top, below = (four[i] + (four[i] - three[i]) * more for i in (-2, -3))
+    between = more + len(four) - 2
+    return [first, *(top + (below - top) * down for down in reversed(range(between))), last]
 
 
 def _forward(module: ModelShape, sequence_length: int) -> tuple[int, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Generator
@@ -116,6 +117,17 @@ def load_tokenizer(location: str) -> Any:
         ConfigurationError: there is no tokenizer.
     """
     return _load(_hf.AutoTokenizer, location)
+
+
+def first_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """A copy of ``config`` with its first ``layers`` layers alone.
+
+    Raises:
+        ConfigurationError: the configuration has fewer layers.
+    """
+    cut = copy.deepcopy(config)
+    keep_first_layers(cut, layers)
+    return cut
 
 
 def keep_first_layers(config: PretrainedConfig, layers: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from transformers.initialization import no_init_weights
 from lightning_parablock.blocks.partition import Block, partition
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models.flops import step_flops
-from lightning_parablock.models.loading import keep_first_layers
+from lightning_parablock.models.loading import first_layers
 from lightning_parablock.models.names import Dtype
 from lightning_parablock.models.shapes import ModelShape, module_without_weights
 
@@ -76,18 +75,18 @@ def measure_speed(config: PretrainedConfig, step: Step, budget_s: float) -> Spee
     """
     ends_s = time.monotonic() + budget_s
     few = min(2, _layers(config))
-    if not _fits(_cut(config, few), step):
+    if not _fits(first_layers(config, few), step):
         raise ConfigurationError(f"the probe of {few} layers needs more memory than is free; give step_s instead")
-    first = _measure(_cut(config, few), step, 0.0)
+    first = _measure(first_layers(config, few), step, 0.0)
     limit_s = max(0.0, ends_s - time.monotonic()) / 2
-    return _measure(_cut(config, layers_to_time(config, step, first.flop_per_s, limit_s)), step, limit_s)
+    return _measure(first_layers(config, layers_to_time(config, step, first.flop_per_s, limit_s)), step, limit_s)
 
 
 def layers_to_time(config: PretrainedConfig, step: Step, flop_per_s: float, limit_s: float) -> int:
     """How many of the first layers (all, half, a quarter...) fit into memory and can be timed once in ``limit_s``."""
     layers = _layers(config)
     while layers > 2:
-        cut = _cut(config, layers)
+        cut = first_layers(config, layers)
         if _fits(cut, step) and 2 * TIMED_BLOCKS * _mean_flops(cut, step) / flop_per_s < limit_s:
             return layers
         layers = max(2, layers // 2)
@@ -149,12 +148,6 @@ def _ids(config: PretrainedConfig, step: Step) -> Tensor:
     shape = (step.batch_size, step.sequence_length)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, _text(config).vocab_size, shape, generator=generator).to(step.device)
-
-
-def _cut(config: PretrainedConfig, layers: int) -> PretrainedConfig:
-    cut = copy.deepcopy(config)
-    keep_first_layers(cut, layers)
-    return cut
 
 
 def _blocks(shape: ModelShape) -> list[Block]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -134,23 +135,25 @@ def window_bytes(numel: int, n_ranks: int, settings: Settings) -> int:
     """Bytes of the message buffers of the busiest rank while a block is exchanged, both directions and kinds."""
     if n_ranks == 1:
         return 0
-    shards = shard_bounds(numel, n_ranks, settings.topology)
-    posted = [_window_of(shard, WINDOW, settings) for shard in shards]
-    leaving = [_window_of(shard, SEND_WINDOW, settings) for shard in shards]
+    shards = Counter(shard.stop - shard.start for shard in shard_bounds(numel, n_ranks, settings.topology))
+    posted = {scalars: _window_of(scalars, WINDOW, settings) for scalars in shards}
+    leaving = {scalars: _window_of(scalars, SEND_WINDOW, settings) for scalars in shards}
     # In: deltas on my shard from each peer, and the others' commits. Out: deltas on their shards, and my commits.
+    commits_bytes = sum(posted[scalars].commit_bytes * n for scalars, n in shards.items())
+    deltas_bytes = sum(leaving[scalars].delta_bytes * n for scalars, n in shards.items())
     return max(
-        (n_ranks - 1) * posted[me].delta_bytes
-        + sum(one.commit_bytes for one in posted)
-        - posted[me].commit_bytes
-        + sum(one.delta_bytes for one in leaving)
-        - leaving[me].delta_bytes
-        + leaving[me].commit_bytes
-        for me in range(n_ranks)
+        (n_ranks - 1) * posted[mine].delta_bytes
+        + commits_bytes
+        - posted[mine].commit_bytes
+        + deltas_bytes
+        - leaving[mine].delta_bytes
+        + leaving[mine].commit_bytes
+        for mine in shards
     )
 
 
-def _window_of(shard: slice, window: int, settings: Settings) -> Sizes:
-    sizes = [part.stop - part.start for part in chunks_of(shard, settings.chunk_bytes, settings.topology)]
+def _window_of(scalars: int, window: int, settings: Settings) -> Sizes:
+    sizes = [part.stop - part.start for part in chunks_of(slice(0, scalars), settings.chunk_bytes, settings.topology)]
     return message_sizes(sorted(sizes)[-window:], settings)
 
 

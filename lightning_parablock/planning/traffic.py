@@ -85,7 +85,9 @@ def traffic_of_ranks(numel: int, deltas: Sequence[Deltas], settings: Settings) -
     No rank adds up its clients' deltas before they are sent, and every commit goes to every rank.
     """
     shards = shard_bounds(numel, len(deltas), settings.topology)
-    each = [message_sizes(_parts(shard, settings), settings) for shard in shards]
+    lengths = [shard.stop - shard.start for shard in shards]
+    of_length = {length: message_sizes(_parts(length, settings), settings) for length in set(lengths)}  # two at most
+    each = [of_length[length] for length in lengths]
     delta_bytes, commit_bytes = sum(one.delta_bytes for one in each), sum(one.commit_bytes for one in each)
     return [
         Traffic(
@@ -96,8 +98,8 @@ def traffic_of_ranks(numel: int, deltas: Sequence[Deltas], settings: Settings) -
     ]
 
 
-def _parts(shard: slice, settings: Settings) -> tuple[int, ...]:
-    parts = chunks_of(slice(0, shard.stop - shard.start), settings.chunk_bytes, settings.topology)
+def _parts(scalars: int, settings: Settings) -> tuple[int, ...]:
+    parts = chunks_of(slice(0, scalars), settings.chunk_bytes, settings.topology)
     return tuple(part.stop - part.start for part in parts)
 
 

@@ -80,16 +80,17 @@ class Variant:
 def variant(workload: Workload, n_clients: int, settings: Settings, links: Links) -> Variant:
     """Resource needs of a round with these settings, at delay K and at delay 0."""
     numels, step_s = workload.size.numels, workload.step_s
-    exchanges_s = [exchange_s(numel, n_clients, settings, links) for numel in numels]
+    of_numel = {numel: exchange_s(numel, n_clients, settings, links) for numel in set(numels)}  # most blocks are alike
+    exchanges_s = [of_numel[numel] for numel in numels]
     rounds = schedule(settings, len(numels))
     compute_s = [settings.local_steps * step_s[block] for block in rounds]
     first = first_blocks(settings, len(numels), settings.delay_warmup_rounds + 1)
     blocking = dataclasses.replace(settings, delay_steps=0)
-    sent = [busiest(traffic_of_clients(numel, n_clients, settings)).upload_bytes for numel in numels]
+    sent = {numel: busiest(traffic_of_clients(numel, n_clients, settings)).upload_bytes for numel in of_numel}
     return Variant(
         settings=settings,
         workload=workload,
-        round_bytes=sum(sent) / len(sent),
+        round_bytes=sum(sent[numel] for numel in numels) / len(numels),
         memory=memory_parts(workload.size, n_clients, settings),
         blocking_memory=memory_parts(workload.size, n_clients, blocking),
         times=round_times(compute_s, [exchanges_s[block] for block in rounds]),

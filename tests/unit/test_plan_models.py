@@ -15,7 +15,7 @@ from lightning_parablock.blocks.partition import Block, partition
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.models import CausalLM
 from lightning_parablock.models import speed as speed_module
-from lightning_parablock.models.flops import COUNTED_BLOCKS, step_flops
+from lightning_parablock.models.flops import COUNTED_BLOCKS, layers_flops, step_flops
 from lightning_parablock.models.shapes import config_of, module_without_weights
 from lightning_parablock.models.speed import TIMED_BLOCKS, Step, layers_to_time, measure_speed
 from tests.unit.tiny_text import llama_config, save_tiny_llama
@@ -92,6 +92,14 @@ def test_of_many_alike_layers_the_ones_between_lie_on_a_line() -> None:
     blocks = partition(module, "layers")
     assert len(blocks) > COUNTED_BLOCKS
     assert step_flops(module, blocks, 1, 8) == pytest.approx([by_freezing(module, block, 8) for block in blocks])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("layers", [4, 5, 12])
+def test_of_alike_layers_two_short_models_tell_all(tied: bool, layers: int) -> None:
+    config = llama_config(num_hidden_layers=layers, tie_word_embeddings=tied)
+    module = module_without_weights(config)
+    assert layers_flops(config, 2, 8) == step_flops(module, partition(module, "layers"), 2, 8)
 
 
 def step() -> Step:

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from lightning_parablock.blocks.partition import Block, partition
 from lightning_parablock.cli.commands.plan_options import PlanOptions
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.models.flops import step_flops
+from lightning_parablock.models.flops import layers_flops, step_flops
 from lightning_parablock.models.lora import Adapters
 from lightning_parablock.models.shapes import SHAPES, ModelShape, config_of, module_without_weights
 from lightning_parablock.planning.fitting import budget_of, fewest_blocks
@@ -181,9 +181,10 @@ def _premises(options: PlanOptions, links: Links, pace: _Pace) -> Premises:
 def _large_rows(options: PlanOptions, pace: _Pace, links: Links) -> list[list[str]]:
     rows: list[list[str]] = []
     for shape in SHAPES:
-        module = module_without_weights(config_of(shape), "bfloat16")
+        config = config_of(shape)
+        module = module_without_weights(config, "bfloat16")
         blocks = partition(module, "layers")
-        flops = step_flops(module, blocks, options.step_sequences, options.sequence_length)
+        flops = layers_flops(config, options.step_sequences, options.sequence_length)
         workload = Workload(model_size(module, blocks), tuple(each / pace.flop_per_s for each in flops))
         rows += rows_of(shape, workload, options.settings, links)
     return rows
