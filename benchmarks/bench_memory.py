@@ -5,17 +5,22 @@ runs with two clients; AdamW on all parameters and LoRA (peft, rank 16, all line
 planner's formula covers everything except activations, which are measured by a plain forward and backward loop, one
 block at a time.
 
+``budgets``: two clients with a link of their own train with ``blocks: auto`` within several budgets.
+
     python -m benchmarks.bench_memory
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from benchmarks.harness.publish import parser, publish
+from benchmarks.harness.publish import folder, parser, publish, refuse_unknown
+from benchmarks.harness.results import read_result
 from benchmarks.harness.workers import Workers, attempt
+from benchmarks.memory import budgets
 from lightning_parablock.planning.memory import ModelSize, memory_parts
 from lightning_parablock.settings import Settings
 
@@ -35,23 +40,45 @@ def main() -> None:
     made.add_argument("--tokens", type=int, default=128, help="tokens per sequence")
     made.add_argument("--batch-size", type=int, default=2, help="sequences per step")
     made.add_argument("--layers", type=int, default=None, help="number of layers of the model to keep; default: all")
+    made.add_argument("--parts", default=",".join(PARTS), help=f"comma-separated list of {', '.join(PARTS)}")
+    made.add_argument("--budgets-mb", default="2400,3200,4000", help="budgets: comma-separated list of megabytes")
+    made.add_argument("--budget-rounds", type=int, default=14, help="budgets: rounds of each run")
+    made.add_argument("--rate-mbit", type=float, default=100.0, help="budgets: rate of every link, both directions")
     options = made.parse_args()
     if options.quick:
         options.repeats, options.tokens, options.layers = 1, 32, 8
+        options.budgets_mb, options.budget_rounds = "1000", 5
+    refuse_unknown(made, options.parts, PARTS)
+    path = folder(options) / f"{QUESTION}.json"
+    values = read_result(path)["values"] if path.exists() else {}
+    for part in options.parts.split(","):
+        values |= PARTS[part](options)
+    publish(
+        QUESTION,
+        options,
+        configuration={"strategy": STRATEGY, "processes": METHODS},
+        seeds=[0],
+        network={"hosts": 2, "links": f"not shaped; budgets: {options.rate_mbit:g} Mbit/s"},
+        values=values,
+    )
+
+
+def _methods(options: argparse.Namespace) -> dict[str, Any]:
     loops = [_one(options, "benchmarks.memory.job:activations", 1, "activations") for _ in range(options.repeats)]
     runs = [
         {"method": name} | _one(options, "benchmarks.memory.job:measure", processes, name)
         for _ in range(options.repeats)
         for name, processes in METHODS.items()
     ]
-    publish(
-        QUESTION,
-        options,
-        configuration={"strategy": STRATEGY, "processes": METHODS},
-        seeds=[0],
-        network={"hosts": 2, "links": "not shaped"},
-        values={"activations": loops, "runs": runs, "medians": _medians(loops, runs)},
-    )
+    return {"activations": loops, "runs": runs, "medians": _medians(loops, runs)}
+
+
+def _budgets(options: argparse.Namespace) -> dict[str, Any]:
+    found = []
+    for budget_mb in map(float, options.budgets_mb.split(",")):
+        found.append({"budget_mb": budget_mb} | attempt(budgets.measure, options, budget_mb))
+        print({name: value for name, value in found[-1].items() if name != "run"}, flush=True)
+    return {"budgets": found}
 
 
 def _one(options: argparse.Namespace, job: str, processes: int, method: str) -> dict[str, Any]:
@@ -93,6 +120,8 @@ def _formula(numels: list[int], weights_bytes: int) -> dict[str, int]:
     parts = memory_parts(ModelSize(tuple(numels), weights_bytes), METHODS["parablock"], settings)
     return {part.purpose: part.size_bytes for part in parts}
 
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"methods": _methods, "budgets": _budgets}
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness.fits import columns
 from benchmarks.harness.memory import LORA_RANK, forget_peak, resident_bytes, train_only, warm_up
 from benchmarks.harness.smollm2 import PACKAGE
 from benchmarks.harness.trainers import bare_trainer
@@ -15,7 +16,10 @@ from benchmarks.harness.workloads import loader
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.blocks.partition import Block, partition
 from lightning_parablock.models import CausalLM
+from lightning_parablock.models.flops import step_flops
 from lightning_parablock.models.lora import Adapters, add_adapters
+from lightning_parablock.models.shapes import config_of, module_without_weights
+from lightning_parablock.models.speed import Step, measure_speed
 
 
 def measure(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,6 +44,47 @@ def measure(plan: Mapping[str, Any]) -> dict[str, Any]:
     forget_peak()
     _train(plan, module)
     return facts | {"training_peak_bytes": resident_bytes("VmHWM") - base}
+
+
+def pace(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Floating-point operations per second in local steps on this host, as ``plan --probe`` measures them."""
+    torch.set_num_threads(1)
+    model = plan["model"]
+    config = config_of(PACKAGE, layers=model["layers"])
+    step = Step(model["batch_size"], model["tokens"], "float32", torch.device("cpu"), plan["processes"])
+    return {"flop_per_s": measure_speed(config, step, plan["probe_s"]).flop_per_s}
+
+
+def within_budget(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Peak memory and rounds of a run with ``blocks: auto`` in this process, whose first job this must be.
+
+    Args:
+        plan: ``model``, ``rounds`` and ``strategy``, as in :func:`measure`.
+
+    Returns:
+        ``training_peak_bytes`` and ``weights_bytes`` as in :func:`measure`; of the blocks that were chosen ``names``,
+        ``numels`` and ``step_flops``, operations of a local step as ``plan`` counts them; ``rounds``: the round records
+        by column.
+    """
+    torch.set_num_threads(1)
+    warm_up()
+    base, options = resident_bytes("VmRSS"), plan["strategy"]
+    module = CausalLM(PACKAGE, layers=plan["model"]["layers"])
+    weights_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
+    forget_peak()
+    strategy, steps = ParaBlockStrategy(**options), plan["rounds"] * options["local_steps"]
+    trainer = bare_trainer(strategy, steps, num_nodes=int(os.environ["WORLD_SIZE"]))
+    trainer.fit(module, loader(plan["model"], steps, int(os.environ["RANK"])))
+    peak, blocks, model = resident_bytes("VmHWM") - base, strategy.blocks, plan["model"]
+    shape = module_without_weights(config_of(PACKAGE, layers=model["layers"]), "float32")
+    return {
+        "training_peak_bytes": peak,
+        "weights_bytes": weights_bytes,
+        "names": [block.name for block in blocks],
+        "numels": [block.numel for block in blocks],
+        "step_flops": step_flops(shape, blocks, model["batch_size"], model["tokens"]),
+        "rounds": columns(strategy.round_records),
+    }
 
 
 def activations(plan: Mapping[str, Any]) -> dict[str, Any]:

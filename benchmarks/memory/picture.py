@@ -13,7 +13,7 @@ MEGABYTE = 1e6
 
 def draw(values: dict[str, Any]) -> Figure:
     """The figure of ``results/memory.json``'s values."""
-    medians = values["medians"]
+    medians = values.get("medians", {})
     names = [name for name in TITLES if name in medians]
     figure, axis = plt.subplots(figsize=(11, 4.5))
     peaks = axis.bar(range(len(names)), [medians[n]["training_peak_bytes"] / MEGABYTE for n in names], 0.6)

@@ -122,7 +122,6 @@ def memory_parts(model: ModelSize, n_ranks: int, settings: Settings) -> list[Mem
     if isinstance(settings.aggregation, SecureAggregation):
         width = settings.aggregation.bytes_per_value
         parts.append(MemoryPart("masks of the round's block, made while it trains", "host", width * active))
-        parts.append(MemoryPart("a whole block, to find the sizes of its values", "host", FLOAT_BYTES * max(flying)))
     return parts
 
 

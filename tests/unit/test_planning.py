@@ -219,7 +219,6 @@ def test_secure_sums_need_residuals_masks_and_a_block_to_measure(width: int) -> 
         "error feedback of the deltas": 4 * 8000,
         "error feedback from before the exchanges in flight": 4 * 3000,
         "masks of the round's block, made while it trains": width * 5000,
-        "a whole block, to find the sizes of its values": 4 * 3000,
     }
 
 
