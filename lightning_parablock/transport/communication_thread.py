@@ -54,6 +54,7 @@ class CommunicationThread:
         self._is_ready.set()
         while (job := self._jobs.get()) is not None:
             job()
+            del job  # it holds the tensors of an exchange, and the next one may come much later
 
 
 def _logged(job: Callable[[], None]) -> None:
