@@ -47,7 +47,7 @@ def main() -> None:
     options = made.parse_args()
     if options.quick:
         options.repeats, options.tokens, options.layers = 1, 32, 8
-        options.budgets_mb, options.budget_rounds = "1000", 5
+        options.budgets_mb, options.budget_rounds = "1500", 5
     refuse_unknown(made, options.parts, PARTS)
     path = folder(options) / f"{QUESTION}.json"
     values = read_result(path)["values"] if path.exists() else {}
