@@ -40,14 +40,27 @@ class Layer(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
+class LayerWithoutAttention(nn.Module):
+    """A third of the operations of a transformer layer, and a block of about as many parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (samples, LENGTH, WIDTH) to the same shape."""
+        return x + self.down(torch.tanh(self.up(self.norm(x))))
+
+
 class TinyTransformer(nn.Module):
     """A causal language model of some 8,000 parameters; with ``tied`` the head's weight is the embedding's."""
 
-    def __init__(self, *, tied: bool = False) -> None:
+    def __init__(self, *, tied: bool = False, layer: Callable[[], nn.Module] = Layer) -> None:
         super().__init__()
         self.embed = nn.Embedding(VOCABULARY, WIDTH)
         self.position = nn.Embedding(LENGTH, WIDTH)
-        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+        self.layers = nn.ModuleList(layer() for _ in range(LAYERS))
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, VOCABULARY, bias=False)
         nn.init.normal_(self.embed.weight, std=0.3)
@@ -154,11 +167,21 @@ def token_loss(model: nn.Module, batch: Batch) -> Tensor:
 @functools.cache
 def transformer_task(*, tied: bool = False, seed: int = 0) -> Task:
     """Return the small causal transformer; its blocks: embeddings, each layer, the head side (with its norm)."""
-    make_model = seeded(functools.partial(TinyTransformer, tied=tied), seed)
+    return _token_task("transformer", Layer, tied=tied, seed=seed)
+
+
+@functools.cache
+def token_task(*, tied: bool = False, seed: int = 0) -> Task:
+    """Return the same without attention, for runs whose question is not the model: a step takes a third as long."""
+    return _token_task("language model", LayerWithoutAttention, tied=tied, seed=seed)
+
+
+def _token_task(name: str, layer: Callable[[], nn.Module], *, tied: bool, seed: int) -> Task:
+    make_model = seeded(functools.partial(TinyTransformer, tied=tied, layer=layer), seed)
     layers = [(f"layers.{index}.",) for index in range(LAYERS)]
     head = ("norm.",) if tied else ("norm.", "head.")
     blocks = _blocks(make_model(), ("embed.", "position."), *layers, head)
-    return Task("tied transformer" if tied else "transformer", make_model, token_loss, draw_tokens, blocks, seed)
+    return Task(f"tied {name}" if tied else name, make_model, token_loss, draw_tokens, blocks, seed)
 
 
 def _draw_regression(generator: torch.Generator, client: int) -> Batch:

@@ -28,7 +28,7 @@ from lightning_parablock.settings import (
 )
 from tests.oracle import OracleConfig
 from tests.support.engine import oracle_config
-from tests.tasks import Task, poisoned_task, transformer_task
+from tests.tasks import Task, poisoned_task, token_task
 
 LOCAL_STEPS = 4
 TOTAL_STEPS = 26  # six rounds and a short last one
@@ -90,7 +90,7 @@ class Case:
 
     def task(self) -> Task:
         """The model and data; where clients are skipped, one in two rounds, the last among them, and all in another."""
-        task = transformer_task(tied=self.tied)
+        task = token_task(tied=self.tied)
         if self.settings.nonfinite_delta == "stop":
             return task
         last = (self.n_clients - 1, self.total_steps - 1)

@@ -24,7 +24,7 @@ from tests.distributed.matrix import (
 )
 from tests.support.engine import blocks_of
 from tests.support.launch import run_ranks
-from tests.tasks import transformer_task
+from tests.tasks import token_task
 
 WORKER = ("-m", "tests.distributed.worker_matrix")
 WORLD_SIZES = [1, 2, 3, 4]
@@ -56,7 +56,7 @@ def test_one_wrong_bit_in_what_is_expected_fails_the_run(n_ranks: int) -> None:
 
 
 def blocks_of_task(*, tied: bool) -> list[Block]:
-    task = transformer_task(tied=tied)
+    task = token_task(tied=tied)
     return blocks_of(task.make_model(), task.block_names)
 
 
