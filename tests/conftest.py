@@ -40,7 +40,13 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection() -> None:
+    """The imports of the test files leave next to no garbage, and searching it is a tenth of their time."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """Leave what the imports have made out of every later garbage collection, of which each fit makes one."""
+    gc.enable()
     gc.collect()
     gc.freeze()

@@ -31,6 +31,7 @@ from lightning_parablock.cli.table import COMMANDS, COMMANDS_OF, PROGRAM, Comman
 from lightning_parablock.errors import ConfigurationError, ParaBlockError
 from lightning_parablock.launching.launched import adopt_mpi
 from lightning_parablock.system.exit_codes import FAILED, USAGE, end
+from lightning_parablock.system.importing import quick_imports
 
 _HELP, _VERSION = ("-h", "--help"), "--version"
 _VERSIONS = (PROGRAM, "python", "torch", "lightning", "transformers")
@@ -73,13 +74,15 @@ def _dispatch(args: list[str]) -> int:
         print(_help() if first in _HELP else _versions())
         sys.exit(0)
     if is_script(first):
-        from lightning_parablock.cli.scripts import run_script
+        with quick_imports():
+            from lightning_parablock.cli.scripts import run_script
 
         return run_script(Path(first), args[1:])
     _hush()
     # LightningCLI takes options before the command, too.
     if first.startswith("-") or (command := _command(first)).of_lightning:
-        from lightning_parablock.cli.trainer import run_trainer
+        with quick_imports():
+            from lightning_parablock.cli.trainer import run_trainer
 
         return run_trainer(args)
     words = args[1:]
@@ -88,7 +91,9 @@ def _dispatch(args: list[str]) -> int:
     if command.parser and any(word in _HELP for word in words):
         command.function(command.parser)().parse_args(["--help"])
     else:
-        command.function(command.run)(words)
+        with quick_imports():
+            run = command.function(command.run)
+        run(words)
     return 0
 
 

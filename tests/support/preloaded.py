@@ -9,7 +9,9 @@ from __future__ import annotations
 import gc
 import importlib
 
+gc.disable()  # while importing
 for name in ("torch._dynamo", "lightning_parablock.cli.trainer", "lightning_parablock.models.causal_lm"):
     importlib.import_module(name)
+gc.enable()
 gc.collect()
 gc.freeze()

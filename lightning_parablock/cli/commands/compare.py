@@ -12,6 +12,7 @@ from lightning_parablock.cli.parser import CommandParser
 from lightning_parablock.cli.table import COMMANDS
 from lightning_parablock.comparing.limits import Equal
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.system.importing import quick_imports
 from lightning_parablock.system.places import refuse_unwritable
 
 _COMMAND = COMMANDS["compare"]
@@ -92,8 +93,9 @@ def run_compare(args: Sequence[str]) -> None:
     out = Path(options.out).expanduser()
     refuse_unwritable(out, "out")
     # Late: Lightning, fit's parser and matplotlib take seconds.
-    from lightning_parablock.cli.configuration import read_configuration
-    from lightning_parablock.comparing.series import Series, compare
+    with quick_imports():
+        from lightning_parablock.cli.configuration import read_configuration
+        from lightning_parablock.comparing.series import Series, compare
 
     series = Series(
         methods=options.strategies,

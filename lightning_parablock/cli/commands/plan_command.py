@@ -8,6 +8,7 @@ from itertools import pairwise
 from lightning_parablock.cli.commands.plan_options import PlanOptions
 from lightning_parablock.cli.parser import CommandParser
 from lightning_parablock.cli.table import COMMANDS
+from lightning_parablock.system.importing import quick_imports
 
 _COMMAND = COMMANDS["plan"]
 
@@ -20,7 +21,8 @@ def run_plan(args: Sequence[str]) -> None:
         PeerError: the probe lost a process.
     """
     options = PlanOptions(**plan_parser().parse_args(_with_values(args)).as_dict())
-    from lightning_parablock.cli.commands.plan import plan
+    with quick_imports():
+        from lightning_parablock.cli.commands.plan import plan
 
     plan(options)
 
