@@ -7,9 +7,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
+
+from lightning_parablock.system.importing import quick_imports
 
 THREADS_END_S = 60.0
 """Bounds the wait for threads that are about to end, on a busy machine."""
@@ -40,13 +42,14 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection() -> None:
-    """The imports of the test files leave next to no garbage, and searching it is a tenth of their time."""
-    gc.disable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collecting tests imports their files."""
+    with quick_imports():
+        return (yield)
 
 
 def pytest_collection_finish() -> None:
     """Leave what the imports have made out of every later garbage collection, of which each fit makes one."""
-    gc.enable()
     gc.collect()
     gc.freeze()

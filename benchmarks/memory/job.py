@@ -33,17 +33,10 @@ def measure(plan: Mapping[str, Any]) -> dict[str, Any]:
         Resident memory in bytes: ``base_bytes`` before the model is loaded, ``loading_peak_bytes`` and
         ``training_peak_bytes`` above it, ``loaded_bytes`` in between; ``numels`` of the blocks, ``weights_bytes``.
     """
-    torch.set_num_threads(1)
-    warm_up()
-    base = resident_bytes("VmRSS")
-    module = CausalLM(PACKAGE, layers=plan["model"]["layers"])
-    facts = {"base_bytes": base, "loading_peak_bytes": resident_bytes("VmHWM") - base}
-    facts |= {"loaded_bytes": resident_bytes("VmRSS") - base}
-    facts |= {"weights_bytes": sum(p.numel() * p.element_size() for p in module.parameters())}
+    module, facts = _loaded(plan)
     facts |= {"numels": [block.numel for block in partition(module, plan["strategy"]["blocks"])]}
-    forget_peak()
     _train(plan, module)
-    return facts | {"training_peak_bytes": resident_bytes("VmHWM") - base}
+    return facts | {"training_peak_bytes": resident_bytes("VmHWM") - facts["base_bytes"]}
 
 
 def pace(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,27 +52,18 @@ def within_budget(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Peak memory and rounds of a run with ``blocks: auto`` in this process, whose first job this must be.
 
     Args:
-        plan: ``model``, ``rounds`` and ``strategy``, as in :func:`measure`.
+        plan: As in :func:`measure`, with the method "parablock".
 
     Returns:
-        ``training_peak_bytes`` and ``weights_bytes`` as in :func:`measure`; of the blocks that were chosen ``names``,
-        ``numels`` and ``step_flops``, operations of a local step as ``plan`` counts them; ``rounds``: the round records
-        by column.
+        What :func:`measure` returns, of the blocks that were chosen; their ``names`` and ``step_flops``, operations of
+        a local step as ``plan`` counts them; ``rounds``: the round records by column.
     """
-    torch.set_num_threads(1)
-    warm_up()
-    base, options = resident_bytes("VmRSS"), plan["strategy"]
-    module = CausalLM(PACKAGE, layers=plan["model"]["layers"])
-    weights_bytes = sum(p.numel() * p.element_size() for p in module.parameters())
-    forget_peak()
-    strategy, steps = ParaBlockStrategy(**options), plan["rounds"] * options["local_steps"]
-    trainer = bare_trainer(strategy, steps, num_nodes=int(os.environ["WORLD_SIZE"]))
-    trainer.fit(module, loader(plan["model"], steps, int(os.environ["RANK"])))
-    peak, blocks, model = resident_bytes("VmHWM") - base, strategy.blocks, plan["model"]
+    module, facts = _loaded(plan)
+    strategy = _train(plan, module)
+    facts |= {"training_peak_bytes": resident_bytes("VmHWM") - facts["base_bytes"]}
+    blocks, model = strategy.blocks, plan["model"]
     shape = module_without_weights(config_of(PACKAGE, layers=model["layers"]), "float32")
-    return {
-        "training_peak_bytes": peak,
-        "weights_bytes": weights_bytes,
+    return facts | {
         "names": [block.name for block in blocks],
         "numels": [block.numel for block in blocks],
         "step_flops": step_flops(shape, blocks, model["batch_size"], model["tokens"]),
@@ -115,7 +99,21 @@ def _names(blocks: list[Block]) -> tuple[str, ...]:
     return tuple(name for block in blocks for name in block.parameter_names)
 
 
-def _train(plan: Mapping[str, Any], module: CausalLM) -> None:
+def _loaded(plan: Mapping[str, Any]) -> tuple[CausalLM, dict[str, Any]]:
+    """The model, and memory while it was loaded; afterwards a new peak is measured."""
+    torch.set_num_threads(1)
+    warm_up()
+    base = resident_bytes("VmRSS")
+    module = CausalLM(PACKAGE, layers=plan["model"]["layers"])
+    facts: dict[str, Any] = {"base_bytes": base, "loading_peak_bytes": resident_bytes("VmHWM") - base}
+    facts |= {"loaded_bytes": resident_bytes("VmRSS") - base}
+    facts |= {"weights_bytes": sum(p.numel() * p.element_size() for p in module.parameters())}
+    forget_peak()
+    return module, facts
+
+
+def _train(plan: Mapping[str, Any], module: CausalLM) -> Any:
+    """Train; returns the strategy."""
     options = plan["strategy"]
     steps, rank = plan["rounds"] * options["local_steps"], int(os.environ["RANK"])
     if plan["method"] == "lora":
@@ -124,3 +122,4 @@ def _train(plan: Mapping[str, Any], module: CausalLM) -> None:
     strategy: Any = "auto" if is_alone else ParaBlockStrategy(**options)
     trainer = bare_trainer(strategy, steps, num_nodes=1 if is_alone else int(os.environ["WORLD_SIZE"]))
     trainer.fit(module, loader(plan["model"], steps, rank))
+    return strategy

@@ -91,9 +91,7 @@ def _dispatch(args: list[str]) -> int:
     if command.parser and any(word in _HELP for word in words):
         command.function(command.parser)().parse_args(["--help"])
     else:
-        with quick_imports():
-            run = command.function(command.run)
-        run(words)
+        command.function(command.run)(words)
     return 0
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from lightning_parablock.system.importing import quick_imports
+
 PROGRAM = "lightning-parablock"
 
 
@@ -40,7 +42,8 @@ class Command:
     def function(self, place: str) -> Any:
         """The function of :attr:`run` or :attr:`parser`; imports its module."""
         module, _, name = place.partition(":")
-        return getattr(import_module(f"lightning_parablock.{module}"), name)
+        with quick_imports():
+            return getattr(import_module(f"lightning_parablock.{module}"), name)
 
 
 _TABLE = (

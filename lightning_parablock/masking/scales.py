@@ -60,8 +60,8 @@ def log_scales(parts: Iterable[Tensor]) -> Tensor:
     rounded once (Shewchuk's algorithm, ``math.fsum``).
 
     Args:
-        parts: u of a whole block, cut where records begin, shape (n,) each, float32, on any device. A part is read
-            before the next one is asked for.
+        parts: u of a whole block, cut where records begin, shape (n,) each, float32, on the host. A part is read before
+            the next one is asked for.
 
     Returns:
         Shape (n_records,), int32, on the host.
@@ -69,12 +69,10 @@ def log_scales(parts: Iterable[Tensor]) -> Tensor:
     Raises:
         NonFiniteError: a value is NaN or infinite.
     """
-    numel, found = 0, [torch.zeros(0, dtype=torch.float64)]
-    squares = torch.empty(2, 0, dtype=torch.float64)
+    numel, found = 0, [torch.zeros(0, dtype=torch.float64, device="cpu")]
+    squares = torch.empty(2, PIECE_SCALARS // 2, dtype=torch.float64, device="cpu")
     for part in parts:
         numel += part.numel()
-        if not squares.numel():
-            squares = torch.empty(2, PIECE_SCALARS // 2, dtype=torch.float64, device=part.device)
         found += [_sums_of_squares(piece, squares) for piece in part.detach().split(PIECE_SCALARS)]
     sums = torch.cat(found).numpy()
     total = math.fsum(sums.tolist())
@@ -117,7 +115,7 @@ def steps(sum_of_logs: Tensor, n_clients: int, limit: int, bytes_per_value: int)
 
 
 def _sums_of_squares(values: Tensor, squares: Tensor) -> Tensor:
-    """Of each record of a piece, shape (n_records,), float64, on the host; the squares are overwritten."""
+    """Of each record of a piece, shape (n_records,), float64; the squares are overwritten."""
     missing, width = -values.numel() % RECORD_SCALARS, RECORD_SCALARS // 2
     records = (torch.nn.functional.pad(values, (0, missing)) if missing else values).view(-1, 2, width)
     sums, second = squares[:, : len(records) * width].view(2, -1, width)
@@ -126,4 +124,4 @@ def _sums_of_squares(values: Tensor, squares: Tensor) -> Tensor:
     while width > 1:
         width //= 2
         sums[:, :width].add_(sums[:, width : 2 * width])
-    return sums[:, 0].to("cpu", copy=True)
+    return sums[:, 0].clone()

@@ -40,7 +40,8 @@ def step_flops(module: ModelShape, blocks: Sequence[Block], batch_size: int, seq
 def layers_flops(config: PretrainedConfig, batch_size: int, sequence_length: int) -> list[float]:
     """What :func:`step_flops` gives for one block per layer, of a model whose layers are all alike.
 
-    Only models of three and four layers are run: one more layer adds the same to every step.
+    Only models of three and four layers are run: one more layer adds the same to a step on one of the first two blocks,
+    and on one of the last two; those between lie on a line.
 
     Args:
         config: The model's configuration, of four layers or more.
@@ -50,10 +51,9 @@ def layers_flops(config: PretrainedConfig, batch_size: int, sequence_length: int
     modules = [module_without_weights(first_layers(config, layers)) for layers in (3, 4)]
     three, four = (step_flops(m, partition(m, "layers"), batch_size, sequence_length) for m in modules)
     more = config.num_hidden_layers - 4
-    first, last = (four[i] + (four[i] - three[i]) * more for i in (0, -1))
-    top, below = (four[i] + (four[i] - three[i]) * more for i in (-2, -3))
-    between = more + len(four) - 2
-    return [first, *(top + (below - top) * down for down in reversed(range(between))), last]
+    n_blocks = len(four) + more
+    counted = [four[i] + (four[i] - three[i]) * more for i in (0, 1, -2, -1)]
+    return _interpolated([0, 1, n_blocks - 2, n_blocks - 1], counted, n_blocks)
 
 
 def _forward(module: ModelShape, sequence_length: int) -> tuple[int, Tensor]:

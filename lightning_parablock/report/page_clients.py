@@ -41,33 +41,31 @@ def client_rows(run: RunFiles) -> list[Row]:
     homes = _homes(run)
     losses = {client: points[-1].value for client, points in _by_client(run, LOSS).items()}
     sites = run.names.clients if run.membership else ()
-    clients = sorted({one.client for one in run.rounds} | set(homes) | set(losses) | set(sites))
-    unknown = set(_rounds_unknown(run, clients))
-    rounds = {client: [one for one in run.rounds if one.client == client] for client in clients}
+    rounds: dict[int, list[ClientRound]] = {client: [] for client in sorted({*homes, *losses, *sites, *_trained(run)})}
+    for one in run.rounds:
+        rounds[one.client].append(one)
+    has_all = bool(run.rounds) and not run.membership  # so that a client without rounds had none
     return [
         (
             run.names.label(client).removeprefix("client "),  # the table's head has the word
             *homes.get(client, ("", "")),
-            *(("", "", "") if client in unknown else _took_part(rounds[client])),
+            *(_took_part(some) if some or has_all else ("",) * 3),
             _loss_text(losses.get(client), losses),
-            *(("",) * 7 if client in unknown else _spent(rounds[client])),
+            *(_spent(some) if some or has_all else ("",) * 7),
         )
-        for client in clients
+        for client, some in rounds.items()
     ]
 
 
-def _rounds_unknown(run: RunFiles, clients: Sequence[int]) -> list[int]:
-    """Clients whose rounds the folder does not have, as opposed to those that had none."""
-    if run.rounds and not run.membership:
-        return []
-    return [client for client in clients if not any(one.client == client for one in run.rounds)]
+def _trained(run: RunFiles) -> set[int]:
+    return {one.client for one in run.rounds}
 
 
 def why_no_rounds(run: RunFiles) -> str:
     """Reason for cells without rounds, times and bytes; an empty string if there are none."""
     if not run.rounds:
         return "No rounds, times and bytes: they are written at the end of a run, and this one has not reached it."
-    if run.membership and _rounds_unknown(run, list(run.names.clients)):
+    if run.membership and not _trained(run).issuperset(run.names.clients):
         return "No rounds, times and bytes of a site that was not in at the end: no other site knows them."
     return ""
 

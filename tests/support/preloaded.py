@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import importlib
 
-gc.disable()  # while importing
-for name in ("torch._dynamo", "lightning_parablock.cli.trainer", "lightning_parablock.models.causal_lm"):
-    importlib.import_module(name)
-gc.enable()
+from lightning_parablock.system.importing import quick_imports
+
+with quick_imports():
+    for name in ("torch._dynamo", "lightning_parablock.cli.trainer", "lightning_parablock.models.causal_lm"):
+        importlib.import_module(name)
 gc.collect()
 gc.freeze()

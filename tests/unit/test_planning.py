@@ -209,7 +209,7 @@ def test_half_precision_needs_a_master_copy() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2])
-def test_secure_sums_need_residuals_masks_and_a_block_to_measure(width: int) -> None:
+def test_secure_sums_need_residuals_and_masks(width: int) -> None:
     model = ModelSize(numels=(5000, 3000), weights_bytes=32_000)
     plain, secure = (
         by_purpose(memory_parts(model, 4, Settings(local_steps=4, delay_steps=4, aggregation=choice)))
