@@ -79,7 +79,7 @@ class Site:
         self._watcher = Watcher(self._seat, arbiter, lambda: self._starts.newest, self._answers.seal)
         self._fetcher: Fetcher | None = None
         self._rounds: ElasticTransport | None = None
-        self._cleanup = ExitStack()
+        self._cleanup, self._is_closed = ExitStack(), False
         self._answers.register(self._desk)
         for name, handler in {
             "gather": self.gathers.answer_gather,
@@ -256,7 +256,9 @@ class Site:
 
     def note_trouble(self, error: Exception) -> None:
         """An exchange of the open generation has failed: if no site is lost, connect again."""
-        generation = self._seat.membership.generation
+        self._ask_later(self._seat.membership.generation, error)
+
+    def _ask_later(self, generation: int, error: Exception) -> None:
         timer = threading.Timer(2 * self._seat.options.silence_s, self._ask_for_regroup, (generation, error))
         timer.daemon = True
         timer.start()
@@ -265,9 +267,12 @@ class Site:
         seat = self._seat
         with seat.changed:
             member = seat.membership
-            if member.generation != generation or member.is_sealed or seat.is_over or seat.error is not None:
+            has_ended = seat.is_over or seat.error is not None or self._is_closed
+            if has_ended or member.generation != generation or member.is_sealed:
                 return
-            if self._watcher.arbiter_away_s:  # no site can be replaced; one that is cut off finds out when it is back
+            if self._watcher.arbiter_away_s:
+                # No site can be replaced, and one that is cut off finds out when it is back. Nobody else asks then.
+                self._ask_later(generation, error)
                 return
             log.warning(
                 "parablock: generation %d: an exchange has failed although no member is lost (%s); the members connect "
@@ -283,6 +288,7 @@ class Site:
 
     def close(self) -> None:
         """End the threads; waits only briefly."""
+        self._is_closed = True
         self.journal.note_failure(self._seat.error, self._seat.run)
         self._cleanup.close()
         self._watcher.close(2.0)
