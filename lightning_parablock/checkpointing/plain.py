@@ -76,17 +76,29 @@ def warn_of_foreign(state: Mapping[str, Any]) -> None:
 
 
 def save_rescued(
-    trainer: Trainer, file_name: str, round_index: int, *, completed: Callable[[dict[str, Any]], dict[str, Any]] | None
+    trainer: Trainer,
+    file_name: str,
+    round_index: int,
+    *,
+    completed: Callable[[dict[str, Any]], dict[str, Any]] | None,
+    site: str | None = None,
 ) -> None:
     """Save the committed model of a failing run in the trainer's folder, as a checkpoint of the weights alone.
 
     Args:
         trainer: The trainer.
         file_name: Name of the file.
-        round_index: The round in which the run ends.
+        round_index: The round in which the run, or the site's part in it, ends.
         completed: Adds what a run needs that continues from the file; None where it begins with fresh clients.
+        site: The only site that ends, where the others may continue; None where the whole run ends.
     """
     path = Path(trainer.default_root_dir) / file_name
+    ends, resume = "the run ends", "to continue from it"
+    if site is not None:
+        ends, resume = (
+            f"site {site} ends",
+            "the others may continue without it; should all sites be gone, start them with",
+        )
     try:
         dumped = dump_weights(trainer)
         if completed is not None:
@@ -96,8 +108,8 @@ def save_rescued(
         log.error("parablock: the committed model could not be saved to %s: %s", path, error)
     else:
         log.warning(
-            "parablock: the run ends in round %d; the last committed model is in %s; to continue from it: %s",
-            *(round_index, path, command_to_resume(str(path), fresh=completed is None)),
+            "parablock: %s in round %d; the last committed model is in %s; %s: %s",
+            *(ends, round_index, path, resume, command_to_resume(str(path), fresh=completed is None)),
         )
 
 

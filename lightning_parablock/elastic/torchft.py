@@ -17,6 +17,7 @@ from typing import Any
 from lightning_parablock.errors import ConfigurationError
 
 _MODULE, _LEVEL = "torchft._torchft", "RUST_LOG"
+_VERSIONS = "torchft>=0.2,<0.3"  # as the extra in pyproject.toml says
 _lock = threading.Lock()
 
 
@@ -45,8 +46,9 @@ def _spec() -> tuple[ModuleSpec, Loader]:
     spec = PathFinder.find_spec(_MODULE, package.submodule_search_locations) if package is not None else None
     if spec is None or spec.loader is None:
         raise ConfigurationError(
-            "elastic membership needs the package torchft, whose lighthouse says which sites are alive; install it on "
-            "every site and where the lighthouse runs: pip install 'lightning-parablock[elastic]'"
+            "elastic membership needs the package torchft, whose lighthouse says which sites are alive; install it at "
+            f"every site and at the lighthouse: pip install '{_VERSIONS}', or pip install "
+            "'lightning-parablock[elastic]', which adds it"
         )
     return spec, spec.loader
 

@@ -19,21 +19,22 @@ _ELSEWHERE = "192.0.2.1"  # reserved for documentation (RFC 5737): selects the d
 _ANY_PORT = 9
 
 
-def own_address(master: str, *, one_host: bool, reached_as: str | None = None) -> str:
+def own_address(master: str, *, one_host: bool, reached_as: str | None = None, role: str = "rendezvous") -> str:
     """The address at which the other ranks reach this machine.
 
     Args:
-        master: Host name or address of the rendezvous.
+        master: Host name or address of the rendezvous, or of what all sites reach in its place.
         one_host: Whether all ranks run on this machine.
         reached_as: Address by which ranks on other machines reach the rendezvous, if it is known: on the machine that
             hosts it, its own name may resolve to a loopback address.
+        role: What ``master`` is, for messages.
 
     Raises:
         ConfigurationError: the name does not resolve, or it is ambiguous which interface the others can reach.
     """
     if one_host:
         return LOOPBACK
-    source = reached_from(master)
+    source = reached_from(master, role)
     if not is_loopback(source) or is_loopback(master) or master == "localhost":
         return source
     if reached_as is not None and reached_as in _outward_addresses():
@@ -41,8 +42,12 @@ def own_address(master: str, *, one_host: bool, reached_as: str | None = None) -
     return _address_for_others(master)
 
 
-def reached_from(master: str) -> str:
+def reached_from(master: str, role: str = "rendezvous") -> str:
     """This machine's address on the route to the rendezvous; no packet is sent.
+
+    Args:
+        master: Host name or address of the rendezvous, or of what all sites reach in its place.
+        role: What it is, for messages.
 
     Raises:
         ConfigurationError: the name does not resolve, or there is no route to the address.
@@ -51,14 +56,14 @@ def reached_from(master: str) -> str:
         found = socket.getaddrinfo(master, _ANY_PORT, type=socket.SOCK_DGRAM)
     except OSError as error:
         raise ConfigurationError(
-            f"the rendezvous host {master!r} cannot be resolved on {socket.gethostname()}: {error}; give a name that "
+            f"the {role} host {master!r} cannot be resolved on {socket.gethostname()}: {error}; give a name that "
             "every site resolves, or an address"
         ) from error
     sources = [_source(family, target) for family, _, _, _, target in found]
     first = next((source for source in sources if source is not None), None)
     if first is None:
         raise ConfigurationError(
-            f"no route leads from {socket.gethostname()} to the rendezvous host {master!r}; check the network"
+            f"no route leads from {socket.gethostname()} to the {role} host {master!r}; check the network"
         )
     return first
 

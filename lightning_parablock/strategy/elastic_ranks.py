@@ -156,6 +156,11 @@ class ElasticRanks(RankStrategy):
         stem, dot, ending = name.rpartition(".")
         return f"{stem}-{self._elastic.name_of(self._elastic.client)}{dot}{ending}"
 
+    @property
+    @override
+    def site_that_others_outlast(self) -> str | None:
+        return None if self._elastic is None else self._site
+
     @override
     def begin_engine(self, engine: RoundEngine, round_index: int) -> None:
         assert self._elastic is not None, "only sites of an elastic run begin in its middle"
@@ -218,7 +223,9 @@ class ElasticRanks(RankStrategy):
         environment.follow(run.client, lambda: run.group.clients)
         self._elastic = run
         if not run.entry.is_founder:
-            rank_zero_info(f"parablock: site {self._site} has found the run; it gets the model from a member and joins")
+            rank_zero_info(
+                f"parablock: site {self._site} is let into the run; it gets the model from a member and then joins"
+            )
 
     @property
     def _takes_part(self) -> bool:

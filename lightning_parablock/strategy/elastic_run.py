@@ -24,6 +24,8 @@ from lightning_parablock.strategy.elastic_group import ElasticGroup
 from lightning_parablock.strategy.groups import Guarded
 from lightning_parablock.strategy.hosting import Hosting
 
+_ROLE = "lighthouse"
+
 
 @dataclass(eq=False)
 class ElasticRun:
@@ -149,9 +151,9 @@ def _listening_address(settings: Settings, links: PrivateLinks | None) -> str:
         links.check_here()
         address = links.own
     elif os.environ.get(INTERFACE_VARIABLE):
-        address = reached_from(hub)
+        address = reached_from(hub, _ROLE)
     else:
-        address = own_address(hub, one_host=False)
+        address = own_address(hub, one_host=False, role=_ROLE)
     listeners = open_listeners(address, settings.ports)
     if links is not None:
         links.check_listeners([one.address for one in listeners])

@@ -251,7 +251,13 @@ class FitSession:
             if keeps or ranks.local_rank == 0:
                 save_final_alone(ranks, ranks.checkpoint_io, self.trainer)
         elif self.engine.is_running and keeps:
-            save_rescued(self.trainer, ranks.own_file("rescued.ckpt"), self.engine.round, completed=ranks.completed)
+            save_rescued(
+                self.trainer,
+                ranks.own_file("rescued.ckpt"),
+                self.engine.round,
+                completed=ranks.completed,
+                site=ranks.site_that_others_outlast,
+            )
         self.freezer.thaw()
 
     def close(self) -> None:

@@ -115,7 +115,7 @@ def _refuse_data(secure: SecureFit | ElasticSums, resumed: Resumed | None, loade
 def _stopping(parts: FitParts, engine: RoundEngine) -> Stopping:
     ranks, check = parts.ranks, partial(_check_peers, parts.ranks, engine)
     if ranks.elastic is not None:
-        return Leaving(ranks, parts.trainer, ranks.elastic.site, check)
+        return Leaving(ranks, parts.trainer, ranks.elastic, check)
     return Stopping(ranks, parts.trainer, ranks.stop_point, check)
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from lightning.pytorch import Trainer
 from typing_extensions import override
 
-from lightning_parablock.elastic.view import SiteView
 from lightning_parablock.errors import CheckpointError
 from lightning_parablock.lightning_private.signals import save_and_requeue
 from lightning_parablock.membership.stop_point import StopPoint
+from lightning_parablock.strategy.elastic_run import ElasticRun
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.strategy.stopping import ENDING, FILE_NAME, Stopping
 from lightning_parablock.system.command_line import command_to_resume
@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 BATCH_S = 5.0
 """How long a site that was told to end waits for the end of its batch; schedulers kill it about 30 s after SIGTERM."""
 
+LEAVE_S = 10.0
+"""How long :meth:`SiteView.leave` takes at most."""
+
 
 class Leaving(Stopping):
     """What the signals of this process do while a fit of an elastic run trains: no other site waits for them.
@@ -31,13 +34,13 @@ class Leaving(Stopping):
     Args:
         ranks: This site's rank.
         trainer: The trainer.
-        site: This site.
+        run: This site's part in the run.
         check: Raises if this site cannot continue.
     """
 
-    def __init__(self, ranks: RankStrategy, trainer: Trainer, site: SiteView, check: Callable[[], object]) -> None:
+    def __init__(self, ranks: RankStrategy, trainer: Trainer, run: ElasticRun, check: Callable[[], object]) -> None:
         super().__init__(ranks, trainer, StopPoint((), lambda _: None), check)
-        self._site = site
+        self._site, self._name = run.site, run.name_of(run.client)
         self._is_at_batch_end = False
 
     @override
@@ -46,10 +49,11 @@ class Leaving(Stopping):
 
     @override
     def _announce(self, noted: signal.Signals, limit_s: float) -> None:
+        again = "; Ctrl-C again ends it at once" if noted == signal.SIGINT else ""
         log.warning(
-            "parablock: %s: this site leaves the run at the end of a batch, in %g s at the latest: what it has done in "
-            "the running round is given up, and the others continue without it",
-            *(ENDING[noted], limit_s),
+            "parablock: %s: site %s leaves the run within %g s: what it has done in the running round is given up, and "
+            "the others continue without it%s",
+            *(ENDING[noted], self._name, limit_s + LEAVE_S, again),
         )
 
     @override
@@ -57,7 +61,11 @@ class Leaving(Stopping):
         """In a long step or a validation: the others need not wait for its end."""
         how = self._leave()
         if not self._is_at_batch_end:
-            log.warning("parablock: %s: this site %s, in the middle of a step or a validation", ENDING[noted], how)
+            log.warning(
+                "parablock: %s: site %s %s, in the middle of a step or a validation; run the same command again to "
+                "come back",
+                *(ENDING[noted], self._name, how),
+            )
             self._interrupt(noted)
 
     @override
@@ -79,9 +87,9 @@ class Leaving(Stopping):
         else:
             self.has_saved = True
             log.warning(
-                "parablock: %s: this site %s; run the same command again to come back. Should all sites be gone, the "
-                "run continues from %s: %s",
-                *(ENDING[own], how, path, command_to_resume(path)),
+                "parablock: %s: site %s %s; run the same command again to come back. Should all sites be gone, the run "
+                "continues from %s: %s",
+                *(ENDING[own], self._name, how, path, command_to_resume(path)),
             )
         raise self._ending(own)
 

@@ -126,6 +126,11 @@ class RankStrategy(GuardedCollectives):
         return name if self.global_rank == 0 else f"{stem}-rank{self.global_rank}{dot}{ending}"
 
     @property
+    def site_that_others_outlast(self) -> str | None:
+        """Name of this rank's site, where the run may continue without it; None where its end is that of the run."""
+        return None
+
+    @property
     def completed(self) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
         """Adds to a checkpoint of the weights alone what a run needs to continue from it; None for nothing."""
         return None

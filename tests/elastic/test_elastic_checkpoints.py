@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,10 @@ def test_a_guest_takes_no_notice_of_a_checkpoint(tmp_path: Path, monkeypatch: py
     assert all(torch.equal(a, b) for a, b in zip(donors.parameters(), joiners.parameters(), strict=True))
 
 
-def test_a_checkpoint_says_from_which_runs_its_run_descends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_says_from_which_runs_its_run_descends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     files: list[str] = []
     for index, run in enumerate(("first", "second", "third")):
         board = Board({0: "a"}, first_round=2 if index else 0)
@@ -87,6 +91,8 @@ def test_a_checkpoint_says_from_which_runs_its_run_descends(tmp_path: Path, monk
             folder = tmp_path / f"{run} {is_founder}"
             path = None if not files else files[-1] if is_founder else files[0]  # a guest's file may be of any run
             fit(folder, Module(), callbacks=[saving(folder, 11)], enable_checkpointing=True, ckpt_path=path)
+            assert ("site a is let into the run; it gets the model from a member" in caplog.text) == (not is_founder)
+            caplog.clear()
             file = saved(folder)[11]
             entry = ElasticEntry.of(torch.load(file, weights_only=True), str(file))
             assert (entry.run, entry.ancestors) == (run, ("first", "second", "third")[:index])
@@ -103,13 +109,18 @@ class Fails(Callback):
             raise RuntimeError("as wanted")
 
 
-def test_a_run_continues_from_what_a_failing_site_has_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_continues_from_what_a_failing_site_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     enter(monkeypatch, FakeSite(Board({0: "a"}), 0))
     with pytest.raises(RuntimeError, match="as wanted"):
         fit(tmp_path, Module(), callbacks=[Fails()])
+    path = tmp_path / "rescued-a.ckpt"
+    ends = f"site a ends in round 1; the last committed model is in {path}; the others may continue without it"
+    assert ends in caplog.text and "the run ends" not in caplog.text
     site = FakeSite(Board({0: "a"}, first_round=1), 0)
     enter(monkeypatch, site)
-    fit(tmp_path, Module(), ckpt_path=str(tmp_path / "rescued-a.ckpt"), max_epochs=2)
+    fit(tmp_path, Module(), ckpt_path=str(path), max_epochs=2)
     assert site.checkpoint is not None and site.checkpoint.round == 1
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +22,7 @@ from lightning_parablock.elastic.lighthouse import Lighthouse
 from lightning_parablock.elastic.lighthouse_server import LighthouseServer
 from lightning_parablock.errors import ArbiterError, ConfigurationError, ReplacedError
 from tests.elastic.conftest import SILENCE_S, Process
+from tests.support.launch import ROOT
 
 Start = Callable[..., Process]
 Make = Callable[..., Lighthouse]
@@ -161,8 +163,12 @@ def test_without_torchft_the_error_says_how_to_install_it(monkeypatch: pytest.Mo
     monkeypatch.delitem(sys.modules, "torchft._torchft", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for use in (lambda: Lighthouse("hub:29510"), lambda: LighthouseServer("127.0.0.1", 0, 5.0)):
-        with pytest.raises(ConfigurationError, match=r"pip install 'lightning-parablock\[elastic\]'"):
+        with pytest.raises(ConfigurationError, match=r"pip install 'lightning-parablock\[elastic\]'") as refused:
             use()
+        (versions,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][
+            "elastic"
+        ]
+        assert f"install it at every site and at the lighthouse: pip install '{versions}'" in str(refused.value)
 
 
 def test_a_port_in_use(server: LighthouseServer) -> None:

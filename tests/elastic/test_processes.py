@@ -88,7 +88,8 @@ def test_a_site_that_is_told_to_end_leaves_and_the_others_go_on_at_once(
         run.strike("a", "computing", lambda: leaver.signal(number))
         run.until(lambda: leaver.code is not None, "a leaves", may_end=["a"])
         assert leaver.code == code, leaver.output
-        assert "this site has left" in leaver.output
+        assert "site a has left; run the same command again to come back" in leaver.output
+        assert ("Ctrl-C again ends it at once" in leaver.output) == (number == signal.SIGINT)
         log = run.end("b", "c", rounds=6)
     assert log.newest.members == (1, 2) and log.newest.gone == {0: "left"}
     assert list(tmp_path.joinpath("a").rglob("*.ckpt"))
@@ -103,7 +104,8 @@ def test_a_site_that_is_told_to_end_in_a_long_validation_leaves_before_its_end(t
         leaver.signal(signal.SIGTERM)
         run.until(lambda: leaver.code is not None, "a leaves", may_end=["a"])
         assert leaver.code == 143, leaver.output
-        assert "this site has left, in the middle of a step or a validation" in leaver.output
+        assert "SIGTERM: site a leaves the run within 15 s: " in leaver.output
+        assert "site a has left, in the middle of a step or a validation; run the same command" in leaver.output
         log = run.end("b", "c", rounds=6)
     assert log.newest.members == (1, 2) and log.newest.gone == {0: "left"}
     assert tmp_path.joinpath("a", "rescued-a.ckpt").exists()

@@ -10,7 +10,7 @@ import pytest
 from lightning_parablock.elastic.run_site import RunSite
 from lightning_parablock.elastic.stores import host_store, join_store
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.meeting import devices
+from lightning_parablock.meeting import addresses, devices
 from lightning_parablock.settings import Settings
 from lightning_parablock.settings.ports import PortRange
 from lightning_parablock.strategy import elastic_run
@@ -23,11 +23,12 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Opens]:
     """Opens sites, which enter no run; the others reach this machine at an address that is not that of its name."""
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     monkeypatch.setattr(devices, "_listeners", ())
-    monkeypatch.setattr(elastic_run, "own_address", lambda hub, one_host: "127.0.0.2")
+    monkeypatch.setattr(elastic_run, "own_address", lambda hub, one_host, role: "127.0.0.2")
     made: list[RunSite] = []
 
     def open_one(**options: object) -> RunSite:
-        settings = Settings(lighthouse="127.0.0.1:29510", min_clients=1, **options)  # pyright: ignore[reportArgumentType]
+        options = {"lighthouse": "127.0.0.1:29510", "min_clients": 1, **options}
+        settings = Settings(**options)  # pyright: ignore[reportArgumentType]
         site = elastic_run.open_site(settings, "a", None)
         assert isinstance(site, RunSite)
         made.append(site)
@@ -57,6 +58,12 @@ def test_an_interface_that_is_not_there_is_named(opened: Opens, monkeypatch: pyt
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nope7")
     with pytest.raises(ConfigurationError, match="GLOO_SOCKET_IFNAME names the network interface 'nope7'"):
         opened()
+
+
+def test_a_lighthouse_that_cannot_be_resolved_is_called_one(opened: Opens, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic_run, "own_address", addresses.own_address)
+    with pytest.raises(ConfigurationError, match=r"the lighthouse host 'nowhere\.invalid' cannot be resolved"):
+        opened(lighthouse="nowhere.invalid:29510")
 
 
 def test_the_exchange_the_desk_and_the_store_listen_in_the_range(opened: Opens) -> None:
