@@ -7,6 +7,7 @@ wait for a message, here and at its other members, end with an error that is not
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -26,11 +27,14 @@ from lightning_parablock.regroup.log import Record
 from lightning_parablock.server.aggregation import Aggregator
 from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import Settings
+from lightning_parablock.system.bare_errors import bare
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.loopback import LoopbackTransport
 from lightning_parablock.transport.pacing import Pacer
 from lightning_parablock.transport.torch_distributed import TorchDistributedTransport
 from lightning_parablock.transport.wires import GlooTicket, Ticket, Transfer, Wire
+
+log = logging.getLogger(__name__)
 
 _NOBODY = 99
 """Tag of a message that is never sent."""
@@ -205,4 +209,6 @@ class _Unwatched:
         return cause if isinstance(cause, PeerError) else PeerLostError(f"{self._membership.describe(rank)}: {cause}")
 
     def cause_of(self, error: Exception) -> Exception:
-        return error
+        """The error itself, whose frames would keep all that a generation had."""
+        log.debug("parablock: an exchange of a generation has failed", exc_info=error)
+        return bare(error)

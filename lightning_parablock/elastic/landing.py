@@ -30,6 +30,7 @@ from lightning_parablock.regroup.log import MembershipLog, Record
 from lightning_parablock.server.shard import ServerShard, StatePiece
 from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Settings
+from lightning_parablock.system.bare_errors import bare
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
 from lightning_parablock.transport.base import Exchange, Transport
 
@@ -295,7 +296,7 @@ class LandingTransport(Transport):
                 try:
                     self._land(*ready)
                 except Exception as error:  # the next generation repeats it; on_trouble finds out why
-                    trouble = error if self._trouble is None else None
+                    trouble = bare(error) if self._trouble is None else None
                     self._trouble = self._trouble or error
                     break
                 landed.append(ready[0].key)

@@ -36,6 +36,7 @@ from lightning_parablock.transport.pacing import Pacer
 from lightning_parablock.transport.pending import PendingExchange
 from lightning_parablock.transport.staging import staging_of
 from lightning_parablock.transport.watching import Watching
+from lightning_parablock.transport.windows import Finish
 from lightning_parablock.transport.wires import GlooWire, NcclWire, Ticket, Wire
 
 
@@ -80,7 +81,8 @@ class TorchDistributedTransport(Transport):
         self._staging = staging_of(device)
         self._wire = self._open_wire(device, backend) if wire is None else wire
         pacer = Pacer(settings.upload_bps) if pacer is None else pacer
-        lane_context = LaneContext(membership, self._wire, self._finish, pacer, settings.compression, settings.cohort)
+        finish = _finish_of(watch, settings)
+        lane_context = LaneContext(membership, self._wire, finish, pacer, settings.compression, settings.cohort)
         self._lanes: list[tuple[Lane, CommunicationThread]] = []
         for kind in STREAMING if self._wire.posts_early else LOCKSTEP:
             lane = kind(lane_context)
@@ -157,13 +159,6 @@ class TorchDistributedTransport(Transport):
         messages = [f"the {e.header.describe()} from {self._membership.describe(e.rank)}" for e in awaited]
         return f"all clients have submitted round {round_index}; under way: {'; '.join(messages) or 'own messages'}"
 
-    def _finish(self, ticket: Ticket) -> None:
-        limit_s = self._settings.straggler_timeout_s + self._settings.exchange_timeout_s
-        try:
-            ticket.wait(limit_s)
-        except Exception as error:  # whatever the backend raises, the watch knows better which rank was lost
-            raise self._watch.explain(error, ticket.transfer.rank) from error
-
     @override
     def describe_client(self, client: int) -> str:
         rank = next(rank for rank, clients in enumerate(self._membership.clients) if client in clients)
@@ -201,3 +196,16 @@ class TorchDistributedTransport(Transport):
             self._ahead.join(deadline_s - time.monotonic())
         if all(ended):
             self._wire.close()
+
+
+def _finish_of(watch: Watching, settings: Settings) -> Finish:
+    """How lanes wait: a method of the transport, which has the lanes, would keep both from being freed."""
+    limit_s = settings.straggler_timeout_s + settings.exchange_timeout_s
+
+    def finish(ticket: Ticket) -> None:
+        try:
+            ticket.wait(limit_s)
+        except Exception as error:  # whatever the backend raises, the watch knows better which rank was lost
+            raise watch.explain(error, ticket.transfer.rank) from error
+
+    return finish

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -137,6 +139,41 @@ def test_a_generation_follows_another_after_a_member_was_killed_in_mid_transfer(
     for member in members:
         member.transport.close()
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+@pytest.fixture
+def no_collector() -> Generator[None]:
+    """What is unreachable is freed at once, or not at all."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_nothing_is_left_of_a_generation_that_has_ended(port: int, no_collector: None) -> None:
+    members = [Member(client, port) for client in range(2)]
+    at_once([lambda m=m: m.enter(founding(2)) for m in members])
+    old = lanes()
+    held = [part for m in members for part in parts_of(m)]
+    for exchange in [member.submit(0) for member in members]:
+        exchange.wait(lambda: torch.empty(0))
+    members[0].submit(1)
+    members[1].transport.seal()  # the other one sees a transfer that fails
+    assert members[0].trouble.wait(60)
+    members[1].submit(1)
+    decision = decide(1, [member.report() for member in members], Rules(has_server_state=True))
+    at_once([lambda m=m: m.enter(decision, members) for m in members])
+    for thread in old:
+        thread.join(60)
+    left = [reference() for reference in held if reference() is not None]
+    for member in members:
+        member.transport.close()
+    assert not left
+
+
+def parts_of(member: Member) -> list[weakref.ref[Any]]:
+    """What a member has of the generation that is open: its exchanges, its group and its server."""
+    carrier: Any = member.transport._carrier  # pyright: ignore[reportPrivateUsage]
+    return [weakref.ref(part) for part in (carrier, carrier._apart._group, carrier.server)]
 
 
 def test_a_cut_ends_every_transfer_also_where_a_peer_is_gone_already(port: int) -> None:
