@@ -236,15 +236,18 @@ def _no_address(address: str, name: str) -> UnreachableError:
 
 
 def _kept(address: str) -> http.client.HTTPConnection | None:
-    """This thread's connection of an earlier call, if it is still open as far as one can tell."""
-    connection, used_s = _connections().pop(address, (None, 0.0))
-    if connection is None:
-        return None
-    is_fresh = time.monotonic() - used_s < SILENCE_S / 2
-    if is_fresh and connection.sock is not None and not _has_something(connection.sock, 0.0):
-        return connection
-    connection.close()  # what arrives outside a call can only be its end
-    return None
+    """This thread's connection of an earlier call, if it is still open as far as one can tell; closes all that are not.
+
+    A process that has ended is never called again: its connection is found here, at a call of any other.
+    """
+    connections, now_s = _connections(), time.monotonic()
+    for other, (connection, used_s) in list(connections.items()):
+        is_fresh = now_s - used_s < SILENCE_S / 2
+        # What arrives outside a call can only be its end.
+        if not is_fresh or connection.sock is None or _has_something(connection.sock, 0.0):
+            del connections[other]
+            connection.close()
+    return connections.pop(address, (None, 0.0))[0]
 
 
 def _has_something(sock: socket.socket, within_s: float) -> bool:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from lightning_parablock.desk import caller as desk_caller
 from lightning_parablock.desk.caller import call
 from lightning_parablock.desk.message import Identity, Reply
 from lightning_parablock.desk.service import Call, Desk
@@ -69,6 +70,28 @@ def test_a_connection_serves_many_calls_of_a_thread(desk: Desk) -> None:
             call(relay.address, "nothing", {}, b"x" * 1000)
     assert relay.connections == 1
     relay.close()
+
+
+def test_a_process_that_has_ended_keeps_no_connection_of_a_thread_that_calls_others(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.answer("echo", echo)
+    others = [Relay(desk.address) for _ in range(3)]
+    for other in others:
+        call(other.address, "echo", {})
+    call(desk.address, "echo", {})
+    kept = dict(desk_caller._connections())
+    assert len(kept) == 4
+    others[0].close()
+    assert desk_caller._has_something(kept[others[0].address][0].sock, 20)
+    call(desk.address, "echo", {})
+    assert list(desk_caller._connections()) == [*(other.address for other in others[1:]), desk.address]
+    assert kept[others[0].address][0].sock is None
+    monkeypatch.setattr(desk_caller, "SILENCE_S", 0.0)  # the machines of the others are gone, and say nothing
+    call(desk.address, "echo", {})
+    assert list(desk_caller._connections()) == [desk.address]
+    for other in others[1:]:
+        other.close()
 
 
 def test_many_calls_at_once(desk: Desk) -> None:
