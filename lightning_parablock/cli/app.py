@@ -150,8 +150,10 @@ class ParaBlockCLI(CommandLine):
         self.run.site = self.option("trainer.strategy.init_args.site")
         self.run.comes_back = self.option("trainer.strategy.init_args.lighthouse") is not None
         check_strategy(self.option("trainer.strategy"))
-        if not self.run.comes_back:  # else the site looks where it has kept its checkpoints
-            refuse_last(self.option("ckpt_path"), self.option("trainer"), self.option("run_dir"), self.run.site)
+        refuse_last(
+            *(self.option("ckpt_path"), self.option("trainer"), self.option("run_dir"), self.run.site),
+            is_elastic_fit=self.run.comes_back and self.config.subcommand == "fit",
+        )
         try:
             check_sources(self.option("data"), self.config.subcommand)
         except DataError as error:

@@ -11,8 +11,12 @@ from jsonargparse import Namespace
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.runs.folder import folder_of_runs
 
+_FINAL = "final.ckpt"
 
-def refuse_last(ckpt_path: object, trainer: Namespace, run_dir: str | None, site: str | None) -> None:
+
+def refuse_last(
+    ckpt_path: object, trainer: Namespace, run_dir: str | None, site: str | None, *, is_elastic_fit: bool = False
+) -> None:
     """Refuse ``last`` where Lightning would look into the new run folder alone, find nothing, and begin anew.
 
     Args:
@@ -20,6 +24,8 @@ def refuse_last(ckpt_path: object, trainer: Namespace, run_dir: str | None, site
         trainer: The options of the Trainer. A logger or a ModelCheckpoint with a folder of its own may find one there.
         run_dir: The folder that the user names for the run.
         site: Name of this process's site, if it has one.
+        is_elastic_fit: Whether sites may come and go: then a finished model alone is nothing to continue from, and a
+            site without a file gets it from one that has.
 
     Raises:
         ConfigurationError: nothing would be found; names the newest checkpoint of the earlier runs.
@@ -27,8 +33,15 @@ def refuse_last(ckpt_path: object, trainer: Namespace, run_dir: str | None, site
     if ckpt_path != "last" or _has_own_place(trainer):
         return
     folder = folder_of_runs(run_dir, trainer.get("default_root_dir"))
-    newest = _newest(path for path in folder.rglob("*.ckpt") if site is None or site in path.parts)
-    found = f"its newest checkpoint is {newest}: --ckpt_path {newest}" if newest else "it has no checkpoint yet"
+    newest = _newest(
+        path
+        for path in folder.rglob("*.ckpt")
+        if (site is None or site in path.parts) and not (is_elastic_fit and path.name == _FINAL)
+    )
+    nothing = f"it has no checkpoint{' of this site' if is_elastic_fit else ''} yet"
+    if is_elastic_fit:
+        nothing += ": leave --ckpt_path out, and the site gets the model from one that has it"
+    found = f"its newest checkpoint is {newest}: --ckpt_path {newest}" if newest else nothing
     raise ConfigurationError(
         "--ckpt_path last: every start of this command has a new run folder, in which there is no checkpoint, so the "
         f"run would begin anew; name the file. The folder of the earlier runs is {folder}, and {found}"

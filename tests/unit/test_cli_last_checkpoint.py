@@ -40,6 +40,16 @@ def test_the_newest_file_is_named(runs: Path, options: dict[str, Any], site: str
     assert str(refused.value).endswith(f"--ckpt_path {runs / newest}")
 
 
+def test_a_run_whose_sites_come_and_go_does_not_continue_from_its_final_model(runs: Path) -> None:
+    """The search of such a site, too, looks into the new run folder alone; see ``searching_own``."""
+    with pytest.raises(ConfigurationError, match="the run would begin anew; name the file") as refused:
+        refuse_last("last", trainer(runs), None, None, is_elastic_fit=True)
+    assert str(refused.value).endswith(f"--ckpt_path {runs / '3/a/last.ckpt'}")
+    with pytest.raises(ConfigurationError, match="no checkpoint of this site yet: leave --ckpt_path out"):
+        refuse_last("last", trainer(runs), None, "b", is_elastic_fit=True)
+    refuse_last("last", trainer(runs, callbacks=[SAVING]), None, "a", is_elastic_fit=True)
+
+
 def test_where_there_is_none_it_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="it has no checkpoint yet"):
         refuse_last("last", trainer(tmp_path), None, None)
@@ -55,10 +65,17 @@ def test_a_place_of_the_users_own_may_have_one(runs: Path, options: dict[str, An
     refuse_last("last", trainer(runs, **options), None, None)
 
 
-@pytest.mark.parametrize("command", ["fit", "validate"])
+ELASTIC = "--strategy.lighthouse hub:29510 --strategy.min_clients 1 --strategy.site a"
+
+
+@pytest.mark.parametrize(
+    ("command", "newest"),
+    [("fit", "2/b/final.ckpt"), ("validate", "2/b/final.ckpt"), (f"fit {ELASTIC}", "3/a/last.ckpt")],
+)
 def test_the_command_ends_before_anything_is_built(
-    command: str, runs: Path, capsys: pytest.CaptureFixture[str]
+    command: str, newest: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [command, *TOYS, "--ckpt_path", "last", "--trainer.default_root_dir", str(runs)]
-    assert f"its newest checkpoint is {runs / '2/b/final.ckpt'}" in complaint(capsys, words)
+    subcommand, *options = command.split()
+    words = [subcommand, *TOYS, *options, "--ckpt_path", "last", "--trainer.default_root_dir", str(runs)]
+    assert f"its newest checkpoint is {runs / newest}" in complaint(capsys, words)
     assert sorted(path.name for path in runs.iterdir()) == ["1", "2", "3"]
