@@ -55,7 +55,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Generator[PrivateSites]:
         for site, n_rows in zip(SITES, (60, 70, 80), strict=True):
             made.give("run.yaml", HUB, site)
             made.add_model_and_rows(site, n_rows)
-        made.start(HUB, made.block("private hub: lighthouse")).wait_for_line("every site is started with", LIMIT_S)
+        made.start(HUB, made.block("private hub: lighthouse")).wait_for_line("lighthouse: listens at", LIMIT_S)
         yield made
 
 

@@ -9,6 +9,7 @@ import socket
 import pytest
 
 from lightning_parablock.cli import main
+from lightning_parablock.cli.commands import lighthouse
 from lightning_parablock.cli.commands.lighthouse import SILENCE_S
 from lightning_parablock.elastic.lighthouse import Lighthouse
 from lightning_parablock.membership import descriptors
@@ -56,6 +57,19 @@ def test_signals_do_afterwards_what_they_did_before() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["lighthouse", "--host", "127.0.0.1", "--port", str(taken.getsockname()[1])]) == 2
     assert [signal.getsignal(sign) for sign in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(
+    ("address", "shown", "is_any"),
+    [("0.0.0.0", socket.gethostname(), True), ("10.81.0.1", "10.81.0.1", False), ("fd00::1", "[fd00::1]", False)],
+)
+def test_it_says_where_it_listens_and_which_option_names_that(
+    address: str, shown: str, is_any: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lighthouse._say_where(address, 29510)
+    first, *more = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"lighthouse: listens at {shown}:29510. Every site names it: the option lighthouse")
+    assert more == ([f"Instead of {shown}, any name or address of this machine will do that all sites reach."] * is_any)
 
 
 def test_the_lighthouse_and_the_sites_wait_equally_long() -> None:

@@ -33,7 +33,7 @@ class Membership:
     Attributes:
         address: Where the sites meet.
         place: What is there, in words.
-        page: The page of the documentation.
+        explained: Where ports, data and what leaves a site are explained.
         trainer: Lines of the trainer's options.
         options: Lines of the strategy's options.
         start: What to start before the sites, for the user.
@@ -41,7 +41,7 @@ class Membership:
 
     address: Address
     place: str
-    page: str
+    explained: str
     trainer: tuple[str, ...]
     options: tuple[str, ...]
     start: tuple[str, ...]
@@ -76,7 +76,11 @@ def init_parser() -> CommandParser:
     )
     parser.add_argument("folder", type=str, nargs="?", default=".", help=f"FOLDER, where {NAME} is written.")
     parser.add_argument(
-        "--sites", type=str, default="a,b,c", help="Names of the sites, separated by commas; each has its own rows."
+        "--sites",
+        type=str,
+        default="a,b,c",
+        help="Names of the sites, separated by commas; each has its own rows. With --lighthouse all that may ever take "
+        "part, also those that join later: min_clients is more than half of them.",
     )
     parser.add_argument(
         "--rendezvous",
@@ -136,7 +140,7 @@ def configuration(plan: Plan) -> str:
 #
 #   {PROGRAM} fit --config {NAME} --site NAME
 #
-# and its rows stay on its machine. {plan.membership.page} explains ports, data and what leaves a site.
+# and its rows stay on its machine. {plan.membership.explained}
 seed_everything: 0 # random seed of the order of blocks and rows
 
 trainer:
@@ -196,7 +200,7 @@ def _fixed(address: Address, n_sites: int) -> Membership:
     return Membership(
         address=address,
         place="where the sites meet",
-        page="docs/sites.md",
+        explained="docs/sites.md explains ports, data and what leaves a site.",
         trainer=(f"num_nodes: {n_sites} # number of sites",),
         options=(f"rendezvous: {at} # where the sites meet: a machine that all others reach",),
         start=("3. Start every site, in any order:",),
@@ -204,20 +208,22 @@ def _fixed(address: Address, n_sites: int) -> Membership:
 
 
 def _elastic(address: Address, n_sites: int) -> Membership:
-    at = _scalar(_host_and_port(address))
+    at, least = _scalar(_host_and_port(address)), n_sites // 2 + 1
     return Membership(
         address=address,
         place="the lighthouse",
-        page="docs/elastic.md",
+        explained="docs/elastic.md explains the ports, docs/sites.md the data and what leaves a site.",
         trainer=(),
         options=(
             f"lighthouse: {at} # where the lighthouse runs: a machine that all sites reach",
-            f"min_clients: {n_sites // 2 + 1} # this many sites found the run, and it does not continue with fewer",
+            f"min_clients: {least} # so many found the run, and it waits with fewer: more than half of all sites that "
+            "may ever take part",
         ),
         start=(
             f"3. Start the lighthouse on {address.host}, and leave it running:",
             f"  {PROGRAM} lighthouse --port {address.port}",
-            "4. Start every site, in any order; the same command brings a lost one back, and a new one in:",
+            f"4. Start the sites, in any order: the first {least} of them found the run, and the others join it, also "
+            "later. The same command brings a lost one back:",
         ),
     )
 

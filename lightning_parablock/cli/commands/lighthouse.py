@@ -83,6 +83,10 @@ def _say_where(address: str, port: int) -> None:
     everywhere = address in _EVERYWHERE
     host = socket.gethostname() if everywhere else address
     shown = f"[{host}]" if ":" in host else host
-    print(f"lighthouse: every site is started with --strategy.lighthouse {shown}:{port}", flush=True)
+    print(
+        f"lighthouse: listens at {shown}:{port}. Every site names it: the option lighthouse, which init has written to "
+        "run.yaml",
+        flush=True,
+    )
     if everywhere:
-        print(f"Where the name {host} is not known, use its address instead.", flush=True)
+        print(f"Instead of {host}, any name or address of this machine will do that all sites reach.", flush=True)
