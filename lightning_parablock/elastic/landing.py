@@ -19,6 +19,7 @@ from lightning_parablock.blocks.partition import Block
 from lightning_parablock.codecs.feedback import Residual
 from lightning_parablock.elastic.calendar import Calendar
 from lightning_parablock.elastic.exchange import ElasticExchange
+from lightning_parablock.elastic.patience import Patience
 from lightning_parablock.elastic.shard import Backup, Backups, VersionedShard
 from lightning_parablock.elastic.staging import Staged
 from lightning_parablock.elastic.store import CommittedStore
@@ -31,7 +32,6 @@ from lightning_parablock.server.shard import ServerShard, StatePiece
 from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Settings
 from lightning_parablock.system.bare_errors import bare
-from lightning_parablock.system.limited_wait import LATE, LimitedWait
 from lightning_parablock.transport.base import Exchange, Transport
 
 _POLL_S = 0.05
@@ -100,6 +100,8 @@ class LandingTransport(Transport):
         self._staged: Staged | None = None
         self._ahead: dict[Key, tuple[Tensor, Record]] = {}
         self._trouble: Exception | None = None
+        self._failure: Exception | None = None
+        """The newest error of an exchange since one has landed, in whichever generation."""
         self._started = self._merged = -1
         self.uploaded_bytes = 0
 
@@ -145,8 +147,8 @@ class LandingTransport(Transport):
         """See :class:`~lightning_parablock.elastic.exchange.Landing`.
 
         Raises:
-            PeerTimeoutError: it has not landed within ``straggler_timeout_s`` of an opening, or no generation has
-                opened within ``rejoin_timeout_s``.
+            PeerTimeoutError: it has not landed within ``straggler_timeout_s``, or no generation has opened within
+                ``rejoin_timeout_s``: see :class:`~lightning_parablock.elastic.patience.Patience`.
         """
         key = exchange.key
         name = self._blocks[key[1]].name
@@ -222,32 +224,33 @@ class LandingTransport(Transport):
         return not self._is_sealed
 
     def _wait_for(self, is_done: Callable[[], bool], what: Callable[[], str]) -> None:
-        """Wait, in slices, so that errors, Ctrl-C and SIGTERM are seen; each opening restarts the limit."""
-        wait, began = LimitedWait(self._settings.straggler_timeout_s, reports=LATE), None
+        """Wait, in slices, so that errors, Ctrl-C and SIGTERM are seen."""
+        patience = Patience(self._settings.straggler_timeout_s, self._rejoin_timeout_s)
         while True:
             with self._changed:
                 if is_done():
                     return
-                phase = (self._log.generation, self._is_sealed)
-                if phase != began:
-                    limit_s = self._rejoin_timeout_s if self._is_sealed else self._settings.straggler_timeout_s
-                    wait, began = LimitedWait(limit_s, reports=LATE), phase
+                wait = patience.now(self._log, self._is_sealed, self.store.landed)
                 self._changed.wait(_POLL_S)
                 if is_done():
                     return
             self._check()
             if wait.is_over:
-                raise PeerTimeoutError(f"{what()}: {self._late()} after {wait.limit_s:g} s; {self._advice()}")
+                raise PeerTimeoutError(f"{what()}: {self._late()} within {wait.limit_s:g} s; {self._advice()}")
             wait.report(lambda: f"{what()}: {self._late()}{self._hint()}")
 
     def _late(self) -> str:
         with self._changed:
+            generation = self._log.generation
             if self._is_sealed:
-                newest = f"generation {self._log.generation}" if self._log.records else "any generation"
-                return f"no members for a generation after {newest} have been found"
-            members = ", ".join(self.describe_client(client) for client in self._log.newest.members)
-            trouble = "" if self._trouble is None else f" (a transfer has failed: {self._trouble})"
-            return f"not finished by the members of generation {self._log.generation}, {members}{trouble}"
+                return f"too few sites to {f'continue after generation {generation}' if generation >= 0 else 'begin'}"
+            others = [client for client in self._log.newest.members if client != self.client]
+            names = ", ".join(map(self.describe_client, others))
+            by = (
+                f"by the other members of generation {generation}, {names}" if others else f"in generation {generation}"
+            )
+            trouble = "" if self._failure is None else f" (a transfer has failed: {self._failure})"
+            return f"not finished {by}{trouble}"
 
     def _hint(self) -> str:
         """What to do before the limit has passed."""
@@ -256,6 +259,8 @@ class LandingTransport(Transport):
     def _advice(self) -> str:
         if self._is_sealed:
             return "start the lost sites again, or raise rejoin_timeout_s"
+        if self._failure is not None:
+            return "it fails whenever the members connect: see the logs of all sites, and the network between them"
         return "raise straggler_timeout_s if a client needs longer than that for its local steps"
 
     def attempt(self, exchanges: Iterable[ElasticExchange]) -> list[Attempted]:
@@ -296,8 +301,9 @@ class LandingTransport(Transport):
                 try:
                     self._land(*ready)
                 except Exception as error:  # the next generation repeats it; on_trouble finds out why
-                    trouble = bare(error) if self._trouble is None else None
-                    self._trouble = self._trouble or error
+                    failure = bare(error)
+                    trouble = failure if self._trouble is None else None
+                    self._trouble, self._failure = self._trouble or failure, failure
                     break
                 landed.append(ready[0].key)
             self._changed.notify_all()
@@ -318,6 +324,7 @@ class LandingTransport(Transport):
         key = exchange.key
         value = attempt.wait(lambda: self.store.newest(key[1]).to(self._device))
         self.store.land(key, value.cpu())
+        self._failure = None
         assert self._carrier is not None, "an attempt has a carrier"
         self.scales.land(key, self._carrier.told(key))
         for upload in exchange.uploads.values():

@@ -172,7 +172,10 @@ def committed_at(transport: ElasticTransport, schedule: Schedule, settings: Sett
     while store.landed < last:
         transport.check(*last)
         if wait.is_over:
-            raise PeerTimeoutError(f"round {last[0]} has not landed here within {wait.limit_s:g} s")
+            raise PeerTimeoutError(
+                f"round {last[0]} has not landed here within {wait.limit_s:g} s; raise straggler_timeout_s if a site "
+                "needs longer"
+            )
         wait.report(lambda: f"the commits of round {last[0]}, with which this site begins round {round_index}")
         time.sleep(_PAUSE_S)
     return [store.value_before(block, max(due, -1))[1] for block in range(store.n_blocks)]

@@ -49,13 +49,25 @@ class LimitedWait:
         limit_s: Seconds from now until the last of them must be over.
         say: Writes one line for the user; None for that of ``reports``.
         reports: Times and wording of the reports.
+        waited_s: Seconds of the limit that have been waited before.
     """
 
-    def __init__(self, limit_s: float, say: Callable[[str], object] | None = None, reports: Reports = SOON) -> None:
+    def __init__(
+        self,
+        limit_s: float,
+        say: Callable[[str], object] | None = None,
+        reports: Reports = SOON,
+        waited_s: float = 0.0,
+    ) -> None:
         self.limit_s = limit_s
         self._say, self._reports = say or reports.say, reports
-        self._start_s = time.monotonic()
-        self._report_s = self._start_s + reports.first_s
+        now_s = time.monotonic()
+        self._start_s, self._report_s = now_s - waited_s, now_s + reports.first_s
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds of the limit that have passed."""
+        return time.monotonic() - self._start_s
 
     @property
     def remaining_s(self) -> float:
