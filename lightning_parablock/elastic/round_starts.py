@@ -46,12 +46,15 @@ class RoundStarts:
 
         Raises:
             MembershipError: the run has ended.
-            PeerTimeoutError: no member has reached it within ``rejoin_timeout_s``.
+            PeerTimeoutError: no member has reached it within ``straggler_timeout_s`` of an opening.
         """
         seat = self._seat
-        wait = LimitedWait(seat.options.rejoin_timeout_s, reports=LATE)
+        limit_s = seat.options.straggler_timeout_s  # the members train the round before it, and may validate after it
+        wait, began = LimitedWait(limit_s, reports=LATE), seat.log.generation
         while True:
             seat.check()
+            if seat.log.generation != began:
+                wait, began = LimitedWait(limit_s, reports=LATE), seat.log.generation
             for client in (c for c in seat.log.newest.members if c != seat.client):
                 try:
                     reply = seat.ask(client, "trainer", {"round": round_index}, b"", _ASK_S)
@@ -66,7 +69,10 @@ class RoundStarts:
             self._refuse_ended_run(round_index, is_over=not listed)
             time.sleep(_PAUSE_S)
             if wait.is_over:
-                raise PeerTimeoutError(f"no member has begun round {round_index} within {wait.limit_s:g} s")
+                raise PeerTimeoutError(
+                    f"no member has begun round {round_index} within {wait.limit_s:g} s; raise straggler_timeout_s if "
+                    "a round takes longer"
+                )
             wait.report(lambda: f"a member to begin round {round_index}, with which this site starts")
 
     def _refuse_ended_run(self, round_index: int, *, is_over: bool) -> None:
