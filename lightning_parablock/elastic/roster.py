@@ -38,8 +38,8 @@ class Roster:
         self._said_s = 0.0
 
     def founders(self, fresh: Sequence[Candidate]) -> list[Candidate]:
-        """All that are here, once they are enough to found the run."""
-        fresh = [one for one in fresh if not self._is_out(one)]
+        """All that are here, once they are enough to found the run; a guest of another one waits for its members."""
+        fresh = [one for one in fresh if not one.run and not self._is_out(one)]
         return fresh if len(fresh) >= self._seat.options.min_clients else []
 
     def next_members(self, candidates: Sequence[Candidate]) -> list[Candidate]:

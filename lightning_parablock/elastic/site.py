@@ -178,7 +178,7 @@ class Site:
                 f"`lightning-parablock lighthouse --port {seat.options.lighthouse.rpartition(':')[2]}`, and let this "
                 "site reach it by TCP"
             )
-        here = sorted(one.site for one in seat.candidates)
+        here = sorted(one.site for one in seat.candidates if not one.run)
         problem = f"; {seat.problem}" if seat.problem else ""
         is_older = goes_back(seat.lineage, seat.noted)
         if seat.noted and (is_older or seat.checkpoint_round < 0):

@@ -134,7 +134,8 @@ class Watcher:
         """
         seat = self._seat
         if not _runs(candidates):
-            return min(one.site for one in candidates) == seat.options.site
+            # Guests have settings, ids and W of a run that may come back, and what they found would have its name.
+            return min((one.site for one in candidates if not one.run), default="") == seat.options.site
         generation = seat.membership.generation
         if generation < 0 or not seat.in_rounds or any(one.opened > generation for one in candidates):
             return False

@@ -36,6 +36,14 @@ def _seat(client: int, *records: Record, sealed: int, min_clients: int = 1) -> S
     return seat
 
 
+def _fresh(name: str, run: str = "", min_clients: int = 2) -> Seat:
+    """A site that has opened nothing; a guest of a run that it names."""
+    options = SiteOptions(name, "h:1", min_clients, 60.0, 1, 5.0, "star", False)
+    seat = Seat(options, f"{name}:1", f"{name}:2", incarnation=f"i{name}")
+    seat.run, seat.asked_client = run, 3 if run else None
+    return seat
+
+
 def _watcher(seat: Seat) -> Watcher:
     return Watcher(seat, LocalLighthouse().arbiter(), lambda: 1, lambda: None)
 
@@ -215,14 +223,23 @@ def test_a_site_that_leaves_is_not_counted_where_too_few_are_left(
 
 
 def test_founders_whose_attempts_fail_are_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    seat = _seat(0, FIRST, sealed=1)
-    seat.incarnations = {}
-    listed = (seat.me(), _seat(1, FIRST, sealed=1).me())
+    seat, other = _fresh("A"), _fresh("B")
+    listed = (seat.me(), other.me())
     roster = Roster(seat, lambda: -1)
     monkeypatch.setattr(roster._reach, "of_all", lambda order: {one.site: {o.site for o in order} for one in order})
     for _ in range(4):
         roster.note_end(listed, has_opened=False)
         assert [one.site for one in roster.founders(listed)] == ["A", "B"]
+
+
+def test_a_guest_whose_run_has_lost_all_its_members_founds_no_other_one() -> None:
+    guest, b, c = _fresh("A", "R"), _fresh("B"), _fresh("C")
+    listed = (guest.me(), b.me(), c.me())
+    assert [_watcher(seat)._coordinates(listed) for seat in (guest, b, c)] == [False, True, False]
+    assert [one.site for one in Roster(b, lambda: -1).founders(listed)] == ["B", "C"]
+    assert Roster(b, lambda: -1).founders(listed[:2]) == [], "a guest is none of min_clients"
+    guests = (guest.me(), _fresh("D", "R").me())
+    assert not _watcher(guest)._coordinates(guests), "they would found it in the name of the one that is gone"
 
 
 def test_a_member_that_not_all_reach_is_left_out_longer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
