@@ -68,23 +68,27 @@ class Watcher:
         return time.monotonic() - self._away_since_s if self._away_since_s else 0.0
 
     def _run(self) -> None:
-        while not self._closing.is_set():
-            pause_s = _EVERY_S
-            try:
-                self._seat.note_list(self._arbiter.ask(self._seat.me(), max(10.0, 2 * self._seat.options.silence_s)))
-                self._away_since_s = 0.0
-                self._act()
-            except ArbiterError as error:
-                self._note_away(error)
-                pause_s = _AGAIN_S
-            except ParaBlockError as error:
-                self._seat.fail(error)
-                return
-            except Exception as error:
-                log.exception("parablock: the thread that asks the lighthouse has failed")
-                self._seat.fail(MembershipError(f"this site cannot follow the membership any more: {error!r}"))
-                return
-            self._closing.wait(pause_s)
+        while not self._closing.is_set() and self._seat.error is None:
+            self._closing.wait(self._look())
+        # Before the training sees the error, which may take a whole validation: the others must not wait for this site.
+        self._arbiter.close()
+
+    def _look(self) -> float:
+        """Ask once, and do what follows; returns the seconds until the next time."""
+        try:
+            self._seat.note_list(self._arbiter.ask(self._seat.me(), max(10.0, 2 * self._seat.options.silence_s)))
+            self._away_since_s = 0.0
+            self._act()
+            return _EVERY_S
+        except ArbiterError as error:
+            self._note_away(error)
+            return _AGAIN_S
+        except ParaBlockError as error:
+            self._seat.fail(error)
+        except Exception as error:
+            log.exception("parablock: the thread that asks the lighthouse has failed")
+            self._seat.fail(MembershipError(f"this site cannot follow the membership any more: {error!r}"))
+        return 0.0
 
     def _note_away(self, error: ArbiterError) -> None:
         now_s = time.monotonic()
