@@ -1,4 +1,4 @@
-"""docs/elastic.md has the limits of the code, in its table of time limits."""
+"""docs/elastic.md has the limits of the code, in its table of time limits, and its example keeps its own rules."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_parablock.cli import main
 from lightning_parablock.elastic import attempt, fetching, opening, site
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.collectives import DEFAULT_TIMEOUT
@@ -16,6 +17,18 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "elastic.md").read_text()
 TABLE = PAGE.split("## Time limits")[1].split("\n## ")[0]
 ROWS = {cells[0]: cells[1] for cells in (row.strip("| ").split(" | ") for row in TABLE.splitlines() if row[:2] == "| ")}
 SETTINGS = ("heartbeat_s", "silence_s", "exchange_timeout_s", "rejoin_timeout_s", "straggler_timeout_s")
+
+
+def test_the_file_of_the_example_is_what_init_writes_and_the_run_never_waits(tmp_path: Path) -> None:
+    (words,) = re.findall(r"^lightning-parablock init (.+)$", PAGE, re.MULTILINE)
+    assert main(["init", str(tmp_path), *words.split()]) == 0
+    text = (tmp_path / "run.yaml").read_text()
+    (block,) = re.findall(r"^```yaml\n( +lighthouse: .+?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert block in text
+    least = int(re.findall(r"min_clients: (\d+)", block)[0])
+    members = [names.split(", ") for names in re.findall(r"sites \(([a-z, ]+)\) continue", PAGE)]
+    assert len(members) == 4 and all(len(names) >= least for names in members)
+    assert {name for names in members for name in names} == set(re.findall(r"--sites (\S+)", words)[0].split(","))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
