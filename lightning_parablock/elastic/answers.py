@@ -72,7 +72,6 @@ class Answers:
         with self._seat.changed:
             member = self._seat.membership
             member.seal(1 + max(member.sealed, member.generation))
-            self._seat.own_seal = member.sealed
             self._drop_carriers()
             if self._rounds is not None:
                 self._rounds.seal()

@@ -82,7 +82,6 @@ class Seat:
         checkpoint_round: Round with which the checkpoint begins that a founder would continue from; -1 for none.
         lineage: Of the run that saved this checkpoint; empty for none.
         noted: Lineage of the run of which the site has started a round before, and holds nothing any more.
-        own_seal: The generation that this site has sealed last without being asked; -1 for none.
         n_blocks: Number of blocks of the model, once it is known.
         roster: For secure sums: names of the sites that may take part, once it is known.
         next_run: Id of the run, as of the generation that is acknowledged.
@@ -114,7 +113,6 @@ class Seat:
     noted: Lineage = ()
     n_blocks: int = 1
     roster: frozenset[str] | None = None
-    own_seal: int = -1
     next_run: str = ""
     next_incarnations: dict[int, str] = field(default_factory=dict[int, str])
     opened: Decision | None = None
@@ -185,13 +183,17 @@ class Seat:
             self.changed.notify_all()
 
     def was_dropped(self, generation: int) -> bool:
-        """Whether the run has continued without this site, given that another one has opened ``generation``."""
-        member = self.membership
-        waiting = member.acknowledged
-        is_own = self.own_seal == generation == member.sealed and (
-            waiting is None or waiting.record.generation != generation
-        )
-        return member.generation >= 0 and (member.was_dropped(generation) or is_own)
+        """Whether the run has continued without this site, given that another one has opened ``generation``.
+
+        All participants of an attempt acknowledge before any of them opens, but for those that leave. So where this
+        site has sealed the number and not acknowledged, the others have opened another attempt, with the same number:
+        the coordinator of the one that was sealed here was lost, or this site has sealed for itself.
+        """
+        with self.changed:
+            member, waiting = self.membership, self.membership.acknowledged
+            may_open = waiting is not None and waiting.record.generation == generation
+            is_other = member.generation < generation == member.sealed and not may_open
+            return member.generation >= 0 and (member.was_dropped(generation) or is_other)
 
     def note_opened(self, decision: Decision) -> None:
         """The site has opened the generation that it had acknowledged last."""

@@ -162,7 +162,7 @@ class Watcher:
         """The run has continued without this site: whatever it has trained since then is discarded."""
         member = self._seat.membership
         newest = max((one.opened for one in candidates), default=-1)
-        is_dropped = self._seat.was_dropped(newest) and member.generation < newest
+        is_dropped = self._seat.was_dropped(newest)
         if is_dropped and self._seat.is_leaving:
             with self._seat.changed:  # the message that it may go has not arrived
                 self._seat.has_left = True

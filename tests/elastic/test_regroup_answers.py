@@ -174,6 +174,30 @@ def test_a_site_that_sealed_a_number_by_itself_still_sees_that_it_was_dropped() 
     assert seat.has_left
 
 
+def test_one_that_sealed_for_a_coordinator_that_was_lost_sees_that_the_others_used_its_number_again() -> None:
+    seat = _seat(2, FIRST, sealed=0)
+    answers = Answers(seat, lambda decision: None)
+    answers.prepare(_call(generation=1))  # A reached this site alone, and was lost
+    without_it = replace(SECOND, members=(1,), order=(1,), gone={0: "lost", 2: "lost"})
+    others = _seat(1, FIRST, without_it, sealed=1)
+    with pytest.raises(DroppedError, match=r"continued without it, with generation 1; .* since generation 0"):
+        _watcher(seat)._refuse_to_be_a_ghost((seat.me(), others.me()))
+
+
+def test_one_that_has_acknowledged_waits_for_the_opening_that_others_have_heard_of() -> None:
+    seat = _seat(2, FIRST, sealed=0)
+    answers, watcher, others = Answers(seat, lambda decision: None), _watcher(seat), _seat(1, FIRST, SECOND, sealed=1)
+    answers.prepare(_call(generation=1))
+    answers._take(Decision(SECOND, MembershipLog((FIRST, SECOND)), {}, 0), "run", PROCESSES)
+    watcher._refuse_to_be_a_ghost((seat.me(), others.me()))
+    answers.prepare(_call(generation=2))  # "open" never came, and the next attempt has begun
+    watcher._refuse_to_be_a_ghost((seat.me(), others.me()))
+    third = Record(2, (0, 1, 2), (), (0, 1, 2), 2, (0, 0), sites=SITES)
+    answers._take(Decision(third, MembershipLog((FIRST, SECOND, third)), {}, 0), "run", PROCESSES)
+    answers.open(_call(generation=2))
+    watcher._refuse_to_be_a_ghost((seat.me(), _seat(1, FIRST, SECOND, third, sealed=2).me()))
+
+
 def test_the_loss_of_a_founder_is_an_error_also_where_the_run_begins_with_a_checkpoint() -> None:
     resumed = Record(0, (0, 1, 2), (0, 1, 2), (0, 1, 2), 7, (6, 2), sites=SITES)
     seat = _seat(0, resumed, sealed=0)
