@@ -55,8 +55,13 @@ class Herald:
             self._changed.notify_all()
 
     def note_backup(self, client: int, backup: Backup) -> None:
-        """A version of this server's state is to be kept by another member; it takes the place of an older one."""
+        """A version of this server's state is to be kept by another member; it takes the place of an older one.
+
+        So does the first one of a generation of all those before it, which no member would keep any more.
+        """
         with self._changed:
+            for place in [p for p, waiting in self._backups.items() if waiting.label[1] < backup.label[1]]:
+                del self._backups[place]
             self._backups.pop((client, backup.block), None)
             self._backups[client, backup.block] = backup
             self._changed.notify_all()

@@ -28,6 +28,7 @@ from lightning_parablock.errors import PeerTimeoutError
 from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.regroup.keys import Key
 from lightning_parablock.regroup.log import MembershipLog, Record
+from lightning_parablock.regroup.report import Label
 from lightning_parablock.server.shard import ServerShard, StatePiece
 from lightning_parablock.server.uploads import Upload
 from lightning_parablock.settings import Settings
@@ -92,6 +93,7 @@ class LandingTransport(Transport):
         self._log = MembershipLog()
         self._exchanges: dict[Key, ElasticExchange] = {}
         self._backups = Backups()
+        self._unread: dict[int, Label] = {}  # of each block the version that waits to leave for its keeper
         self._known: dict[int, Key] = {}
         self._residuals: dict[int, Tensor] = {}  # by identity: what the open generation has in place of a residual
         self._shard: VersionedShard | None = None

@@ -140,6 +140,7 @@ class ElasticTransport(HandingTransport):
             self._known = {client: record.kept for client in record.members}
             before = staged.decision.log.records[-2] if len(staged.decision.log.records) > 1 else None
             self._backups.open(record.generation, record.kept, lambda b, s: self._stays(before, record, b, s))
+            waiting, self._unread = self._unread, {}
             self._ahead.clear()
             self._residuals.clear()
             self.dropped = self._drop(staged.decision)
@@ -155,7 +156,7 @@ class ElasticTransport(HandingTransport):
         self.follow(started)
         if carrier is not None:
             for block in range(len(self._blocks)):
-                if not self._is_kept(before, record, block):
+                if block in waiting or not self._is_kept(before, record, block):
                     self._send_backup(staged.server, block)
 
     def note_landed(self, client: int, key: Key, generation: int) -> None:
@@ -243,7 +244,20 @@ class ElasticTransport(HandingTransport):
         keeper = keeper_of(self._log.newest, self.client)
         if labels and keeper is not None:
             label = labels[-1]
-            self.send_backup(keeper, Backup(block, self.client, label, lambda: server.piece(block, label)))
+            with self._changed:
+                self._unread[block] = label
+            # Closes over no server: it may wait for longer than its generation lasts.
+            self.send_backup(keeper, Backup(block, self.client, label, lambda: self._read_backup(block, label)))
+
+    def _read_backup(self, block: int, label: Label) -> list[StatePiece] | None:
+        """A version of this server's state; None where it is of no use: no member keeps one of an older generation."""
+        with self._changed:
+            server = self._shard
+            if server is None or server.generation != label[1]:
+                return None
+            if self._unread.get(block) == label:
+                del self._unread[block]
+        return server.piece(block, label)
 
     def _stays(self, before: Record | None, record: Record, block: int, server: int) -> bool:
         return stays(before, record, server, self._blocks[block].numel, self._settings.topology)

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.distributed import TCPStore
 
 from lightning_parablock.elastic.generation import _WireApart
+from lightning_parablock.elastic.shard import Backup
 from lightning_parablock.errors import PeerLostError
 from lightning_parablock.meeting import devices
 from lightning_parablock.regroup.decide import Rules, decide
+from lightning_parablock.regroup.keys import BEFORE_ALL
 from lightning_parablock.transport.base import Exchange
 from lightning_parablock.transport.chunks import Kind
 from lightning_parablock.transport.wires import Transfer
@@ -150,7 +152,9 @@ def no_collector() -> Generator[None]:
 
 
 def test_nothing_is_left_of_a_generation_that_has_ended(port: int, no_collector: None) -> None:
-    members = [Member(client, port) for client in range(2)]
+    members, backups = [Member(client, port) for client in range(2)], list[Backup]()
+    for member in members:
+        member.transport.send_backup = lambda client, backup: backups.append(backup)
     at_once([lambda m=m: m.enter(founding(2)) for m in members])
     old = lanes()
     held = [part for m in members for part in parts_of(m)]
@@ -168,6 +172,27 @@ def test_nothing_is_left_of_a_generation_that_has_ended(port: int, no_collector:
     for member in members:
         member.transport.close()
     assert not left
+
+
+def test_a_backup_that_has_not_left_when_a_generation_ends_leaves_in_the_next_one(port: int) -> None:
+    members, waiting = [Member(client, port, topology="star") for client in range(2)], list[Backup]()
+    members[0].transport.send_backup = lambda client, backup: waiting.append(backup)
+
+    def regroup(generation: int) -> None:
+        decision = decide(generation, [member.report() for member in members], Rules(has_server_state=True))
+        at_once([lambda m=m: m.enter(decision, members) for m in members])
+
+    at_once([lambda m=m: m.enter(founding(2)) for m in members])
+    for exchange in [member.submit(0) for member in members]:
+        exchange.wait(lambda: torch.empty(0))
+    regroup(1)
+    assert [backup.label for backup in waiting] == [(BEFORE_ALL, 0), ((0, 0), 0), ((0, 0), 1)]
+    assert [backup.read() is None for backup in waiting] == [True, True, False]
+    regroup(2)
+    assert len(waiting) == 3, "the other one has this version"
+    assert waiting[-1].read() is None
+    for member in members:
+        member.transport.close()
 
 
 def parts_of(member: Member) -> list[weakref.ref[Any]]:

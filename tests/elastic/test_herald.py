@@ -39,9 +39,9 @@ class _Seat:
             assert self.changed.wait_for(lambda: len(self.asked) >= n, _LIMIT_S)
 
 
-def _backup(block: int, version: int) -> Backup:
+def _backup(block: int, version: int, generation: int = 0) -> Backup:
     piece = StatePiece(block, "velocity", 3, torch.full((5,), float(version)))
-    return Backup(block, 0, ((version, block), 0), lambda: [piece])
+    return Backup(block, 0, ((version, block), generation), lambda: [piece])
 
 
 def test_backups_wait_for_their_share_and_the_newest_of_a_block_is_sent() -> None:
@@ -63,6 +63,20 @@ def test_backups_wait_for_their_share_and_the_newest_of_a_block_is_sent() -> Non
         assert (client, name, said["label"]) == (1, "backup", ((2, block), 0))
         assert (piece.block, piece.name, piece.first) == (block, "velocity", 3)
         assert torch.equal(piece.values, torch.full((5,), 2.0))
+
+
+def test_backups_of_a_generation_that_has_ended_do_not_leave_before_those_of_the_next_one() -> None:
+    seat = _Seat()
+    herald = Herald(seat, lambda: 1.0)  # type: ignore[arg-type]
+    for block in range(3):
+        herald.note_backup(1, _backup(block, 0))
+    for block in range(2):  # client 1 is lost
+        herald.note_backup(2, _backup(block, 0, generation=1))
+    herald.start()
+    seat.await_asked(1)
+    herald.close(_LIMIT_S)
+    assert [(client, said["label"]) for client, _, said, _ in seat.asked] == [(2, ((0, 0), 1))]
+    assert herald.backup_bytes == 20
 
 
 def test_server_state_that_cannot_be_read_does_not_keep_the_others_from_hearing_what_has_landed(
