@@ -18,7 +18,7 @@ from lightning_parablock.desk.caller import call
 from lightning_parablock.desk.message import Reply
 from lightning_parablock.elastic.arbiter import Candidate
 from lightning_parablock.elastic.seat import Seat
-from lightning_parablock.errors import MembershipError, ParaBlockError
+from lightning_parablock.errors import MembershipError, ParaBlockError, RefusedError, UnreachableError
 from lightning_parablock.regroup.candidates import next_generation
 from lightning_parablock.regroup.decide import Rules, decide
 from lightning_parablock.regroup.report import Decision, Report
@@ -49,9 +49,10 @@ class Attempt:
 
     def __init__(self, seat: Seat, participants: Sequence[Candidate], *, is_founding: bool) -> None:
         self._seat, self.participants, self._is_founding = seat, list(participants), is_founding
-        self.has_opened = self._has_failed = False
+        self.has_opened, self._failure = False, ""
         self._n_blocks = seat.n_blocks
         self._lost: set[str] = set()
+        self._listed = {one.site: one.incarnation for one in seat.candidates}
         self._thread = threading.Thread(target=self._run, name="parablock-regroup", daemon=True)
         self.generation = next_generation([seat.membership.sealed, *(one.sealed for one in seat.candidates)])
 
@@ -75,9 +76,9 @@ class Attempt:
     def _check(self) -> None:
         self._seat.check()
         if self._lost:
-            raise AbandonedError(f"{', '.join(sorted(self._lost))} was lost")
-        if self._has_failed:
-            raise AbandonedError("another participant has failed")
+            raise AbandonedError(f"site {', '.join(sorted(self._lost))} was lost")
+        if self._failure:
+            raise AbandonedError(self._failure)
 
     def _run(self) -> None:
         names = ", ".join(one.site for one in self.participants)
@@ -105,7 +106,8 @@ class Attempt:
         store = {**said, "store": self._seat.store_address}
         members = {decision.record.sites[client] for client in decision.record.members}
         self._ask_all("connect", store, [one for one in self.participants if one.site in members])
-        self._ask_all("open", said)
+        # One that is refused has acknowledged nothing, and would answer that it cannot open: it ends by itself.
+        self._ask_all("open", said, [one for one in self.participants if one.site not in decision.refused])
         self.has_opened = True
 
     def _decide(self, reports: Sequence[Report]) -> Decision:
@@ -124,15 +126,18 @@ class Attempt:
     def _why_gone(self) -> dict[int, str]:
         if not self._seat.log.records:
             return {}
-        record = self._seat.log.newest
-        here = {one.site for one in self.participants}
-        again = {one.site for one in self._seat.candidates}
-        silent = f"lost: its process has ended, or no sign of life for {self._seat.options.silence_s:g} s"
-        return {
-            client: "lost: its process was started again" if record.sites[client] in again else silent
-            for client in record.members
-            if record.sites[client] not in here
-        }
+        record, here = self._seat.log.newest, {one.site for one in self.participants}
+        gone = [client for client in record.members if record.sites[client] not in here]
+        return {client: self._why(record.sites[client], self._seat.incarnations.get(client)) for client in gone}
+
+    def _why(self, site: str, incarnation: str | None) -> str:
+        """Why a member takes no part, whose process is known."""
+        listed = self._listed.get(site)
+        if listed is None:
+            return f"lost: its process has ended, or no sign of life for {self._seat.options.silence_s:g} s"
+        if listed == incarnation:
+            return "lost: not all of the other sites reach it, although it is alive"
+        return "lost: its process was started again"
 
     def _incarnations(self, decision: Decision) -> dict[str, str]:
         by_site = {one.site: one.incarnation for one in self.participants}
@@ -151,10 +156,20 @@ class Attempt:
                 reply = call(one.desk, name, said, limit_s=_ANSWER_S, caller=self._seat.identity, look=self._check)
                 if reply.said.get("is_done", True):
                     return reply
-        except ParaBlockError:
-            # Members that can open do; the others take it over with the next decision.
-            self._has_failed = name != "open"
-            raise
+        except ParaBlockError as error:
+            named = self._named(error, one)
+            if name != "open":  # members that can open do; the others take it over with the next decision
+                self._failure = self._failure or str(named)
+            raise named from None
+
+    def _named(self, error: ParaBlockError, one: Candidate) -> ParaBlockError:
+        """The same error, with the site whose desk has the address in it, and what to do."""
+        if isinstance(error, UnreachableError):
+            advice = f"if it runs, open its ports to site {self._seat.options.site}; it is tried again"
+            return UnreachableError(f"site {one.site} at {error}; {advice}", error.kind)
+        if isinstance(error, RefusedError):
+            return RefusedError(f"site {one.site}: {error}", error.kind, error.details)
+        return error
 
 
 def _report(one: Candidate, reply: Reply) -> Report:
