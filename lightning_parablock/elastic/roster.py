@@ -11,10 +11,17 @@ from lightning_parablock.elastic.arbiter import Candidate
 from lightning_parablock.elastic.reach import Reach, who_goes
 from lightning_parablock.elastic.seat import Seat
 from lightning_parablock.errors import CutOffError
+from lightning_parablock.system.limited_wait import LimitedWait, Reports
 
 log = logging.getLogger(__name__)
 
-_SAY_S = 30.0
+_TOO_FEW = Reports(
+    first_s=0.0,
+    every_s=30.0,
+    line="parablock: {what}: the run waits, {remaining_s:.0f} s more at most; start the lost sites again with the same "
+    "command",
+    say=log.warning,
+)
 _OUT_S = 60.0
 _FAILURES = 2
 """Attempts that fail in a row before the sites are asked whom they reach."""
@@ -35,7 +42,7 @@ class Roster:
         self._out_until_s: dict[str, float] = {}
         self._times_out: dict[str, int] = {}
         self._failures = 0
-        self._said_s = 0.0
+        self._too_few: tuple[int, LimitedWait] | None = None
 
     def founders(self, fresh: Sequence[Candidate]) -> list[Candidate]:
         """All that are here, once they are enough to found the run; a guest of another one waits for its members."""
@@ -91,8 +98,8 @@ class Roster:
             return
         if site == self._seat.options.site:
             raise CutOffError(
-                f"site {site!r} reaches the lighthouse, and fewer of the other sites than they reach each other: it "
-                "gives up its place, so that they continue; look at the network between it and them, and start it again"
+                f"site {site} reaches the lighthouse but not all other sites, and leaves so that they can continue; "
+                "open the ports between them, then start it again"
             )
         wait_s = self._longer_wait(site)
         log.warning(
@@ -153,17 +160,13 @@ class Roster:
         return {site for key, site in fresh.items() if now_s - self._since_s.setdefault(key, now_s) > long_s}
 
     def note_too_few(self, here: Sequence[str]) -> None:
-        """Say that the run waits for more sites, from time to time."""
-        if time.monotonic() - self._said_s < _SAY_S:
-            return
-        self._said_s = time.monotonic()
-        options = self._seat.options
-        log.warning(
-            "parablock: %d of %d sites are left (%s), and min_clients is %d: waiting up to %g s for more; start the "
-            "lost ones again with the same command",
-            len(here),
-            len(self._seat.log.newest.members),
-            ", ".join(here),
-            options.min_clients,
-            options.rejoin_timeout_s,
+        """Say from time to time that the run waits for more sites, and how much longer; each generation begins anew."""
+        record, options = self._seat.log.newest, self._seat.options
+        if self._too_few is None or self._too_few[0] != record.generation:
+            self._too_few = record.generation, LimitedWait(options.rejoin_timeout_s, reports=_TOO_FEW)
+        self._too_few[1].report(
+            lambda: (
+                f"{len(here)} of {len(record.members)} sites {'is' if len(here) == 1 else 'are'} left "
+                f"({', '.join(here)}), fewer than min_clients={options.min_clients}"
+            )
         )

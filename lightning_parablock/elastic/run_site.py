@@ -131,7 +131,11 @@ class RunSite(Site, SiteView):
                 )
             if theirs:
                 return
-        log.warning("parablock: round %d: no member could confirm the model that this site has received", round_index)
+        log.warning(
+            "parablock: round %d: no member could confirm the model that this site has received; compare `weights: "
+            "sha256` of the sites at the end",
+            round_index,
+        )
 
 
 def site_options(settings: Settings, name: str) -> SiteOptions:

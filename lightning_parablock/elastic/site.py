@@ -171,12 +171,15 @@ class Site:
             time.sleep(_PAUSE_S)
 
     def _awaited(self) -> str:
-        seat = self._seat
-        if self._watcher.arbiter_away_s:
+        seat, away = self._seat, self._watcher.away
+        if away is not None and not away.is_away:
+            return f"a list of the sites: {away}"
+        if away is not None or not seat.candidates:
+            host, _, port = seat.options.lighthouse.rpartition(":")
+            has_not = "does not answer any more" if seat.candidates else "has not answered yet"
             return (
-                f"the lighthouse at {seat.options.lighthouse}, which does not answer: start it with "
-                f"`lightning-parablock lighthouse --port {seat.options.lighthouse.rpartition(':')[2]}`, and let this "
-                "site reach it by TCP"
+                f"the lighthouse at {seat.options.lighthouse}, which {has_not}: start it there with "
+                f"`lightning-parablock lighthouse --port {port}`, and check `nc -vz {host.strip('[]')} {port}`"
             )
         here = sorted(one.site for one in seat.candidates if not one.run)
         problem = f"; {seat.problem}" if seat.problem else ""
@@ -270,7 +273,7 @@ class Site:
             has_ended = seat.is_over or seat.error is not None or self._is_closed
             if has_ended or member.generation != generation or member.is_sealed:
                 return
-            if self._watcher.arbiter_away_s:
+            if self._watcher.away is not None:
                 # No site can be replaced, and one that is cut off finds out when it is back. Nobody else asks then.
                 self._ask_later(generation, error)
                 return

@@ -36,14 +36,18 @@ class Watcher:
         arbiter: Says who is alive.
         newest_round: Round that the training has started last; admissions are counted by it.
         seal: Lets this site take part in no exchange until the next opening.
+
+    Attributes:
+        away: Why the arbiter has given no list since the last one; None if it has.
     """
 
     def __init__(self, seat: Seat, arbiter: Arbiter, newest_round: Callable[[], int], seal: Callable[[], None]) -> None:
         self._seat, self._arbiter, self._roster, self._seal = seat, arbiter, Roster(seat, newest_round), seal
+        self.away: ArbiterError | None = None
         self._attempt: Attempt | None = None
         self._not_before_s, self._failures = 0.0, 0
         self._closing = threading.Event()
-        self._away_since_s = self._said_s = 0.0
+        self._said_s = 0.0
         self._thread = threading.Thread(target=self._run, name="parablock-arbiter", daemon=True)
 
     def start(self) -> None:
@@ -62,11 +66,6 @@ class Watcher:
         if attempt is not None:
             attempt.join(limit_s)
 
-    @property
-    def arbiter_away_s(self) -> float:
-        """Seconds for which the arbiter has not answered; 0 if it does."""
-        return time.monotonic() - self._away_since_s if self._away_since_s else 0.0
-
     def _run(self) -> None:
         while not self._closing.is_set() and self._seat.error is None:
             self._closing.wait(self._look())
@@ -77,7 +76,7 @@ class Watcher:
         """Ask once, and do what follows; returns the seconds until the next time."""
         try:
             self._seat.note_list(self._arbiter.ask(self._seat.me(), max(10.0, 2 * self._seat.options.silence_s)))
-            self._away_since_s = 0.0
+            self.away = None
             self._act()
             return _EVERY_S
         except ArbiterError as error:
@@ -92,15 +91,11 @@ class Watcher:
 
     def _note_away(self, error: ArbiterError) -> None:
         now_s = time.monotonic()
-        self._away_since_s = self._away_since_s or now_s
+        self.away = error
         if now_s - self._said_s > _SAY_S and not self._closing.is_set():
             self._said_s = now_s
-            log.warning(
-                "parablock: the lighthouse at %s does not answer (%s); training continues, but no site can be replaced "
-                "or admitted until it is back: start it again with the same command",
-                self._seat.options.lighthouse,
-                error,
-            )
+            meanwhile = "; until then training continues, but no site can be replaced or admitted"
+            log.warning("parablock: %s%s", error, meanwhile if self._seat.in_rounds else "")
 
     def _act(self) -> None:
         seat = self._seat
@@ -155,7 +150,7 @@ class Watcher:
         alive = {one.incarnation for one in candidates}
         here = [client for client, process in seat.incarnations.items() if process in alive]
         if len(here) + sum(one.is_ready for one in candidates) < seat.options.min_clients:
-            self._roster.note_too_few([seat.describe(client) for client in here])
+            self._roster.note_too_few([seat.site_of(client) for client in here])
             self._seal()
 
     def _refuse_to_be_a_ghost(self, candidates: Sequence[Candidate]) -> None:

@@ -106,10 +106,11 @@ def _refuse_to_go_back(founders: Sequence[Report], lineage: Lineage) -> None:
     """A command that is run again names the file from which the lost run began, and not that run's own files."""
     back = [report for report in founders if goes_back(lineage, report.noted)]
     if back:
+        notes = ", ".join(f"parablock-run-of-{report.site}-at-....json" for report in back)
         raise WeightsLostError(
             f"{_sites([report.site for report in back])} had started run {back[0].noted[-1][:8]}, which had continued "
             f"run {lineage[-1][:8]} of the newest checkpoint here: start a site that has a checkpoint of the younger "
-            "run, or delete the notes of these sites to give its rounds up"
+            f"run, or delete {notes} there to give its rounds up"
         )
 
 
@@ -246,8 +247,8 @@ def _refuse_too_few(
         return
     names = [report.site for report in reports if report.site not in (refused or {})]
     raise TooFewSitesError(
-        f"{n_members} sites are here ({_sites(names)}), and min_clients is {rules.min_clients}: start the others, or "
-        "those that were lost, again"
+        f"{n_members} {'site is' if n_members == 1 else 'sites are'} here ({_sites(names)}), and min_clients is "
+        f"{rules.min_clients}: start the others, or those that were lost, again"
     )
 
 

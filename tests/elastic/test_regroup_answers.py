@@ -206,7 +206,11 @@ def test_the_loss_of_a_founder_is_an_error_also_where_the_run_begins_with_a_chec
         _watcher(seat)._refuse_to_lose_a_founder((seat.me(), _seat(2, resumed, sealed=0).me()))
 
 
-def test_too_few_members_stop_at_the_merge_without_anybody_noticing_a_broken_link() -> None:
+def test_too_few_members_stop_at_the_merge_without_anybody_noticing_a_broken_link(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
     seat = _seat(0, FIRST, sealed=0, min_clients=2)
     seals: list[int] = []
     watcher = Watcher(seat, LocalLighthouse().arbiter(), lambda: 1, lambda: seals.append(seat.membership.seal(1) or 1))
@@ -215,6 +219,10 @@ def test_too_few_members_stop_at_the_merge_without_anybody_noticing_a_broken_lin
     watcher._pause_where_too_few((seat.me(),))
     watcher._pause_where_too_few((seat.me(),))
     assert seals == [1]
+    now_s[0] += 40
+    watcher._roster.note_too_few(["A"])
+    said = "parablock: 1 of 3 sites is left (A), fewer than min_clients=2: the run waits, {} s more at most; start"
+    assert [text.partition(" the lost")[0] for text in caplog.messages] == [said.format(60), said.format(20)]
 
 
 def test_a_guest_with_which_attempts_fail_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +251,7 @@ def test_a_site_that_leaves_is_not_counted_where_too_few_are_left(
     roster = Roster(seat, lambda: 5)
     monkeypatch.setattr(roster._reach, "of_all", lambda order: {one.site: {o.site for o in order} for one in order})
     assert roster.next_members(listed) == []
-    assert "1 of 2 sites are left (A), and min_clients is 2" in caplog.text
+    assert "1 of 2 sites is left (A), fewer than min_clients=2: the run waits, 60 s more at most" in caplog.text
 
 
 def test_founders_whose_attempts_fail_are_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

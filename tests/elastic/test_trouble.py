@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from lightning_parablock.elastic.seat import SiteOptions
 from lightning_parablock.elastic.site import Site
+from lightning_parablock.errors import ArbiterError
 from lightning_parablock.regroup.log import MembershipLog, Record
 from tests.support.local_arbiter import LocalLighthouse
 
@@ -49,19 +49,19 @@ def site() -> Iterator[Site]:
 
 
 def test_the_request_to_connect_again_outlasts_a_lighthouse_that_is_away(site: Site, timers: list[_Timer]) -> None:
-    site._watcher._away_since_s = time.monotonic() - 1.0
+    site._watcher.away = ArbiterError("the lighthouse is away")
     site.note_trouble(RuntimeError("a chunk is lost"))
     for _ in range(3):
         assert [timer.after_s for timer in timers] == [10.0]
         timers.pop().run_out()
         assert not site.seat.membership.is_sealed
-    site._watcher._away_since_s = 0.0
+    site._watcher.away = None
     timers.pop().run_out()
     assert site.seat.membership.sealed == 4 and not timers
 
 
 def test_a_site_that_is_closed_asks_for_nothing_more(site: Site, timers: list[_Timer]) -> None:
-    site._watcher._away_since_s = time.monotonic() - 1.0
+    site._watcher.away = ArbiterError("the lighthouse is away")
     site.note_trouble(RuntimeError("a chunk is lost"))
     site.close()
     timers.pop().run_out()

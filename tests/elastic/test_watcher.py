@@ -9,7 +9,7 @@ import pytest
 
 from lightning_parablock.elastic.arbiter import Candidate
 from lightning_parablock.elastic.watcher import Watcher
-from lightning_parablock.errors import MembershipError, ReplacedError
+from lightning_parablock.errors import ArbiterError, MembershipError, ReplacedError
 from tests.elastic.seats import THREE, LoneSeat
 
 LIMIT_S = 60.0
@@ -58,3 +58,14 @@ def test_neither_is_one_whose_part_another_thread_has_ended() -> None:
     seat.fail(MembershipError("generation 1 cannot be opened here"))
     assert arbiter.is_closed.wait(LIMIT_S)
     watcher.close(LIMIT_S)
+
+
+@pytest.mark.parametrize("in_rounds", [False, True])
+def test_what_a_lighthouse_without_a_list_means_depends_on_whether_the_run_has_begun(
+    in_rounds: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    seat = LoneSeat("a", THREE)
+    seat.in_rounds = in_rounds
+    Watcher(seat, _Arbiter(lambda me: ()), lambda: 1, lambda: None)._note_away(ArbiterError("no list", is_away=False))
+    meanwhile = "; until then training continues, but no site can be replaced or admitted"
+    assert caplog.messages == [f"parablock: no list{meanwhile if in_rounds else ''}"]

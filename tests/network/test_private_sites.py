@@ -271,7 +271,7 @@ def test_a_revoked_site_cannot_come_back(sites: PrivateSites) -> None:
     assert not reaches(sites, "c", B_INNER, 5000)
 
     given_up = sites.block("private c: fit").strip() + " --strategy.rejoin_timeout_s 12"
-    assert f"the lighthouse at {HUB_OUTER}:29510, which does not answer" in sites.run("c", given_up, status=1)
+    assert f"the lighthouse at {HUB_OUTER}:29510, which has not answered yet" in sites.run("c", given_up, status=1)
     sites.give("federation.yaml", "a", "c")
     said = sites.run("c", sites.block("private site: join"), status=2)
     assert "version 2 of federation clinic has the sites a, b, and none of them has keys in" in said
