@@ -53,6 +53,10 @@ class PeerError(ParaBlockError):
         then = "; the run cannot continue: restart all clients from the last checkpoint"
         return self._located(f"round {round_index}, block {block!r}", then)
 
+    def in_generation(self, round_index: int, block: str) -> PeerError:
+        """The same error, with round and block, where the members that are left carry the exchange out again."""
+        return self._located(f"round {round_index}, block {block!r}", "")
+
     def outside_rounds(self, where: str) -> PeerError:
         """The same error, for a place where no round was running, such as "before the first round"."""
         return self._located(where, "")

@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from typing_extensions import override
 
 from lightning_parablock.blocks.partition import Block
+from lightning_parablock.elastic.generation_masks import FINAL
 from lightning_parablock.errors import PeerError, PeerLostError
 from lightning_parablock.meeting.devices import open_apart
 from lightning_parablock.membership.membership import Membership
@@ -119,6 +120,12 @@ class _Generation(TorchDistributedTransport):
             pacer=pacer,
             aggregator=aggregator,
         )
+
+    @override
+    def _located(self, error: PeerError, round_index: int, block: int) -> PeerError:
+        if isinstance(error, FINAL):
+            return super()._located(error, round_index, block)
+        return error.in_generation(round_index, self._blocks[block].name)
 
     @override
     def close(self) -> None:

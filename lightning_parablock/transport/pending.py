@@ -22,6 +22,7 @@ class PendingExchange(Exchange):
     Args:
         check: Raises what is known about lost or silent peers, with round and block in its message.
         late: Says which clients or messages the exchange waits for.
+        locate: Adds round and block to an error, and what to do.
         round_index: Number of the round, for messages.
         block: Name of the block, for messages.
         settings: ``straggler_timeout_s`` is the limit of :meth:`wait` while all peers are alive.
@@ -34,6 +35,7 @@ class PendingExchange(Exchange):
         self,
         check: Callable[[], None],
         late: Callable[[], str],
+        locate: Callable[[PeerError], PeerError],
         round_index: int,
         block: str,
         settings: Settings,
@@ -43,7 +45,7 @@ class PendingExchange(Exchange):
         brings_increment: bool,
     ) -> None:
         super().__init__(brings_increment=brings_increment)
-        self._check, self._late = check, late
+        self._check, self._late, self._locate = check, late, locate
         self._round, self._block = round_index, block
         self._limit_s = settings.straggler_timeout_s
         self._finished = threading.Event()
@@ -109,13 +111,15 @@ class PendingExchange(Exchange):
         while not self._finished.wait(_POLL_S):
             self._check()
             if wait.is_over:
-                raise PeerTimeoutError(
-                    f"not finished after {self._limit_s:g} s although every client is alive: {self._late()} (raise "
-                    "straggler_timeout_s if a client needs longer than that for its local steps)"
-                ).at(self._round, self._block)
+                raise self._locate(
+                    PeerTimeoutError(
+                        f"not finished after {self._limit_s:g} s although every client is alive: {self._late()} (raise "
+                        "straggler_timeout_s if a client needs longer than that for its local steps)"
+                    )
+                )
             wait.report(lambda: f"{place}: {self._late()}")
         if isinstance(self._error, PeerError):
-            raise self._error.at(self._round, self._block) from self._error
+            raise self._locate(self._error) from self._error
         if self._error is not None:
             raise self._error
         assert self._commit is not None

@@ -123,6 +123,7 @@ class TorchDistributedTransport(Transport):
         pending = PendingExchange(
             lambda: self.check(round_index, block),
             lambda: self._late(round_index),
+            lambda error: self._located(error, round_index, block),
             round_index,
             self._blocks[block].name,
             self._settings,
@@ -173,7 +174,11 @@ class TorchDistributedTransport(Transport):
             self._watch.check()
             self._watch.peers.check_takes_part(round_index)
         except PeerError as error:
-            raise error.at(round_index, self._blocks[block].name) from error
+            raise self._located(error, round_index, block) from error
+
+    def _located(self, error: PeerError, round_index: int, block: int) -> PeerError:
+        """The error with the round and block in which it was noticed, and what to do."""
+        return error.at(round_index, self._blocks[block].name)
 
     @override
     def note_step(self, round_index: int) -> None:

@@ -174,6 +174,21 @@ def test_nothing_is_left_of_a_generation_that_has_ended(port: int, no_collector:
     assert not left
 
 
+def test_a_failed_transfer_is_named_without_an_end_of_the_run(port: int) -> None:
+    members, errors = [Member(client, port) for client in range(2)], list[Exception]()
+    for member in members:
+        member.transport.on_trouble = lambda error, member=member: (errors.append(error), member.trouble.set())
+    at_once([lambda m=m: m.enter(founding(2)) for m in members])
+    members[0].submit(0)
+    members[1].transport.seal()
+    assert members[0].trouble.wait(60)
+    for member in members:
+        member.transport.close()
+    (error,) = errors
+    assert str(error).startswith("round 0, block 'w': site b")
+    assert "restart" not in str(error)
+
+
 def test_a_backup_that_has_not_left_when_a_generation_ends_leaves_in_the_next_one(port: int) -> None:
     members, waiting = [Member(client, port, topology="star") for client in range(2)], list[Backup]()
     members[0].transport.send_backup = lambda client, backup: waiting.append(backup)
