@@ -18,7 +18,15 @@ from lightning_parablock.desk.caller import NOBODY, call
 from lightning_parablock.desk.message import Identity, Reply
 from lightning_parablock.errors import ProtocolError, UnreachableError
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
-from lightning_parablock.system.tensor_bytes import DTYPES, bytes_of, memory_of, n_bytes_of, name_of, read_shape
+from lightning_parablock.system.tensor_bytes import (
+    DTYPES,
+    bytes_of,
+    memory_of,
+    n_bytes_of,
+    name_of,
+    read_shape,
+    refuse_other_truths,
+)
 
 CHUNK_BYTES = 4 << 20
 _PAUSE_S = 0.2
@@ -38,11 +46,12 @@ def from_message(said: Mapping[str, Any], body: bytes | bytearray | memoryview) 
     """The tensor that :func:`as_message` wrote, on the CPU, in memory of its own.
 
     Raises:
-        ProtocolError: bytes, shape and checksum do not fit together.
+        ProtocolError: bytes, shape and checksum do not fit together, or a truth value is neither 0 nor 1.
     """
     dtype, shape = _read_description(said)
     if memoryview(body).nbytes != n_bytes_of(dtype, shape) or zlib.crc32(body) != said.get("checksum"):
         raise ProtocolError(f"a tensor of shape {list(shape)} has arrived with wrong bytes")
+    refuse_other_truths(dtype is torch.bool, body)
     flat = _empty(dtype, shape)
     _store(flat, 0, body)
     return flat.view(dtype).view(shape)
@@ -104,7 +113,8 @@ def pull_tensor(
     Raises:
         UnreachableError: nothing has arrived for the limit; it says how much had.
         RefusedError: the donor's handler raised an error.
-        ProtocolError: the tensor is not like ``like``, or its values changed while they were pulled.
+        ProtocolError: the tensor is not like ``like``, its values changed while they were pulled, or a truth value is
+            neither 0 nor 1.
     """
     pull = _Pull(like)
     wait = LimitedWait(limit_s, reports=LATE)
@@ -174,6 +184,7 @@ class _Pull:
         arrived = memoryview(reply.body)
         fits = reply.said.get("first_byte") == self.done and arrived.nbytes <= self._flat.numel() - self.done
         if fits and zlib.crc32(arrived) == reply.said.get("checksum"):
+            refuse_other_truths(dtype is torch.bool, arrived)
             _store(self._flat, self.done, arrived)
             self.done += arrived.nbytes
 

@@ -22,6 +22,9 @@ DTYPES = {
 }
 """Types whose values can be sent, by the names that they have in messages."""
 
+EVERY_DTYPE = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
+"""All types that torch knows, for values that are a type. Asked for another name, torch may import a module of it."""
+
 _MOST_DIMENSIONS = 64
 _LONGEST = 1 << 48
 
@@ -64,3 +67,13 @@ def memory_of(flat: Tensor) -> memoryview:
     """The memory of a flat tensor of bytes."""
     array: Any = flat.numpy()
     return memoryview(array)
+
+
+def refuse_other_truths(is_bool: bool, part: bytes | bytearray | memoryview) -> None:
+    """Refuse bytes of a peer that are to be truth values, and of which one is neither 0 nor 1.
+
+    Raises:
+        ProtocolError: there is such a byte, with which torch and NumPy compute what no truth value gives.
+    """
+    if is_bool and bytes(part).translate(None, b"\0\1"):
+        raise ProtocolError("a truth value is neither 0 nor 1")

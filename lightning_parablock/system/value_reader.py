@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from lightning_parablock.errors import ProtocolError
 from lightning_parablock.system.plain_records import record_of
-from lightning_parablock.system.tensor_bytes import DTYPES, memory_of, n_bytes_of, read_shape
+from lightning_parablock.system.tensor_bytes import (
+    DTYPES,
+    EVERY_DTYPE,
+    memory_of,
+    n_bytes_of,
+    read_shape,
+    refuse_other_truths,
+)
 from lightning_parablock.system.value_writer import ARRAY_TYPES, MAPPINGS, MOST_DEPTH, MOST_ODD_KEYS, PATHS
 
 _MOST_ALIKE = 64
@@ -35,6 +42,7 @@ class ValueReader:
     def __init__(self, beside: memoryview, device: torch.device) -> None:
         self._beside, self._device = beside, device
         self._tensors = list[Tensor]()
+        self._truths = set[int]()  # the numbers of those whose bytes have been looked at: once each
 
     def whole(self, said: Any) -> Any:
         """The value of a message, which must use all bytes beside it.
@@ -99,7 +107,7 @@ class ValueReader:
             raise ProtocolError(f"{name!r:.40} is no type of numbers")
         kind, shape = np.dtype(name), read_shape(sizes)
         part = self.take(math.prod(shape) * kind.itemsize)
-        _refuse_other_truths(kind.kind == "b", part)
+        refuse_other_truths(kind.kind == "b", part)
         return np.frombuffer(bytearray(part), np.uint8).view(kind).reshape(shape, order="F" if is_fortran else "C")
 
     def read_tensor(self, said: Any) -> Tensor:
@@ -118,13 +126,15 @@ class ValueReader:
             raise ProtocolError(f"{number!r:.40} is the number of no tensor")
         if number == len(self._tensors):
             part = self.take(n_bytes)
-            _refuse_other_truths(dtype is torch.bool, part)
             flat = torch.empty(n_bytes, dtype=torch.uint8)
             memory_of(flat)[:] = part
             self._tensors.append(flat.to(self._device) if is_elsewhere else flat)
         flat = self._tensors[number]
         if flat.numel() != n_bytes:
             raise ProtocolError(f"a tensor of {n_bytes} bytes cannot have the memory of one of {flat.numel()}")
+        if dtype is torch.bool and number not in self._truths:  # the memory may have come as another type's
+            refuse_other_truths(True, memory_of(flat.cpu()))
+            self._truths.add(number)
         return flat
 
 
@@ -150,11 +160,6 @@ def _distinct(keys: Sequence[Any]) -> Sequence[Any]:
     return keys
 
 
-def _refuse_other_truths(is_bool: bool, part: memoryview) -> None:
-    if is_bool and bytes(part).translate(None, b"\0\1"):
-        raise ProtocolError("a truth value is neither 0 nor 1")
-
-
 def _doubles(said: str, number: int) -> tuple[float, ...]:
     data = bytes.fromhex(said)
     if len(data) != 8 * number:
@@ -174,10 +179,9 @@ def _device(said: Any) -> torch.device:
 
 
 def _dtype(said: Any) -> torch.dtype:
-    found = getattr(torch, said, None) if type(said) is str else None
-    if not isinstance(found, torch.dtype):
+    if type(said) is not str or said not in EVERY_DTYPE:
         raise ProtocolError(f"{said!r:.40} is no type of tensors")
-    return found
+    return EVERY_DTYPE[said]
 
 
 _Read = Callable[[ValueReader, Any, int], Any]

@@ -86,6 +86,21 @@ def test_a_message_that_does_not_fit(wrong: dict[str, Any]) -> None:
     assert torch.equal(from_message(said, body), torch.ones(2))
 
 
+def test_a_truth_value_that_is_neither_0_nor_1_is_refused(desk: Desk) -> None:
+    said, body = as_message(torch.tensor([0, 1, 255], dtype=torch.uint8))
+    with pytest.raises(ProtocolError, match="a truth value is neither 0 nor 1"):
+        from_message({**said, "dtype": "bool"}, body)
+    assert from_message(said, body).tolist() == [0, 1, 255]
+
+    def give(asked: Call) -> Reply:
+        reply = chunk_reply(asked.said, torch.tensor([0, 1, 255], dtype=torch.uint8), "0")
+        return Reply({**reply.said, "dtype": "bool"}, reply.body)
+
+    desk.answer("w", give)
+    with pytest.raises(ProtocolError, match="a truth value is neither 0 nor 1"):
+        pull_tensor(desk.address, "w", {}, 20, 2)
+
+
 def test_chunks_are_asked_for_in_order(desk: Desk) -> None:
     tensor, paced = values(100_000), list[int]()
     asked_for = donor(desk, tensor, paced.append)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lightning_parablock.errors import ConfigurationError, ProtocolError
 from lightning_parablock.meeting.introductions import Introduction
-from lightning_parablock.system import bounded_json
+from lightning_parablock.system import bounded_json, value_reader
 from lightning_parablock.system.payloads import from_bytes, to_bytes
 from lightning_parablock.system.value_writer import MOST_DEPTH
 
@@ -85,6 +85,10 @@ HANDMADE: dict[str, tuple[bytes, str]] = {
     "number": (said(_tensor("int8", [4], 7), b"1234"), "is the number of no tensor"),
     "order": (said(_tensor("int8", [4, 1], order=[0, 0]), b"1234"), "is no order of 2 dimensions"),
     "truth": (said(_tensor("bool", [1]), b"\2"), "neither 0 nor 1"),
+    "truth of whole numbers": (
+        said([_tensor("uint8", [3]), _tensor("bool", [3])], b"\0\1\xff"),
+        "neither 0 nor 1",
+    ),
     "gradient": (said(_tensor("int8", [1], flags=(True, False, False)), b"\2"), "has no gradient"),
     "left over": (said(3, b"1234"), "4 bytes belong to no value"),
     "unknown": (said({"object": 3}), "it has no 'object'"),
@@ -101,6 +105,7 @@ HANDMADE: dict[str, tuple[bytes, str]] = {
     "long complex": (said({"complex": "00" * 17}), "is no 2 floating-point"),
     "device": (said({"device": "house"}), "is no device"),
     "dtype": (said({"dtype": "load"}), "is no type of tensors"),
+    "module for a dtype": (said({"dtype": "_inductor"}), "is no type of tensors"),
     "path": (said({"path": ["Path", "a"]}), "it has no 'Path'"),
     "foreign record": (said({"record": ["os.stat_result", []]}), "is no record of this process"),
     "checking record": (
@@ -123,6 +128,25 @@ def test_what_no_rank_would_send_is_refused_without_the_memory_that_it_states(na
     finally:
         tracemalloc.stop()
     assert why in str(refused.value)
+
+
+def test_a_name_of_a_peer_is_looked_up_in_a_table_and_not_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch imports some of its modules when it is asked for them, and fails where a package of theirs is missing."""
+    asked: list[str] = []
+    monkeypatch.setattr(torch, "__getattr__", asked.append)
+    for name in ("_inductor", "onnx", "no_such_thing"):
+        with pytest.raises(ProtocolError, match="is no type of tensors"):
+            from_bytes(said({"dtype": name}), "it")
+    assert not asked
+
+
+def test_truth_values_that_share_memory_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a short message of many names for one memory would take the time of as many long ones."""
+    looked: list[int] = []
+    monkeypatch.setattr(value_reader, "refuse_other_truths", lambda _, part: looked.append(len(part)))
+    bools = from_bytes(said([_tensor("uint8", [2]), *(_tensor("bool", [2]) for _ in range(9))], b"\1\0"), "it")[1:]
+    assert all(torch.equal(one, torch.tensor([True, False])) for one in bools)
+    assert looked == [2]
 
 
 def test_a_text_of_too_many_values_is_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
