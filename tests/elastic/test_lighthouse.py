@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -57,7 +58,9 @@ def lighthouse(start: Start, port: int = 0) -> tuple[Process, int]:
     """The command in a process of its own, and its port."""
     process = start(*f"-m lightning_parablock lighthouse --host 127.0.0.1 --port {port} --silence_s 3".split())
     assert process.stdout is not None
-    return process, int(process.stdout.readline().rpartition(":")[2])
+    said = re.match(r"lighthouse: listens at \S+:(\d+)\.", process.stdout.readline())
+    assert said is not None
+    return process, int(said[1])
 
 
 def asked_until(arbiter: Lighthouse, me: Candidate, sites: str) -> tuple[Candidate, ...]:
