@@ -179,6 +179,8 @@ class Answers:
         """Open the generation, or go if this site leaves."""
         seat, generation = self._seat, _generation(call)
         with seat.changed:
+            if seat.membership.generation == generation:
+                return Reply({})  # asked again: the first answer was lost
             waiting = seat.membership.acknowledged
             is_member = waiting is not None and waiting.record.generation == generation
             if seat.is_leaving and not is_member and seat.membership.sealed == generation:

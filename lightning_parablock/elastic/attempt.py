@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _ANSWER_S = 10.0
 """Seconds for a participant to answer what it can answer at once."""
+_PAUSE_S = 0.5
 
 
 class AbandonedError(MembershipError):
@@ -153,14 +155,27 @@ class Attempt:
         """Call until the step is done: a desk lets no caller wait for long, and transfers may take long."""
         try:
             while True:
-                reply = call(one.desk, name, said, limit_s=_ANSWER_S, caller=self._seat.identity, look=self._check)
-                if reply.said.get("is_done", True):
+                reply = self._call(one.desk, name, said)
+                if reply is not None and reply.said.get("is_done", True):
                     return reply
         except ParaBlockError as error:
             named = self._named(error, one)
             if name != "open":  # members that can open do; the others take it over with the next decision
                 self._failure = self._failure or str(named)
             raise named from None
+
+    def _call(self, desk: str, name: str, said: Mapping[str, Any]) -> Reply | None:
+        """Call once; None where a founder has not heard that it may open, and has to be asked again."""
+        try:
+            return call(desk, name, said, limit_s=_ANSWER_S, caller=self._seat.identity, look=self._check)
+        except UnreachableError:
+            # Members take an opening over with the next attempt. Before the first round there is none, and all would
+            # wait for this founder until it gives up.
+            if name != "open" or not self._is_founding:
+                raise
+        self._check()
+        time.sleep(_PAUSE_S)
+        return None
 
     def _named(self, error: ParaBlockError, one: Candidate) -> ParaBlockError:
         """The same error, with the site whose desk has the address in it, and what to do."""

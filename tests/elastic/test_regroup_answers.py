@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from lightning_parablock.desk.message import Identity
+from lightning_parablock.desk.message import Identity, Reply
+from lightning_parablock.elastic import attempt
 from lightning_parablock.elastic.answers import Answers
 from lightning_parablock.elastic.arbiter import Candidate
 from lightning_parablock.elastic.roster import Roster
 from lightning_parablock.elastic.seat import Seat, SiteOptions
 from lightning_parablock.elastic.watcher import Watcher
-from lightning_parablock.errors import DroppedError, MembershipError, PeerLostError, SealedError
+from lightning_parablock.errors import DroppedError, MembershipError, PeerLostError, SealedError, UnreachableError
 from lightning_parablock.regroup.log import MembershipLog, Record
 from lightning_parablock.regroup.report import Decision
 from tests.support.local_arbiter import LocalLighthouse
@@ -262,6 +263,30 @@ def test_founders_whose_attempts_fail_are_not_left_out(monkeypatch: pytest.Monke
     for _ in range(4):
         roster.note_end(listed, has_opened=False)
         assert [one.site for one in roster.founders(listed)] == ["A", "B"]
+
+
+@pytest.mark.parametrize("is_heard", [False, True], ids=["the call is lost", "the answer is lost"])
+def test_a_founder_is_asked_to_open_until_it_answers(monkeypatch: pytest.MonkeyPatch, is_heard: bool) -> None:
+    seats = {f"{name}:1": _fresh(name) for name in "AB"}
+    openings: list[Decision] = []
+    answers = {desk: Answers(seat, openings.append) for desk, seat in seats.items()}
+    lost = ["B:1"]
+
+    def call(desk: str, name: str, said: dict[str, Any], **how: Any) -> Reply:
+        is_lost = name == "open" and desk in lost
+        if is_lost:
+            lost.remove(desk)
+        reply = Reply({}) if is_lost and not is_heard else getattr(answers[desk], name)(_call(**said))
+        if is_lost:
+            raise UnreachableError("nothing came", "silent")
+        return reply
+
+    monkeypatch.setattr(attempt, "call", call)
+    founding = attempt.Attempt(seats["A:1"], [seat.me() for seat in seats.values()], is_founding=True)
+    founding._run()
+    assert founding.has_opened and not lost
+    assert [seat.membership.generation for seat in seats.values()] == [0, 0]
+    assert len(openings) == 2, "each founder opens once"
 
 
 def test_a_guest_whose_run_has_lost_all_its_members_founds_no_other_one() -> None:
