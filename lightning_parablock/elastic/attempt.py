@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from lightning_parablock.errors import MembershipError, ParaBlockError, RefusedE
 from lightning_parablock.regroup.candidates import next_generation
 from lightning_parablock.regroup.decide import Rules, decide
 from lightning_parablock.regroup.report import Decision, Report
+from lightning_parablock.system.limited_wait import LATE, LimitedWait
 from lightning_parablock.system.reading import reading
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 _ANSWER_S = 10.0
 """Seconds for a participant to answer what it can answer at once."""
 _PAUSE_S = 0.5
+_GUESTS_SHARE = 1 / 4
+"""Of ``rejoin_timeout_s``: the members are sealed while a guest takes what it lacks, and wait no longer than this."""
 
 
 class AbandonedError(MembershipError):
@@ -47,6 +50,8 @@ class Attempt:
     Attributes:
         participants: As given.
         has_opened: Whether all of them have opened the generation.
+        taking: Guests that have not taken yet what they lack, and without which the members can continue.
+        slow: Those of them for which the members wait no longer.
     """
 
     def __init__(self, seat: Seat, participants: Sequence[Candidate], *, is_founding: bool) -> None:
@@ -54,6 +59,8 @@ class Attempt:
         self.has_opened, self._failure = False, ""
         self._n_blocks = seat.n_blocks
         self._lost: set[str] = set()
+        self.slow: list[Candidate] = []
+        self.taking = set() if is_founding else _guests(self.participants, seat)
         self._listed = {one.site: one.incarnation for one in seat.candidates}
         self._thread = threading.Thread(target=self._run, name="parablock-regroup", daemon=True)
         self.generation = next_generation([seat.membership.sealed, *(one.sealed for one in seat.candidates)])
@@ -153,21 +160,28 @@ class Attempt:
 
     def _ask(self, name: str, said: Mapping[str, Any], one: Candidate) -> Reply:
         """Call until the step is done: a desk lets no caller wait for long, and transfers may take long."""
+        look = self._check
+        if name == "decision" and one in self.taking:
+            limit_s = max(_ANSWER_S, _GUESTS_SHARE * self._seat.options.rejoin_timeout_s)
+            look = partial(self._check_guest, one, LimitedWait(limit_s, reports=LATE))
         try:
             while True:
-                reply = self._call(one.desk, name, said)
+                reply = self._call(one.desk, name, said, look)
                 if reply is not None and reply.said.get("is_done", True):
+                    if name == "decision":
+                        self.taking.discard(one)
                     return reply
+                look()
         except ParaBlockError as error:
             named = self._named(error, one)
             if name != "open":  # members that can open do; the others take it over with the next decision
                 self._failure = self._failure or str(named)
             raise named from None
 
-    def _call(self, desk: str, name: str, said: Mapping[str, Any]) -> Reply | None:
+    def _call(self, desk: str, name: str, said: Mapping[str, Any], look: Callable[[], None]) -> Reply | None:
         """Call once; None where a founder has not heard that it may open, and has to be asked again."""
         try:
-            return call(desk, name, said, limit_s=_ANSWER_S, caller=self._seat.identity, look=self._check)
+            return call(desk, name, said, limit_s=_ANSWER_S, caller=self._seat.identity, look=look)
         except UnreachableError:
             # Members take an opening over with the next attempt. Before the first round there is none, and all would
             # wait for this founder until it gives up.
@@ -177,6 +191,17 @@ class Attempt:
         time.sleep(_PAUSE_S)
         return None
 
+    def _check_guest(self, one: Candidate, wait: LimitedWait) -> None:
+        self._check()
+        if wait.is_over:
+            self.slow = self.slow or sorted(self.taking, key=lambda guest: guest.site)
+            names = ", ".join(guest.site for guest in self.slow)
+            raise AbandonedError(
+                f"not all that a guest lacks has come to site {names} within {wait.limit_s:g} s, and the members wait "
+                "no longer; raise rejoin_timeout_s, of which this is a quarter, if its link needs longer"
+            )
+        wait.report(lambda: f"site {one.site} to take what it lacks of generation {self.generation}")
+
     def _named(self, error: ParaBlockError, one: Candidate) -> ParaBlockError:
         """The same error, with the site whose desk has the address in it, and what to do."""
         if isinstance(error, UnreachableError):
@@ -185,6 +210,14 @@ class Attempt:
         if isinstance(error, RefusedError):
             return RefusedError(f"site {one.site}: {error}", error.kind, error.details)
         return error
+
+
+def _guests(participants: Sequence[Candidate], seat: Seat) -> set[Candidate]:
+    """Participants without which the members could continue; none where these would be too few."""
+    members = set(seat.incarnations.values())
+    staying = [one for one in participants if one.incarnation in members and not one.is_leaving]
+    is_enough = len(staying) >= seat.options.min_clients
+    return {one for one in participants if one.incarnation not in members} if is_enough else set()
 
 
 def _report(one: Candidate, reply: Reply) -> Report:

@@ -75,12 +75,20 @@ class Roster:
             return []
         return here + guests
 
-    def note_end(self, participants: Sequence[Candidate], *, has_opened: bool) -> None:
+    def note_end(self, participants: Sequence[Candidate], *, has_opened: bool, slow: Sequence[Candidate] = ()) -> None:
         """An attempt has ended. After two in a row that failed, a badly connected site is left out.
+
+        Args:
+            participants: Who took part.
+            has_opened: Whether all of them have opened the generation.
+            slow: Guests for which the members wait no longer: they are left out at once.
 
         Raises:
             CutOffError: it is this site.
         """
+        if slow:
+            self._leave_out_guests(slow, "the members continue without it")
+            return
         self._failures = 0 if has_opened else self._failures + 1
         if has_opened:
             for one in participants:
@@ -94,7 +102,8 @@ class Roster:
         if site is None and not clients:
             return  # founders: they may wait for one that has a checkpoint, and no member could continue without them
         if site is None:
-            self._leave_out_guests([one for one in participants if one.incarnation not in clients])
+            guests = [one for one in participants if one.incarnation not in clients]
+            self._leave_out_guests(guests, "two attempts with it have failed")
             return
         if site == self._seat.options.site:
             raise CutOffError(
@@ -119,13 +128,13 @@ class Roster:
         since_s = self._long_since("behind", {one.site for one in behind})
         return [one for one in behind if one.site in since_s]
 
-    def _leave_out_guests(self, guests: Sequence[Candidate]) -> None:
+    def _leave_out_guests(self, guests: Sequence[Candidate], why: str) -> None:
         """All reach all, and still the attempts fail: the members can continue without the guests."""
         for one in guests:
             wait_s = self._longer_wait(one.site)
             log.warning(
-                "parablock: site %s is not admitted for %g s: two attempts with it have failed (%s); see its log",
-                *(one.site, wait_s, self._seat.problem or "no reason known"),
+                "parablock: site %s is not admitted for %g s: %s (%s); see its log",
+                *(one.site, wait_s, why, self._seat.problem or "no reason known"),
             )
             self._out_until_s[one.incarnation] = time.monotonic() + wait_s  # a process that was repaired need not wait
 

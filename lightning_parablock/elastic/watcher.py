@@ -111,7 +111,7 @@ class Watcher:
                 longest_s = _AGAIN_S if seat.in_rounds else _FOUND_AGAIN_S
                 pause_s = min(longest_s, _EVERY_S * 2 ** min(self._failures, 10))
                 self._not_before_s = time.monotonic() + pause_s * (1 + random.random()) / 2
-            self._roster.note_end(ended.participants, has_opened=ended.has_opened)
+            self._roster.note_end(ended.participants, has_opened=ended.has_opened, slow=ended.slow)
         candidates = seat.candidates
         self._refuse_to_be_a_ghost(candidates)
         self._refuse_to_lose_a_founder(candidates)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +17,11 @@ from lightning_parablock.elastic import attempt as attempts
 from lightning_parablock.elastic.answers import Answers
 from lightning_parablock.elastic.arbiter import Candidate
 from lightning_parablock.elastic.attempt import Attempt
+from lightning_parablock.elastic.roster import Roster
 from lightning_parablock.elastic.seat import Seat
 from lightning_parablock.errors import ParaBlockError, RefusedError, UnreachableError
 from lightning_parablock.regroup.log import MembershipLog
+from lightning_parablock.system import limited_wait
 from tests.elastic.seats import SITES, THREE, LoneSeat
 
 
@@ -33,6 +37,7 @@ class Sites:
         for site, seat in self.seats.items():
             seat.address = f"{site}:1"
             seat.incarnations, seat.asked_client = dict(incarnations), guests.get(site)
+        self.taking = set[Candidate]()
         self._answers = {site: Answers(seat, lambda decision: None) for site, seat in self.seats.items()}
         monkeypatch.setattr(attempts, "call", self.call)
 
@@ -61,6 +66,7 @@ class Sites:
         """Site a coordinates an attempt with some sites, to its end."""
         self.seats["a"].note_list(self.listed)
         attempt = Attempt(self.seats["a"], [self.seats[site].me() for site in sites], is_founding=False)
+        self.taking = attempt.taking
         attempt.start()
         attempt.join(60.0)
         return attempt
@@ -135,3 +141,46 @@ def test_a_site_that_refuses_a_step_is_named(monkeypatch: pytest.MonkeyPatch, ca
     attempt.join(60.0)
     assert not attempt.has_opened
     assert "did not open: site b: 'prepare' at b:1: site 'b' has sealed generation 7" in caplog.text
+
+
+def trickling(sites: Sites, monkeypatch: pytest.MonkeyPatch, slow: str, steps: int) -> None:
+    """A site answers so many times that it still takes what it lacks; each time 4 s pass."""
+    now_s, real, left = [0.0], sites.call, [steps]
+    monkeypatch.setattr(limited_wait.time, "monotonic", lambda: now_s[0])
+
+    def call(address: str, name: str, said: dict[str, Any], **options: Any) -> Reply:
+        if name != "decision" or address != f"{slow}:1" or not left[0]:
+            return real(address, name, said, **options)
+        while any(one.site != slow for one in sites.taking):
+            time.sleep(0.01)
+        left[0] -= 1
+        now_s[0] += 4.0
+        options["look"]()
+        return Reply({"is_done": False})
+
+    monkeypatch.setattr(attempts, "call", call)
+
+
+def test_a_guest_that_takes_too_long_is_left_out_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sites = Sites(monkeypatch, d=3, e=4)
+    roster, quarter_s = Roster(sites.seats["a"], lambda: 5), sites.seats["a"].options.rejoin_timeout_s / 4
+    trickling(sites, monkeypatch, "d", 1000)
+    attempt = sites.regroup("a", "b", "c", "d", "e")
+    assert not attempt.has_opened and [one.site for one in attempt.slow] == ["d"]
+    assert f"not all that a guest lacks has come to site d within {quarter_s:g} s" in caplog.text
+    roster.note_end(attempt.participants, has_opened=False, slow=attempt.slow)
+    assert "site d is not admitted for 60 s: the members continue without it (not all that a guest" in caplog.text
+    ready = [replace(one, is_ready=one.site in "de") for one in sites.listed]
+    assert [one.site for one in roster.next_members(ready)] == ["a", "b", "c", "e"]
+
+
+@pytest.mark.parametrize("slow", ["b", "d"])
+def test_members_and_guests_that_are_needed_may_take_longer(slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sites = Sites(monkeypatch, d=3)
+    if slow == "d":
+        sites.seats["a"].options = replace(sites.seats["a"].options, min_clients=4)
+    trickling(sites, monkeypatch, slow, 30)
+    attempt = sites.regroup("a", "b", "c", "d")
+    assert attempt.has_opened and not attempt.slow
