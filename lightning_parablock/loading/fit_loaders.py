@@ -27,6 +27,7 @@ from lightning_parablock.loading.lengths import (
     FIRST_WINDOW_BATCHES,
     Epoch,
     agree_on_length,
+    length_of,
     lengths_in_words,
     refuse_unsized,
 )
@@ -35,7 +36,7 @@ from lightning_parablock.loading.row_accounts import show_here
 from lightning_parablock.loading.shards import Cutting, cut_or_keep, dataset_fingerprint, draws_order, rows_line
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import Settings
-from lightning_parablock.settings.secure import refuse_idle_clients
+from lightning_parablock.settings.secure import refuse_idle_clients, refuse_short_data
 
 TrainingLoader = PositionedLoader | ClientsLoader
 
@@ -237,6 +238,7 @@ class FitLoaders:
         ranks = ClientNames(hosted.names.sites)  # loaders are counted by rank here
         settled = None if joining is None else joining.settled
         epoch = Epoch(stage.value, window, hosted.gather, goes_on, ranks, settled)
+        own = length_of(loader)
         loader, lengths = agree_on_length(loader, epoch)
         uneven = None in lengths or len(set(lengths)) > 1
         if stage != RunningStage.TRAINING:
@@ -255,6 +257,8 @@ class FitLoaders:
             self.uneven_training = self.uneven_training or goes_on
             if goes_on or None in lengths:
                 self.fewest_training = min(self.fewest_training, *(length or 0 for length in lengths))
+        if joining is not None and stage == RunningStage.TRAINING and own is not None:
+            refuse_short_data(settings.aggregation, ranks.label(hosted.rank), own, length_of(loader) or 0)
         return loader
 
     def _start(self, loader: TrainingLoader) -> LoaderStart:

@@ -107,3 +107,23 @@ def refuse_idle_clients(choice: Aggregation, lengths: str) -> None:
         f"batches ({lengths}): at the end of an epoch sums would be of fewer sites, at last of one alone; use "
         "'shorten', or give all clients equally many batches",
     )
+
+
+def refuse_short_data(choice: Aggregation, who: str, own: int, agreed: int) -> None:
+    """Refuse a site that would be idle at the end of each epoch, where sites come and go.
+
+    Args:
+        choice: How deltas become their mean.
+        who: The site, in words.
+        own: Batches of its training loader.
+        agreed: Batches of an epoch, on which the founders have agreed.
+
+    Raises:
+        ConfigurationError: sums are secure, and the site has fewer batches than an epoch.
+    """
+    require(
+        not isinstance(choice, SecureAggregation) or own >= agreed,
+        f"{who} has {own} training batches, and the founders of the run have agreed on {agreed} per epoch: {_WITH} and "
+        "lighthouse that is not supported, since for the rest of each epoch this site would add nothing to sums that "
+        f"would then be of fewer sites; give it at least {agreed} batches: more rows, or smaller batches",
+    )

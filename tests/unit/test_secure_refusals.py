@@ -16,8 +16,9 @@ from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.callbacks import ClientSight, Timeline
 from lightning_parablock.elastic.run_site import site_options
 from lightning_parablock.errors import ConfigurationError, RosterError, SubmissionError
+from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.loading.clients_data import HostedClients
-from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
+from lightning_parablock.loading.fit_loaders import FitLoaders, JoiningRules, LoaderRules
 from lightning_parablock.masking.recorded import Record, RecordedMasks
 from lightning_parablock.masking.submissions import Submissions
 from lightning_parablock.settings import AGGREGATIONS, SecureAggregation, Settings
@@ -204,6 +205,25 @@ def test_epochs_in_which_some_clients_are_out_of_data() -> None:
         processed(3, aggregation="secure")
     processed(5, aggregation="secure")
     processed(3, aggregation="secure", uneven_clients="shorten")
+    processed(3)
+
+
+@pytest.mark.parametrize("uneven_clients", ["go_on", "shorten"])
+def test_a_site_that_comes_with_fewer_batches_than_an_epoch_has(uneven_clients: str) -> None:
+    def processed(n_batches: int, **options: Any) -> object:
+        names = ClientNames(("a", "b", "d"))
+        hosted = HostedClients((3,), 2, 7, lambda value: [value] * 3, names)
+        settings = Settings(uneven_clients=uneven_clients, **options)  # type: ignore[arg-type]
+        joining = JoiningRules(lambda n_batches: 5, is_newcomer=True)
+        rules = LoaderRules(lambda: settings, hosted, n_ranks=3, cuts=False, joining=joining)
+        trainer: Any = SimpleNamespace(fit_loop=SimpleNamespace(_combined_loader=None))
+        loader = DataLoader(TensorDataset(torch.arange(n_batches)))
+        return FitLoaders(trainer, rules, lambda: None).process(loader, RunningStage.TRAINING)  # type: ignore[arg-type, return-value]
+
+    with pytest.raises(ConfigurationError, match=r"site d has 3 training batches, .* agreed on 5 .* at least 5 b"):
+        processed(3, aggregation="secure")
+    processed(5, aggregation="secure")
+    processed(6, aggregation="secure")
     processed(3)
 
 
