@@ -125,13 +125,18 @@ class Checkpoints:
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
-    def load(self, path: Any, weights_only: bool | None) -> dict[str, Any]:
+    def load(self, path: Any, weights_only: bool | None, *, is_own: bool) -> dict[str, Any]:
         """The checkpoint at ``path``; ranks that do not have the file get it from the first one that has.
+
+        Args:
+            path: The file, or a URL.
+            weights_only: False lets it hold any Python object.
+            is_own: Whether this rank has named or found it; at a path that another one has sent nothing is opened.
 
         Raises:
             ConfigurationError: no rank has it, or it is no checkpoint of Lightning; the same error on every rank.
         """
-        here = _exists(path)
+        here = is_own and _exists(path)
         has = self._ranks.gather_objects(here)
         if not any(has):
             raise ConfigurationError(f"checkpoint {path} does not exist")
@@ -157,15 +162,19 @@ class Checkpoints:
         checkpoint.setdefault("pytorch-lightning_version", lightning_version)  # Lightning asks for it
         return checkpoint
 
-    def resume(self, checkpoint: dict[str, Any], filepath: Any, weights_only: bool | None = None) -> Resumed:
+    def resume(
+        self, checkpoint: dict[str, Any], filepath: Any, weights_only: bool | None = None, *, is_own: bool
+    ) -> Resumed:
         """Overlay what :meth:`load` returned with this rank's own state; see :meth:`ClientStates.overlay`.
 
         Args:
             checkpoint: What :meth:`load` returned.
             filepath: Where it was.
             weights_only: False lets the sidecars hold any Python object, as it does for the checkpoint.
+            is_own: As for :meth:`load`; the user has trusted no file at a path that another rank has sent.
         """
-        states = ClientStates(self._ranks, self._settings, weights_only=weights_only is not False)
+        weights_only = weights_only is not False or not is_own
+        states = ClientStates(self._ranks, self._settings, weights_only=weights_only)
         return states.overlay(checkpoint, filepath)
 
 

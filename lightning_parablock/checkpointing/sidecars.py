@@ -139,7 +139,7 @@ def read_sidecar(path: Path, sha256: str, *, weights_only: bool = True) -> dict[
     except Exception as error:  # the checksum is right: it was saved like this
         raise CheckpointError(
             f"the client's state {path} holds more than tensors and plain values ({what_was_foreign(error)}); "
-            "if you trust the file, resume with weights_only=False"
+            "if you trust the file, resume with weights_only=False, and with the checkpoint's path as ckpt_path"
         ) from error
 
 

@@ -2,6 +2,9 @@
 
 Lightning looks for it on each rank before the ranks meet. Where they have disks of their own most find nothing, or
 raise an error, and would be in another part of the program than those that load.
+
+At a path that another rank has sent, this one opens no checkpoint: it would read, and send to the others, a file of
+this disk that another one has chosen.
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.collectives import Collectives
@@ -23,7 +28,8 @@ class Choice(NamedTuple):
 
     Attributes:
         path: The checkpoint, None for none.
-        was_searched: Whether this is what Lightning found, and not what the user named.
+        was_searched: Whether Lightning has searched here, so that this is not what the user named; with no path it has
+            found none, and this rank continues from what another one has found.
         problem: Why Lightning found none, where that is an error.
         weights_only: What the user has said of the objects that the checkpoint may hold; None for nothing.
     """
@@ -36,6 +42,9 @@ class Choice(NamedTuple):
 
 _noted: WeakKeyDictionary[Trainer, Choice] = WeakKeyDictionary()
 """What this rank's search has found for each trainer, until the ranks have agreed."""
+
+_of_others: WeakKeyDictionary[Trainer, str] = WeakKeyDictionary()
+"""The path on which the ranks have agreed, where this rank has neither named nor found it."""
 
 
 def note_choice(
@@ -58,7 +67,8 @@ def note_choice(
                 found = lightnings()
         except ValueError as error:
             problem = str(error)
-        _noted[trainer] = Choice(_text(found), found != ckpt_path, problem, weights_only)
+        was_searched = found != ckpt_path or problem is not None or (ckpt_path is None and _searches_unasked(trainer))
+        _noted[trainer] = Choice(_text(found), was_searched, problem, weights_only)
         return found
 
     wrap_search(trainer, search)
@@ -99,33 +109,46 @@ def agree_on_choice(trainer: Trainer, ranks: Collectives) -> None:
     """Let all ranks load the same checkpoint, or none, once they have met."""
 
     def choose(checkpoint_path: Any) -> Any:
-        own = _noted.pop(trainer, Choice(_text(checkpoint_path)))
-        choices = ranks.gather_objects(own._replace(path=_text(checkpoint_path)))
+        own = _noted.pop(trainer, Choice(_text(checkpoint_path)))._replace(path=_text(checkpoint_path))
+        choices = ranks.gather_objects(own)
+        choices[ranks.global_rank] = own  # whatever has come back
         agreed = agreed_path(choices, ranks.global_rank, ranks.describe)
-        return checkpoint_path if agreed == _text(checkpoint_path) else agreed
+        _of_others.pop(trainer, None)
+        if agreed is None or agreed == own.path:
+            return checkpoint_path
+        _of_others[trainer] = agreed
+        return agreed
 
     replace_path(trainer, choose)
 
 
+def is_own(trainer: Trainer, path: Any) -> bool:
+    """Whether a checkpoint's path is this rank's, and not one that only another rank has named or found."""
+    return _of_others.get(trainer) != _text(path)
+
+
 def agreed_path(choices: Sequence[Choice], rank: int, describe: Callable[[int], str]) -> str | None:
-    """The checkpoint for a rank: what the user named, or for all ranks what the first of them that found one has found.
+    """The checkpoint for a rank: what its user named, or where it has searched, what the first that has one has.
 
     Raises:
         ConfigurationError: none was found though one was asked for, or only some ranks were given one.
     """
-    paths = [choice.path for choice in choices]
-    found = next((path for path in paths if path is not None), None)
+    found = next((choice.path for choice in choices if choice.path is not None), None)
     if found is None:
         problem = next((choice.problem for choice in choices if choice.problem is not None), None)
         if problem is not None:
             raise ConfigurationError(f"no checkpoint was found on any client: {problem}")
         return None
-    if any(choice.was_searched for choice in choices):
-        return found
-    if None in paths:
-        said = "; ".join(f"{describe(other)} has {path or 'none'}" for other, path in enumerate(paths))
+    if any(choice.path is None and not choice.was_searched for choice in choices):
+        said = "; ".join(f"{describe(other)} has {choice.path or 'none'}" for other, choice in enumerate(choices))
         raise ConfigurationError(f"ckpt_path must be given to all clients or to none: {said}")
-    return paths[rank]
+    return found if choices[rank].was_searched else choices[rank].path
+
+
+def _searches_unasked(trainer: Trainer) -> bool:
+    """Whether Lightning looks for a checkpoint though the user has given no ``ckpt_path``, and may find none."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return SLURMEnvironment.detect() or any(isinstance(one, OnExceptionCheckpoint) for one in callbacks)
 
 
 def _text(path: Any) -> str | None:

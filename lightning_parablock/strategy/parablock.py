@@ -17,6 +17,7 @@ from lightning_parablock.checkpointing.final_model import checkpoint_folders
 from lightning_parablock.checkpointing.plain import save_plain, warn_of_foreign, write_plain
 from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.launching.agreement import versions_here
+from lightning_parablock.launching.checkpoint_choice import is_own
 from lightning_parablock.lightning_private.data import silence_loader_warning
 from lightning_parablock.lightning_private.facts import take_sampler_flag
 from lightning_parablock.lightning_private.fit import optimizers_to_device
@@ -101,10 +102,11 @@ class ParaBlockStrategy(SessionHost):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         if self.elastic is not None:
             return self.load_elastic()
-        checkpoint = self._checkpoints().load(checkpoint_path, weights_only)
+        own = is_own(self._trainer, checkpoint_path)
+        checkpoint = self._checkpoints().load(checkpoint_path, weights_only, is_own=own)
         if self._is_fit:
             self.settle(settled_by(checkpoint, checkpoint_path, self.settings))
-            self._resumed = self._checkpoints().resume(checkpoint, checkpoint_path, weights_only)
+            self._resumed = self._checkpoints().resume(checkpoint, checkpoint_path, weights_only, is_own=own)
             silence_loader_warning()
         return checkpoint
 

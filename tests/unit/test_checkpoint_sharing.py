@@ -38,7 +38,7 @@ class First:
 def sent(folder: Path, settings: Settings) -> dict[str, Any]:
     ranks, path = First(), folder / "saved.ckpt"
     torch.save(OF_ALL | OWN, path)
-    loaded = Checkpoints(ranks, TorchCheckpointIO(), settings).load(path, None)
+    loaded = Checkpoints(ranks, TorchCheckpointIO(), settings).load(path, None, is_own=True)
     assert loaded.keys() == OF_ALL.keys() | OWN.keys()
     (only,) = ranks.sent
     return only

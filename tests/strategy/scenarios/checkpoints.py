@@ -233,8 +233,10 @@ def looked_for_on_disks_of_their_own() -> None:
     assert_same_bits(weights(again), weights(expected))
     with pytest.raises(ConfigurationError, match=r"no checkpoint was found on any client: .*HPC"):
         resume("hpc")
-    with pytest.raises(ConfigurationError, match=r"ckpt_path must be given to all .*client 1 \(.*\) has none"):
-        resume(ONE if RANK == 0 else None)
+    for given in (ONE, "hpc"):
+        path = given if RANK == 0 else None
+        with pytest.raises(ConfigurationError, match=r"ckpt_path must be given to all .*client 1 \(.*\) has none"):
+            trainer_for({}, [], default_root_dir=str(own)).fit(Net(), **loaders("shuffled"), ckpt_path=path)
 
 
 @after("ordinary")
