@@ -12,14 +12,15 @@ import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
 
 from lightning_parablock.checks import require
-from lightning_parablock.errors import ProtocolError
+from lightning_parablock.errors import ConfigurationError, ProtocolError
 from lightning_parablock.meeting.addresses import INTERFACE_VARIABLE
+from lightning_parablock.system.interface_alias import interface_alias
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ class PrivateLinks:
         inner: Inner address of each site, by name.
         outer: Outer address of each site, by name; empty without a hub.
         hub: Outer address of the hub; None without one.
-        up: Commands that open this site's interfaces, for messages.
+        files: wg-quick's files of this site's interfaces, in the order in which they are opened; for messages.
+        alias: What interfaces say that were opened with this version.
     """
 
     federation: str
@@ -44,7 +46,8 @@ class PrivateLinks:
     inner: Mapping[str, str]
     outer: Mapping[str, str]
     hub: str | None
-    up: str
+    files: Sequence[str]
+    alias: str
 
     @property
     def own(self) -> str:
@@ -91,7 +94,8 @@ class PrivateLinks:
         """Refuse a machine without this site's interfaces, and a variable that names another one.
 
         Raises:
-            ConfigurationError: an interface is missing or down, or ``GLOO_SOCKET_IFNAME`` names another one.
+            ConfigurationError: an interface is missing or down, or was opened with another version of the roster, or
+                ``GLOO_SOCKET_IFNAME`` names another one.
         """
         interfaces = interfaces_here()
         layers = {"inner": self.own} if self.hub is None else {"outer": self.outer[self.site], "inner": self.own}
@@ -99,14 +103,36 @@ class PrivateLinks:
             require(
                 address in interfaces,
                 f"no network interface of {socket.gethostname()} has the {layer} address {address} of site "
-                f"{self.site} in {self.federation}, or it is down; open the links first: {self.up}",
+                f"{self.site} in {self.federation}, or it is down; open the links first: {self._commands('up')}",
             )
+            self._check_version(interfaces[address])
         named, inner = os.environ.get(INTERFACE_VARIABLE, ""), interfaces[self.own]
         require(
             named in ("", inner),
             f"{INTERFACE_VARIABLE}={named}, but with federation the run uses {inner} alone, the interface with the "
             f"inner address {self.own} of site {self.site}; unset {INTERFACE_VARIABLE}",
         )
+
+    def _check_version(self, interface: str) -> None:
+        """Links of an older version would still let in a site that was removed since."""
+        found = interface_alias(interface)
+        if found == self.alias:
+            return
+        version = found.partition(", ")[0]
+        if not found:
+            runs = "does not say with which version of the federation it was opened"
+        else:
+            runs = f"runs with {'another ' if version == self.federation else ''}{version}"
+        raise ConfigurationError(
+            f"the link {interface} {runs}, and the federation file of site {self.site} has {self.federation}: run "
+            f"lightning-parablock site join with this file, unless you have, and then, as root: "
+            f"{self._commands('down')}; {self._commands('up')}"
+        )
+
+    def _commands(self, word: str) -> str:
+        """What root types to open the links, or to close them."""
+        files = self.files if word == "up" else reversed(self.files)
+        return "; ".join(f"wg-quick {word} {file}" for file in files)
 
     def check_listeners(self, addresses: Iterable[str]) -> None:
         """Refuse listeners at another address than this site's inner one.

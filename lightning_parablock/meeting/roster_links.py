@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_parablock.meeting.private_links import PrivateLinks
 from lightning_parablock.site_kit.membership import Member
-from lightning_parablock.site_kit.wireguard import inner_interface, outer_interface
+from lightning_parablock.site_kit.wireguard import alias, inner_interface, outer_interface
 
 
 def links_of(member: Member) -> PrivateLinks:
@@ -17,5 +17,6 @@ def links_of(member: Member) -> PrivateLinks:
         inner={one.name: one.inner_address for one in roster.sites},
         outer={one.name: one.outer_address for one in roster.sites if one.outer_address is not None},
         hub=None if roster.hub is None else roster.hub.address,
-        up=", ".join(f"wg-quick up {identity.folder / layer}.conf" for layer in layers),
+        files=tuple(f"{identity.folder / layer}.conf" for layer in layers),
+        alias=alias(roster),
     )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from lightning_parablock.site_kit.endpoints import checked_endpoint
 from lightning_parablock.site_kit.hub_keys import HubKeys
 from lightning_parablock.site_kit.identity import Identity
+from lightning_parablock.site_kit.packet_rules import Entry, for_itself, forward_within, guard, nothing_but_links
 from lightning_parablock.site_kit.roster import Roster
 from lightning_parablock.site_kit.roster_parts import Hub, RosterSite
 
@@ -18,10 +19,8 @@ KEEPALIVE_S = 15
 """Seconds between packets that keep the way through a router open."""
 INNER_MTU = 1340
 """Bytes: what a packet of the outer layer (1420) carries, less the headers of the inner one."""
-_PRIORITY = 9100
-"""Of the hub's routing rules; below it only the hub's own addresses are looked up."""
 
-Section = tuple[str, Sequence[tuple[str, object]]]
+Section = tuple[str, Sequence[Entry]]
 
 
 def outer_interface(roster: Roster) -> str:
@@ -37,6 +36,11 @@ def inner_interface(roster: Roster) -> str:
 def hub_interface(roster: Roster) -> str:
     """The interface of the hub to all sites."""
     return f"{roster.federation}-hub"
+
+
+def alias(roster: Roster) -> str:
+    """What a site's interfaces say of the version with which they were opened: a file may be newer than they are."""
+    return f"version {roster.version} of federation {roster.federation}, SHA-256 {roster.digest.hex()}"
 
 
 def site_files(roster: Roster, site: RosterSite, identity: Identity) -> dict[str, str]:
@@ -55,18 +59,13 @@ def hub_file(roster: Roster, hub: Hub, keys: HubKeys) -> str:
 
     The hub forwards between sites alone: neither to other networks of its own nor for other interfaces.
     """
-    rules = (
-        f"iif %i to {roster.outer_range} lookup main priority {_PRIORITY}",
-        f"iif %i unreachable priority {_PRIORITY + 1}",
-    )
+    outer_range = roster.outer_range or ""
     interface = (
         ("PrivateKey", keys.link.private),
         ("Address", f"{hub.address}/32"),
         ("ListenPort", checked_endpoint("hub's endpoint", hub.endpoint)[1]),
-        ("PostUp", "sysctl -q -w net.ipv4.conf.%i.forwarding=1"),
-        *(("PostUp", f"ip rule add {rule}") for rule in rules),
-        *(("PostDown", f"ip rule del {rule}") for rule in rules),
-        *_guard(hub.address),
+        *guard(outer_range),
+        *forward_within(outer_range),
     )
     peers = [
         ("Peer", (("PublicKey", site.card.outer_key), ("AllowedIPs", f"{site.outer_address}/32")))
@@ -76,11 +75,18 @@ def hub_file(roster: Roster, hub: Hub, keys: HubKeys) -> str:
 
 
 def _outer(roster: Roster, hub: Hub, address: str, identity: Identity) -> list[Section]:
-    interface = (("PrivateKey", identity.outer.private), ("Address", f"{address}/32"), *_guard(address))
+    outer_range = roster.outer_range or ""
+    interface = (
+        ("PrivateKey", identity.outer.private),
+        ("Address", f"{address}/32"),
+        *guard(outer_range),
+        *nothing_but_links(address, outer_range, roster.inner_port),
+        _named(roster),
+    )
     peer = (
         ("PublicKey", hub.key),
         ("Endpoint", hub.endpoint),
-        ("AllowedIPs", roster.outer_range),
+        ("AllowedIPs", outer_range),
         ("PersistentKeepalive", KEEPALIVE_S),
     )
     return [("Interface", interface), ("Peer", peer)]
@@ -94,7 +100,9 @@ def _inner(roster: Roster, site: RosterSite, identity: Identity) -> Section:
         ("Address", f"{site.inner_address}/32"),
         ("ListenPort", port),
         *mtu,
-        *_guard(site.inner_address),
+        *guard(roster.inner_range),
+        *for_itself(site.inner_address),
+        _named(roster),
     )
 
 
@@ -114,14 +122,8 @@ def _inner_endpoint(roster: Roster, site: RosterSite) -> tuple[str, int]:
     return checked_endpoint("endpoint", site.card.endpoint or "")
 
 
-def _guard(address: str) -> Sequence[tuple[str, object]]:
-    """Commands that drop packets for an address of the links where they come over another interface.
-
-    Linux accepts a packet for any of its addresses over any interface. Without this, the machines in the same network
-    segment, and the hub through the outer layer, would reach what listens at an inner address without any key of it.
-    """
-    rule = f"PREROUTING ! -i %i -d {address} -m addrtype ! --src-type LOCAL -j DROP"
-    return ("PostUp", f"iptables -t raw -I {rule}"), ("PostDown", f"iptables -t raw -D {rule}")
+def _named(roster: Roster) -> Entry:
+    return "PostUp", f"ip link set dev %i alias '{alias(roster)}'"
 
 
 def _text(roster: Roster, what: str, sections: Sequence[Section]) -> str:

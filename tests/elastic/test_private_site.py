@@ -30,7 +30,8 @@ LINKS = PrivateLinks(
     inner={"a": "127.0.0.2", "b": "127.0.0.3"},
     outer={"a": "127.1.0.2", "b": "127.1.0.3"},
     hub="127.1.0.1",
-    up="wg-quick up clinic",
+    files=("clinic.conf",),
+    alias="",
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from lightning_parablock.site_kit.roster import Roster
 from tests.network.captures import Capture, names_of, share_found, windows_of
 from tests.network.private_sites import HIDDEN, HUB, LIMIT_S, SITES, STRANGER, PrivateSites, listening_at, number
 
-HUB_OUTER, A_INNER, B_INNER, C_INNER = "10.81.0.1", "10.82.0.2", "10.82.0.3", "10.82.0.4"
+HUB_OUTER, C_OUTER, A_INNER, B_INNER, C_INNER = "10.81.0.1", "10.81.0.4", "10.82.0.2", "10.82.0.3", "10.82.0.4"
 PATHS = [b"mine.jsonl"]
 """Paths that a run tells the other sites."""
 CALLER = b"Parablock-Site: a"
@@ -26,6 +27,21 @@ try:
     print("through")
 except OSError as error:
     print("blocked:", error)
+'"""
+FORGE = """python3 -S -c '
+import socket, struct
+body = b"forged by a stranger"
+udp = struct.pack(">4H", 51821, 51821, 8 + len(body), 0) + body
+ends = socket.inet_aton("{source}") + socket.inet_aton("{target}")
+packet = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0) + ends + udp
+socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW).sendto(packet, ("{target}", 0))
+'"""
+PING = """python3 -S -c '
+import socket
+ping = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+ping.settimeout(10)
+ping.sendto(bytes([8, 0, 0xF7, 0xFF, 0, 0, 0, 0]), ("{host}", 0))
+print("answered by", ping.recvfrom(100)[1][0])
 '"""
 SERVE = """python3 -S -c '
 import socket
@@ -143,7 +159,12 @@ def plain(sites: PrivateSites, tmp_path_factory: pytest.TempPathFactory) -> Seen
     commands = {
         site: f"GLOO_SOCKET_IFNAME=clinic-outer lightning-parablock fit {options} --site {site}" for site in HIDDEN
     }
-    return watched(sites, commands, tmp_path_factory.mktemp("off"))
+    for site in HIDDEN:
+        sites.run(site, "iptables -t raw -I clinic-outer -j RETURN")
+    seen = watched(sites, commands, tmp_path_factory.mktemp("off"))
+    for site in HIDDEN:
+        sites.run(site, "iptables -t raw -D clinic-outer 1")
+    return seen
 
 
 def test_all_sites_finish_with_the_same_weights(private: Seen) -> None:
@@ -240,6 +261,58 @@ def test_the_hub_reaches_no_inner_address(sites: PrivateSites) -> None:
     sites.run(HUB, allow.format(key=key, ips="10.81.0.4/32"))
 
 
+def test_the_outer_layer_opens_no_service_of_a_site(sites: PrivateSites) -> None:
+    """What listens at all addresses of c is reached by a in the inner layer, and by nobody in the outer one."""
+    sites.start("c", SERVE.format(host="0.0.0.0", port=5002)).wait_for_line("listening", LIMIT_S)
+    assert f"answered by {C_OUTER}" in sites.run(HUB, PING.format(host=C_OUTER))
+    assert reaches(sites, "a", C_INNER, 5002)
+    assert not reaches(sites, HUB, C_OUTER, 5002) and not reaches(sites, "a", C_OUTER, 5002)
+    sites.run("c", "iptables -t raw -I clinic-outer -p tcp --dport 5002 -j RETURN")  # for a lighthouse at c
+    assert reaches(sites, HUB, C_OUTER, 5002) and reaches(sites, "a", C_OUTER, 5002)
+    sites.run("c", "iptables -t raw -D clinic-outer 1")
+
+
+def test_the_hub_sends_packets_for_no_site_nowhere(sites: PrivateSites) -> None:
+    ask = "ip route get {} from 10.81.0.2 iif clinic-hub"
+    sites.run(HUB, f"ip route add default via {address(number(STRANGER))}")
+    assert "dev clinic-hub" in sites.run(HUB, ask.format(C_OUTER))
+    assert "No route to host" in sites.run(HUB, ask.format("10.81.0.99"), status=2)
+    sites.run(HUB, "ip route del default")
+
+
+def test_the_segment_of_the_hub_gets_nothing_into_the_links(sites: PrivateSites, tmp_path: Path) -> None:
+    """Although the hub forwards for all of its interfaces, and the packets say that they are from site a."""
+    sites.run(HUB, "sysctl -q -w net.ipv4.ip_forward=1")
+    sites.run(STRANGER, f"ip route replace {C_OUTER} via {address(number(HUB))}")
+    rule = "PREROUTING ! -i clinic-hub -d 10.81.0.0/24 -m addrtype ! --src-type LOCAL -j DROP"
+
+    def forwarded(name: str) -> bool:
+        at_hub = Capture(lambda argv: sites.start(HUB, " ".join(argv)), "clinic-hub", tmp_path / name)
+        sites.run(STRANGER, FORGE.format(source="10.81.0.2", target=C_OUTER))
+        sites.run(HUB, PING.format(host=C_OUTER))
+        while bytes([8, 0, 0xF7, 0xFF]) not in (tmp_path / name).read_bytes():  # it came later, and is in the file
+            time.sleep(0.05)
+        return b"forged by a stranger" in at_hub.end()
+
+    assert not forwarded("guarded")
+    sites.run(HUB, f"iptables -t raw -D {rule}")
+    assert forwarded("control")
+    sites.run(HUB, f"iptables -t raw -I {rule}; sysctl -q -w net.ipv4.ip_forward=0")
+    sites.run(STRANGER, f"ip route del {C_OUTER}")
+
+
+def test_links_of_a_hub_that_could_not_be_opened_leave_nothing_in_the_way(sites: PrivateSites) -> None:
+    conf = ".lightning-parablock/clinic-hub/clinic-hub.conf"
+    sites.give(f"home/{conf}", HUB, STRANGER, "clinic-hub.conf")
+    sites.run(STRANGER, "mkdir none; printf '#!/bin/sh\nexit 1\n' > none/iptables; chmod +x none/iptables")
+    sites.run(STRANGER, "PATH=$PWD/none:$PATH wg-quick up ./clinic-hub.conf", status=1)
+    assert "clinic-hub" not in sites.run(STRANGER, "ip rule show; ip route show type unreachable")
+    sites.run(STRANGER, "ip rule add iif clinic-hub unreachable priority 9101; wg-quick up ./clinic-hub.conf")
+    assert sites.run(STRANGER, "ip rule show").count("clinic-hub") == 2
+    sites.run(STRANGER, "wg-quick down ./clinic-hub.conf")
+    assert sites.run(STRANGER, "ip rule show; ip route show type unreachable; iptables -t raw -S").count("81.0") == 0
+
+
 def test_a_roster_that_the_hub_has_changed_is_refused(sites: PrivateSites) -> None:
     path = sites.folder("a") / "federation.yaml"
     signed = path.read_text()
@@ -264,6 +337,8 @@ def test_a_revoked_site_cannot_come_back(sites: PrivateSites) -> None:
     sign(sites, staying)
     for site in staying:
         sites.run(site, sites.block("private site: join"))
+        said = sites.run(site, sites.block(f"private {site}: fit"), status=1)
+        assert "the link clinic-outer runs with version 1 of federation clinic, and the federation file of" in said
         sites.run(site, sites.block(f"private {site}: links").replace("wg-quick up", "wg-quick down"))
         sites.run(site, sites.block(f"private {site}: links"))
     sites.start("b", SERVE.format(host=B_INNER, port=5000)).wait_for_line("listening", LIMIT_S)

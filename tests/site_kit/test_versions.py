@@ -20,7 +20,7 @@ from lightning_parablock.site_kit.keys import new_link_keys
 from lightning_parablock.site_kit.membership import find_identity, require_joinable
 from lightning_parablock.site_kit.memory import Memory
 from lightning_parablock.site_kit.roster import Roster
-from lightning_parablock.site_kit.wireguard import hub_file, site_files
+from lightning_parablock.site_kit.wireguard import alias, hub_file, site_files
 from tests.site_kit.sites import identities, signed
 
 HUB_AT = "hub.example.org:51820"
@@ -209,23 +209,39 @@ def test_the_keys_are_found_by_the_roster(first: Roster, sites: dict[str, Identi
 # --- links ------------------------------------------------------------------------------------------------------------
 
 
-def guard(address: str) -> str:
-    """Lines that keep out packets for an address which come over another interface."""
-    rule = f"PREROUTING ! -i %i -d {address} -m addrtype ! --src-type LOCAL -j DROP"
-    return f"PostUp = iptables -t raw -I {rule}\nPostDown = iptables -t raw -D {rule}\n"
+def hooks(text: str) -> tuple[list[str], list[str]]:
+    """Commands of a file: those that follow its start, and those that follow its end."""
+    up, down = (re.findall(f"^{name} = (.*)$", text, re.MULTILINE) for name in ("PostUp", "PostDown"))
+    return up, down
+
+
+def without_hooks(text: str) -> str:
+    return re.sub(r"(?m)^Post(Up|Down) = .*\n", "", text)
+
+
+def guarded(addresses: str) -> str:
+    """The rule that keeps out packets for the addresses which come over another interface."""
+    return f"PREROUTING ! -i %i -d {addresses} -m addrtype ! --src-type LOCAL -j DROP"
+
+
+def raw(rule: str) -> tuple[str, str]:
+    """Commands that add a rule, unless it is there, and remove it."""
+    table = "iptables -w -t raw"
+    return f"{table} -C {rule} 2>/dev/null || {table} -I {rule}", f"{table} -D {rule} || true"
 
 
 def test_the_files_of_a_site(first: Roster, sites: dict[str, Identity]) -> None:
     assert first.hub is not None
     b = sites["b"]
-    assert site_files(first, first.site("b"), b) == {
+    files = site_files(first, first.site("b"), b)
+    assert {name: without_hooks(text) for name, text in files.items()} == {
         "wards-outer": f"""\
 # Federation wards, version 1: outer layer of site b, to the hub. Made by lightning-parablock.
 
 [Interface]
 PrivateKey = {b.outer.private}
 Address = 10.81.0.3/32
-{guard("10.81.0.3")}
+
 [Peer]
 PublicKey = {first.hub.key}
 Endpoint = hub.example.org:51820
@@ -240,7 +256,7 @@ PrivateKey = {b.inner.private}
 Address = 10.82.0.3/32
 ListenPort = 51821
 MTU = 1340
-{guard("10.82.0.3")}
+
 [Peer]
 PublicKey = {sites["a"].card.inner_key}
 Endpoint = 10.81.0.2:51821
@@ -254,6 +270,38 @@ AllowedIPs = 10.82.0.4/32
     }
 
 
+def test_a_site_is_closed_to_the_outer_layer_but_for_the_inner_one(first: Roster, sites: dict[str, Identity]) -> None:
+    up, down = hooks(site_files(first, first.site("b"), sites["b"])["wards-outer"])
+    guard, jump = raw(guarded("10.81.0.0/24")), raw("PREROUTING -i %i -j %i")
+    chain = "iptables -w -t raw -A %i"
+    assert up == [
+        guard[0],
+        "iptables -w -t raw -N %i 2>/dev/null || iptables -w -t raw -F %i",
+        f"{chain} -s 10.81.0.0/24 -d 10.81.0.3 -p udp --dport 51821 -j RETURN",
+        f"{chain} -s 10.81.0.0/24 -d 10.81.0.3 -p tcp ! --syn -j RETURN",
+        f"{chain} -s 10.81.0.0/24 -d 10.81.0.3 -p icmp -j RETURN",
+        f"{chain} -j DROP",
+        jump[0],
+        f"ip link set dev %i alias '{alias(first)}'",
+    ]
+    assert down == [guard[1], jump[1], "iptables -w -t raw -F %i || true", "iptables -w -t raw -X %i || true"]
+
+
+def test_nothing_is_forwarded_out_of_the_inner_layer(first: Roster, sites: dict[str, Identity]) -> None:
+    up, down = hooks(site_files(first, first.site("b"), sites["b"])["wards-inner"])
+    guard, own = raw(guarded("10.82.0.0/24")), raw("PREROUTING -i %i ! -d 10.82.0.3 -j DROP")
+    assert up == [guard[0], own[0], f"ip link set dev %i alias '{alias(first)}'"]
+    assert down == [guard[1], own[1]]
+
+
+def test_links_say_of_which_version_they_are(first: Roster) -> None:
+    assert alias(first) == f"version 1 of federation wards, SHA-256 {first.digest.hex()}"
+    second = federation.revoke(first, ["c"])
+    longest = replace(second, federation="w23456789", version=999_999_999)
+    assert len({alias(first), alias(second), alias(replace(first, inner_port=5))}) == 3
+    assert len(alias(longest)) < 256, "Linux keeps no more"
+
+
 def test_the_hub_has_no_inner_key_and_forwards_between_sites_alone(first: Roster, sites: dict[str, Identity]) -> None:
     assert first.hub is not None
     keys = HubKeys(Path("x"), new_link_keys())
@@ -262,12 +310,19 @@ def test_the_hub_has_no_inner_key_and_forwards_between_sites_alone(first: Roster
     assert re.findall("AllowedIPs = (.*)", text) == ["10.81.0.2/32", "10.81.0.3/32", "10.81.0.4/32"]
     assert re.findall("PublicKey = (.*)", text) == [sites[name].card.outer_key for name in "abc"]
     assert not any(site.card.inner_key in text or site.inner.private in text for site in sites.values())
-    up, down = (re.findall(f"{name} = (.*)", text) for name in ("PostUp", "PostDown"))
-    assert [line.replace("rule add", "rule del").replace("raw -I", "raw -D") for line in up[1:]] == down
-    assert guard("10.81.0.1") in text
-    assert up[1:-1] == [
-        "ip rule add iif %i to 10.81.0.0/24 lookup main priority 9100",
-        "ip rule add iif %i unreachable priority 9101",
+    up, down = hooks(text)
+    guard = raw(guarded("10.81.0.0/24"))
+    rules = ("iif %i to 10.81.0.0/24 lookup main priority 9100", "iif %i unreachable priority 9101")
+    assert up == [
+        guard[0],
+        "ip route replace unreachable 10.81.0.0/24 metric 9100",
+        *(f"ip rule del {rule} 2>/dev/null || true; ip rule add {rule}" for rule in rules),
+        "sysctl -q -w net.ipv4.conf.%i.forwarding=1",
+    ]
+    assert down == [
+        guard[1],
+        *(f"ip rule del {rule} || true" for rule in rules),
+        "ip route del unreachable 10.81.0.0/24 metric 9100 || true",
     ]
 
 
@@ -277,7 +332,8 @@ def test_without_a_hub_there_is_one_layer(tmp_path: Path) -> None:
     files = site_files(mesh, mesh.site("a"), sites["a"])
     assert list(files) == ["mesh-inner"]
     assert "ListenPort = 5182\n" in files["mesh-inner"] and "MTU" not in files["mesh-inner"]
-    assert guard("10.82.0.2") in files["mesh-inner"]
+    up, down = hooks(files["mesh-inner"])
+    assert raw(guarded("10.82.0.0/24")) == (up[0], down[0])
     assert "Endpoint = b.example.org:5182\nAllowedIPs = 10.82.0.3/32\n" in files["mesh-inner"]
 
 

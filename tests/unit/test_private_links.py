@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import socket
+from dataclasses import replace
 
 import pytest
 
 from lightning_parablock.errors import ConfigurationError, ProtocolError
 from lightning_parablock.meeting import private_links
 from lightning_parablock.meeting.private_links import PrivateLinks, interfaces_here
+from lightning_parablock.system.interface_alias import interface_alias
 
 TWO_LAYERS = PrivateLinks(
     federation="version 2 of federation clinic",
@@ -17,9 +19,10 @@ TWO_LAYERS = PrivateLinks(
     inner={"a": "10.91.0.1", "b": "10.91.0.2"},
     outer={"a": "10.90.0.2", "b": "10.90.0.3"},
     hub="10.90.0.1",
-    up="wg-quick up clinic-outer.conf, wg-quick up clinic-inner.conf",
+    files=("clinic-outer.conf", "clinic-inner.conf"),
+    alias="version 2 of federation clinic, SHA-256 22",
 )
-MESH = PrivateLinks("version 1 of federation clinic", "a", {"a": "10.91.0.1", "b": "10.91.0.2"}, {}, None, "wg-quick")
+MESH = replace(TWO_LAYERS, outer={}, hub=None, files=("clinic-inner.conf",))
 BOTH_UP = {"10.90.0.2": "clinic-outer", "10.91.0.1": "clinic-inner", "192.168.1.2": "eth0"}
 
 
@@ -29,6 +32,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     interfaces = dict(BOTH_UP)
     monkeypatch.setattr(private_links, "interfaces_here", lambda: interfaces)
+    monkeypatch.setattr(private_links, "interface_alias", lambda _: TWO_LAYERS.alias)
     return interfaces
 
 
@@ -65,6 +69,34 @@ def test_both_interfaces_must_be_up(machine: dict[str, str], monkeypatch: pytest
         with pytest.raises(ConfigurationError, match=rf"has the {layer} address {address} of site a .*: wg-quick up "):
             TWO_LAYERS.check_here()
         machine[address] = name
+
+
+@pytest.mark.parametrize(
+    ("alias", "runs"),
+    [
+        ("version 1 of federation clinic, SHA-256 11", "runs with version 1 of federation clinic"),
+        ("version 2 of federation clinic, SHA-256 23", "runs with another version 2 of federation clinic"),
+        ("", "does not say with which version of the federation it was opened"),
+    ],
+)
+@pytest.mark.parametrize("old", ["clinic-outer", "clinic-inner"])
+@pytest.mark.usefixtures("machine")
+def test_links_of_another_version_are_refused(monkeypatch: pytest.MonkeyPatch, old: str, alias: str, runs: str) -> None:
+    monkeypatch.setattr(private_links, "interface_alias", lambda name: alias if name == old else TWO_LAYERS.alias)
+    with pytest.raises(ConfigurationError) as refused:
+        TWO_LAYERS.check_here()
+    assert str(refused.value) == (
+        f"the link {old} {runs}, and the federation file of site a has version 2 of federation clinic: run "
+        "lightning-parablock site join with this file, unless you have, and then, as root: wg-quick down "
+        "clinic-inner.conf; wg-quick down clinic-outer.conf; wg-quick up clinic-outer.conf; wg-quick up "
+        "clinic-inner.conf"
+    )
+
+
+def test_the_alias_of_an_interface() -> None:
+    assert interface_alias("lo") == ""
+    with pytest.raises(OSError, match=r"No such device|no interface"):
+        interface_alias("clinic-none")
 
 
 @pytest.mark.parametrize("named", ["eth0", "clinic-outer", "clinic-inner,eth0"])

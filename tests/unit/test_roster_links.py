@@ -57,7 +57,8 @@ def test_the_addresses_are_those_of_the_roster(path: Path, identities: dict[str,
     assert links.inner == {"a": "10.82.0.2", "b": "10.82.0.3", "c": "10.82.0.4"}
     assert links.outer == {"a": "10.81.0.2", "b": "10.81.0.3", "c": "10.81.0.4"}
     folder = identities["b"].folder
-    assert links.up == f"wg-quick up {folder}/clinic-outer.conf, wg-quick up {folder}/clinic-inner.conf"
+    assert links.files == (f"{folder}/clinic-outer.conf", f"{folder}/clinic-inner.conf")
+    assert links.alias == f"version 1 of federation clinic, SHA-256 {Roster.read(path).digest.hex()}"
 
 
 def test_the_keys_must_be_those_of_the_site(path: Path, identities: dict[str, Identity], tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_rank_that_announces_nothing_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def of_federation(site: str, **inner: str) -> PrivateLinks:
-    return PrivateLinks("version 1 of federation clinic", site, inner, {}, None, "wg-quick up clinic")
+    return PrivateLinks("version 1 of federation clinic", site, inner, {}, None, ("clinic.conf",), "")
 
 
 def test_ranks_of_a_federation_listen_at_their_inner_addresses_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,10 +65,12 @@ def _start(roster: Roster, endpoint: str | None, files: Sequence[Path], *, known
     if shutil.which("wg-quick") is None:
         yield "  (wg-quick is not installed here: it is in the package wireguard-tools)"
     if roster.hub is not None:
+        outer = outer_interface(roster)
         yield (
-            f"  Through {outer_interface(roster)} the hub and all sites reach this host. A firewall may limit it to "
-            f"UDP port {roster.inner_port} from {roster.outer_range}."
+            f"  Through {outer} the hub and the other sites reach UDP port {roster.inner_port} of this host, and ping, "
+            "but nothing else that listens here. If a lighthouse is to run here, then, also as root:"
         )
+        yield f"  iptables -t raw -I {outer} -p tcp --dport 29510 -j RETURN"
     else:
         yield f"  The other sites reach this one at {endpoint}: its UDP port must be open."
 
