@@ -112,6 +112,23 @@ def test_a_site_that_leaves_is_let_go() -> None:
         site.site.close()
 
 
+def test_the_sites_of_a_run_that_is_gone_found_another_one_beside_a_guest_that_waits_for_it() -> None:
+    lighthouse, settings = LocalLighthouse(founders=2), Settings(local_steps=2)
+    gone = _started("bc", lighthouse, settings, 1000)
+    _until(lambda: all(s.engine is not None and s.engine.round >= 2 for s in gone.values()), gone.values())
+    guest = ToySite("a", lighthouse, settings, 1000, pause_s=0.02, min_clients=2)
+    assert not guest.site.enter({"settings": "the same"}).is_founder
+    for site in gone.values():
+        site.kill()
+    _until(lambda: len(guest.site.seat.candidates) == 1, [guest])
+    again = _started("bc", lighthouse, settings, 3)
+    _ended(list(again.values()))
+    assert again["b"].site.run_id not in ("", guest.site.run_id)
+    assert again["b"].site.log.records[0].sites == {0: "b", 1: "c"}
+    for site in (guest, *again.values()):
+        site.site.close()
+
+
 def test_founders_begin_where_the_newest_file_of_the_youngest_run_does() -> None:
     lighthouse = LocalLighthouse(founders=2)
     sites = [ToySite(name, lighthouse, Settings(), 1, pause_s=0.0, min_clients=2).site for name in "ab"]
