@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from typing_extensions import override
 
 from lightning_parablock.blocks.partition import Block
-from lightning_parablock.elastic.generation_masks import FINAL
+from lightning_parablock.elastic.local_errors import ends_the_site
 from lightning_parablock.errors import PeerError, PeerLostError
 from lightning_parablock.meeting.devices import open_apart
 from lightning_parablock.membership.membership import Membership
@@ -123,7 +123,7 @@ class _Generation(TorchDistributedTransport):
 
     @override
     def _located(self, error: PeerError, round_index: int, block: int) -> PeerError:
-        if isinstance(error, FINAL):
+        if ends_the_site(error):
             return super()._located(error, round_index, block)
         return error.in_generation(round_index, self._blocks[block].name)
 
@@ -161,9 +161,14 @@ class _WireApart(Wire):
     def post(self, receives: Sequence[Transfer], sends: Sequence[Transfer]) -> tuple[list[Ticket], list[Ticket]]:
         if self._is_cut.is_set():
             raise PeerLostError("this generation of the members has ended")
-        incoming = [GlooTicket(one, self._group.recv([one.message], one.rank, int(one.kind))) for one in receives]
-        outgoing = [GlooTicket(one, self._group.send([one.message], one.rank, int(one.kind))) for one in sends]
-        return list[Ticket](incoming), list[Ticket](outgoing)
+        incoming = [self._posted(self._group.recv, one) for one in receives]
+        return incoming, [self._posted(self._group.send, one) for one in sends]
+
+    def _posted(self, verb: Callable[[list[Tensor], int, int], dist.Work], one: Transfer) -> Ticket:
+        try:
+            return GlooTicket(one, verb([one.message], one.rank, int(one.kind)))
+        except RuntimeError as error:  # its connection has ended
+            raise PeerLostError(f"no message can be posted: {error}") from error
 
     @override
     def close(self) -> None:

@@ -24,13 +24,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lightning_parablock.elastic.stores import Tell
-from lightning_parablock.errors import (
-    MaskReuseError,
-    NonFiniteError,
-    SecureSumError,
-    SubmissionError,
-    TooFewSitesError,
-)
 from lightning_parablock.masking.agreement import SessionKey
 from lightning_parablock.masking.recorded import Record, RecordedMasks
 from lightning_parablock.masking.statements import SignedStatement, Statement
@@ -40,9 +33,6 @@ from lightning_parablock.masking.verifying import session_of
 from lightning_parablock.regroup.keys import Key
 from lightning_parablock.regroup.log import Record as Generation
 from lightning_parablock.site_kit.membership import Member
-
-FINAL = (SecureSumError, SubmissionError, MaskReuseError, NonFiniteError, TooFewSitesError)
-"""Errors of an exchange that another generation would not mend."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from lightning_parablock.blocks.flat import FlatBlocks
 from lightning_parablock.elastic.calendar import Calendar
 from lightning_parablock.elastic.fetching import Fetcher
 from lightning_parablock.elastic.generation import open_generation
-from lightning_parablock.elastic.generation_masks import FINAL, MaskMaker
+from lightning_parablock.elastic.generation_masks import MaskMaker
 from lightning_parablock.elastic.giving import Giver
 from lightning_parablock.elastic.herald import Herald
+from lightning_parablock.elastic.local_errors import as_ending, ends_the_site
 from lightning_parablock.elastic.site import Site
 from lightning_parablock.elastic.store import CommittedStore
 from lightning_parablock.elastic.stores import Tell, join_store, tell_by
@@ -83,7 +84,7 @@ def open_elastic(
     pace = pacer.wait if settings.upload_bps else None
     herald = Herald(seat, lambda: settings.backup_share * transport.uploaded_bytes, pace)
     transport.on_landed, transport.send_backup = herald.note_landed, herald.note_backup
-    transport.on_trouble = site.note_trouble if masks is None else partial(_note_trouble, site)
+    transport.on_trouble = partial(_note_trouble, site)
     seat.roster = None if masks is None else frozenset(masks.member.roster.names)
 
     def aggregator_of(decision: Decision, server: ServerShard, tell: Tell) -> Aggregator | None:
@@ -127,9 +128,9 @@ def open_elastic(
 
 
 def _note_trouble(site: Site, error: Exception) -> None:
-    """An exchange of secure sums has failed: for good, where the members are not to blame."""
-    if isinstance(error, FINAL):
-        site.seat.fail(error)
+    """An exchange has failed: for good, where no peer and no connection is to blame."""
+    if ends_the_site(error):
+        site.seat.fail(as_ending(error))
     else:
         site.note_trouble(error)
 

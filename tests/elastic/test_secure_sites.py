@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.elastic.generation_masks import MaskMaker
-from lightning_parablock.errors import MembershipError, StatementError
+from lightning_parablock.errors import IdentityError, MembershipError, StatementError
 from lightning_parablock.masking.statements import SignedStatement
 from lightning_parablock.masking.submissions import Submissions
 from lightning_parablock.regroup.log import MembershipLog, Record
@@ -138,6 +138,24 @@ def test_a_lost_site_and_its_return_have_the_bits_of_the_loop(topology: str, tmp
         line.dropped for line in sites["b"].site.journal.lines
     ]
     assert any(dropped), "what was under way counts for nothing, and the journal says so"
+
+
+def test_a_site_whose_record_cannot_be_used_ends_with_its_error_and_the_others_go_on(
+    tmp_path: Path, one_thread: None
+) -> None:
+    clinic = Clinic(tmp_path, "abcd", settings())
+    sites = started(clinic, "abcd", LocalLighthouse(silence_s=5.0, founders=4), 40)
+    others = [sites[name] for name in "bcd"]
+
+    def spoil(t: int) -> None:
+        if t == 3:
+            (clinic.identities["a"].folder / "submissions.json").chmod(0o644)
+
+    sites["a"].on_round = spoil
+    until(lambda: not sites["a"].is_alive(), others, LIMIT_S)
+    assert isinstance(sites["a"].error, IdentityError) and "submissions.json" in str(sites["a"].error)
+    sites["a"].kill()
+    assert ended(others).newest.members == (1, 2, 3)
 
 
 def test_a_site_that_is_not_in_the_roster_is_refused_by_name(tmp_path: Path, one_thread: None) -> None:

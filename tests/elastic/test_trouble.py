@@ -8,9 +8,20 @@ from typing import Any
 
 import pytest
 
+from lightning_parablock.elastic.opening import _note_trouble
 from lightning_parablock.elastic.seat import SiteOptions
 from lightning_parablock.elastic.site import Site
-from lightning_parablock.errors import ArbiterError
+from lightning_parablock.errors import (
+    ArbiterError,
+    CallOrderError,
+    ConfigurationError,
+    ParaBlockError,
+    PeerLostError,
+    PeerTimeoutError,
+    ProtocolError,
+    SecureSumError,
+    TooFewSitesError,
+)
 from lightning_parablock.regroup.log import MembershipLog, Record
 from tests.support.local_arbiter import LocalLighthouse
 
@@ -66,3 +77,32 @@ def test_a_site_that_is_closed_asks_for_nothing_more(site: Site, timers: list[_T
     site.close()
     timers.pop().run_out()
     assert not timers
+
+
+@pytest.mark.parametrize(
+    "error", [PeerLostError("site b"), PeerTimeoutError("site b"), ProtocolError("a chunk is damaged")]
+)
+def test_where_a_peer_or_a_connection_is_to_blame_the_members_connect_again(
+    site: Site, timers: list[_Timer], error: Exception
+) -> None:
+    _note_trouble(site, error)
+    assert site.seat.error is None and len(timers) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigurationError("submissions.json cannot be written: no space left"),
+        SecureSumError("the clients cannot have told this"),
+        TooFewSitesError("of only 2 sites"),
+        CallOrderError("before another one"),
+    ],
+)
+def test_what_has_failed_here_ends_this_site(site: Site, timers: list[_Timer], error: ParaBlockError) -> None:
+    _note_trouble(site, error)
+    assert site.seat.error is error and not timers
+
+
+def test_an_error_without_a_name_ends_this_site_with_one(site: Site, timers: list[_Timer]) -> None:
+    _note_trouble(site, KeyError((3, 0)))
+    assert str(site.seat.error) == "an exchange has failed at this site: KeyError: (3, 0)" and not timers
