@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor
@@ -12,22 +10,20 @@ from torch import Tensor
 from lightning_parablock.desk.message import Reply
 from lightning_parablock.desk.tensors import pull_tensor
 from lightning_parablock.elastic.giving import source_as_json
+from lightning_parablock.elastic.guest_waits import GuestWaits
 from lightning_parablock.elastic.seat import Seat
 from lightning_parablock.elastic.transport import ElasticTransport
-from lightning_parablock.errors import PeerTimeoutError, ProtocolError, RefusedError, UnreachableError
+from lightning_parablock.errors import ProtocolError, RefusedError, UnreachableError
 from lightning_parablock.regroup.keys import Key
 from lightning_parablock.regroup.log import Record, as_key
 from lightning_parablock.regroup.report import Decision, Source
 from lightning_parablock.server.shard import StatePiece
-from lightning_parablock.system.limited_wait import LATE, LimitedWait
 from lightning_parablock.system.reading import reading
 from lightning_parablock.transport.base import Transport
 
 _PAUSE_S = 0.2
 _ANSWER_S = 10.0
 _SILENT_S = 30.0
-_ADMISSION = replace(LATE, line="parablock: waiting for {waited_s:.0f} s to be a member: {what}")
-"""The members' rounds have no limit, and so neither has this wait while one of them sends new blocks."""
 
 Look = Callable[[], None]
 _Held = dict[int, tuple[Key, Record]]
@@ -74,49 +70,52 @@ class Fetcher:
         The site lets itself be admitted as soon as it is no more than one round behind.
 
         Raises:
-            PeerTimeoutError: no member gave anything for ``rejoin_timeout_s``.
+            PeerTimeoutError: no member gave anything for ``rejoin_timeout_s``, or see :meth:`GuestWaits.look`.
         """
-        seat, limit_s = self._seat, self._seat.options.rejoin_timeout_s
-        held, wait = _Held(), LimitedWait(limit_s, reports=LATE)
-        admission = LimitedWait(math.inf, reports=_ADMISSION)
+        seat, held, waits = self._seat, _Held(), GuestWaits(self._seat)
         while not is_enough():
-            seat.check()
+            waits.look()
             try:
-                is_close, is_done = self._catch_up(held)
-                wait = LimitedWait(limit_s, reports=LATE)
-                if is_close:
+                is_done = self._catch_up(held, waits)
+                waits.note_given()
+                if waits.is_ready:
                     with seat.changed:
                         seat.is_ready = True
-                    every = seat.options.admit_every_rounds
-                    admission.report(lambda every=every: f"admitted at most every {every} rounds; this site is ready")
             except (UnreachableError, RefusedError, ProtocolError) as error:  # the donor was lost, or has moved on
-                if wait.is_over:
-                    raise PeerTimeoutError(f"no member gave W within {wait.limit_s:g} s: {error}") from error
-                wait.report(lambda error=error: f"W from a member ({error})")
+                waits.note_failure(error)
                 is_done = True
             if is_done:
                 with seat.changed:
                     seat.changed.wait_for(is_enough, _PAUSE_S)
 
-    def _catch_up(self, held: _Held) -> tuple[bool, bool]:
+    def _catch_up(self, held: _Held, waits: GuestWaits) -> bool:
         """Take one block, the newest of those that are lacking: it stays the newest of its block for longest.
 
         On a link on which a block takes a round, any other order would bring blocks that are outdated on arrival.
 
         Returns:
-            Whether no more is lacking than the newest round's exchanges, and whether nothing is.
+            Whether nothing is lacking.
+        """
+        donor, lacking, record = self._lacking(held, waits)
+        if lacking:
+            key = max(lacking)
+            value = self._pull(donor, "commit", {"key": key}, waits.look)
+            self._transport.take_ahead(key, value, record)
+            held[key[1]] = key, record
+            _, lacking, _ = self._lacking(held, waits)
+        return not lacking
+
+    def _lacking(self, held: _Held, waits: GuestWaits) -> tuple[str, list[Key], Record]:
+        """A member's desk, the exchanges whose W it has and this guest lacks, and the generation that is open there.
+
+        Where a block of an older round than the newest one is lacking, the guest is not close enough to be admitted.
         """
         donor = self._donor()
         landed, keys, record = self._newest(donor)
         lacking = [key for key in keys if not _is_held(held, key, record)]
-        if lacking:
-            key = max(lacking)
-            value = self._pull(donor, "commit", {"key": key}, self._seat.check)
-            self._transport.take_ahead(key, value, record)
-            held[key[1]] = key, record
-            landed, keys, record = self._newest(self._donor())
-            lacking = [key for key in keys if not _is_held(held, key, record)]
-        return all(key[1] in held and key[0] >= landed[0] for key in lacking), not lacking
+        far = [key for key in lacking if key[1] not in held or key[0] < landed[0]]
+        waits.note_close(len(keys) - len(far), len(keys))
+        return donor, lacking, record
 
     def _newest(self, donor: str) -> tuple[Key, list[Key], Record]:
         said = self._ask(donor, "newest", {}, self._seat.check).said

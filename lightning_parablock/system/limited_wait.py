@@ -38,7 +38,7 @@ def _to_stderr(line: str) -> None:
 SOON = Reports(5.0, 15.0, "parablock: waiting for {what}; gives up in {remaining_s:.0f} s", _to_stderr)
 """Reports at the start of a run, which users watch, before any logging is set up."""
 
-LATE = Reports(31.0, 60.0, "parablock: waiting for {waited_s:.0f} s (limit {limit_s:g} s): {what}", log.warning)
+LATE = Reports(31.0, 60.0, "parablock: has waited {waited_s:.0f} s of at most {limit_s:g} s: {what}", log.warning)
 """Reports during training, where short waits are part of every round."""
 
 

@@ -154,5 +154,5 @@ def test_a_long_wait_says_for_whom(monkeypatch: pytest.MonkeyPatch, caplog: pyte
             now.now_s += 1
             waiting.report(lambda: "client 1 is late")
     assert [record.getMessage() for record in caplog.records] == [
-        f"parablock: waiting for {waited} s (limit 200 s): client 1 is late" for waited in (31, 91, 151)
+        f"parablock: has waited {waited} s of at most 200 s: client 1 is late" for waited in (31, 91, 151)
     ]
