@@ -12,7 +12,11 @@ def changes(old: Roster, new: Roster) -> list[str]:
     """One line for each difference; of the signatures nothing is said."""
     before, after = ({site.name: site for site in roster.sites} for roster in (old, new))
     lines = [f"site {name} is removed" for name in before if name not in after]
-    lines += [f"site {name} is new" for name in after if name not in before]
+    had = {address: name for name, site in before.items() for address in (site.inner_address, site.outer_address)}
+    for name, site in after.items():
+        if name not in before:
+            again = had.get(site.inner_address) or had.get(site.outer_address or "")
+            lines.append(f"site {name} is new" + (f", at an address that site {again} had" if again else ""))
     for name in after:
         if name in before:
             lines += _of_site(before[name], after[name])

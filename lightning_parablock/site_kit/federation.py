@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from itertools import islice
 
 from lightning_parablock.errors import ConfigurationError, RosterError
 from lightning_parablock.site_kit.card import Card
@@ -42,10 +44,10 @@ def create(name: str, cards: Sequence[Card], layout: Layout, hub: tuple[str, str
         RosterError: the parts do not fit together.
         ConfigurationError: a range cannot be used.
     """
-    outer = _free("outer_range", layout.outer_range, ()) if hub is not None else None
+    outer = _addresses("outer_range", layout.outer_range, 1) if hub is not None else None
     the_hub = Hub(hub[0], hub[1], next(outer)) if hub is not None and outer is not None else None
-    inner = _free("inner_range", layout.inner_range, ())
-    next(inner)  # the first address is the hub's in the outer range: a site's last numbers are the same in both
+    # The first address is the hub's in the outer range: a site's last numbers are the same in both.
+    inner = _addresses("inner_range", layout.inner_range, 2)
     cards = sorted(cards, key=lambda card: card.name)
     return Roster(
         federation=name,
@@ -60,7 +62,7 @@ def create(name: str, cards: Sequence[Card], layout: Layout, hub: tuple[str, str
 
 
 def add(roster: Roster, cards: Sequence[Card]) -> Roster:
-    """The next version, with more sites.
+    """The next version, with more sites, at addresses that no version before has given to a site.
 
     Raises:
         RosterError: a site is there already, or the parts do not fit together.
@@ -72,12 +74,9 @@ def add(roster: Roster, cards: Sequence[Card]) -> Roster:
             f"site {there[0]} is in version {roster.version} of federation {roster.federation} already; to give it new "
             "keys, revoke it first"
         )
-    taken = [site.inner_address for site in roster.sites]
-    inner = _free("inner_range", roster.inner_range, taken, skip=1)
-    outer = None
-    if roster.hub is not None and roster.outer_range is not None:
-        taken = [roster.hub.address, *(site.outer_address or "" for site in roster.sites)]
-        outer = _free("outer_range", roster.outer_range, taken)
+    first = _addresses_given(roster) + 1
+    inner = _addresses("inner_range", roster.inner_range, first)
+    outer = None if roster.outer_range is None else _addresses("outer_range", roster.outer_range, first)
     return _next(roster, (*roster.sites, *_with_addresses(cards, inner, outer)))
 
 
@@ -114,7 +113,14 @@ def collect(rosters: Sequence[Roster]) -> Roster:
 
 
 def _next(roster: Roster, sites: tuple[RosterSite, ...]) -> Roster:
-    return replace(roster, version=roster.version + 1, previous=roster.digest.hex(), sites=sites, signatures={})
+    return replace(
+        roster,
+        version=roster.version + 1,
+        previous=roster.digest.hex(),
+        sites=sites,
+        signatures={},
+        addresses_given=_addresses_given(roster),
+    )
 
 
 def _with_addresses(cards: Sequence[Card], inner: Iterator[str], outer: Iterator[str] | None) -> Iterator[RosterSite]:
@@ -122,9 +128,25 @@ def _with_addresses(cards: Sequence[Card], inner: Iterator[str], outer: Iterator
         yield RosterSite(card, next(inner), None if outer is None else next(outer))
 
 
-def _free(option: str, text: str, taken: Sequence[str], skip: int = 0) -> Iterator[str]:
-    """Addresses of a range that are free, in ascending order; the ``skip`` first ones are left out."""
-    for number, host in enumerate(checked_range(option, text).hosts()):
-        if number >= skip and str(host) not in taken:
-            yield str(host)
-    raise ConfigurationError(f"{option} {text} has too few addresses for these sites; choose a larger range")
+def _addresses_given(roster: Roster) -> int:
+    """The highest number of a host that a version and those before it have given."""
+    inner, outer = roster.inner_range, roster.outer_range
+    there = [_number(site.inner_address, inner) for site in roster.sites]
+    if roster.hub is not None and outer is not None:
+        there += [_number(site.outer_address, outer) for site in roster.sites if site.outer_address is not None]
+        there.append(_number(roster.hub.address, outer))
+    return max(roster.addresses_given, *there)
+
+
+def _number(address: str, network: str) -> int:
+    return int(IPv4Address(address)) - int(IPv4Network(network).network_address)
+
+
+def _addresses(option: str, text: str, first: int) -> Iterator[str]:
+    """Addresses of a range in ascending order, beginning with the host of a number."""
+    for host in islice(checked_range(option, text).hosts(), first - 1, None):
+        yield str(host)
+    raise ConfigurationError(
+        f"{option} {text} has too few addresses for these sites, since none is given a second time; a new federation "
+        "may have a larger range"
+    )

@@ -28,8 +28,10 @@ _TAG = b"lightning-parablock roster 1\n"
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
+_HOST_NUMBER = re.compile(r"[1-9][0-9]{0,4}")
 _FIELDS = ("federation", "version", "previous", "inner_range", "inner_port", "sites", "signatures")
 _WITH_HUB = ("hub", "outer_range")
+_GIVEN = "addresses_given"
 _NONE = "none"
 _HEADER = """\
 # The roster of a federation. Made by lightning-parablock; a change by hand makes all signatures worthless.
@@ -52,6 +54,8 @@ class Roster:
         inner_port: UDP port of the inner layer at each site; without a hub, the port of each site's endpoint counts.
         sites: Sorted by name.
         signatures: Ed25519 signatures of :attr:`signed_bytes`, in base64, by site.
+        addresses_given: The highest number of a host, within either range, that earlier versions have given: links of
+            such a version would still lead from that address to the site that had it. 0 in the first version.
 
     Raises:
         RosterError: the parts do not fit together, or a signature does not fit.
@@ -66,6 +70,7 @@ class Roster:
     inner_port: int
     sites: tuple[RosterSite, ...]
     signatures: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    addresses_given: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", tuple(sorted(self.sites, key=lambda site: site.name)))
@@ -103,8 +108,10 @@ class Roster:
     @property
     def text(self) -> str:
         """The file."""
-        numbers = {"version": self.version, "inner_port": self.inner_port}  # as numbers, which need no quotes
-        said = {**self._signed_parts(), **numbers, "signatures": dict(self.signatures)}
+        numbers = {"version": self.version, "inner_port": self.inner_port, _GIVEN: self.addresses_given}
+        parts = self._signed_parts()
+        plain = {name: numbers.get(name, part) for name, part in parts.items()}  # numbers need no quotes
+        said = {**plain, "signatures": dict(self.signatures)}
         return _HEADER + yaml.safe_dump(said, sort_keys=False, width=1000)
 
     @cached_property
@@ -191,6 +198,7 @@ class Roster:
         hub: dict[str, Plain] = {}
         if self.hub is not None and self.outer_range is not None:
             hub = {"hub": self.hub.as_plain(), "outer_range": self.outer_range}
+        given: dict[str, Plain] = {_GIVEN: str(self.addresses_given)} if self.addresses_given else {}
         return {
             "federation": self.federation,
             "version": str(self.version),
@@ -198,13 +206,14 @@ class Roster:
             **hub,
             "inner_range": self.inner_range,
             "inner_port": str(self.inner_port),
+            **given,
             "sites": sites,
         }
 
     @classmethod
     def _of_plain(cls, said: dict[str, Plain]) -> Roster:
         has_hub = "hub" in said
-        values = fields_of(said, (*_FIELDS, *_WITH_HUB) if has_hub else _FIELDS)
+        values = fields_of(said, (*_FIELDS, *_WITH_HUB) if has_hub else _FIELDS, optional=(_GIVEN,))
         sites, signatures = values["sites"], values["signatures"]
         if isinstance(sites, str) or isinstance(signatures, str):
             raise ValueError("'sites' and 'signatures' must be mappings by site")
@@ -219,6 +228,7 @@ class Roster:
             inner_port=int(_matching("inner_port", values["inner_port"], _PORT)),
             sites=tuple(RosterSite.of_plain(name, site, has_hub=has_hub) for name, site in sites.items()),
             signatures={name: text_of(signed) for name, signed in signatures.items()},
+            addresses_given=int(_matching(_GIVEN, values[_GIVEN], _HOST_NUMBER)) if _GIVEN in values else 0,
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_parablock.errors import CardError, IdentityError, RosterError
 from lightning_parablock.site_kit.card import Card
-from lightning_parablock.site_kit.federation import Layout, create
+from lightning_parablock.site_kit.federation import Layout, create, revoke
 from lightning_parablock.site_kit.identity import KEYS, Identity
 from lightning_parablock.site_kit.keys import new_link_keys
 from lightning_parablock.site_kit.plain_yaml import read_plain
@@ -19,7 +19,8 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="parablock-fuzz-")
 _SITES = identities(Path(_FOLDER.name), "abc", "{name}.example.org:51820")
 _CARDS = [site.card for site in _SITES.values()]
 _HUBS = create("wards", _CARDS, Layout(), ("hub.example.org:51820", new_link_keys().public))
-_ROSTERS = (_HUBS, signed(_HUBS, _SITES), signed(create("mesh", _CARDS, Layout(), None), _SITES))
+_MESH = create("mesh", _CARDS, Layout(), None)
+_ROSTERS = (_HUBS, signed(_HUBS, _SITES), signed(_MESH, _SITES), revoke(_HUBS, ["c"]))
 
 
 def _text(data: bytes) -> str:

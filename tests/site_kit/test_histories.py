@@ -46,6 +46,12 @@ def test_every_version_follows_from_the_last_one(history: list[str]) -> None:
         assert len({*outer, "10.81.0.1"}) == len(roster.sites) + 1
         assert len({site.inner_address for site in roster.sites}) == len(roster.sites)
         assert Roster.parse(roster.text) == roster
+    owners = dict[str | None, tuple[str, int]]()
+    for roster in versions:
+        for site in roster.sites:
+            came = next(n for n in range(roster.version, 0, -1) if n == 1 or site.name not in versions[n - 2].names)
+            for address in (site.inner_address, site.outer_address):
+                assert owners.setdefault(address, (site.name, came)) == (site.name, came)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, database=None)

@@ -95,9 +95,37 @@ def test_adding_makes_a_higher_version_and_moves_no_site(first: Roster, sites: d
     new = federation.add(federation.revoke(first, ["b"]), [sites["d"].card])
     assert new.version == 3 and new.names == ("a", "c", "d")
     assert [new.site(name) for name in "ac"] == [first.site(name) for name in "ac"]
-    assert (new.site("d").outer_address, new.site("d").inner_address) == ("10.81.0.3", "10.82.0.3")
+    assert (new.site("d").outer_address, new.site("d").inner_address) == ("10.81.0.5", "10.82.0.5")
     with pytest.raises(RosterError, match="site a is in version 1 of federation wards already"):
         federation.add(first, [sites["a"].card])
+
+
+def test_an_address_is_never_given_again(first: Roster, sites: dict[str, Identity], tmp_path: Path) -> None:
+    """Links of a version with c would lead from it to c: a site may have forgotten to open them anew."""
+    second = federation.revoke(first, ["c"])
+    third = federation.add(second, [sites["d"].card])
+    assert (third.site("d").outer_address, third.site("d").inner_address) == ("10.81.0.5", "10.82.0.5")
+    card = Identity.create(tmp_path / "new", "c").card
+    last = federation.add(federation.revoke(third, ["d"]), [card])
+    assert last.site("c").inner_address == "10.82.0.6"
+    assert [one.addresses_given for one in (first, second, third, last)] == [0, 4, 4, 5]
+    for one in (first, second, third, last):
+        assert Roster.parse(one.text) == one
+    assert "addresses_given" not in first.text and "\naddresses_given: 4\n" in second.text
+    assert replace(second, addresses_given=0).digest != second.digest, "it is signed, too"
+    for wrong in ("0", "x", "123456", "-1", "04"):
+        with pytest.raises(RosterError, match="addresses_given cannot be"):
+            Roster.parse(second.text.replace("addresses_given: 4", f"addresses_given: {wrong}"))
+
+
+def test_a_range_is_used_up_by_sites_that_are_gone(sites: dict[str, Identity]) -> None:
+    cards = {name: sites[name].card for name in "abcd"}
+    hub = (HUB_AT, new_link_keys().public)
+    roster = federation.create("w", [cards[name] for name in "abc"], Layout("10.0.0.0/29"), hub)
+    roster = federation.add(federation.revoke(roster, ["c"]), [cards["d"]])
+    roster = federation.add(federation.revoke(roster, ["d"]), [cards["d"]])
+    with pytest.raises(ConfigurationError, match=r"outer_range 10\.0\.0\.0/29 has too few addresses .* second time"):
+        federation.add(roster, [cards["c"]])
 
 
 def test_collecting_signatures(first: Roster, sites: dict[str, Identity]) -> None:
@@ -113,6 +141,9 @@ def test_changes_in_words(first: Roster, sites: dict[str, Identity], tmp_path: P
     new = federation.add(federation.revoke(first, ["b"]), [sites["d"].card])
     assert changes(first, new) == ["site b is removed", "site d is new"]
     assert changes(first, first) == []
+    reused = replace(new.site("d"), inner_address="10.82.0.3")
+    again = replace(new, sites=(*(new.site(name) for name in "ac"), reused))
+    assert changes(first, again) == ["site b is removed", "site d is new, at an address that site b had"]
     assert first.hub is not None
     other = Identity.create(tmp_path / "other", "a", "a.example.org:5").card
     moved = replace(first.site("a"), card=other, inner_address="10.82.0.9")

@@ -141,7 +141,7 @@ def test_a_version_that_was_made_from_another_one_is_pointed_out(created: People
     created.at("hub", "federation", "add", "federation.yaml", "--cards", "c.card")
     created.send("hub", "a")
     said = created.at("a", "site", "approve", "federation.yaml", "--fingerprint", created.fingerprint("a"))
-    assert "  none\n  it was not made from that version 1: ask why before you sign\n" in said
+    assert "  site c has other addresses\n  it was not made from that version 1: ask why before you sign\n" in said
 
 
 def test_a_revoked_site_is_out_and_cannot_come_back(created: People) -> None:
