@@ -1,4 +1,4 @@
-"""The order in which a client sees its examples: a pure function of (seed, client, epoch)."""
+"""The order in which a client sees its examples: a pure function of (seed, client, epoch), and of a salt if any."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import torch
 from torch.utils.data import Sampler
+
+from lightning_parablock.seeds import LocalSeed
 
 
 def order_seed(seed: int, client_id: int, epoch: int) -> int:
@@ -24,6 +26,9 @@ class ClientSampler(Sampler[int]):
         n_examples: Examples of this client.
         seed: Seed of the run.
         client_id: This client's number, from 0.
+
+    Attributes:
+        local_seed: Puts the site's salt into the seed of the orders; a run sets it before anything is drawn.
     """
 
     is_of_one_client = True
@@ -31,6 +36,12 @@ class ClientSampler(Sampler[int]):
 
     def __init__(self, n_examples: int, seed: int, client_id: int) -> None:
         self.n_examples, self.seed, self.client_id, self.epoch = n_examples, seed, client_id, 0
+        self.local_seed: LocalSeed | None = None
+
+    @property
+    def draws_order(self) -> bool:
+        """Whether another salt gives another order."""
+        return self.local_seed is not None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of ``epoch``, counted from 0."""
@@ -40,5 +51,6 @@ class ClientSampler(Sampler[int]):
         return self.n_examples
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(order_seed(self.seed, self.client_id, self.epoch))
+        seed = self.seed if self.local_seed is None else self.local_seed.of(self.seed)
+        generator = torch.Generator().manual_seed(order_seed(seed, self.client_id, self.epoch))
         return (int(index) for index in torch.randperm(self.n_examples, generator=generator))

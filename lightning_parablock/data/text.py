@@ -121,7 +121,10 @@ class FederatedTextDataModule(pl.LightningDataModule):
         return self._val is not None, self._own is not None
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """The examples of the first client of this process; their order depends on (seed, client, epoch) alone."""
+        """The examples of the first client of this process; their order depends on (seed, client, epoch) alone.
+
+        With secure sums, on the site's salt too.
+        """
         return self.client_dataloader(self.clients[1][0])
 
     def client_dataloader(self, client: int) -> DataLoader[dict[str, Any]]:

@@ -31,9 +31,10 @@ from lightning_parablock.loading.lengths import (
     lengths_in_words,
     refuse_unsized,
 )
+from lightning_parablock.loading.orders import draw_locally, draws_order
 from lightning_parablock.loading.positioned import LoaderStart, Position, PositionedLoader, position_of
 from lightning_parablock.loading.row_accounts import show_here
-from lightning_parablock.loading.shards import Cutting, cut_or_keep, dataset_fingerprint, draws_order, rows_line
+from lightning_parablock.loading.shards import Cutting, cut_or_keep, dataset_fingerprint, rows_line
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import Settings
 from lightning_parablock.settings.secure import refuse_idle_clients, refuse_short_data
@@ -220,6 +221,7 @@ class FitLoaders:
         """Show on this rank, before it trains, how many of their rows its clients train on."""
         self._data.update(loaders)
         for client, loader in loaders.items():
+            draw_locally(loader, self._rules.hosted.local_seed)
             line = rows_line(self._rules.hosted.names.label(client), loader)
             if line is not None and line not in self.rows_shown:
                 self.rows_shown.append(line)

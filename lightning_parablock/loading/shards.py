@@ -72,6 +72,11 @@ class ShardSampler(Sampler[int]):
         self.seed = seed
         self.epoch = 0
 
+    @property
+    def draws_order(self) -> bool:
+        """Whether the order is drawn, from a seed that has the site's salt."""
+        return self.shuffle
+
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
@@ -85,15 +90,6 @@ class ShardSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.indices)
-
-
-def draws_order(loader: object) -> bool | None:
-    """Whether a loader yields its samples in an order that it draws anew; None where that is not known."""
-    order = _order(loader) if isinstance(loader, DataLoader) and is_comparable(loader) else None
-    if isinstance(order, ShardSampler):
-        return order.shuffle
-    known = isinstance(order, RandomSampler | SequentialSampler)
-    return isinstance(order, RandomSampler) if known else None
 
 
 def shard_indices(n_samples: int, n_shards: int, shard: int, seed: int) -> list[int]:
@@ -132,7 +128,7 @@ def cut_or_keep(loader: object, stage: RunningStage, cutting: Cutting) -> tuple[
     what, compared = f"clients {', '.join(map(str, same))} have identical data sets", _compared(loader)
     if not isinstance(loader, DataLoader):
         return loader, f"{what} in a {type(loader).__name__}, which cannot be cut: each uses all of it ({compared})"
-    if stage != RunningStage.TRAINING and isinstance(_order(loader), DistributedSampler):
+    if stage != RunningStage.TRAINING and isinstance(order_of(loader), DistributedSampler):
         return loader, f"{what}: each uses the part that its DistributedSampler chooses ({compared})"
     if stage != RunningStage.TRAINING and not _can_be_cut(loader):
         return loader, f"{what} with a sampler of their own ({_sampler_name(loader)}): each client uses all of it"
@@ -200,20 +196,21 @@ def _compared(loader: object) -> str:
     return f"compared by size and {min(_PROBES, length_of(dataset) or 0)} samples"
 
 
-def _order(loader: DataLoader[Any]) -> Any:
+def order_of(loader: DataLoader[Any]) -> Any:
+    """The sampler of single samples, also where a batch sampler has it."""
     batches = batch_sampler_of(loader)
     return batches.sampler if isinstance(batches, BatchSampler) else loader.sampler
 
 
 def _can_be_cut(loader: DataLoader[Any]) -> bool:
-    batches, order = batch_sampler_of(loader), _order(loader)
+    batches, order = batch_sampler_of(loader), order_of(loader)
     plain_order = isinstance(order, SequentialSampler) or (isinstance(order, RandomSampler) and not order.replacement)
     return plain_order and (batches is None or type(batches) is BatchSampler)
 
 
 def _sampler_name(loader: DataLoader[Any]) -> str:
     batches = batch_sampler_of(loader)
-    return type(batches if batches is not None and type(batches) is not BatchSampler else _order(loader)).__name__
+    return type(batches if batches is not None and type(batches) is not BatchSampler else order_of(loader)).__name__
 
 
 def cut(loader: object, stage: RunningStage, cutting: Cutting, same: Sequence[int]) -> object:
@@ -236,7 +233,7 @@ def cut(loader: object, stage: RunningStage, cutting: Cutting, same: Sequence[in
             f"the {stage.value} data set has {size} samples for {len(same)} clients: every client needs at least one"
         )
     indices = shard_indices(size, len(same), same.index(cutting.client), cutting.seed)
-    shuffle = isinstance(_order(loader), RandomSampler)
+    shuffle = isinstance(order_of(loader), RandomSampler)
     seed = derive_seed(cutting.local_seed.of(cutting.seed), "client", cutting.client)
     sampler = ShardSampler(indices, shuffle=shuffle, seed=seed)
     return with_sampler(loader, sampler, stage)
@@ -274,7 +271,7 @@ def rows_line(name: str, loader: object) -> str | None:
     size = length_of(data_of(loader))
     if not isinstance(loader, DataLoader) or not is_comparable(loader) or size is None:
         return f"{name}: everything that its {type(data_of(loader)).__name__} yields"
-    batches, order = batch_sampler_of(loader), _order(loader)
+    batches, order = batch_sampler_of(loader), order_of(loader)
     used = length_of(order)
     if used is None or not (batches is None or type(batches) is BatchSampler):
         return f"{name}: those of {size} rows that its {_sampler_name(loader)} chooses"

@@ -9,7 +9,6 @@ same bits, and whatever else repeats a round number of this site draws other bat
 from __future__ import annotations
 
 import json
-import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,13 +34,17 @@ from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.strategy.refused_together import refused_together
 from lightning_parablock.system.reading import reading
 
-log = logging.getLogger(__name__)
-
 KEY = "secure"
 """Of the sidecar: what a site needs to repeat its rounds."""
 
 _WITH = "aggregation='secure'"
 _NONCE_BYTES = 16
+
+KNOWN_ORDERS = (
+    "use a DataLoader over a data set that has a length and indices, with shuffle=True or a sampler that draws from "
+    "torch's random generator alone"
+)
+"""What a training loader must be for a salt to change its batches; in messages."""
 
 
 def require_member(member: Member | None, backend: str) -> Member:
@@ -87,20 +90,20 @@ class SecureFit:
             is_fixed: Of each hosted client; None where it is not known.
 
         Raises:
-            ConfigurationError: the salt would change nothing.
+            ConfigurationError: the salt would change nothing, or nobody knows whether it does.
         """
         if not self.salt:
             return
-        if any(is_fixed):
-            raise ConfigurationError(
-                f"this site has contributed to secure sums before, and with {_WITH} a run that is not the same one "
-                "must draw other batches, but the training loader yields them in a fixed order; use shuffle=True"
-            )
-        if None in is_fixed:
-            log.warning(
-                "parablock: this site has contributed to secure sums before; its training loader must draw its samples "
-                "by torch's random generator, or a server could subtract sums of different runs"
-            )
+        require(
+            not any(is_fixed),
+            f"this site has contributed to secure sums before, and with {_WITH} a run that is not the same one must "
+            "draw other batches, but the training loader yields them in a fixed order; use shuffle=True",
+        )
+        require(
+            None not in is_fixed,
+            f"this site has contributed to secure sums before, and with {_WITH} a run that is not the same one must "
+            f"draw other batches, which cannot be seen of the training loader; {KNOWN_ORDERS}",
+        )
 
     def refuse_other_data(self, saved: Mapping[str, str] | None, data: Sequence[str]) -> None:
         """Raise a CheckpointError where a resumed run would repeat rounds with other data than it had."""

@@ -6,7 +6,6 @@ from a checkpoint, may repeat rounds with other members, and what it contributed
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +21,7 @@ from lightning_parablock.settings import Settings
 from lightning_parablock.site_kit.membership import Member
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.strategy.refused_together import refused_together
-
-log = logging.getLogger(__name__)
+from lightning_parablock.strategy.secure import KNOWN_ORDERS
 
 _WITH = "with aggregation='secure' and lighthouse"
 _NONCE_BYTES = 16
@@ -53,7 +51,7 @@ class ElasticSums:
             is_fixed: Of each hosted client; None where it is not known.
 
         Raises:
-            ConfigurationError: this site's are.
+            ConfigurationError: this site's are, or nobody knows whether they are.
         """
         if any(is_fixed):
             raise ConfigurationError(
@@ -61,11 +59,12 @@ class ElasticSums:
                 "that comes back, or trains a block again after a dropped exchange, could contribute the same delta to "
                 "a sum of other sites; use shuffle=True"
             )
-        if None in is_fixed:
-            log.warning(
-                "parablock: the training loader must draw its samples by torch's random generator, or a server could "
-                "subtract sums of rounds with different sites"
-            )
+        require(
+            None not in is_fixed,
+            f"it cannot be seen of the training loader whether its batches are others when it is begun again, and "
+            f"{_WITH} they must be: a site that comes back could contribute the same delta to a sum of other sites; "
+            f"{KNOWN_ORDERS}",
+        )
 
 
 def open_elastic_sums(ranks: RankStrategy, settings: Settings, member: Member, module: nn.Module) -> ElasticSums:

@@ -238,8 +238,9 @@ def test_a_loader_in_a_fixed_order_is_refused_where_sites_come_and_go() -> None:
     sums = ElasticSums(maker=None)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="could contribute the same delta to a sum of other sites"):
         sums.refuse_fixed_orders([True])
+    with pytest.raises(ConfigurationError, match=r"cannot be seen of the training loader .* with shuffle=True or"):
+        sums.refuse_fixed_orders([None])
     sums.refuse_fixed_orders([False])
-    sums.refuse_fixed_orders([None])
 
 
 def test_buffers_that_a_joiner_would_get_of_one_member_are_refused() -> None:
@@ -255,5 +256,7 @@ def test_a_salt_that_would_change_nothing_is_refused() -> None:
     salted = SecureFit(masks=None, salt=b"s" * 16, nonce=b"")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="use shuffle=True"):
         salted.refuse_fixed_orders([False, True])
-    salted.refuse_fixed_orders([False, False, None])
-    SecureFit(masks=None, salt=b"", nonce=b"").refuse_fixed_orders([True])  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"cannot be seen of the training loader; use a DataLoader over"):
+        salted.refuse_fixed_orders([False, False, None])
+    salted.refuse_fixed_orders([False, False])
+    SecureFit(masks=None, salt=b"", nonce=b"").refuse_fixed_orders([True, None])  # type: ignore[arg-type]
