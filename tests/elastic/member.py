@@ -107,7 +107,8 @@ class Member:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     open_listeners("127.0.0.1", None)
-    member = Member(2, int(sys.argv[1]), topology=sys.argv[2], upload_bps=1e6)
+    # So slow that it is killed in mid transfer also where the test's own process has to wait for a processor.
+    member = Member(2, int(sys.argv[1]), topology=sys.argv[2], upload_bps=2e4)
     member.enter(founding(3))
     member.submit(0)
     print("sends", flush=True)
