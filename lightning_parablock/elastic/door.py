@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_parablock.desk.caller import call
 from lightning_parablock.desk.message import Identity, Reply
 from lightning_parablock.desk.service import Call
+from lightning_parablock.elastic.callers import refuse_other_site
 from lightning_parablock.elastic.seat import Seat
 from lightning_parablock.elastic.view import Entry
 from lightning_parablock.errors import ConfigurationError, RefusedError, UnreachableError
@@ -71,6 +72,7 @@ class Door:
         with call.reading():
             site = str(call.said["site"])
             facts = {str(name): str(value) for name, value in call.said["facts"].items()}
+        refuse_other_site(call, site)
         with seat.changed:
             if not seat.in_rounds or self._agreed is None:
                 raise RefusedError("the founders have not begun the first round yet", _NOT_YET)

@@ -8,9 +8,11 @@ from typing import Any
 from lightning_parablock.desk.message import Reply
 from lightning_parablock.desk.service import Call, Desk
 from lightning_parablock.desk.tensors import chunk_reply
+from lightning_parablock.elastic.callers import refuse_other_client
 from lightning_parablock.elastic.herald import backup_pieces
 from lightning_parablock.elastic.transport import ElasticTransport
-from lightning_parablock.regroup.log import as_key
+from lightning_parablock.errors import RefusedError
+from lightning_parablock.regroup.log import MembershipLog, as_key
 from lightning_parablock.regroup.report import Source
 from lightning_parablock.system.reading import reading
 
@@ -70,17 +72,31 @@ class Giver:
         with call.reading():
             client, generation = int(call.said["client"]), int(call.said["generation"])
             key = as_key(call.said["key"])
+        refuse_other_client(call, client, *self._logs())
         self._transport.note_landed(client, key, generation)
         return Reply({})
 
     def _backup(self, call: Call) -> Reply:
         """A server's state, to be kept in case it is lost."""
         with call.reading():
-            key, generation = call.said["label"]
-            label = (as_key(key), int(generation))
+            key, generation = as_key(call.said["label"][0]), int(call.said["label"][1])
             block, server = int(call.said["block"]), int(call.said["server"])
-        self._transport.take_backup(block, server, label, backup_pieces(call.said, call.body))
+        logs = self._logs()
+        refuse_other_client(call, server, *logs)
+        n_blocks, newest = self._transport.store.n_blocks, max(log.generation for log in logs)
+        if not 0 <= block < n_blocks or generation > newest:
+            raise RefusedError(
+                f"there is no block {block} of {n_blocks} with server state of generation {generation}: the newest "
+                f"that this site knows is {newest}",
+                "not yet",
+            )
+        self._transport.take_backup(block, server, (key, generation), backup_pieces(call.said, call.body))
         return Reply({})
+
+    def _logs(self) -> tuple[MembershipLog, ...]:
+        """That of the open generation and, since others may have opened it already, of the one that is staged."""
+        staged = self._transport.staged  # first: an opening between the two makes it the log
+        return (self._transport.log,) if staged is None else (self._transport.log, staged.decision.log)
 
 
 def source_as_json(source: Source) -> dict[str, Any]:

@@ -122,6 +122,8 @@ def _note_list(data: bytes) -> object:
 class _Held:
     """In place of the exchanges of a site."""
 
+    log, staged = THREE, None
+
     def __init__(self) -> None:
         self.store = CommittedStore([torch.zeros(3), torch.zeros(2)])
 
@@ -155,7 +157,7 @@ def _fetcher(reply: Reply) -> Fetcher:
 
 
 def _backup() -> bytes:
-    backup = Backup(0, 2, ((1, 0), 0), lambda: None)
+    backup = Backup(0, 1, ((1, 0), 0), lambda: None)
     return message(*backup_message(backup, [StatePiece(0, "momentum", 0, torch.zeros(3))]))
 
 
@@ -233,8 +235,8 @@ TARGETS = (
         message({"source": source_as_json(_SOURCE), "index": 0, "first_byte": 0, "chunk_bytes": 4}),
         more=(CallOrderError,),
     ),
-    _of_call("landed-call", _giver("_landed"), message({"client": 1, "key": [1, 0], "generation": 0})),
-    _of_call("backup-call", _giver("_backup"), _backup()),
+    _of_call("landed-call", _giver("_landed"), message({"client": 1, "key": [1, 0], "generation": 0}), more=(RefusedError,)),
+    _of_call("backup-call", _giver("_backup"), _backup(), more=(RefusedError,)),
     Target(
         "backup-pieces",
         lambda data: backup_pieces(decoded(said_and_body(data)[0]), memoryview(said_and_body(data)[1])),
