@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lightning_parablock.desk.message import Reply
 from lightning_parablock.desk.service import Call
+from lightning_parablock.elastic.callers import client_of_caller, refuse_other_client
+from lightning_parablock.elastic.gathered import Gathered, Number, agreed, named, packed, unpacked
 from lightning_parablock.errors import PeerTimeoutError, ProtocolError, RefusedError, UnreachableError
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.system.limited_wait import LATE, LimitedWait
-from lightning_parablock.system.reading import reading
 
 _POLL_S = 5.0
 """How long the hub holds a question that it cannot answer yet."""
@@ -29,11 +30,6 @@ _ASK_S = 0.5
 """How often the hub asks the others whether they have left a collective already."""
 _KEPT = 8
 _OTHER = "other collective"
-
-Gathered = dict[int, bytes]
-"""Client id -> its payload, ascending."""
-Number = tuple[int, int]
-"""A collective: the round, and how many this round has had before."""
 
 
 class Neighbours(Protocol):
@@ -69,7 +65,15 @@ class Neighbours(Protocol):
 
 @dataclass
 class _Slot:
-    """What the hub has of one collective."""
+    """What the hub has of one collective.
+
+    Attributes:
+        what: Names it.
+        payloads: Those that have come, each from its own site.
+        result: All payloads, once it is complete.
+        fetched: Clients that have it.
+        asked_s: When the others were asked last.
+    """
 
     what: str
     payloads: Gathered = field(default_factory=Gathered)
@@ -121,13 +125,13 @@ class Gathers:
             if wait.is_over:
                 option = "rejoin_timeout_s" if stage[1] else "straggler_timeout_s"
                 raise PeerTimeoutError(
-                    f"{_named(number, what)}: {self._missing(number)} within {option}={wait.limit_s:g} s; raise it if "
+                    f"{named(number, what)}: {self._missing(number)} within {option}={wait.limit_s:g} s; raise it if "
                     "a site needs longer than that"
                 )
-            wait.report(lambda: f"{_named(number, what)}: {self._missing(number)}")
+            wait.report(lambda: f"{named(number, what)}: {self._missing(number)}")
         with self._changed:
             self._results[number] = result
-            _forget_old(self._results)
+            _forget_old(self._results, self._results)
             self._changed.notify_all()
         self._next = (number[0], number[1] + 1)
         return result
@@ -164,13 +168,13 @@ class Gathers:
             reply = self._site.ask(hub, "gather", said, payload, _POLL_S + 5.0)
         except UnreachableError:  # a regroup will name another hub, or the limit ends the wait
             time.sleep(_PAUSE_S)
-            return self._kept_elsewhere(number)
+            return self._kept_elsewhere(number, payload)
         except RefusedError as refusal:
             if refusal.kind == _OTHER:
                 raise ProtocolError(str(refusal)) from refusal
             time.sleep(_PAUSE_S)  # no generation is open there yet
             return None
-        return _unpacked(reply, self._site.describe(hub))
+        return unpacked(reply, self._site.describe(hub))
 
     def _missing(self, number: Number) -> str:
         slot = self._slots.get(number)
@@ -186,6 +190,10 @@ class Gathers:
         number = _number(call)
         with call.reading():
             client, what = int(call.said["client"]), str(call.said["what"])
+        participants = self._present(number)
+        refuse_other_client(call, client, self._site.log)
+        if client not in participants:
+            raise RefusedError(f"{self._site.describe(client)} takes no part in {named(number, what)}", "not yet")
         result = self._collect(number, what, client, bytes(call.body))
         if result is None:
             return Reply({"is_complete": False})
@@ -193,20 +201,22 @@ class Gathers:
             if number in self._slots:
                 self._slots[number].fetched.add(client)
                 self._changed.notify_all()
-        return _packed(result)
+        return packed(result)
 
     def answer_kept(self, call: Call) -> Reply:
         """Desk: the result with which this member has left a collective, if it has."""
-        result = self._known(_number(call))
-        return Reply({"is_complete": False}) if result is None else _packed(result)
+        number = _number(call)
+        client_of_caller(call, self._site.log)
+        result = self._known(number)
+        return Reply({"is_complete": False}) if result is None else packed(result)
 
     def _known(self, number: Number) -> Gathered | None:
         with self._changed:
             slot = self._slots.get(number)
             return self._results.get(number) or (slot.result if slot is not None else None)
 
-    def _present(self, number: Number) -> tuple[int, ...]:
-        log = self._site.log
+    def _present(self, number: Number, log: MembershipLog | None = None) -> tuple[int, ...]:
+        log = log or self._site.log
         if not log.records:
             raise RefusedError("no generation is open at this site yet", "not yet")
         return log.present(max(number[0], log.records[0].first_round))
@@ -217,12 +227,14 @@ class Gathers:
             slot = self._slots.setdefault(number, _Slot(what))
             if slot.what != what:
                 raise RefusedError(
-                    f"{_named(number, what)} at {self._site.describe(client)} is {slot.what!r} elsewhere: do callbacks "
+                    f"{named(number, what)} at {self._site.describe(client)} is {slot.what!r} elsewhere: do callbacks "
                     "or modules differ between the sites?",
                     _OTHER,
                 )
-            slot.payloads[client] = payload
-            _forget_old(self._slots)
+            if slot.result is None:
+                self._withdraw(client)
+                self._slots[number] = slot
+                slot.payloads[client] = payload
             self._changed.notify_all()
         while time.monotonic() < deadline_s:
             with self._changed:
@@ -235,45 +247,56 @@ class Gathers:
                 self._site.check()
         return None
 
+    def _withdraw(self, client: int) -> None:
+        """Forget what a client has sent for collectives that are not complete: it is in one of them at a time."""
+        for other, slot in list(self._slots.items()):
+            if slot.result is None and slot.payloads.pop(client, None) is not None and not slot.payloads:
+                del self._slots[other]
+
     def _complete(self, number: Number, slot: _Slot) -> Gathered | None:
         participants = self._present(number)
         if slot.result is None and all(client in slot.payloads for client in participants):
-            slot.result = {client: slot.payloads[client] for client in participants}
-            self._changed.notify_all()
+            self._finish(slot, {client: slot.payloads[client] for client in participants})
         return slot.result
+
+    def _finish(self, slot: _Slot, result: Gathered) -> None:
+        """A collective is complete; the caller holds the lock."""
+        slot.result = result
+        _forget_old(self._slots, [number for number, one in self._slots.items() if one.result is not None])
+        self._changed.notify_all()
 
     def _ask_who_has_left(self, number: Number, slot: _Slot) -> None:
         with self._changed:
-            if time.monotonic() < slot.asked_s + _ASK_S:
+            if time.monotonic() < slot.asked_s + _ASK_S or self._site.client not in slot.payloads:
                 return
             slot.asked_s = time.monotonic()
             absent = [client for client in self._present(number) if client not in slot.payloads]
-        result = self._kept_by(number, absent)
-        if result is not None:
-            with self._changed:
-                slot.result = slot.result or result
-                self._changed.notify_all()
+        kept = self._kept_by(number, absent)
+        with self._changed:
+            # One that has left must not speak for those that have not: they come, or have left with the same.
+            missing = [client for client in absent if client not in slot.payloads]
+            if slot.result is None and missing and all(client in kept for client in missing):
+                self._finish(slot, agreed(number, kept, slot.payloads, self._site.describe))
 
-    def _kept_elsewhere(self, number: Number) -> Gathered | None:
-        """The result, where another participant has left with it and the hub has gone."""
-        return self._kept_by(number, self._present(number))
+    def _kept_elsewhere(self, number: Number, payload: bytes) -> Gathered | None:
+        """The result, where other participants have left with it and the hub has gone."""
+        kept = self._kept_by(number, self._present(number))
+        return agreed(number, kept, {self._site.client: payload}, self._site.describe) if kept else None
 
-    def _kept_by(self, number: Number, clients: Sequence[int]) -> Gathered | None:
-        for client in clients:
-            if client == self._site.client:
-                continue
+    def _kept_by(self, number: Number, clients: Sequence[int]) -> dict[int, Gathered]:
+        """The results with which some clients have left, as they say; without those that have not, or do not answer."""
+        kept, log = dict[int, Gathered](), self._site.log
+        # What was complete in a generation that has not opened here yet counts once it has.
+        complete = [self._present(number, MembershipLog(log.records[:n])) for n in range(1, len(log.records) + 1)]
+        for client in (client for client in clients if client != self._site.client):
             try:
                 reply = self._site.ask(client, "kept", {"number": number}, b"", 1.0)
             except (UnreachableError, RefusedError):
                 continue
-            result = _unpacked(reply, self._site.describe(client))
-            if result is not None:
-                return result
-        return None
-
-
-def _named(number: Number, what: str) -> str:
-    return f"collective {number[1]} of round {number[0]} ({what})"
+            result = unpacked(reply, self._site.describe(client))
+            if result is not None and tuple(sorted(result)) in complete:
+                kept[client] = dict(sorted(result.items()))
+        return kept
 
 
 def _number(call: Call) -> Number:
@@ -282,31 +305,6 @@ def _number(call: Call) -> Number:
         return int(round_index), int(index)
 
 
-def _forget_old(by_number: dict[Number, Any]) -> None:
-    for old in sorted(by_number)[:-_KEPT]:
+def _forget_old(by_number: dict[Number, Any], of: Iterable[Number]) -> None:
+    for old in sorted(of)[:-_KEPT]:
         del by_number[old]
-
-
-def _packed(result: Gathered) -> Reply:
-    sizes = [[client, len(payload)] for client, payload in result.items()]
-    return Reply({"is_complete": True, "sizes": sizes}, b"".join(result.values()))
-
-
-def _unpacked(reply: Reply, sender: str) -> Gathered | None:
-    """The payloads that :func:`_packed` wrote; None where they are not complete yet.
-
-    Raises:
-        ProtocolError: they do not fill the answer's body, or a client has two.
-    """
-    result, at = Gathered(), 0
-    with reading(f"a collective's result from {sender}"):
-        if not reply.said["is_complete"]:
-            return None
-        for client, size in reply.said["sizes"]:
-            if not 0 <= int(size) <= len(reply.body) - at or int(client) in result:
-                raise ValueError(f"{size!r:.40} bytes of client {client!r:.40} are not in it")
-            result[int(client)] = bytes(reply.body[at : at + int(size)])
-            at += int(size)
-        if at != len(reply.body):
-            raise ValueError(f"it states {at} bytes, and has {len(reply.body)}")
-    return result

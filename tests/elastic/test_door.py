@@ -15,7 +15,9 @@ from tests.elastic.seats import THREE, LoneSeat
 def enters(door: Door, site: str) -> Any:
     """The client id that the door gives."""
     said = {"site": site, "facts": {}}
-    return door.answer_enter(Call(said, memoryview(b""), Identity("", site), 1.0, 0.0, threading.Event())).said["client"]
+    return door.answer_enter(Call(said, memoryview(b""), Identity("", site), 1.0, 0.0, threading.Event())).said[
+        "client"
+    ]
 
 
 def test_a_guest_keeps_its_client_id_when_the_member_that_let_it_in_is_lost() -> None:

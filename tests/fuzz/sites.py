@@ -11,7 +11,7 @@ import torch
 
 from lightning_parablock.desk.message import Reply, decoded
 from lightning_parablock.desk.service import Call
-from lightning_parablock.elastic import attempt, door, gathers, lighthouse
+from lightning_parablock.elastic import attempt, door, gathered, gathers, lighthouse
 from lightning_parablock.elastic.answers import Answers
 from lightning_parablock.elastic.arbiter import Candidate
 from lightning_parablock.elastic.door import Door
@@ -181,7 +181,7 @@ def _gather(call: Call) -> Reply:
 
 def _unpack(data: bytes) -> object:
     said, body = said_and_body(data)
-    return gathers._unpacked(Reply(decoded(said), body), "site b")
+    return gathered.unpacked(Reply(decoded(said), body), "site b")
 
 
 def _door() -> Door:
@@ -196,7 +196,7 @@ def _starts() -> RoundStarts:
     return starts
 
 
-_PACKED = gathers._packed({0: b"one", 1: b"", 2: b"three"})
+_PACKED = gathered.packed({0: b"one", 1: b"", 2: b"three"})
 
 TARGETS = (
     _of_json("log", lambda said: MembershipLog.from_json(cast(Any, said.get("log"))), {"log": _LOG.to_json()}),
@@ -235,7 +235,9 @@ TARGETS = (
         message({"source": source_as_json(_SOURCE), "index": 0, "first_byte": 0, "chunk_bytes": 4}),
         more=(CallOrderError,),
     ),
-    _of_call("landed-call", _giver("_landed"), message({"client": 1, "key": [1, 0], "generation": 0}), more=(RefusedError,)),
+    _of_call(
+        "landed-call", _giver("_landed"), message({"client": 1, "key": [1, 0], "generation": 0}), more=(RefusedError,)
+    ),
     _of_call("backup-call", _giver("_backup"), _backup(), more=(RefusedError,)),
     Target(
         "backup-pieces",

@@ -15,7 +15,7 @@ from lightning_parablock.codecs.compression import Sparse, TopK
 from lightning_parablock.desk.caller import call
 from lightning_parablock.desk.message import SAID, Reply, memory_for
 from lightning_parablock.desk.tensors import chunk_reply
-from lightning_parablock.elastic.gathers import _unpacked
+from lightning_parablock.elastic.gathered import unpacked
 from lightning_parablock.elastic.journal import FILE_NAME, read_lines
 from lightning_parablock.elastic.roll import nobody_listens
 from lightning_parablock.elastic.run_record import RunRecord
@@ -87,7 +87,7 @@ def test_a_log_that_is_no_log_is_refused() -> None:
 @pytest.mark.parametrize("sizes", [[[0, 4]], [[0, 2]], [[0, -1], [1, 4]], [[0, 1], [0, 2]], [[0, "x"]], 3])
 def test_payloads_that_do_not_fill_a_collectives_result_are_refused(sizes: Any) -> None:
     with pytest.raises(ProtocolError, match="a collective's result from site 'b' is malformed"):
-        _unpacked(Reply({"is_complete": True, "sizes": sizes}, b"abc"), "site 'b'")
+        unpacked(Reply({"is_complete": True, "sizes": sizes}, b"abc"), "site 'b'")
 
 
 def test_a_copy_of_state_must_fill_its_message() -> None:
