@@ -32,7 +32,7 @@ from lightning_parablock.checkpointing.together import do_on_all, gather_from_al
 from lightning_parablock.errors import CheckpointError, ConfigurationError
 from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.settings import SecureAggregation, Settings
-from lightning_parablock.system.places import refuse_unwritable
+from lightning_parablock.system.places import is_name, refuse_unwritable
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,8 @@ class Checkpoints:
         Where the clients' file names differ, as a metric in them may, all take the first rank's.
 
         Raises:
-            CheckpointError: a client could not write, or the clients are at different steps; the checkpoint that was at
-                ``path`` before is still whole.
+            CheckpointError: a client could not write, the clients are at different steps, or the first one's names lead
+                out of the folder; the checkpoint that was at ``path`` before is still whole.
         """
         if is_remote(filepath):
             log.warning(
@@ -86,6 +86,11 @@ class Checkpoints:
                 "save_checkpoint at the same step on all of them"
             )
         save, name = proposals[0]
+        if not (is_name(save) and is_name(name)):
+            raise CheckpointError(
+                f"{ranks.describe(0)} names the save {save!r:.80} and its file {name!r:.80}: these lead out of the "
+                "folder of checkpoints, so nothing is saved; install the same version at every site"
+            )
         path = Path(filepath).with_name(name)
         sidecar = {LIGHTNING: {k: v for k, v in checkpoint.items() if k not in _SHARED}, OWN: dict(own)}
         warn_of_foreign(sidecar[LIGHTNING])

@@ -46,17 +46,21 @@ def final_path(trainer: Trainer) -> str:
     return f"{folder.rstrip('/')}/{FILE_NAME}" if is_remote(folder) else str(Path(folder, FILE_NAME))
 
 
-def in_own_folder(path: str, root: str, own_root: str) -> str:
+def in_own_folder(path: str, root: str, own_root: str) -> str | None:
     """What is inside the first site's folder at another site, whose own folder it is inside of there.
 
     Args:
         path: At the first site.
         root: The first site's folder.
         own_root: This site's.
+
+    Returns:
+        The path at this site; None for one that is not inside the folder, or leads out of it.
     """
     if is_remote(path) or not Path(path).is_relative_to(root):
-        return path
-    return str(Path(own_root, Path(path).relative_to(root)))
+        return None
+    inside = Path(path).relative_to(root)
+    return None if ".." in inside.parts else str(Path(own_root, inside))
 
 
 def save_final(ranks: Collectives, files: CheckpointIO, trainer: Trainer) -> None:
@@ -70,7 +74,7 @@ def save_final(ranks: Collectives, files: CheckpointIO, trainer: Trainer) -> Non
     stamp, problem = _try_to_write(ranks, files, model, path) if ranks.global_rank == 0 else (None, None)
     seen, problem_of_first, path_of_first, root_of_first = ranks.gather_objects((stamp, problem, path, root))[0]
     if ranks.site_names:
-        path = in_own_folder(path_of_first, root_of_first, root)
+        path = in_own_folder(path_of_first, root_of_first, root) or path  # and nowhere that only the first one names
     if problem_of_first is None and ranks.global_rank != 0 and not is_remote(path) and _stamp_of(path) != seen:
         _, problem = _try_to_write(ranks, files, model, path)  # a disk of its own
     problems = [found for found in ranks.gather_objects(problem) if found is not None]

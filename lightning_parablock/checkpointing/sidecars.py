@@ -24,6 +24,7 @@ import torch
 
 from lightning_parablock.checkpointing.formats import FORMAT, READABLE, in_present_words
 from lightning_parablock.errors import CheckpointError
+from lightning_parablock.system.places import is_name
 from lightning_parablock.system.plain_values import numpy_numbers
 from lightning_parablock.system.reading import reading
 
@@ -92,10 +93,9 @@ class Entry:
 
 
 def _name(save: object) -> str:
-    """The name of a save: one of a folder, and never the way to another place."""
-    if not isinstance(save, str) or Path(save).name != save or save == "..":
+    if not is_name(save):
         raise CheckpointError(f"{save!r:.80} is no name of a save; use an earlier checkpoint")
-    return save
+    return str(save)
 
 
 def sidecar_folder(checkpoint: Path) -> Path:

@@ -23,6 +23,7 @@ from lightning_parablock.lightning_private.signals import mark_terminated, save_
 from lightning_parablock.membership.stop_point import StopPoint
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.system.command_line import command_to_resume
+from lightning_parablock.system.places import is_name
 
 log = logging.getLogger(__name__)
 
@@ -160,10 +161,9 @@ class Stopping:
 
     def _end(self, signals: Sequence[signal.Signals | None]) -> None:
         folder = Path(self._trainer.default_root_dir)
-        # Sites have folders of their own, in which a relative path leads to their part.
-        path = self._ranks.broadcast(str((folder if self._ranks.site_names else folder.absolute()) / FILE_NAME))
         step, saved = self._trainer.global_step, "nothing could be saved"
         try:
+            path = self._path_of_all(str((folder if self._ranks.site_names else folder.absolute()) / FILE_NAME))
             self._trainer.save_checkpoint(path)
         except CheckpointError as error:  # on all of them
             log.error("parablock: %s", error)
@@ -185,4 +185,20 @@ class Stopping:
 
     def _requeue(self, signum: signal.Signals) -> None:
         """What Lightning does in the handler, with the first rank's number of the file for all."""
-        save_and_requeue(self._trainer, signum, self._ranks.broadcast)
+        save_and_requeue(self._trainer, signum, self._path_of_all)
+
+    def _path_of_all(self, own: str) -> str:
+        """Where all ranks save: at the first one's path, or where sites have names, under its name in their own folder.
+
+        Raises:
+            CheckpointError: the first site says no name of a file.
+        """
+        if not self._ranks.site_names:  # one command has started them: on one machine they share a folder
+            return self._ranks.broadcast(own)
+        name = self._ranks.broadcast(Path(own).name)
+        if not is_name(name):
+            raise CheckpointError(
+                f"{self._ranks.describe(0)} saves as {name!r:.80}, which leads out of the folder {Path(own).parent}: "
+                "nothing is saved; install the same version at every site"
+            )
+        return str(Path(own).with_name(name))

@@ -66,6 +66,11 @@ def refuse_existing_file(path: Path, what: str, advice: str) -> None:
         raise ConfigurationError(f"{what} {path} cannot be written: there is no folder {path.parent}")
 
 
+def is_name(said: object) -> bool:
+    """Whether something that was sent or read is the name of a file or a folder, and not the way to another place."""
+    return isinstance(said, str) and said not in ("", "..") and "\0" not in said and Path(said).name == said
+
+
 def reason(error: OSError) -> str:
     """The operating system's message, such as ``Read-only file system``."""
     return error.strerror or (os.strerror(error.errno) if error.errno else str(error))

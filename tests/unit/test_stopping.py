@@ -169,3 +169,45 @@ def test_a_requeue_that_fails_leaves_lightnings_names_of_files(process: OneProce
     with pytest.raises(OSError, match="no scontrol"):
         process.stopping.pass_batch()
     assert not vars(process.files)
+
+
+class SecondSite:
+    """The strategy of the second of two sites; the first one sends what a test lets it."""
+
+    site_names, global_rank = ("a", "b"), 1
+
+    def __init__(self, sent: str) -> None:
+        self._sent = sent
+
+    def describe(self, rank: int) -> str:
+        return f"site {self.site_names[rank]}"
+
+    def gather_objects(self, own: Any) -> list[Any]:
+        return [None, own]
+
+    def broadcast(self, value: str) -> str:
+        return self._sent
+
+
+@pytest.mark.parametrize("sent", ["/home/b/.config/x", "../x", "..", "", "."])
+def test_a_site_saves_in_its_own_folder_whatever_path_the_first_one_sends(
+    process: OneProcess, sent: str, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    own: Any = process.stopping
+    own._ranks = SecondSite(sent)
+    own.note(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        own.pass_batch()
+    assert not process.saved and not own.has_saved
+    assert "site a saves as " in caplog.text and f"leads out of the folder {tmp_path}" in caplog.text
+
+
+def test_a_site_saves_in_its_own_folder_under_the_first_ones_name(process: OneProcess, tmp_path: Any) -> None:
+    own: Any = process.stopping
+    own._ranks = SecondSite("stopped.ckpt")
+    own.note(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        own.pass_batch()
+    assert [str(path) for path in process.saved] == [str(tmp_path / "stopped.ckpt")]
+    own._ranks = SecondSite("hpc_ckpt_7.ckpt")
+    assert own._path_of_all("/runs/b/hpc_ckpt_1.ckpt") == "/runs/b/hpc_ckpt_7.ckpt"

@@ -62,9 +62,9 @@ def slurm(folder: Path) -> Iterator[Path]:
         yield called
 
 
-def resumed(path: Any, expected: Net, **options: Any) -> None:
+def resumed(path: Any, expected: Net, strategy: dict[str, Any] | None = None, **options: Any) -> None:
     module = Net()
-    trainer_for({}, [], **options).fit(module, **loaders("shuffled"), ckpt_path=path)
+    trainer_for(strategy or {}, [], **options).fit(module, **loaders("shuffled"), ckpt_path=path)
     assert 0 < len(module.losses) < len(expected.losses), len(module.losses)
     assert module.losses == expected.losses[-len(module.losses) :]
     assert_same_bits(weights(module), weights(expected))
@@ -109,6 +109,20 @@ def ended(signum: int, step: int, *ranks: int) -> Callable[[], None]:
     return scenario
 
 
+def ended_at_sites() -> None:
+    """Sites have folders of their own: each saves its part there, and names it when the run continues."""
+    folder, own = SCRATCH / "sites" / "ab"[RANK], {"site": "ab"[RANK]}
+    expected = whole(own)
+    with pytest.raises(SIGTERMException):
+        strikes = Strikes(signal.SIGTERM, 13, (0, 1))
+        trainer_for(own, [strikes], default_root_dir=str(folder)).fit(Net(), **loaders("shuffled"))
+    dist.barrier()
+    assert (folder / "stopped.ckpt").is_file() == (RANK == 0)
+    (sidecar,) = folder.glob("stopped.ckpt.parablock/*/*")
+    assert sidecar.name == f"rank0000{RANK}.pt"
+    resumed(folder / "stopped.ckpt", expected, own)
+
+
 class Sleeps(Callback):
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == 6 and RANK == 0:
@@ -142,5 +156,6 @@ SCENARIOS: dict[str, Scenario] = {
     "SIGTERM": ended(signal.SIGTERM, 14, 0, 1),
     "SIGTERM, one process": ended(signal.SIGTERM, 9, 0),
     **{f"at batch {step}": ended(signal.SIGTERM, step - 1, 0, 1) for step in (1, 5, BATCHES, BATCHES + 1)},
+    "sites": ended_at_sites,
     "too late": the_others_do_not_come,
 }
