@@ -10,6 +10,7 @@ from lightning_parablock.errors import ConfigurationError, IdentityError
 from lightning_parablock.site_kit.files import make_private_folder, read_private, write_whole
 from lightning_parablock.site_kit.identity import MOST_KEYS_BYTES, default_folder
 from lightning_parablock.site_kit.keys import KeyPair, link_keys, new_link_keys
+from lightning_parablock.site_kit.memory import SEEN
 from lightning_parablock.system.reading import reading
 
 HUB = "hub.json"
@@ -45,6 +46,17 @@ class HubKeys:
                 "revoke change a federation; for a new one choose another name, or another folder with --keys"
             )
         return cls(folder, new_link_keys())
+
+    @classmethod
+    def unfinished(cls, folder: Path) -> HubKeys | None:
+        """The keys of a federation whose creation was cut short: beside them no version is remembered.
+
+        Raises:
+            IdentityError: they cannot be used, see :meth:`read`.
+        """
+        if not (folder / HUB).exists() or any(folder.glob(f"*{SEEN}")):
+            return None
+        return cls.read(folder)
 
     def store(self) -> None:
         """Write them to their folder, for the owner alone.

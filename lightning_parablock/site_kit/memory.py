@@ -8,6 +8,9 @@ from lightning_parablock.errors import RosterError
 from lightning_parablock.site_kit.files import read_private, write_whole
 from lightning_parablock.site_kit.roster import MOST_ROSTER_BYTES, Roster
 
+SEEN = ".seen.yaml"
+"""Follows a federation's name in the name of the file."""
+
 
 class Memory:
     """The newest version of one federation, in a folder of keys.
@@ -18,7 +21,7 @@ class Memory:
     """
 
     def __init__(self, folder: Path, federation: str) -> None:
-        self._path = folder / f"{federation}.seen.yaml"
+        self._path = folder / f"{federation}{SEEN}"
 
     def newest(self) -> Roster | None:
         """The newest version that was kept; None if there was none.
@@ -50,13 +53,24 @@ class Memory:
         if roster.version < newest.version:
             raise RosterError(
                 f"version {roster.version} of federation {roster.federation} is older than version {newest.version}, "
-                f"which is known here and kept in {self._path}: a site that was removed could come back with it; ask "
-                "for the newest file"
+                f"{self._why_newer(newest)}"
             )
         raise RosterError(
             f"there are two different versions {roster.version} of federation {roster.federation}: this one, and the "
             f"one that is kept in {self._path}. Do not use either before you know why; federation add and federation "
             "revoke make a higher version"
+        )
+
+    def _why_newer(self, newest: Roster) -> str:
+        missing = ", ".join(newest.unsigned_by())
+        if newest.signatures and missing:
+            return (
+                f"which this site has approved, and which {missing} had not signed when it was kept in {self._path}: "
+                "nothing can be started before all have signed it and the file with all signatures is here"
+            )
+        return (
+            f"which is known here and kept in {self._path}: a site that was removed could come back with it; ask for "
+            "the newest file, or use a copy of that one"
         )
 
     def keep(self, roster: Roster) -> None:

@@ -160,7 +160,7 @@ class Roster:
             raise RosterError(
                 f"version {self.version} of federation {self.federation} is not signed by {', '.join(missing)}: each "
                 "of them runs lightning-parablock site approve, and lightning-parablock federation collect puts the "
-                "signatures into one file"
+                "signatures into one file; until then nothing can be started with it"
             )
 
     def verify(self, site: str, message: bytes, signature: bytes) -> None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import shutil
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lightning_parablock.cli import main
+from lightning_parablock.cli.commands import federation_change, federation_create, site_init
 from lightning_parablock.masking.submissions import Submissions
+from lightning_parablock.site_kit import hub_keys, identity, memory
+from lightning_parablock.site_kit.files import write_whole
+from lightning_parablock.site_kit.hub_keys import HubKeys
 from lightning_parablock.site_kit.roster import Roster
 
 HUB = ("--hub-endpoint", "hub.example.org:51820")
@@ -306,7 +312,8 @@ def test_keys_in_another_folder(people: People, tmp_path: Path) -> None:
         ("site join", "FILE must be given"),
         ("site join nowhere.yaml", "nowhere.yaml cannot be read: No such file"),
         ("site join a.card", "a.card: the roster is malformed"),
-        ("site init a", "holds the keys of a site already; they are not overwritten"),
+        ("site init a --endpoint h:1", "holds the keys of site a already, without an endpoint; they are not over"),
+        ("site init d --keys .lightning-parablock/a", "holds the keys of site a already"),
         ("site init a.b/c", "site must be a name of 1 to 64 letters"),
         ("site init ..", "site must be a name of 1 to 64 letters"),
         ("site init d --endpoint nowhere", "endpoint must be host:port"),
@@ -334,6 +341,113 @@ def test_a_federation_file_is_not_overwritten_and_its_hub_keeps_its_key(created:
     said = created.at("hub", *words, "--output", "new.yaml", code=2)
     assert "holds the key of a hub already, which is not overwritten" in said
     assert not created.file("hub", "new.yaml").exists()
+
+
+# --- commands that were cut short -------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def cut_short(people: People, who: str, after: int, *words: str) -> bool:
+    """Run a command that ends before it would write another file; returns whether it was so."""
+    n_written = 0
+
+    def dying(path: Path, text: str, **options: Any) -> None:
+        nonlocal n_written
+        if n_written == after:
+            raise Killed
+        n_written += 1
+        write_whole(path, text, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (federation_create, federation_change, hub_keys, identity, memory, site_init):
+            patch.setattr(module, "write_whole", dying)
+        try:
+            people.at(who, *words)
+        except Killed:
+            return True
+    return False
+
+
+def state(people: People) -> list[str]:
+    """All that the hub's commands have written, but for its key."""
+    folder = people.file("hub", ".lightning-parablock/wards-hub")
+    files = (people.file("hub"), folder / "wards-hub.conf", folder / "wards.seen.yaml")
+    return [re.sub("PrivateKey = .*|key: .*|previous: .*", "", file.read_text()) for file in files]
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_a_creation_that_was_cut_short_is_given_again(people: People, after: int) -> None:
+    words = ("federation", "create", "wards", *HUB, "--cards", "a.card", "b.card", "c.card")
+    assert cut_short(people, "hub", after, *words)
+    said = people.at("hub", *words)
+    assert "wrote federation.yaml: wards, version 1, sites a, b, c\n" in said and "wg-quick up" in said
+    hub = Roster.read(people.file("hub")).hub
+    assert hub is not None
+    assert hub.key == HubKeys.read(people.file("hub", ".lightning-parablock/wards-hub")).link.public
+    federation, links, seen = state(people)
+    assert federation == seen and links.count("[Peer]") == 3
+    people.sign(*"abc")
+    assert "is there already" in people.at("hub", *words, code=2), "it is finished"
+
+
+def test_a_creation_is_not_taken_for_another_one(people: People) -> None:
+    words = ("federation", "create", "wards", *HUB, "--cards", "a.card", "b.card")
+    assert cut_short(people, "hub", 2, *words)
+    before = people.file("hub").read_bytes()
+    assert "federation.yaml is there already" in people.at("hub", *words, "c.card", code=2)
+    assert people.file("hub").read_bytes() == before
+
+
+@pytest.mark.parametrize("after", range(3))
+@pytest.mark.parametrize("words", ["revoke federation.yaml c", "add federation.yaml --cards d.card"])
+def test_a_change_that_was_cut_short_is_given_again(created: People, words: str, after: int) -> None:
+    created.at("hub", "site", "init", "d", "--card", "d.card")
+    command = ("federation", *words.split())
+    assert cut_short(created, "hub", after, *command)
+    said = created.at("hub", *command)
+    sites = "a, b" if "revoke" in words else "a, b, c, d"
+    assert f"wrote federation.yaml: wards, version 2, sites {sites}\n" in said
+    federation, links, seen = state(created)
+    assert federation == seen and links.count("[Peer]") == len(sites.split())
+
+
+def test_another_change_follows_one_that_was_cut_short(created: People) -> None:
+    assert cut_short(created, "hub", 1, "federation", "revoke", "federation.yaml", "c")
+    said = created.at("hub", "federation", "add", "federation.yaml", "--cards", "c.card")
+    assert "version 3, sites a, b, c\n" in said
+    federation, links, seen = state(created)
+    assert federation == seen and links.count("[Peer]") == 3
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_card_that_was_not_written_is_printed_by_the_same_command(people: People, after: int) -> None:
+    words = ("site", "init", "x", "--card", "x.card")
+    assert cut_short(people, "a", after, *words)
+    keys = people.file("a", ".lightning-parablock/x/keys.json").read_bytes()
+    said = people.at("a", *words)
+    assert "keys of site x, which were there before: " in said
+    assert people.file("a", "x.card").read_text() in said
+    assert people.file("a", ".lightning-parablock/x/keys.json").read_bytes() == keys
+    assert people.file("a", "x.card").read_text() in people.at("a", "site", "init", "x")
+
+
+def test_a_site_that_has_approved_a_version_is_told_what_it_waits_for(created: People) -> None:
+    created.sign(*"abc")
+    created.send("a", "a", under="old.yaml")
+    created.at("hub", "federation", "revoke", "federation.yaml", "c")
+    created.send("hub", "a")
+    created.at("a", "site", "approve", "federation.yaml", "--fingerprint", created.fingerprint("a"))
+    said = created.at("a", "site", "join", "old.yaml", code=2)
+    assert "is older than version 2, which this site has approved, and which b had not signed when it was kept" in said
+    assert "wards.seen.yaml: nothing can be started before all have signed it" in said
+    said = created.at("a", "site", "join", "federation.yaml", code=2)
+    assert "version 2 of federation wards is not signed by b: " in said and "until then nothing can be started" in said
+    created.sign("a", "b")
+    created.at("a", "site", "join", "federation.yaml")
+    assert "which is known here and kept in" in created.at("a", "site", "join", "old.yaml", code=2)
 
 
 @pytest.mark.parametrize("group", ["site", "federation"])

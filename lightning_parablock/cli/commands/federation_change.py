@@ -15,6 +15,7 @@ from lightning_parablock.cli.commands.federation_options import (
 )
 from lightning_parablock.cli.parser import CommandParser
 from lightning_parablock.cli.table import COMMANDS_OF
+from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.site_kit.card import Card
 from lightning_parablock.site_kit.federation import add, collect, revoke
 from lightning_parablock.site_kit.files import PUBLIC, write_whole
@@ -105,11 +106,21 @@ def _change(path: Path, folder: Path | None, change: Callable[[Roster], Roster])
     old = Roster.read(path)
     refuse_unwritable_file(path, "the federation file")
     if old.hub is None:
-        roster, started = change(old), []
+        keys, roster = None, change(old)
     else:
         keys = HubKeys.read(folder or default_hub_folder(old.federation))
-        Memory(keys.folder, old.federation).refuse_older(old)
-        roster = change(old)
-        started = keep_at_hub(roster, keys)
+        newest = Memory(keys.folder, old.federation).refuse_older(old)
+        roster = old if newest is not None and _is_made(old, newest, change) else change(old)
     write_whole(path.resolve(), roster.text, mode=PUBLIC)
+    started = [] if keys is None else keep_at_hub(roster, keys)
     print("\n".join((wrote(roster, path), *started, *signing_steps(roster, path))))
+
+
+def _is_made(roster: Roster, newest: Roster, change: Callable[[Roster], Roster]) -> bool:
+    """Whether a file has this change of the newest known version: the command was cut short after it had written it."""
+    if roster.previous != newest.digest.hex():
+        return False
+    try:
+        return change(newest).digest == roster.digest
+    except ConfigurationError:  # another change was cut short; this one follows it
+        return False

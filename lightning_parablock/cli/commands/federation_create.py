@@ -74,33 +74,48 @@ def run_create(args: Sequence[str]) -> None:
     """
     options = create_parser().parse_args(list(args))
     output = Path(options.output).expanduser()
-    advice = "federation add and federation revoke change it, or name another file with --output"
-    refuse_existing_file(output, "output", advice)
+    folder = keys_folder(options) or default_hub_folder(options.name)
+    begun = None if options.hub_endpoint is None else HubKeys.unfinished(folder)
+    if begun is None or not output.exists():
+        _refuse_existing(output)
     cards = [Card.read(Path(card).expanduser()) for card in options.cards]
     layout = Layout(options.outer_range, options.inner_range, options.inner_port)
     if options.hub_endpoint is None:
-        roster, started = create(options.name, cards, layout, None), []
+        keys, hub = None, None
     else:
         checked_endpoint("hub-endpoint", options.hub_endpoint)
-        keys = HubKeys.new(keys_folder(options) or default_hub_folder(options.name))
-        roster = create(options.name, cards, layout, (options.hub_endpoint, keys.link.public))
+        keys = begun or HubKeys.new(folder)
+        hub = (options.hub_endpoint, keys.link.public)
+    roster = create(options.name, cards, layout, hub)
+    if keys is not None and begun is None:
         keys.store()
-        started = keep_at_hub(roster, keys)
-    write_whole(output, roster.text, mode=PUBLIC, is_new=True)
+    if output.exists() and Roster.read(output).digest != roster.digest:
+        _refuse_existing(output)
+    if not output.exists():
+        write_whole(output, roster.text, mode=PUBLIC, is_new=True)
+    started = [] if keys is None else keep_at_hub(roster, keys)
     print("\n".join((wrote(roster, output), *started, *signing_steps(roster, output))))
+
+
+def _refuse_existing(output: Path) -> None:
+    advice = "federation add and federation revoke change it, or name another file with --output"
+    refuse_existing_file(output, "output", advice)
 
 
 def keep_at_hub(roster: Roster, keys: HubKeys) -> list[str]:
     """Write the hub's side of a version, and remember it.
 
+    It is remembered last, and the federation file is written before: a command that was cut short finds by that what is
+    left to do when it is given again.
+
     Returns:
         What to do at the hub.
     """
     assert roster.hub is not None, "the caller has keys of a hub"
-    Memory(keys.folder, roster.federation).keep(roster)
     path = keys.folder / f"{hub_interface(roster)}.conf"
     known = path.exists()
     write_whole(path, hub_file(roster, roster.hub, keys))
+    Memory(keys.folder, roster.federation).keep(roster)
     port = roster.hub.endpoint.rpartition(":")[2]
     name = shlex.quote(str(path.absolute()))
     again = f"wg-quick down {name}; " if known else ""
