@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -143,24 +143,41 @@ class Submissions:
         def update() -> bytes:
             contents = self._read()
             stretches, found = begin(contents.stretches, round_index, context, contents.first_salt, _new_salt, salt)
-            if stretches != contents.stretches:
-                write_whole(self._path, replace(contents, stretches=stretches).text)
+            self._note(contents, stretches)
             return found
 
         return self._locked(update)
 
-    def confirm(self, round_index: int, context: str, salt: bytes) -> None:
-        """Make sure that a contribution may leave the site.
+    def begin_again(self, round_index: int, context: str, salt: bytes, in_flight: Iterable[int] = ()) -> None:
+        """Begin a round with the salt of a run that continues; nothing is noted where that cannot be.
 
         Args:
-            round_index: The round in which it was trained.
-            context: Of the sum that it is to enter.
-            salt: What :meth:`begin` returned for its training.
+            round_index: The round.
+            context: Of its sums.
+            salt: With which the run drew before.
+            in_flight: Rounds that were trained before, whose contributions enter sums of this context.
 
         Raises:
-            SubmissionError: it was made for another sum.
+            SubmissionError: with this salt the site has contributed to other sums.
         """
-        refuse_unless_begun(self._locked(self._read).stretches, round_index, context, salt)
+
+        def update() -> None:
+            contents = self._read()
+            for earlier in in_flight:
+                refuse_unless_begun(contents.stretches, earlier, context, salt)
+            stretches, found = begin(contents.stretches, round_index, context, contents.first_salt, _new_salt, salt)
+            if found != salt:
+                raise SubmissionError(
+                    f"round {round_index}: with the batches that this run draws, this site has contributed to a sum of "
+                    "other sites or settings"
+                )
+            self._note(contents, stretches)
+
+        self._locked(update)
+
+    def _note(self, contents: Contents, stretches: Stretches) -> None:
+        if stretches != contents.stretches:
+            write_whole(self._path, replace(contents, stretches=stretches).text)
 
     def _make_if_missing(self, first_salt: bytes) -> bool:
         if self._path.exists():

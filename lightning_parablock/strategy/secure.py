@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from lightning_parablock.checkpointing.client_states import PATH_ONLY
 from lightning_parablock.checkpointing.resumed import Resumed
 from lightning_parablock.checks import require
 from lightning_parablock.errors import CheckpointError, ConfigurationError, SubmissionError
@@ -163,7 +164,7 @@ def open_secure(ranks: RankStrategy, settings: Settings, member: Member, resumed
             SignedStatement.parse(_bytes(said), site) for said, site in zip(texts, ranks.site_names, strict=True)
         ]
         session, identifiers = session_of(statement, key, received, member.roster, choice.min_sites)
-        record = own.record(context_of(json.dumps(sorted(settings.fingerprint().items())), identifiers), resumed)
+        record = own.record(context_of(_deciding(settings), identifiers), resumed)
         return RecordedMasks(statement.statement.site, members, session, record, choice.min_sites)
 
     masks = refused_together(ranks, verified)
@@ -195,10 +196,31 @@ class _OwnSide:
 
     def record(self, context: str, resumed: Resumed | None) -> Record:
         """The record for sums of this context, with the salt of the round that begins."""
-        salt = self.submissions.begin(0 if resumed is None else resumed.round, context)
-        if self.saved is not None:
-            _refuse_other_salt(self.saved, salt, resumed, self.submissions, context)
+        if self.saved is None:
+            salt = self.submissions.begin(0, context, self.submissions.fresh_salt())
+        else:
+            salt = bytes.fromhex(self.saved["salt"])
+            self._continue(context, salt, resumed)
         return Record(self.submissions, context, salt)
+
+    def _continue(self, context: str, salt: bytes, resumed: Resumed | None) -> None:
+        own: dict[str, Any] = (resumed.own if resumed is not None else None) or {"engine": {"in_flight": []}}
+        in_flight = sorted({row[0] for row in own["engine"]["in_flight"]})
+        try:
+            self.submissions.begin_again(0 if resumed is None else resumed.round, context, salt, in_flight)
+        except SubmissionError as error:
+            raise SubmissionError(
+                f"this run cannot be continued from its checkpoint, since another site, a setting, or a record of "
+                f"contributions is not what it was: {error}; bring that back, or start a new fit from the weights"
+            ) from error
+
+
+def _deciding(settings: Settings) -> str:
+    """The settings that decide what is in a sum, for a context.
+
+    How a block is cut into messages and who adds them up is none of it: whole numbers add up to the same bits.
+    """
+    return json.dumps(sorted(item for item in settings.fingerprint().items() if item[0] not in PATH_ONLY))
 
 
 def _bytes(text: object) -> bytes:
@@ -230,16 +252,3 @@ def _saved(resumed: Resumed | None, here: str) -> dict[str, str] | None:
             "device and own_local_steps, or start a new fit from the weights"
         )
     return saved
-
-
-def _refuse_other_salt(
-    saved: Mapping[str, str], salt: bytes, resumed: Resumed | None, submissions: Submissions, context: str
-) -> None:
-    if salt.hex() != saved["salt"]:
-        raise SubmissionError(
-            "this run cannot be continued from its checkpoint: its rounds would be repeated for other sums, since "
-            "another site, or its record of contributions, is not what it was; start a new fit from the weights"
-        )
-    own: dict[str, Any] = (resumed.own if resumed is not None else None) or {"engine": {"in_flight": []}}
-    for round_index in sorted({row[0] for row in own["engine"]["in_flight"]}):
-        submissions.confirm(round_index, context, salt)

@@ -32,9 +32,22 @@ def test_a_record_outlives_its_process(folder: Path) -> None:
     assert not again.was_missing
     assert again.begin(3, B) == again.begin(2, B) == salt
     assert again.begin(2, A) == NO_SALT
-    again.confirm(2, B, salt)
+    again.begin_again(3, B, salt, in_flight=[2])
     with pytest.raises(SubmissionError, match="round 2"):
-        again.confirm(2, A, salt)
+        again.begin_again(3, A, salt, in_flight=[2])
+
+
+def test_a_run_continues_with_its_own_salt_and_leaves_no_trace_where_it_cannot(folder: Path) -> None:
+    site = Submissions.create(folder)
+    salt = site.begin(0, A)
+    other = site.begin(0, B)
+    site.begin_again(1, A, salt, in_flight=[0])
+    text = (folder / FILE_NAME).read_text()
+    with pytest.raises(SubmissionError, match="round 0: its contribution was made for a sum of other sites"):
+        site.begin_again(2, A, other, in_flight=[0])
+    with pytest.raises(SubmissionError, match="round 1: with the batches that this run draws"):
+        site.begin_again(1, B, salt)
+    assert (folder / FILE_NAME).read_text() == text
 
 
 def test_a_round_is_on_the_disk_before_its_salt_is_known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

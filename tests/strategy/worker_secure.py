@@ -125,8 +125,10 @@ def main() -> None:
     print("FIRST EQUAL")
     path = FOLDER / "saved.ckpt"
     whole = shuffled_fit(strategy(delay_steps=6), callbacks=[SaveAt(10, path)])
-    again = shuffled_fit(strategy(delay_steps=6), ckpt_path=path)
-    assert_same_bits(again.weights(), whole.weights())
+    shuffled_fit(strategy(delay_steps=6), max_steps=1)  # started by mistake
+    for changes in ({}, {"topology": "star", "chunk_bytes": 4096, "straggler_timeout_s": 700.0}):
+        again = shuffled_fit(strategy(delay_steps=6, **changes), ckpt_path=path)
+        assert_same_bits(again.weights(), whole.weights())
     print("RESUMED EQUAL")
     other = shuffled_fit(strategy(delay_steps=6, aggregation=SecureAggregation(2)))
     weights = whole.weights()

@@ -178,9 +178,9 @@ def test_a_contribution_is_on_the_record_before_it_leaves_and_enters_one_sum(tmp
     values = torch.zeros(4, dtype=torch.int8)
     masks.apply(values, 1, 0, "values", 0)
     assert values.any()
-    site.confirm(1, "1" * 64, salt)
+    site.begin_again(1, "1" * 64, salt, in_flight=[1])
     with pytest.raises(SubmissionError):
-        site.confirm(2, "1" * 64, salt)
+        site.begin_again(1, "1" * 64, salt, in_flight=[2])
     other = recorded(Record(site, "2" * 64, salt), "other")
     before = torch.zeros(4, dtype=torch.int8)
     with pytest.raises(SubmissionError, match="round 1: this site has contributed to a sum of other sites"):
