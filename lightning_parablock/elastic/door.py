@@ -10,6 +10,7 @@ from lightning_parablock.elastic.seat import Seat
 from lightning_parablock.elastic.view import Entry
 from lightning_parablock.errors import ConfigurationError, RefusedError, UnreachableError
 from lightning_parablock.regroup.candidates import free_client
+from lightning_parablock.site_kit.version_fact import ADVICE
 from lightning_parablock.system.reading import reading
 
 _DIFFERENT = "different"
@@ -80,7 +81,8 @@ class Door:
             other = [n for n in sorted(names) if facts.get(n) != seat.facts.get(n)]
             if other:
                 differences = "; ".join(f"{n}: {facts.get(n)} here, {seat.facts.get(n)} in the run" for n in other)
-                raise RefusedError(f"its settings differ from those of the run: {differences}", _DIFFERENT)
+                todo = "".join(f"; {ADVICE[name]}" for name in other if name in ADVICE)
+                raise RefusedError(f"its settings differ from those of the run: {differences}{todo}", _DIFFERENT)
             own = seat.log.client_of(site)
             if own is None:
                 own = self._reserved.setdefault(site, free_client(seat.log, self._taken_by_others(site)))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.site_kit.version_fact import ADVICE
 
 _PACKAGES = ("lightning-parablock", "torch", "lightning", "transformers")
 
@@ -31,7 +32,8 @@ def refuse_differences(facts: Sequence[Mapping[str, str]], who: Sequence[str]) -
         values = [mapping.get(name, "absent") for mapping in facts]
         if len(set(values)) > 1:
             listed = "; ".join(f"{description} has {value}" for description, value in zip(who, values, strict=True))
-            raise ConfigurationError(f"{name} differs between clients: {listed}; make it the same everywhere")
+            todo = ADVICE.get(name, "make it the same everywhere")
+            raise ConfigurationError(f"{name} differs between clients: {listed}; {todo}")
 
 
 def _version(package: str) -> str:

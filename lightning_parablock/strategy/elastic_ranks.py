@@ -24,6 +24,7 @@ from lightning_parablock.launching.launcher import FunctionLauncher, ProcessLaun
 from lightning_parablock.loading.fit_loaders import JoiningRules
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.settings import Settings
+from lightning_parablock.site_kit.version_fact import version_fact
 from lightning_parablock.strategy.elastic_files import searching_own
 from lightning_parablock.strategy.elastic_refusals import refuse_elastic_options
 from lightning_parablock.strategy.elastic_run import ElasticRun, open_site
@@ -31,7 +32,6 @@ from lightning_parablock.strategy.groups import Group
 from lightning_parablock.strategy.hosting import Hosting
 from lightning_parablock.strategy.options import ProcessOptions
 from lightning_parablock.strategy.ranks import RankStrategy
-from lightning_parablock.strategy.secure_elastic import roster_facts
 from lightning_parablock.system.again import run_again
 
 T = TypeVar("T")
@@ -217,7 +217,7 @@ class ElasticRanks(RankStrategy):
 
     def _enter(self, environment: ElasticEnvironment) -> None:
         assert self._site is not None
-        facts = versions_here() | self.settings.fingerprint() | roster_facts(self.settings, self._member)
+        facts = versions_here() | self.settings.fingerprint() | version_fact(self._member)
         site = open_site(self.settings, self._site, self._site_folder, self._links)
         run = ElasticRun.enter(self, site, facts, self._held_checkpoint())
         environment.follow(run.client, lambda: run.group.clients)

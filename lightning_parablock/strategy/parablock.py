@@ -26,6 +26,7 @@ from lightning_parablock.loading.clients_data import HostedClients
 from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
 from lightning_parablock.options import accepts, picked
 from lightning_parablock.settings import MethodOptions, Settings
+from lightning_parablock.site_kit.version_fact import version_fact
 from lightning_parablock.strategy.agreements import broadcast_model, refuse_other_outside
 from lightning_parablock.strategy.auto_blocks import settle_blocks
 from lightning_parablock.strategy.elastic_metrics import sync_metrics
@@ -35,7 +36,6 @@ from lightning_parablock.strategy.options import ProcessOptions, StrategyOptions
 from lightning_parablock.strategy.refusals import refuse_trainer, refusing_several_optimizers
 from lightning_parablock.strategy.round_driver import insert_driver
 from lightning_parablock.strategy.secure import require_member
-from lightning_parablock.strategy.secure_elastic import roster_facts
 from lightning_parablock.strategy.secure_refusals import refuse_telling_callbacks
 from lightning_parablock.strategy.session_host import SessionHost
 from lightning_parablock.strategy.sync_points import meeting_facts
@@ -91,7 +91,7 @@ class ParaBlockStrategy(SessionHost):
             require_member(self._member, self.process_group_backend)
         super().setup_environment()
         # First of all agreements: what follows is collective and relies on equal settings.
-        for facts in (versions_here(), self.settings.fingerprint() | roster_facts(self.settings, self._member)):
+        for facts in (versions_here(), self.settings.fingerprint() | version_fact(self._member)):
             self.refuse_differences(facts)
         if self._is_fit:
             self.refuse_differences(meeting_facts(self._trainer))

@@ -115,10 +115,3 @@ def refuse_handed_buffers(module: nn.Module) -> None:
         "that joins would get those of one member; use layers without running statistics, such as GroupNorm, and "
         "register constants with persistent=False",
     )
-
-
-def roster_facts(settings: Settings, member: Member | None) -> dict[str, str]:
-    """What sites that come and go must have in common beside their settings: the roster under which they sign."""
-    if member is None or not settings.is_elastic or not isinstance(settings.aggregation, SecureAggregation):
-        return {}
-    return {"roster of the federation": f"version {member.roster.version}, {member.roster.digest.hex()[:16]}"}
