@@ -23,6 +23,7 @@ from lightning_parablock.loading.clients_data import (
     shared_loaders,
     streams_of,
 )
+from lightning_parablock.loading.digests import data_digest
 from lightning_parablock.loading.lengths import (
     FIRST_WINDOW_BATCHES,
     Epoch,
@@ -34,7 +35,7 @@ from lightning_parablock.loading.lengths import (
 from lightning_parablock.loading.orders import draw_locally, draws_order
 from lightning_parablock.loading.positioned import LoaderStart, Position, PositionedLoader, position_of
 from lightning_parablock.loading.row_accounts import show_here
-from lightning_parablock.loading.shards import Cutting, cut_or_keep, dataset_fingerprint, rows_line
+from lightning_parablock.loading.shards import Cutting, cut_or_keep, rows_line
 from lightning_parablock.seeds import derive_seed
 from lightning_parablock.settings import Settings
 from lightning_parablock.settings.secure import refuse_idle_clients, refuse_short_data
@@ -109,7 +110,9 @@ class FitLoaders:
         self.fewest_training = math.inf
         self._trainer, self._rules, self._whose_turn = trainer, rules, whose_turn
         self._passed: dict[int, Position] = {}
-        self._data: dict[int, Any] = {}
+        self._data: list[object] = []
+        self._digests: list[str] | None = None
+        self._made: list[TrainingLoader] = []
         self._open_epochs: dict[ClientsLoader, ClientsEpoch] = {}
 
     @property
@@ -143,20 +146,24 @@ class FitLoaders:
         """
         if stage != RunningStage.TRAINING:
             return self._agree_on_length(self._cut(loader, stage), stage)
+        self._forget_replaced()
         if self._rules.settings.takes_turns:
-            return self._take_turns(loader)
+            self._made.append(made := self._take_turns(loader))
+            return made
         loader = self._cut(loader, stage)
         self._account_for({self._rules.hosted.clients[0]: loader})
-        return PositionedLoader(self._agree_on_length(loader, stage), self._start)
+        self._made.append(made := PositionedLoader(self._agree_on_length(loader, stage), self._start))
+        return made
 
-    def data_hashes(self) -> list[str]:
-        """Of each hosted client's training data a hash, of some samples or of all, and how many make a batch."""
-        loaders = [self._data[client] for client in sorted(self._data)]
-        return [f"{dataset_fingerprint(one)} in batches of {getattr(one, 'batch_size', None)}" for one in loaders]
+    def data_digests(self) -> list[str]:
+        """A digest of all training data of each hosted client, which must not leave the site; reads them once."""
+        if self._digests is None:
+            self._digests = [data_digest(loader) for loader in self._data]
+        return self._digests
 
     def fixed_orders(self) -> list[bool | None]:
         """Whether the data of each hosted client come in one order, always; None where that is not known."""
-        found = [draws_order(self._data[client]) for client in sorted(self._data)]
+        found = [draws_order(loader) for loader in self._data]
         return [None if drawn is None else not drawn for drawn in found]
 
     def settle_epochs(self) -> None:
@@ -185,6 +192,12 @@ class FitLoaders:
         return [self._passed.get(i) or _position(loader, ahead) for i, loader in enumerate(loaders)]
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _forget_replaced(self) -> None:
+        """Lightning may make all loaders anew after it has kept some."""
+        kept = training_loaders(self._trainer)
+        if any(made is one for made in self._made for one in kept):
+            self._data, self._digests, self._made = [], None, []
 
     def _cut(self, loader: object, stage: RunningStage) -> object:
         if not self._rules.cuts or self._rules.is_alone:
@@ -219,7 +232,7 @@ class FitLoaders:
 
     def _account_for(self, loaders: Mapping[int, object]) -> None:
         """Show on this rank, before it trains, how many of their rows its clients train on."""
-        self._data.update(loaders)
+        self._data += loaders.values()
         for client, loader in loaders.items():
             draw_locally(loader, self._rules.hosted.local_seed)
             line = rows_line(self._rules.hosted.names.label(client), loader)

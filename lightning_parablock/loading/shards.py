@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -164,15 +164,20 @@ def dataset_fingerprint(loader: object) -> str:
         return f"{type(dataset).__qualname__} of {'unknown length' if size is None else f'{size} samples'}"
     if isinstance(of_all := getattr(dataset, "sha256", None), str):
         return of_all
+    n_probes = min(_PROBES, size)
+    return hash_of_samples(dataset, size, [probe * (size - 1) // max(1, n_probes - 1) for probe in range(n_probes)])
+
+
+def hash_of_samples(dataset: Any, size: int, indices: Iterable[int]) -> str:
+    """A hash over the size of a data set and some of its samples; leaves random states as they are."""
     digest = hashlib.sha256(str(size).encode())
     with isolate_rng(include_cuda=False):
-        for probe in range(min(_PROBES, size)):
-            index = probe * (size - 1) // max(1, min(_PROBES, size) - 1)
+        for index in indices:
             # Random augmentation must give the same sample on every client.
             torch.manual_seed(index)
             random.seed(index)
             np.random.seed(index)
-            digest.update(_sample_bytes(dataset[index]))  # type: ignore[index]
+            digest.update(_sample_bytes(dataset[index]))
     return digest.hexdigest()
 
 

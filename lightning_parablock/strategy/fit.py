@@ -213,7 +213,7 @@ class FitSession:
         """This rank's own part of a checkpoint; collective."""
         outside, positions = changed_outside(self.ranks, self.outside), self.loaders.positions()
         own = training_state(self.engine, self.module, positions, self.view.aside, outside)
-        secure = {} if self.secure is None else {KEY: self.secure.state(self.loaders.data_hashes())}
+        secure = {} if self.secure is None else {KEY: self.secure.state(self.loaders.data_digests())}
         return self.training.state() | own | secure
 
     # --- the end ------------------------------------------------------------------------------------------------------

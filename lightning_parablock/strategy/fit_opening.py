@@ -108,7 +108,7 @@ def open_session(parts: FitParts) -> FitSession:
 
 def _refuse_data(secure: SecureFit | ElasticSums, resumed: Resumed | None, loaders: FitLoaders) -> None:
     if isinstance(secure, SecureFit):
-        secure.refuse_other_data(saved_of(resumed), loaders.data_hashes())
+        secure.refuse_other_data(saved_of(resumed), loaders.data_digests())
     secure.refuse_fixed_orders(loaders.fixed_orders())
 
 

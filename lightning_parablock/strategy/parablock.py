@@ -36,7 +36,7 @@ from lightning_parablock.strategy.options import ProcessOptions, StrategyOptions
 from lightning_parablock.strategy.refusals import refuse_trainer, refusing_several_optimizers
 from lightning_parablock.strategy.round_driver import insert_driver
 from lightning_parablock.strategy.secure import require_member
-from lightning_parablock.strategy.secure_refusals import refuse_telling_callbacks
+from lightning_parablock.strategy.secure_refusals import refuse_remade_loaders, refuse_telling_callbacks
 from lightning_parablock.strategy.session_host import SessionHost
 from lightning_parablock.strategy.sync_points import meeting_facts
 from lightning_parablock.strategy.trainer_events import TrainerEvents
@@ -74,6 +74,7 @@ class ParaBlockStrategy(SessionHost):
         if self._is_fit:
             refuse_trainer(self._trainer, model)
             refuse_telling_callbacks(self.settings, self._trainer)
+            refuse_remade_loaders(self.settings, self._trainer)
             if self.settings.is_elastic:
                 refuse_elastic_trainer(self._trainer)
             self._session = None  # of an earlier fit

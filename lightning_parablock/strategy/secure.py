@@ -9,6 +9,7 @@ same bits, and whatever else repeats a round number of this site draws other bat
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from lightning_parablock.checkpointing.resumed import Resumed
 from lightning_parablock.checks import require
 from lightning_parablock.errors import CheckpointError, ConfigurationError, SubmissionError
 from lightning_parablock.launching.agreement import versions_here
+from lightning_parablock.loading.digests import why_not_known
 from lightning_parablock.masking.agreement import SessionKey
 from lightning_parablock.masking.recorded import Record, RecordedMasks
 from lightning_parablock.masking.release import require_installed
@@ -34,6 +36,8 @@ from lightning_parablock.site_kit.membership import Member
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.strategy.refused_together import refused_together
 from lightning_parablock.system.reading import reading
+
+log = logging.getLogger(__name__)
 
 KEY = "secure"
 """Of the sidecar: what a site needs to repeat its rounds."""
@@ -81,7 +85,7 @@ class SecureFit:
     here: str = ""
 
     def state(self, data: Sequence[str]) -> dict[str, str]:
-        """For the sidecar; ``data`` are hashes of the site's data."""
+        """For the sidecar; ``data`` are digests of the site's data."""
         return {"nonce": self.nonce.hex(), "salt": self.salt.hex(), "here": self.here, "data": json.dumps(list(data))}
 
     def refuse_fixed_orders(self, is_fixed: Sequence[bool | None]) -> None:
@@ -107,12 +111,30 @@ class SecureFit:
         )
 
     def refuse_other_data(self, saved: Mapping[str, str] | None, data: Sequence[str]) -> None:
-        """Raise a CheckpointError where a resumed run would repeat rounds with other data than it had."""
-        if saved is not None and saved["data"] != json.dumps(list(data)):
+        """Make sure that a resumed run does not repeat rounds with other data than it had.
+
+        Args:
+            saved: What the checkpoint says; None for a new fit.
+            data: Digests of the site's data.
+
+        Raises:
+            CheckpointError: the data are others, or cannot be compared.
+        """
+        unknown = next(filter(None, map(why_not_known, data)), None)
+        if saved is None:
+            if unknown is not None:
+                log.warning(
+                    f"parablock: this fit cannot be resumed from its checkpoints: with {_WITH} the training data must "
+                    f"be the same then, and these cannot be compared: {unknown}"
+                )
+        elif saved["data"] != json.dumps(list(data)):
+            what = "are not those with which the checkpoint was saved, or make other batches"
+            if unknown is not None:
+                what = f"cannot be compared with those with which the checkpoint was saved ({unknown})"
             raise CheckpointError(
-                f"this site's training data are not those with which the checkpoint was saved, or not in batches of "
-                f"that size, and with {_WITH} a round that is repeated with other data shows what they are; bring back "
-                "the data and the batch size, or start a new fit from the weights"
+                f"this site's training data {what}, and with {_WITH} a round that is repeated with other data shows "
+                "what they are; bring back the data, the tokenizer, the order and the batch size, or start a new fit "
+                "from the weights"
             )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -93,6 +94,20 @@ def refuse_telling_callbacks(settings: Settings, trainer: Trainer) -> None:
         )
         if isinstance(callback, ModelCheckpoint):
             _refuse_monitoring(callback)
+
+
+def refuse_remade_loaders(settings: Settings, trainer: Trainer) -> None:
+    """Refuse loaders that are made anew while rounds are under way: what they yield is looked at before the first.
+
+    Raises:
+        ConfigurationError: the trainer would make them.
+    """
+    values: Any = trainer
+    require(
+        not isinstance(settings.aggregation, SecureAggregation) or not values.reload_dataloaders_every_n_epochs,
+        f"Trainer(reload_dataloaders_every_n_epochs=...) {_WITH} is not supported: a resumed run, which must repeat "
+        "its rounds with the same data, could not compare those of later epochs; leave it out",
+    )
 
 
 def _refuse_monitoring(callback: ModelCheckpoint) -> None:

@@ -25,7 +25,11 @@ from lightning_parablock.settings import AGGREGATIONS, SecureAggregation, Settin
 from lightning_parablock.strategy.private import member_of
 from lightning_parablock.strategy.secure import SecureFit, require_member
 from lightning_parablock.strategy.secure_elastic import ElasticSums, refuse_handed_buffers
-from lightning_parablock.strategy.secure_refusals import refuse_insecure_sums, refuse_telling_callbacks
+from lightning_parablock.strategy.secure_refusals import (
+    refuse_insecure_sums,
+    refuse_remade_loaders,
+    refuse_telling_callbacks,
+)
 from tests.masking.sessions import names, session
 from tests.site_kit.sites import identities, signed, unsigned
 from tests.support.lightning_run import trainer_for
@@ -151,6 +155,16 @@ def test_callbacks_that_keep_it_here() -> None:
     kept = [ClientSight(shared="nothing"), Timeline(own_only=True), EarlyStopping("val_loss")]
     saving = [ModelCheckpoint(filename="{epoch}-{step:05d}", save_top_k=-1, every_n_train_steps=2)]
     refuse_telling_callbacks(settings(), trainer_for("auto", callbacks=[*kept, *saving], enable_checkpointing=True))
+
+
+def test_loaders_that_are_made_anew() -> None:
+    trainer = trainer_for("auto", reload_dataloaders_every_n_epochs=1)
+    with pytest.raises(
+        ConfigurationError, match=r"reload_dataloaders_every_n_epochs=\.\.\.\) with aggregation='secure'"
+    ):
+        refuse_remade_loaders(settings(), trainer)
+    refuse_remade_loaders(Settings(), trainer)
+    refuse_remade_loaders(settings(), trainer_for("auto"))
 
 
 def test_a_run_needs_a_signed_roster_and_its_own_keys(tmp_path: Path) -> None:
