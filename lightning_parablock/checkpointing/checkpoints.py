@@ -37,7 +37,7 @@ from lightning_parablock.system.places import is_name, refuse_unwritable
 log = logging.getLogger(__name__)
 
 _SHARED = ("state_dict", "hyper_parameters", "hparams_name", "hparams_type", KEY)
-_OF_ALL = (*_SHARED, "pytorch-lightning_version", "epoch", "global_step")
+OF_ALL = (*_SHARED, "pytorch-lightning_version", "epoch", "global_step")
 """What is not the first rank's own in the checkpoint that it has saved."""
 
 
@@ -160,7 +160,7 @@ class Checkpoints:
         """The first rank's own optimizer and callbacks stay, where sums are secure: each rank has its own sidecar."""
         if checkpoint is None or not isinstance(self._settings.aggregation, SecureAggregation):
             return checkpoint
-        return {name: value for name, value in checkpoint.items() if name in _OF_ALL}
+        return {name: value for name, value in checkpoint.items() if name in OF_ALL}
 
     def _read_main(self, path: Any, weights_only: bool | None) -> dict[str, Any]:
         checkpoint = read_checkpoint(self._files, path, weights_only)

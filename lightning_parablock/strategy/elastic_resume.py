@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from lightning.fabric.plugins import CheckpointIO
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from lightning_parablock.checkpointing.checkpoints import OF_ALL
 from lightning_parablock.checkpointing.client_states import PATH_ONLY
-from lightning_parablock.checkpointing.elastic_checkpoints import ElasticEntry, read_elastic, without_progress
+from lightning_parablock.checkpointing.elastic_checkpoints import KEY, ElasticEntry, read_elastic, without_progress
 from lightning_parablock.checkpointing.formats import in_present_words
 from lightning_parablock.checkpointing.plain import is_remote
 from lightning_parablock.errors import ConfigurationError
@@ -36,6 +37,12 @@ class HeldFile:
 
     checkpoint: dict[str, Any]
     entry: ElasticEntry
+
+    def is_like(self, entry: ElasticEntry) -> bool:
+        """Whether another site's file is of the same round of the same run."""
+        mine = self.entry
+        said = entry.lineage, entry.round, entry.weights_sha256
+        return said == (mine.lineage, mine.round, mine.weights_sha256)
 
 
 class _Told(NamedTuple):
@@ -138,8 +145,16 @@ class ShareOfCheckpoint:
         is_everywhere = all(one[1:] == told[source][1:] for one in told)
         return cls(source, run.group.clients[source], is_everywhere, told[source].lineage)
 
-    def load(self, run: ElasticRun, held: HeldFile | None) -> tuple[dict[str, Any], ElasticEntry]:
+    def load(
+        self, run: ElasticRun, held: HeldFile | None, *, tells_own: bool = True
+    ) -> tuple[dict[str, Any], ElasticEntry]:
         """The checkpoint and its entry; collective among the founders where not all of them have it.
+
+        Args:
+            run: This site's part in the run.
+            held: Its own file.
+            tells_own: Whether others get what the callbacks and the module of the site that has it have put into it.
+                Without that, a site whose file is of the same round takes its own.
 
         Raises:
             ConfigurationError: it has to be sent, and holds an object of the user's own; the same at all founders.
@@ -148,11 +163,21 @@ class ShareOfCheckpoint:
             assert held is not None, "all founders have it"
             return held.checkpoint, held.entry
         is_source = run.client == self.source
-        payload = _to_send(held.checkpoint, run.name_of(self.source)) if is_source and held is not None else b""
+        payload = b""
+        if is_source and held is not None:
+            payload = _to_send(held.checkpoint if tells_own else _of_all(held.checkpoint), run.name_of(self.source))
         received: dict[str, Any] | str = from_bytes(run.group.hand_out(payload, self.source, _WHAT), _WHAT)
         if isinstance(received, str):
             raise ConfigurationError(received)
-        return received, ElasticEntry.of(received, _WHAT)
+        entry = ElasticEntry.of(received, _WHAT)
+        if not tells_own and held is not None and held.is_like(entry):
+            return held.checkpoint, held.entry
+        return received, entry
+
+
+def _of_all(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What is no site's own: W, and where the trainers of all sites were."""
+    return without_progress({name: value for name, value in checkpoint.items() if name in (*OF_ALL, KEY)})
 
 
 def _to_send(checkpoint: dict[str, Any], site: str) -> bytes:

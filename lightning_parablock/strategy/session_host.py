@@ -168,7 +168,8 @@ class SessionHost(ElasticRanks):
     def load_elastic(self) -> dict[str, Any]:
         """The checkpoint from which the founders continue; collective among them."""
         assert self.elastic is not None and self._shared is not None
-        checkpoint, self._continued = self._shared.load(self.elastic, self._held)
+        tells_own = not isinstance(self.settings.aggregation, SecureAggregation)
+        checkpoint, self._continued = self._shared.load(self.elastic, self._held, tells_own=tells_own)
         self._held = self._shared = None
         if "callbacks" in checkpoint:
             is_own = self._continued.site == self.elastic.name_of(self.elastic.client)

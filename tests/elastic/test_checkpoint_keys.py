@@ -188,7 +188,7 @@ def test_objects_of_the_users_own_are_read_where_the_user_trusts_the_file(
 def held(tmp_path: Path, extra: Any) -> HeldFile:
     """A file that was saved in round 2, as :func:`held_checkpoint` reads it."""
     lightnings = {"state_dict": {"w": torch.ones(4)}, "epoch": 0, "global_step": 1, "loops": {}, "optimizer_states": []}
-    keys = {"module_key": {"extra": extra}, "pytorch-lightning_version": "2.6.0"}
+    keys = {"module_key": {"extra": extra}, "callbacks": {"Mine": {"best": 1.5}}, "pytorch-lightning_version": "2.6.0"}
     torch.save(with_entry({**lightnings, **keys}, entry_of(2)), tmp_path / "kept.ckpt")
     found = held_checkpoint(ParaBlockStrategy().checkpoint_io, str(tmp_path / "kept.ckpt"), weights_only=False)
     assert found is not None
@@ -219,3 +219,22 @@ def test_founders_without_the_file_get_the_keys_or_all_founders_an_error(extra: 
         assert len(set(found)) == 1
         assert "module_key.extra is a tests.elastic.test_checkpoint_keys.Vocabulary" in found[0]
         assert "copy the checkpoint of site b to every founder" in found[0]
+
+
+def test_where_sums_are_secure_founders_get_nothing_that_is_another_sites_own(tmp_path: Path) -> None:
+    board = Board({0: "a", 1: "b", 2: "c"})
+    runs = [ElasticRun.enter(Ranks(), FakeSite(board, i), {}, None) for i in range(3)]  # type: ignore[arg-type]
+    files = [held(tmp_path, Vocabulary()), None, held(tmp_path, "of c")]
+
+    def load(index: int) -> dict[str, Any]:
+        run = runs[index]
+        shared = ShareOfCheckpoint.agreed(Gatherers(run), run, Choice("kept.ckpt"), files[index], SETTINGS)
+        assert shared is not None
+        checkpoint, entry = shared.load(run, files[index], tells_own=False)
+        assert (entry.round, checkpoint["state_dict"]["w"].tolist()) == (2, [1.0] * 4)
+        return checkpoint
+
+    found = together([partial(load, index) for index in range(3)])
+    assert [one.get("module_key", {}).get("extra") for one in found[1:]] == [None, "of c"]
+    assert isinstance(found[0]["module_key"]["extra"], Vocabulary), "its own, which is sent to nobody"
+    assert found[1].keys() == found[0].keys() - {"module_key", "callbacks"}
