@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +111,24 @@ class Checkpoints:
         do_on_all(ranks, lambda: save_plain(ranks, self._files, checkpoint, path, storage_options), "write")
         remove_sidecars(path, ranks.global_rank, keep_save=save)
 
-    def check_folders(self, folders: Sequence[Path]) -> None:
-        """Make sure, before the training, that every rank can write its part of checkpoints there.
+    def check_folders(self, folders: Sequence[Path], refuse_foreign: Callable[[], object]) -> None:
+        """Make sure, before the training, that every rank can write its part of checkpoints there, and may.
+
+        Args:
+            folders: The folders of checkpoints.
+            refuse_foreign: Raises for one in which this rank does not let the first one put its part.
 
         Raises:
             CheckpointError: a rank cannot; sites whose run folders have different absolute paths, for one.
         """
         what = "the folder of checkpoints, the same path on every client,"
-        do_on_all(self._ranks, lambda: [refuse_unwritable(folder, what) for folder in folders], "write")
+
+        def check() -> None:
+            refuse_foreign()
+            for folder in folders:
+                refuse_unwritable(folder, what)
+
+        do_on_all(self._ranks, check, "write")
 
     def remove(self, filepath: Any) -> None:
         """Remove a checkpoint and its sidecars; each rank those on its own disk. Not collective."""

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lightning_parablock.errors import ProtocolError
 from lightning_parablock.lightning_private.instances import replace_method
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ def _share_values(callback: Any, from_first_rank: Callable[[Any], Any]) -> None:
             for name, value in type(callback)._monitor_candidates(callback, trainer).items()
         }
         shared: dict[str, Any] = from_first_rank(own)
+        odd = [value for value in shared.values() if not isinstance(value, int | float | Tensor)]
+        if odd:  # it would be part of a file's path
+            raise ProtocolError(f"the first client sends {odd[0]!r:.40} as a metric by which checkpoints are kept")
         name = callback.monitor
         if name in own and name in shared and not _equal(own[name], shared[name]) and name not in warned:
             warned.add(name)

@@ -14,6 +14,7 @@ from lightning_parablock.checkpointing.checkpoints import Checkpoints
 from lightning_parablock.checkpointing.client_states import settled_by
 from lightning_parablock.checkpointing.elastic_checkpoints import with_entry, without_progress
 from lightning_parablock.checkpointing.final_model import checkpoint_folders
+from lightning_parablock.checkpointing.folders import note_folders, refuse_foreign_folders
 from lightning_parablock.checkpointing.plain import save_plain, warn_of_foreign, write_plain
 from lightning_parablock.federation.names import ClientNames
 from lightning_parablock.launching.agreement import versions_here
@@ -71,6 +72,7 @@ class ParaBlockStrategy(SessionHost):
     def connect(self, model: pl.LightningModule) -> None:
         super().connect(model)
         self._trainer = model.trainer
+        note_folders(self._trainer)
         if self._is_fit:
             refuse_trainer(self._trainer, model)
             refuse_telling_callbacks(self.settings, self._trainer)
@@ -136,7 +138,10 @@ class ParaBlockStrategy(SessionHost):
                 self._cleanup.callback(sync_metrics(self._module(), self.elastic.group))
             share_monitored_values(trainer, self.broadcast)
             self._cleanup.callback(unshare_monitored_values, trainer)
-        self._checkpoints().check_folders(checkpoint_folders(trainer))
+        sites = self.site_names if self.elastic is None else ()  # those that come and go keep their own checkpoints
+        self._checkpoints().check_folders(
+            checkpoint_folders(trainer), lambda: refuse_foreign_folders(trainer, sites, self.global_rank)
+        )
         self.settle(settle_blocks(self, self._module(), self.settings))
         blocks = self._blocks = cut_into_blocks(self, self._module(), self.settings)
         self._cleanup.callback(blocks.thaw_unmatched)

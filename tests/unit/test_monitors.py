@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lightning_parablock.errors import ProtocolError
 from lightning_parablock.lightning_private.monitors import share_monitored_values, unshare_monitored_values
 
 NAN, INF = float("nan"), float("inf")
@@ -42,3 +43,12 @@ def test_a_monitored_value_of_each_clients_own_is_reported(
     assert caplog.text.count("has a value of its own") == differ
     unshare_monitored_values(trainer)
     assert "_monitor_candidates" not in vars(callback)
+
+
+def test_a_value_of_the_first_client_that_is_no_number_does_not_become_a_part_of_a_path() -> None:
+    callback = ModelCheckpoint(filename="{own}", monitor="own")
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[callback], enable_progress_bar=False)
+    trainer._logger_connector._callback_metrics["own"] = torch.tensor(0.5)
+    share_monitored_values(trainer, lambda values: {**values, "own": "/../../../x"})
+    with pytest.raises(ProtocolError, match=r"the first client sends '/\.\./\.\./\.\./x' as a metric"):
+        callback._monitor_candidates(trainer)

@@ -396,6 +396,19 @@ def a_folder_that_one_client_cannot_write() -> None:
         trainer_for({}, [keep]).fit(NoStep(), **loaders("shuffled"))
 
 
+def a_folder_that_the_first_site_alone_names() -> None:
+    """Lightning takes the first one's; a site does not write outside its own folders because another one says so."""
+    keep = ModelCheckpoint(SCRATCH / "of sites" / str(RANK), save_last=True)
+    said = (
+        r"site b .*: site a keeps checkpoints in .*of sites/0, and this site writes its part to its own folders alone"
+    )
+    with pytest.raises(CheckpointError, match=said):
+        trainer_for({"site": "ab"[RANK]}, [keep], default_root_dir=str(SCRATCH / "b")).fit(
+            NoStep(), **loaders("shuffled")
+        )
+    assert not (SCRATCH / "of sites").exists()
+
+
 def assert_same_parameters(state: Mapping[str, torch.Tensor], module: Net) -> None:
     assert_same_bits(
         {name: state[name] for name, _ in module.named_parameters()},
@@ -492,6 +505,7 @@ SCENARIOS: dict[str, Scenario] = {
     "finished": the_finished_model,
     "together": a_finished_model_saved_by_a_collective_hook,
     "folder": a_folder_that_one_client_cannot_write,
+    "foreign folder": a_folder_that_the_first_site_alone_names,
     "last committed": the_last_committed_model_is_kept,
     "saved": lambda: save(ONE),
     "went on": go_on_with_other_ranks,
