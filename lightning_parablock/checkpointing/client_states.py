@@ -18,7 +18,8 @@ from lightning_parablock.checkpointing.sidecars import Entry, read_sidecar, side
 from lightning_parablock.errors import CheckpointError
 from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.options import options_of
-from lightning_parablock.settings import AUTO, COMPRESSIONS, Compression, Settings, option_word
+from lightning_parablock.settings import AUTO, COMPRESSIONS, Compression, SecureAggregation, Settings, option_word
+from lightning_parablock.settings.secure import NEW_FIT_ALONE
 from lightning_parablock.system.reading import reading
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,9 @@ class ClientStates:
             return self._fresh(checkpoint, entry, {}, f"{filepath} has no clients' state beside it: {why}")
         self._check_weights(checkpoint, entry, path)
         if entry.n_ranks != self._ranks.world_size:
+            if self._are_secure:
+                now = self._ranks.world_size
+                return self._fresh(checkpoint, entry, {}, f"{entry.n_ranks} sites saved {path}, and {now} continue")
             log.warning(
                 "parablock: %s was saved by %d clients, and %d continue: the committed model, the server's state and "
                 "the number of the round (%d) are kept, the clients' own state starts fresh",
@@ -93,6 +97,10 @@ class ClientStates:
         checkpoint.update(sidecar[LIGHTNING])
         states = checkpoint["optimizer_states"]
         return Resumed(entry.round, sidecar[OWN], optimizer_states=states, blocks=entry.blocks)
+
+    @property
+    def _are_secure(self) -> bool:
+        return isinstance(self._settings.aggregation, SecureAggregation)
 
     def _check_weights(self, checkpoint: Mapping[str, Any], entry: Entry, path: Path) -> None:
         weights = [value for value in checkpoint["state_dict"].values() if isinstance(value, Tensor)]
@@ -147,6 +155,8 @@ class ClientStates:
     ) -> Resumed:
         """Continue with the committed model, the server's state and the round; every client begins its round again."""
         if problem is not None:
+            if self._are_secure:
+                raise CheckpointError(f"{problem}; {NEW_FIT_ALONE}")
             if self._settings.missing_client_state == "error":
                 raise CheckpointError(
                     f"{problem}; to continue from the committed model with fresh client state, set "

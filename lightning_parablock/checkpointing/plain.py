@@ -14,6 +14,7 @@ from lightning_parablock.checkpointing.sidecars import what_was_foreign, write_a
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.collectives import Collectives
 from lightning_parablock.lightning_private.checkpoints import dump_weights
+from lightning_parablock.settings.secure import NEW_FIT_ALONE
 from lightning_parablock.system.command_line import command_to_resume
 from lightning_parablock.system.plain_values import first_foreign, numpy_numbers, without_numpy_numbers
 
@@ -82,6 +83,7 @@ def save_rescued(
     *,
     completed: Callable[[dict[str, Any]], dict[str, Any]] | None,
     site: str | None = None,
+    can_be_fresh: bool = True,
 ) -> None:
     """Save the committed model of a failing run in the trainer's folder, as a checkpoint of the weights alone.
 
@@ -91,6 +93,7 @@ def save_rescued(
         round_index: The round in which the run, or the site's part in it, ends.
         completed: Adds what a run needs that continues from the file; None where it begins with fresh clients.
         site: The only site that ends, where the others may continue; None where the whole run ends.
+        can_be_fresh: Whether a run may continue from the weights alone.
     """
     path = Path(trainer.default_root_dir) / file_name
     ends, resume = "the run ends", "to continue from it"
@@ -107,10 +110,10 @@ def save_rescued(
     except Exception as error:  # what failed the run must be shown, and not what came after it
         log.error("parablock: the committed model could not be saved to %s: %s", path, error)
     else:
-        log.warning(
-            "parablock: %s in round %d; the last committed model is in %s; %s: %s",
-            *(ends, round_index, path, resume, command_to_resume(str(path), fresh=completed is None)),
-        )
+        how = f"{resume}: {command_to_resume(str(path), fresh=completed is None)}"
+        if completed is None and not can_be_fresh:
+            how = NEW_FIT_ALONE
+        log.warning("parablock: %s in round %d; the last committed model is in %s; %s", ends, round_index, path, how)
 
 
 def is_remote(path: Any) -> bool:

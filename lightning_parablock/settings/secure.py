@@ -9,6 +9,11 @@ from lightning_parablock.codecs.compression import BF16, Compression, NoCompress
 from lightning_parablock.server.aggregations import Aggregation, SecureAggregation
 
 _WITH = "with aggregation='secure'"
+NEW_FIT_ALONE = (
+    f"{_WITH} a run continues from the state of the same sites alone, since rounds that are repeated with other "
+    "contributions show what one site has added: load the weights into the module and start a new fit"
+)
+"""What to do with a checkpoint without the sites' own states."""
 
 
 def refuse_with_secure(

@@ -257,6 +257,7 @@ class FitSession:
                 self.engine.round,
                 completed=ranks.completed,
                 site=ranks.site_that_others_outlast,
+                can_be_fresh=not isinstance(ranks.settings.aggregation, SecureAggregation),
             )
         self.freezer.thaw()
 
