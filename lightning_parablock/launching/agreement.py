@@ -14,7 +14,12 @@ _PACKAGES = ("lightning-parablock", "torch", "lightning", "transformers")
 
 def versions_here() -> dict[str, str]:
     """Versions on this rank that change results or messages: the packages', and Python's up to its minor number."""
-    return {name: _version(name) for name in _PACKAGES} | {"Python": ".".join(platform.python_version_tuple()[:2])}
+    return versions_of(*_PACKAGES) | {"Python": ".".join(platform.python_version_tuple()[:2])}
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Versions of installed packages; in words where one is not installed."""
+    return {name: _version(name) for name in packages}
 
 
 def refuse_differences(facts: Sequence[Mapping[str, str]], who: Sequence[str]) -> None:

@@ -32,8 +32,8 @@ def data_digest(loader: object) -> str:
     if not isinstance(whole, str):
         if size > MOST_SAMPLES:
             return _unlike_any(
-                f"it would take too long to hash {size} samples of a {type(dataset).__name__}; give it an attribute "
-                "sha256, the hash of all of them"
+                f"it would take too long to hash the more than {MOST_SAMPLES:,} samples of a {type(dataset).__name__}; "
+                "give it an attribute sha256, the hash of all of them"
             )
         whole = hash_of_samples(dataset, size, range(size))
     if draws_order(loader) is None:

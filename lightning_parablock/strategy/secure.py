@@ -15,13 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from lightning.pytorch import Trainer
 
 from lightning_parablock.checkpointing.client_states import PATH_ONLY
 from lightning_parablock.checkpointing.resumed import Resumed
 from lightning_parablock.checks import require
 from lightning_parablock.errors import CheckpointError, ConfigurationError, SubmissionError
-from lightning_parablock.launching.agreement import versions_here
 from lightning_parablock.loading.digests import why_not_known
 from lightning_parablock.masking.agreement import SessionKey
 from lightning_parablock.masking.recorded import Record, RecordedMasks
@@ -33,6 +32,7 @@ from lightning_parablock.masking.verifying import session_of
 from lightning_parablock.server.aggregations import SecureAggregation
 from lightning_parablock.settings import Settings
 from lightning_parablock.site_kit.membership import Member
+from lightning_parablock.strategy.conditions import conditions_here, repeats_bits
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.strategy.refused_together import refused_together
 from lightning_parablock.system.reading import reading
@@ -143,11 +143,14 @@ def saved_of(resumed: Resumed | None) -> Mapping[str, str] | None:
     return None if resumed is None or resumed.own is None else resumed.own[KEY]
 
 
-def open_secure(ranks: RankStrategy, settings: Settings, member: Member, resumed: Resumed | None) -> SecureFit:
+def open_secure(
+    ranks: RankStrategy, trainer: Trainer, settings: Settings, member: Member, resumed: Resumed | None
+) -> SecureFit:
     """Exchange statements, verify those of all sites, and find the salt; collective.
 
     Args:
         ranks: The ranks, which have met.
+        trainer: The trainer.
         settings: The run's settings.
         member: Roster and identity.
         resumed: The checkpoint that is resumed; None for a new fit.
@@ -160,8 +163,9 @@ def open_secure(ranks: RankStrategy, settings: Settings, member: Member, resumed
 
     What one site refuses is a ConfigurationError at all others.
     """
-    here = _here(ranks, settings)
-    own = refused_together(ranks, lambda: _OwnSide.of(member, resumed, here))
+    here = json.dumps(conditions_here(trainer, ranks.root_device, settings), sort_keys=True)
+    repeats = repeats_bits(ranks.root_device)
+    own = refused_together(ranks, lambda: _OwnSide.of(member, resumed, here, repeats=repeats))
     key, members = SessionKey.new(), tuple(sorted(ranks.site_names))
     statement = SignedStatement.by(
         member.identity,
@@ -210,7 +214,9 @@ class _OwnSide:
     identifier: bytes
 
     @classmethod
-    def of(cls, member: Member, resumed: Resumed | None, here: str) -> _OwnSide:
+    def of(cls, member: Member, resumed: Resumed | None, here: str, *, repeats: bool) -> _OwnSide:
+        if not repeats:
+            _refuse_to_repeat(resumed)
         saved = _saved(resumed, here)
         submissions = Submissions(member.identity.folder)
         nonce = secrets.token_bytes(_NONCE_BYTES) if saved is None else bytes.fromhex(saved["nonce"])
@@ -249,14 +255,15 @@ def _bytes(text: object) -> bytes:
     return text.encode("utf-8", "replace") if isinstance(text, str) else b""
 
 
-def _here(ranks: RankStrategy, settings: Settings) -> str:
-    """What changes the bits of a site's training beside its data and the settings that all sites share."""
-    own = {
-        "threads": torch.get_num_threads(),
-        "device": ranks.root_device.type,
-        "own_local_steps": settings.own_local_steps,
-    }
-    return json.dumps({**versions_here(), **own}, sort_keys=True)
+def _refuse_to_repeat(resumed: Resumed | None) -> None:
+    """This device has other bits each time."""
+    what = (
+        f"with {_WITH} a resumed run must repeat its rounds with the same bits, which this device does with "
+        "Trainer(deterministic=True) alone"
+    )
+    if resumed is not None:
+        raise CheckpointError(f"{what}, from the first round on; start a new fit from the weights")
+    log.warning(f"parablock: this fit cannot be resumed from its checkpoints: {what}")
 
 
 def _saved(resumed: Resumed | None, here: str) -> dict[str, str] | None:
@@ -265,12 +272,19 @@ def _saved(resumed: Resumed | None, here: str) -> dict[str, str] | None:
     with reading("what the checkpoint says of this site's secure sums", CheckpointError):
         found = saved_of(resumed) or {}
         saved = {name: str(found[name]) for name in ("nonce", "salt", "here", "data")}
+        before: dict[str, str] = {str(name): str(value) for name, value in json.loads(saved["here"]).items()}
         for name in ("nonce", "salt"):
             bytes.fromhex(saved[name])
     if saved["here"] != here:
+        now: dict[str, str] = json.loads(here)
+        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         raise CheckpointError(
-            f"the checkpoint was saved with {saved['here']} at this site, which now has {here}: repeated rounds "
-            f"would have other bits, and with {_WITH} their difference could be read; use the same versions, threads, "
-            "device and own_local_steps, or start a new fit from the weights"
+            f"the checkpoint was saved with {_listed(before, changed)} at this site, which now has "
+            f"{_listed(now, changed)}: repeated rounds would have other bits, and with {_WITH} their difference could "
+            "be read; make these the same again, or start a new fit from the weights"
         )
     return saved
+
+
+def _listed(conditions: Mapping[str, str], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {conditions.get(name, 'not noted')}" for name in names)

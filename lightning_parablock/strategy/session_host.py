@@ -187,7 +187,7 @@ class SessionHost(ElasticRanks):
         refuse_insecure_sums(self.settings, self.hosting.by_rank, len(self.blocks))
         member = require_member(self._member, self.process_group_backend)
         if self.elastic is None:
-            self._secure = open_secure(self, self.settings, member, self._resumed)
+            self._secure = open_secure(self, self._trainer, self.settings, member, self._resumed)
         else:
             self._secure = open_elastic_sums(self, self.settings, member, self._module())
         self.local_seed.salt = self._secure.salt

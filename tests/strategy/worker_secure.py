@@ -137,6 +137,7 @@ def main() -> None:
     refused("training data are not those", ckpt_path=path, batch_size=2, strategy={"delay_steps": 6})
     refused("uneven_clients='go_on' with aggregation='secure' is not supported", data=SITE == "b")
     refused("the checkpoint was saved with", ckpt_path=path, strategy={"delay_steps": 6, "own_local_steps": 2})
+    refused("saved with gradient_clip_val None", ckpt_path=path, gradient_clip_val=0.5, strategy={"delay_steps": 6})
     refused_by_one("the checkpoint was saved with", ckpt_path=path, own_local_steps=2)
     refused_by_one("training data are not those", ckpt_path=path, data=10)
     record = FOLDER / "b" / "submissions.json"
