@@ -21,6 +21,8 @@ MACHINES = (HUB, *SITES, STRANGER)
 """In the order of their hosts' numbers."""
 HIDDEN = ("a", "b")
 """Behind routers, with equal private addresses. Site c has a public address, and opens no port."""
+HOME = "/home/ward"
+"""Of the page's user."""
 LIMIT_S = 300.0
 LAUNCHERS_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 INTERFACE_VARIABLE = "GLOO_SOCKET_IFNAME"
@@ -70,7 +72,7 @@ class PrivateSites:
 
         Args:
             machine: Its name.
-            line: For the shell.
+            line: For the shell; the page's home becomes the machine's.
             said: What the user types.
             env: Further variables.
         """
@@ -91,7 +93,7 @@ class PrivateSites:
             # Where the kernel has no WireGuard, wg-quick takes the one in user space.
             "WG_I_PREFER_BUGGY_USERSPACE_TO_POLISHED_KMOD": "1",
         }
-        command += ["sh", "-e", "-c", f"exec < {typed}\n{line}"]
+        command += ["sh", "-e", "-c", f"exec < {typed}\n{line.replace(HOME, variables['HOME'])}"]
         return self.cluster.start(number(machine), command, env={**variables, **(env or {})}, cwd=here)
 
     def run(self, machine: str, line: str, *, said: str = "", status: int = 0) -> str:

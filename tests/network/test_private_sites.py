@@ -14,7 +14,7 @@ import pytest
 from benchmarks.hosts import address
 from lightning_parablock.site_kit.roster import Roster
 from tests.network.captures import Capture, names_of, share_found, windows_of
-from tests.network.private_sites import HIDDEN, HUB, LIMIT_S, SITES, STRANGER, PrivateSites, listening_at, number
+from tests.network.private_sites import HIDDEN, HOME, HUB, LIMIT_S, SITES, STRANGER, PrivateSites, listening_at, number
 
 HUB_OUTER, C_OUTER, A_INNER, B_INNER, C_INNER = "10.81.0.1", "10.81.0.4", "10.82.0.2", "10.82.0.3", "10.82.0.4"
 PATHS = [b"mine.jsonl"]
@@ -60,19 +60,27 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Generator[PrivateSites]:
         for site in SITES:
             made.run(site, made.block(f"private {site}: card"))
             made.give(f"{site}.card", site, HUB)
-        made.run(HUB, made.block("private hub: roster"))
+        as_printed(made, HUB, "private hub: links", made.run(HUB, made.block("private hub: roster")))
         made.run(HUB, made.block("private hub: links"))
         sign(made, SITES)
         for site in SITES:
-            made.run(site, made.block("private site: join"))
+            as_printed(made, site, f"private {site}: links", made.run(site, made.block("private site: join")))
             made.run(site, made.block(f"private {site}: links"))
-        made.run(HUB, made.block("private hub: init"))
-        found_together(made.folder(HUB) / "run.yaml")
+        made.run("a", made.block("private a: init"))
+        found_together(made.folder("a") / "run.yaml")
         for site, n_rows in zip(SITES, (60, 70, 80), strict=True):
-            made.give("run.yaml", HUB, site)
+            if site != "a":
+                made.give("run.yaml", "a", site)
             made.add_model_and_rows(site, n_rows)
+        assert len({made.run(site, made.block("private site: sum")) for site in SITES}) == 1
         made.start(HUB, made.block("private hub: lighthouse")).wait_for_line("lighthouse: listens at", LIMIT_S)
         yield made
+
+
+def as_printed(sites: PrivateSites, machine: str, label: str, said: str) -> None:
+    """The page has the commands that the command before it has printed."""
+    for command in sites.block(label).splitlines():
+        assert command.replace(HOME, str(sites.folder(machine) / "home")) in said
 
 
 def sign(sites: PrivateSites, members: tuple[str, ...]) -> None:
@@ -272,6 +280,15 @@ def test_the_outer_layer_opens_no_service_of_a_site(sites: PrivateSites) -> None
     sites.run("c", "iptables -t raw -D clinic-outer 1")
 
 
+def test_a_hub_whose_firewall_drops_what_it_forwards(sites: PrivateSites) -> None:
+    sites.start("c", SERVE.format(host=C_INNER, port=5003)).wait_for_line("listening", LIMIT_S)
+    sites.run(HUB, "iptables -P FORWARD DROP")
+    assert reaches(sites, "a", HUB_OUTER, 29510) and not reaches(sites, "a", C_INNER, 5003)
+    sites.run(HUB, sites.block("private hub: forwarding"))
+    assert reaches(sites, "a", C_INNER, 5003)
+    sites.run(HUB, "iptables -P FORWARD ACCEPT; iptables -F FORWARD")
+
+
 def test_the_hub_sends_packets_for_no_site_nowhere(sites: PrivateSites) -> None:
     ask = "ip route get {} from 10.81.0.2 iif clinic-hub"
     sites.run(HUB, f"ip route add default via {address(number(STRANGER))}")
@@ -336,11 +353,12 @@ def test_a_revoked_site_cannot_come_back(sites: PrivateSites) -> None:
     staying = ("a", "b")
     sign(sites, staying)
     for site in staying:
-        sites.run(site, sites.block("private site: join"))
+        again = sites.block("private a: links again").replace("/a/", f"/{site}/")
+        said = sites.run(site, sites.block("private site: join"))
+        assert again.replace(HOME, str(sites.folder(site) / "home")) in re.sub("(?m)^ +", "", said)
         said = sites.run(site, sites.block(f"private {site}: fit"), status=1)
         assert "the link clinic-outer runs with version 1 of federation clinic, and the federation file of" in said
-        sites.run(site, sites.block(f"private {site}: links").replace("wg-quick up", "wg-quick down"))
-        sites.run(site, sites.block(f"private {site}: links"))
+        sites.run(site, again)
     sites.start("b", SERVE.format(host=B_INNER, port=5000)).wait_for_line("listening", LIMIT_S)
     assert reaches(sites, "a", B_INNER, 5000) and reaches(sites, "a", HUB_OUTER, 29510)
     assert not reaches(sites, "c", B_INNER, 5000)
