@@ -15,6 +15,8 @@ from lightning_parablock.system.reading import reading
 
 _DIFFERENT = "different"
 _NOT_YET = "not yet"
+_UNSET = "not set"
+_SAME = "use the same versions and the same run.yaml as the other sites"
 _ANSWER_S = 10.0
 _AGREED_S = 60.0
 
@@ -27,6 +29,8 @@ class Door:
 
     Attributes:
         founders: Client ids of the founders, once this site has been let in as a guest.
+        awaited: What this site, which has not been let in yet, waits for at a run under way; empty where there is none.
+        is_setting_up: Whether the founders have yet to begin the first round.
     """
 
     def __init__(self, seat: Seat) -> None:
@@ -34,11 +38,13 @@ class Door:
         self._agreed: bytes | None = None
         self._reserved: dict[str, int] = {}
         self.founders: tuple[int, ...] = ()
+        self.awaited, self.is_setting_up = "", False
 
     def knock(self) -> Entry | None:
         """Ask a member of the run, if there is one, to let this site in as a guest."""
         seat = self._seat
         running = [one for one in seat.candidates if one.opened >= 0 and one.site != seat.options.site]
+        self.awaited, self.is_setting_up = "", False
         if not running:
             return None
         newest = max(one.opened for one in running)
@@ -49,12 +55,21 @@ class Door:
             run, client, sites, first_round = _let_in(reply, hub.site)
             caller = Identity(run, seat.options.site, seat.incarnation)
             agreed = call(hub.desk, "agreed", {}, limit_s=_AGREED_S, caller=caller, look=seat.check)
-        except UnreachableError:
+        except UnreachableError as error:
+            self.awaited = f"site {hub.site} at {error}; open its ports to this site"
             return None
         except RefusedError as error:
             if error.kind == _DIFFERENT:
-                raise ConfigurationError(f"this site cannot join the run: {error}") from error
-            return None  # not yet: its founders are still setting up
+                differences = error.details.get("differences", error)
+                raise ConfigurationError(f"site {seat.options.site} cannot join the run: {differences}") from None
+            self.is_setting_up = error.kind == _NOT_YET
+            names = ", ".join(sorted(one.site for one in running))
+            self.awaited = (
+                f"the run of {names} to begin its first round: its sites are still setting up, and this one joins then"
+                if self.is_setting_up
+                else f"site {hub.site} to let this site in: {error}"
+            )
+            return None
         with seat.changed:
             seat.run, seat.asked_client = run, client
         self.founders = tuple(sites)
@@ -80,9 +95,9 @@ class Door:
             names = {*facts, *seat.facts}
             other = [n for n in sorted(names) if facts.get(n) != seat.facts.get(n)]
             if other:
-                differences = "; ".join(f"{n}: {facts.get(n)} here, {seat.facts.get(n)} in the run" for n in other)
-                todo = "".join(f"; {ADVICE[name]}" for name in other if name in ADVICE)
-                raise RefusedError(f"its settings differ from those of the run: {differences}{todo}", _DIFFERENT)
+                what = [f"{n} is {facts.get(n, _UNSET)} here and {seat.facts.get(n, _UNSET)} in the run" for n in other]
+                text = "; ".join([*what, *sorted({ADVICE.get(name, _SAME) for name in other})])
+                raise RefusedError(f"site {site} differs from the run: {text}", _DIFFERENT, {"differences": text})
             own = seat.log.client_of(site)
             if own is None:
                 own = self._reserved.setdefault(site, free_client(seat.log, self._taken_by_others(site)))

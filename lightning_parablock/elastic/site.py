@@ -163,7 +163,9 @@ class Site:
             entry = self._door.knock()
             if entry is not None:
                 return entry
-            if wait.is_over:
+            if self._door.is_setting_up:  # the founders' own limits bound this
+                wait.renew()
+            elif wait.is_over:
                 raise PeerTimeoutError(
                     f"gave up after rejoin_timeout_s={wait.limit_s:g} s of waiting for {self._awaited()}"
                 )
@@ -181,6 +183,8 @@ class Site:
                 f"the lighthouse at {seat.options.lighthouse}, which {has_not}: start it there with "
                 f"`lightning-parablock lighthouse --port {port}`, and check `nc -vz {host.strip('[]')} {port}`"
             )
+        if self._door.awaited:
+            return self._door.awaited
         here = sorted(one.site for one in seat.candidates if not one.run)
         problem = f"; {seat.problem}" if seat.problem else ""
         is_older = goes_back(seat.lineage, seat.noted)

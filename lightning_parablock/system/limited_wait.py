@@ -79,6 +79,10 @@ class LimitedWait:
         """Whether the limit has passed."""
         return self.remaining_s == 0
 
+    def renew(self) -> None:
+        """Begin the limit anew; reports are due as before."""
+        self._start_s = time.monotonic()
+
     def report(self, what: Callable[[], str]) -> None:
         """Write a line if one is due; to be called repeatedly during the wait.
 
