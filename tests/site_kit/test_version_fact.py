@@ -51,7 +51,7 @@ def test_a_guest_with_another_version_is_not_let_in(members: dict[str, Member]) 
     door.open(b"agreed")
     said: dict[str, Any] = {"site": "d", "facts": version_fact(members["b"])}
     call = Call(said, memoryview(b""), Identity("", "d"), 1.0, 0.0, threading.Event())
-    with pytest.raises(RefusedError, match=rf"version 1 of .* here, version 2 of .* in the run{ASKED}"):
+    with pytest.raises(RefusedError, match=rf"version 1 of .* here and version 2 of .* in the run{ASKED}"):
         door.answer_enter(call)
 
 
