@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Iterable
 
 from torch.utils.data import DataLoader
 
@@ -20,10 +21,20 @@ MOST_SAMPLES = 100_000
 _NOT_KNOWN = "not known: "
 
 
-def data_digest(loader: object) -> str:
+def data_digests(loaders: Iterable[object]) -> list[str]:
+    """The digest of each loader's data; a data set that several loaders share is read once."""
+    read: dict[int, str] = {}
+    return [data_digest(loader, read) for loader in loaders]
+
+
+def data_digest(loader: object, read: dict[int, str] | None = None) -> str:
     """A hash of all samples of a client's training data and of how they make batches; reads every sample.
 
     Data that cannot be compared never have the same digest twice (:func:`why_not_known` has the reason).
+
+    Args:
+        loader: As the client trains on it.
+        read: Hashes of the samples of data sets that have been read, by their ``id``.
     """
     if not isinstance(loader, DataLoader) or not is_comparable(loader):
         return _unlike_any(f"a {type(data_of(loader)).__name__} cannot be read without being used up")
@@ -35,7 +46,10 @@ def data_digest(loader: object) -> str:
                 f"it would take too long to hash the more than {MOST_SAMPLES:,} samples of a {type(dataset).__name__}; "
                 "give it an attribute sha256, the hash of all of them"
             )
-        whole = hash_of_samples(dataset, size, range(size))
+        read = {} if read is None else read
+        if id(dataset) not in read:
+            read[id(dataset)] = hash_of_samples(dataset, size, range(size))
+        whole = read[id(dataset)]
     if draws_order(loader) is None:
         return _unlike_any("the sampler continues a random state of its own")
     # Worker processes draw from seeds of their own.

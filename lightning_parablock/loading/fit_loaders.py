@@ -23,7 +23,7 @@ from lightning_parablock.loading.clients_data import (
     shared_loaders,
     streams_of,
 )
-from lightning_parablock.loading.digests import data_digest
+from lightning_parablock.loading.digests import data_digests
 from lightning_parablock.loading.lengths import (
     FIRST_WINDOW_BATCHES,
     Epoch,
@@ -158,7 +158,7 @@ class FitLoaders:
     def data_digests(self) -> list[str]:
         """A digest of all training data of each hosted client, which must not leave the site; reads them once."""
         if self._digests is None:
-            self._digests = [data_digest(loader) for loader in self._data]
+            self._digests = data_digests(self._data)
         return self._digests
 
     def fixed_orders(self) -> list[bool | None]:

@@ -18,7 +18,7 @@ from lightning_parablock.data import FederatedTextDataModule
 from lightning_parablock.data.sampler import ClientSampler
 from lightning_parablock.errors import CheckpointError
 from lightning_parablock.loading.clients_data import HostedClients
-from lightning_parablock.loading.digests import MOST_SAMPLES, data_digest, why_not_known
+from lightning_parablock.loading.digests import MOST_SAMPLES, data_digest, data_digests, why_not_known
 from lightning_parablock.loading.fit_loaders import FitLoaders, LoaderRules
 from lightning_parablock.loading.shards import ShardSampler, dataset_fingerprint
 from lightning_parablock.settings import Settings
@@ -122,6 +122,24 @@ def test_data_that_cannot_be_compared_are_never_the_same(
     assert "cannot be resumed from its checkpoints" in caplog.text and why in caplog.text
     with pytest.raises(CheckpointError, match=rf"cannot be compared with .* \({why}"):
         FIT.refuse_other_data(FIT.state([digest]), [data_digest(given)])
+
+
+def test_a_data_set_that_clients_of_a_site_share_is_read_once() -> None:
+    class Counting(Dataset[Any]):
+        n_read = 0
+
+        def __len__(self) -> int:
+            return 9
+
+        def __getitem__(self, index: int) -> Any:
+            self.n_read += 1
+            return index
+
+    shared = Counting()
+    shards = [DataLoader(shared, sampler=ShardSampler(range(i, 9, 3), shuffle=True, seed=i)) for i in range(3)]
+    digests = data_digests(shards)
+    assert shared.n_read == 9 and len(set(digests)) == 3
+    assert digests == [data_digest(shard) for shard in shards]
 
 
 def test_a_large_data_set_with_a_hash_of_its_own_is_not_read() -> None:
