@@ -85,7 +85,9 @@ def open_generation(
     )
     prefix = f"parablock generation {record.generation}"
     try:
-        group = open_apart(PrefixStore(prefix, store), membership.rank, len(order), limit_s)
+        meeting = PrefixStore(prefix, store)
+        silence_s = settings.exchange_timeout_s
+        group = open_apart(meeting, membership.rank, len(order), limit_s, silence_s=silence_s)
     except RuntimeError as error:
         names = ", ".join(membership.describe(rank) for rank in membership.peers)
         raise PeerLostError(

@@ -23,6 +23,7 @@ from torch.distributed import distributed_c10d
 
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.meeting.addresses import INTERFACE_VARIABLE
+from lightning_parablock.meeting.connections import given_up_after
 from lightning_parablock.meeting.gloo_peers import GlooPeers
 from lightning_parablock.settings.ports import PortRange
 
@@ -120,7 +121,9 @@ def open_group(backend: str, timeout_s: float) -> dist.ProcessGroup:
     return group
 
 
-def open_apart(store: distributed_c10d.Store, rank: int, size: int, timeout_s: float) -> dist.ProcessGroupGloo:
+def open_apart(
+    store: distributed_c10d.Store, rank: int, size: int, timeout_s: float, *, silence_s: float
+) -> dist.ProcessGroupGloo:
     """Open a gloo group that is no part of torch's default group or its registry; all its ranks call at once.
 
     Args:
@@ -128,6 +131,7 @@ def open_apart(store: distributed_c10d.Store, rank: int, size: int, timeout_s: f
         rank: Rank of this process in the group.
         size: Number of ranks.
         timeout_s: Limit for connecting to all others.
+        silence_s: See :func:`~lightning_parablock.meeting.connections.given_up_after`.
 
     Raises:
         RuntimeError: another rank did not connect in time.
@@ -136,7 +140,8 @@ def open_apart(store: distributed_c10d.Store, rank: int, size: int, timeout_s: f
     options = gloo._Options()
     options._devices = [listener.device for listener in _listeners] or [gloo.create_default_device()]
     options._timeout = timedelta(seconds=timeout_s)
-    return gloo(store, rank, size, options)
+    with given_up_after(silence_s):
+        return gloo(store, rank, size, options)
 
 
 def _class_on(devices: list[Any], peers: GlooPeers | None) -> type[dist.ProcessGroupGloo]:

@@ -8,23 +8,13 @@ one in the name of another would need two.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import stat
 from collections import Counter
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lightning_parablock.errors import ProtocolError
-
-Place = tuple[str, int]
-"""Address and port."""
-Connection = tuple[Place, Place]
-"""The ends of a TCP connection: here, and there."""
-
-_ESTABLISHED = 1  # a state of Linux's, in the first byte of TCP_INFO
+from lightning_parablock.meeting.connections import Connection, Place, connections_here
 
 
 @dataclass(frozen=True)
@@ -69,22 +59,6 @@ class GlooPeers:
                     "have taken the place of another, or given an address outside the private network; nothing was "
                     "sent. Look for a site whose address or GLOO_SOCKET_IFNAME is not its own"
                 )
-
-
-def connections_here() -> set[Connection]:
-    """The TCP connections of this process that both ends hold open."""
-    found = set[Connection]()
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        with contextlib.suppress(OSError):  # closed meanwhile, or not connected
-            if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                with socket.socket(fileno=os.dup(fd)) as copy:
-                    if copy.family in (socket.AF_INET, socket.AF_INET6) and _is_open(copy):
-                        found.add((copy.getsockname()[:2], copy.getpeername()[:2]))
-    return found
-
-
-def _is_open(one: socket.socket) -> bool:
-    return one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _ESTABLISHED
 
 
 def _said(found: Mapping[str, int]) -> str:

@@ -28,7 +28,9 @@ class LinkOptions(OptionGroup):
         kind="path",
         check=above_zero("seconds"),
         help="Seconds without a sign of life after which a client is given up and the run ends with an error. This "
-        "concerns clients that freeze or whose link is cut; a client whose process has ended is noticed at once.",
+        "concerns clients that freeze or whose link is cut; a client whose process has ended is noticed at once. With "
+        "lighthouse, which says who is alive, seconds for which a connection of two members brings no answer of "
+        "the other machine: then the members connect again.",
     )
     straggler_timeout_s: float = option(
         default=3600.0,

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 import pytest
 
 from lightning_parablock.errors import ProtocolError
-from lightning_parablock.meeting.gloo_peers import Connection, GlooPeers, connections_here
+from lightning_parablock.meeting.connections import Connection, connections_here, given_up_after
+from lightning_parablock.meeting.gloo_peers import GlooPeers
 from tests.support.launch import run_ranks
 
 OWN, B, C = ("10.82.0.2", 4001), ("10.82.0.3", 4002), ("10.82.0.4", 4003)
@@ -59,3 +60,15 @@ def test_connections_that_one_end_has_closed_do_not_count() -> None:
         client.close()
         assert accepted.recv(1) == b""
         assert connections_here() == before
+
+
+def test_the_kernel_gives_up_new_connections_alone_and_asks_the_other_end_before() -> None:
+    with ExitStack() as opened:
+        server = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+        before = opened.enter_context(socket.create_connection(server.getsockname()))
+        with given_up_after(7.0):
+            new = opened.enter_context(socket.create_connection(server.getsockname()))
+        options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE)]
+        options += [(socket.IPPROTO_TCP, one) for one in (socket.TCP_USER_TIMEOUT, socket.TCP_KEEPIDLE)]
+        assert [new.getsockopt(*option) for option in options] == [1, 7000, 1]
+        assert [before.getsockopt(*option) for option in options[:2]] == [0, 0]

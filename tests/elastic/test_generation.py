@@ -221,7 +221,7 @@ def test_a_cut_ends_every_transfer_also_where_a_peer_is_gone_already(port: int) 
 
     def connect(rank: int) -> None:
         store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=60))
-        groups[rank] = devices.open_apart(store, rank, 3, 60.0)
+        groups[rank] = devices.open_apart(store, rank, 3, 60.0, silence_s=60.0)
 
     at_once([lambda rank=rank: connect(rank) for rank in range(3)])
     wires = [_WireApart(groups[rank], pins_memory=False) for rank in range(3)]

@@ -72,6 +72,33 @@ def test_a_cut_link_ends_both_sides_after_the_limit() -> None:
         assert_ended_naming(cluster, [1], client=0)
 
 
+def test_a_connection_of_a_generation_that_is_cut_while_both_wait_ends_at_both_ends() -> None:
+    """No byte is under way, so the kernel would never notice it by itself."""
+    with HostCluster(2) as cluster:
+        start_members(cluster, silence_s=4, n_bytes=0)
+        cluster.cut_link(1)
+        for rank in range(2):
+            cluster.wait_for_line(rank, "ended: ", timeout_s=LIMIT_S)
+
+
+def test_a_connection_that_needs_longer_than_the_limit_for_one_message_is_not_given_up() -> None:
+    rate_kbps, silence_s = 2000, 2
+    n_bytes = 3 * silence_s * rate_kbps * 1000 // 8
+    with HostCluster(2, rate=f"{rate_kbps}kbit") as cluster:
+        start_members(cluster, silence_s=silence_s, n_bytes=n_bytes)
+        for rank in range(2):
+            cluster.wait_for_line(rank, rf"arrived: {n_bytes}\b", timeout_s=LIMIT_S)
+
+
+def start_members(cluster: HostCluster, *, silence_s: int, n_bytes: int) -> None:
+    """Two members of a generation, which wait for a message of so many bytes."""
+    for rank in range(2):
+        argv = [sys.executable, "-m", "tests.faults.worker_silent", str(rank), str(silence_s), str(n_bytes)]
+        cluster.start(rank, argv, env={"PYTHONPATH": str(ROOT)}, cwd=ROOT)
+    for rank in range(2):
+        cluster.wait_for_line(rank, "waits", timeout_s=LIMIT_S)
+
+
 def test_a_client_frozen_for_longer_than_the_limit_ends_the_others_and_itself_once_it_wakes() -> None:
     with cluster_of(3, "star", exchange_timeout_s=4) as cluster:
         strike_after(cluster, 2)
