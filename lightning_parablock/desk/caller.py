@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import select
 import socket
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 from lightning_parablock.desk.listener import SILENCE_S
 from lightning_parablock.desk.message import (
     MOST_BYTES,
+    MOST_HEAD_BYTES,
     SAID,
     SLICE_BYTES,
     WAIT,
@@ -31,8 +33,11 @@ from lightning_parablock.system.reading import reading
 NOBODY = Identity()
 _CONNECT_S = 10.0
 _LOOK_S = 0.2
+_HEAD_ENDS = b"\r\n\r\n"
 _MOST_SPARE_S = 2.0
 """Added to the caller's own wait, or half of the limit if that is less: the answer has to travel, too."""
+_PROGRESS_BYTES = 4096
+"""As many bytes of an answer give the whole limit again, or its last ones: single bytes must not keep a caller."""
 _local = threading.local()
 
 
@@ -57,8 +62,8 @@ def call(
         said: JSON object.
         body: Bytes beside it (a memoryview of single bytes); read, never changed.
         limit_s: Seconds for the handler to answer, and longest time for which the connection may stay silent while
-            bytes travel: a message may take longer while parts of it keep arriving. A desk lets no caller wait
-            longer than ``desk.service.LONGEST_S`` for something to happen.
+            bytes travel: a message may take longer while parts of it keep arriving, of 4 KiB at least. A desk lets no
+            caller wait longer than ``desk.service.LONGEST_S`` for something to happen.
         caller: Who calls.
         repeatable: Whether the call may reach the desk twice: it is sent once more where a connection that was kept
             from an earlier call broke.
@@ -162,8 +167,8 @@ class _Task:
         sock: socket.socket = connection.sock
         sock.settimeout(self._silence_s)
         is_all_sent = self._send(connection)
-        self._await(sock)
-        reply, is_sound = self._received(connection)
+        with sock.makefile("rb", 0):  # open until all is here, also where the head says that this answer is the last
+            reply, is_sound = self._received(sock, connection)
         return reply, is_sound and is_all_sent
 
     def _send(self, connection: http.client.HTTPConnection) -> bool:
@@ -181,33 +186,87 @@ class _Task:
             connection.send(part)
         return True
 
-    def _await(self, sock: socket.socket) -> None:
-        ends_s = time.monotonic() + self._silence_s
+    def _await(self, sock: socket.socket, ends_s: float) -> None:
+        """Wait for bytes; looks at least once, and then several times a second."""
+        self._look()
         while not _has_something(sock, _LOOK_S):
             self._look()
             if time.monotonic() > ends_s:
                 raise TimeoutError
+        if time.monotonic() > ends_s:
+            raise TimeoutError
 
-    def _received(self, connection: http.client.HTTPConnection) -> tuple[Reply, bool]:
-        response = connection.getresponse()
+    def _ends_s(self) -> float:
+        return time.monotonic() + self._silence_s
+
+    def _head(self, sock: socket.socket) -> tuple[bytes, bytes]:
+        """The head of the answer, and what has come behind it."""
+        self._await(sock, self._ends_s())
+        came, end, ends_s = bytearray(), -1, self._ends_s()
+        while end < 0:
+            if len(came) > MOST_HEAD_BYTES:
+                raise ProtocolError(f"the head of the answer is longer than {MOST_HEAD_BYTES} bytes")
+            self._await(sock, ends_s)
+            part = sock.recv(MOST_HEAD_BYTES)
+            if not part:
+                raise http.client.RemoteDisconnected("the connection was closed before the answer")
+            came += part
+            end = came.find(_HEAD_ENDS)
+        end += len(_HEAD_ENDS)
+        return bytes(came[:end]), bytes(came[end:])
+
+    def _received(self, sock: socket.socket, connection: http.client.HTTPConnection) -> tuple[Reply, bool]:
+        head, begun = self._head(sock)
+        response = _parsed(connection, head)
         if SAID not in response.headers:
             raise ProtocolError("what listens there is not the desk of a site")
         total = length(response.headers, "Content-Length", self._most_bytes)
         of_json = length(response.headers, SAID, min(total, MOST_JSON_BYTES))
+        if len(begun) > total:
+            raise ProtocolError(f"{len(begun) - total} bytes came behind the answer")
         whole = memory_for(total)
-        done = 0
-        while done < total:
-            self._look()
-            got = response.readinto(whole[done : done + SLICE_BYTES])
-            if not got:
-                raise http.client.IncompleteRead(b"", total - done)
-            done += got
+        whole[: len(begun)] = begun
+        self._read_into(sock, whole, len(begun))
         said = decoded(whole[:of_json])
         if response.status != 200:
             with reading("the error in the answer"):
                 details = dict(said.get("details") or {})
             raise RefusedError(str(said.get("text", "")), str(said.get("kind", "refused")), details)
         return Reply(said, whole[of_json:]), not response.will_close
+
+    def _read_into(self, sock: socket.socket, whole: memoryview, done: int) -> None:
+        """Fill the rest of some memory."""
+        noted, ends_s = done, self._ends_s()
+        while done < len(whole):
+            self._await(sock, ends_s)
+            got = sock.recv_into(whole[done : done + SLICE_BYTES])
+            if not got:
+                raise http.client.IncompleteRead(b"", len(whole) - done)
+            done += got
+            if done - noted >= _PROGRESS_BYTES:
+                noted, ends_s = done, self._ends_s()
+
+
+class _Arrived:
+    """In place of a socket: a head that is here already, so that taking it apart waits for nothing."""
+
+    def __init__(self, head: bytes) -> None:
+        self._head = head
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        """What a response reads from."""
+        return io.BytesIO(self._head)
+
+
+def _parsed(connection: http.client.HTTPConnection, head: bytes) -> http.client.HTTPResponse:
+    """The head of an answer; the connection is ready for another call then, or closed where this was the last."""
+    arrived: Any = _Arrived(head)
+    connection.response_class = lambda sock, **options: http.client.HTTPResponse(arrived, method="POST")  # pyright: ignore
+    try:
+        with connection.getresponse() as response:
+            return response
+    except http.client.RemoteDisconnected as error:  # nothing comes behind "100 Continue": no desk says that
+        raise ProtocolError("what listens there is not the desk of a site") from error
 
 
 def _connected(address: str, name: str, limit_s: float) -> http.client.HTTPConnection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import logging
 import socket
@@ -15,6 +16,7 @@ from typing import Any, Protocol, cast
 from typing_extensions import override
 
 from lightning_parablock.desk.message import (
+    MOST_HEAD_BYTES,
     SAID,
     SLICE_BYTES,
     WAIT,
@@ -44,8 +46,8 @@ _LONGEST_PATH = 200
 class Answers(Protocol):
     """What answers the calls."""
 
-    def admit(self, name: str, caller: Identity) -> None:
-        """Raises for a call that is refused before its body is read."""
+    def admit(self, name: str, caller: Identity) -> bool:
+        """Raises for a call that is refused before its body is read; whether the caller is no stranger."""
         ...
 
     def reply(self, name: str, said: Mapping[str, Any], body: memoryview, caller: Identity, wait_s: float) -> Reply:
@@ -185,6 +187,30 @@ def _cut(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
+class _Head:
+    """The lines of a message's head, and no more bytes than are accepted."""
+
+    def __init__(self, stream: io.BufferedReader) -> None:
+        self._stream, self._left = stream, MOST_HEAD_BYTES
+
+    @property
+    def is_too_long(self) -> bool:
+        """Whether more has come."""
+        return self._left < 0
+
+    def readline(self, limit: int = -1) -> bytes:
+        """The next line.
+
+        Raises:
+            LineTooLong: the head is.
+        """
+        line = self._stream.readline(self._left + 1)
+        self._left -= len(line)
+        if self.is_too_long:
+            raise http.client.LineTooLong("head")
+        return line
+
+
 class _Connection(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "parablock-desk", ""
@@ -193,6 +219,23 @@ class _Connection(BaseHTTPRequestHandler):
     wbufsize = SLICE_BYTES  # head and JSON leave together, and each piece has the whole limit to leave
     _unread = 0
     """Bytes of the message that have not been read."""
+
+    @override
+    def setup(self) -> None:
+        super().setup()
+        self._stream = cast(io.BufferedReader, self.rfile)
+
+    @override
+    def handle_one_request(self) -> None:
+        self._head = _Head(self._stream)
+        self.rfile = cast(io.BufferedReader, self._head)
+        try:
+            super().handle_one_request()
+        except http.client.LineTooLong:  # already of its first line
+            self.requestline = self.request_version = self.command = ""
+            self.send_error(431)
+        finally:
+            self.rfile = self._stream
 
     def do_POST(self) -> None:
         """Answer one call."""
@@ -221,8 +264,8 @@ class _Connection(BaseHTTPRequestHandler):
                 self.close_connection = True
                 raise ProtocolError("a message must state its length; chunked ones are not accepted")
             name, caller = self.path.lstrip("/"), Identity.of(self.headers, str(self.client_address[0]))
-            server.answers.admit(name, caller)
-            server.admitted(self.connection)
+            if server.answers.admit(name, caller):
+                server.admitted(self.connection)
             total = length(self.headers, "Content-Length", server.most_bytes)
             of_json = length(self.headers, SAID, min(total, MOST_JSON_BYTES))
             wait_s = self._wait_s()
@@ -250,7 +293,7 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _read_into(self, part: memoryview) -> int:
         try:
-            got = cast(io.BufferedReader, self.rfile).readinto1(part)
+            got = self._stream.readinto1(part)
         except OSError as error:
             raise _BrokenError from error
         if not got:
@@ -296,8 +339,11 @@ class _Connection(BaseHTTPRequestHandler):
     @override
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What is wrong with the HTTP itself, in the form of every other error."""
-        self.close_connection = True
-        self._send(code, Reply({"kind": "http", "text": message or self.responses[code][0]}))
+        self.close_connection, text = True, message or self.responses[code][0]
+        if self._head.is_too_long:
+            self._unread, text = _DRAIN_BYTES, f"the head of a message is longer than {MOST_HEAD_BYTES} bytes"
+        self._send(code, Reply({"kind": "http", "text": text}))
+        self._drain()
 
     @override
     def log_message(self, format: str, *args: Any) -> None:

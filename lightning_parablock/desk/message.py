@@ -29,6 +29,9 @@ SAID, RUN, SITE, INCARNATION, WAIT = (
 MOST_BYTES = 1 << 34
 """Longest message that is accepted: the server state of a large block, and far less than a wrong header may state."""
 
+MOST_HEAD_BYTES = 16 * 1024
+"""Longest head of a message or an answer that is accepted: ours have a few hundred bytes."""
+
 SLICE_BYTES = 64 * 1024
 """Bytes that are sent or received at a time: each slice has the whole limit again, so slow links are not lost ones."""
 

@@ -134,8 +134,8 @@ class Desk:
         with self._lock:
             self._routes = MappingProxyType({**self._routes, name: _Route(handler, for_strangers)})
 
-    def admit(self, name: str, caller: Identity) -> None:
-        """Refuse a call before its body is read.
+    def admit(self, name: str, caller: Identity) -> bool:
+        """Refuse a call before its body is read; returns whether the caller counts as known, and not as a stranger.
 
         Raises:
             RefusedError: there is no such call, or the desk is being closed.
@@ -152,6 +152,7 @@ class Desk:
             raise RefusedError(f"this site does not answer calls of the name {name[:80]!r}{hint}", "unknown")
         if self._check is not None and not route.for_strangers:
             self._check(caller, name)
+        return not route.for_strangers
 
     def reply(self, name: str, said: Mapping[str, Any], body: memoryview, caller: Identity, wait_s: float) -> Reply:
         """Let the handler answer; what it raises is raised here.

@@ -166,7 +166,9 @@ def test_a_misspelt_call_gets_a_hint(desk: Desk) -> None:
         (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", "must state its length"),
         (b"POST /echo HTTP/1.1\r\nParablock-Wait-S: soon\r\n\r\n", "must be a number of seconds"),
         (b"POST /" + b"x" * 300 + b" HTTP/1.1\r\n\r\n", "name of the call is too long"),
-        (b"POST /" + b"x" * 70000 + b" HTTP/1.1\r\n\r\n", "URI Too Long"),
+        (b"POST /" + b"x" * 70000 + b" HTTP/1.1\r\n\r\n", "the head of a message is longer than 16384 bytes"),
+        (b"POST /echo HTTP/1.1\r\nA: " + b"b" * 17000 + b"\r\n\r\n", "the head of a message is longer than 16384"),
+        (b"POST /echo HTTP/1.1\r\n" + b"A: %s\r\n" % (b"b" * 990) * 17 + b"\r\n", "longer than 16384 bytes"),
         (b"POST /echo HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", "Too many headers"),
     ],
 )

@@ -60,6 +60,15 @@ def test_a_connection_of_a_site_is_not_cut_for_strangers(desk: Desk, few: None) 
                 assert known.recv(4096).startswith(b"HTTP/1.1 200")
 
 
+def test_a_call_that_anybody_may_send_makes_nobody_known(desk: Desk, few: None) -> None:
+    desk.answer("echo", lambda asked: Reply(asked.said))
+    desk.answer("who", lambda asked: Reply({}), for_strangers=True)
+    message = b"POST /who HTTP/1.1\r\nParablock-Said: 2\r\nContent-Length: 2\r\n\r\n{}"
+    with strangers(desk.address, MOST, message) as asking:
+        assert all(one.recv(4096).startswith(b"HTTP/1.1 200") for one in asking)
+        assert call(desk.address, "echo", {"n": 1}, limit_s=20.0).said == {"n": 1}
+
+
 def test_a_flood_is_told_once_and_the_connections_are_no_more_than_allowed(
     desk: Desk, few: None, caplog: pytest.LogCaptureFixture
 ) -> None:
