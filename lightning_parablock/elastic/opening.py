@@ -22,7 +22,7 @@ from lightning_parablock.elastic.site import Site
 from lightning_parablock.elastic.store import CommittedStore
 from lightning_parablock.elastic.stores import Tell, join_store, tell_by
 from lightning_parablock.elastic.transport import ElasticTransport
-from lightning_parablock.errors import PeerTimeoutError
+from lightning_parablock.errors import ConfigurationError, PeerTimeoutError
 from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.regroup.keys import BEFORE_ALL
 from lightning_parablock.regroup.report import Decision
@@ -91,7 +91,11 @@ def open_elastic(
         if masks is None:
             return None
         record = decision.record
-        agreed = masks.agree(record, transport.drops(decision), seat.next_run, tell)
+        try:
+            agreed = masks.agree(record, transport.drops(decision), seat.next_run, tell)
+        except ConfigurationError as error:  # this site's own record: each generation would fail to open here
+            seat.fail(error)
+            raise
         sites = [record.sites[client] for client in record.order]
         hosts = Hosts(sites, [(client,) for client in record.order], record.order.index(transport.client))
         numels = [block.numel for block in flat.blocks]

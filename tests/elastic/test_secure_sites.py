@@ -158,6 +158,22 @@ def test_a_site_whose_record_cannot_be_used_ends_with_its_error_and_the_others_g
     assert ended(others).newest.members == (1, 2, 3)
 
 
+def test_a_site_that_cannot_agree_on_masks_for_its_own_reason_ends_and_keeps_nobody(
+    tmp_path: Path, one_thread: None
+) -> None:
+    clinic = Clinic(tmp_path, "abcd", settings())
+    lighthouse = LocalLighthouse(silence_s=5.0, founders=3)
+    sites = started(clinic, "abc", lighthouse, 60)
+    until(lambda: all(s.engine is not None and s.engine.round >= 2 for s in sites.values()), sites.values(), LIMIT_S)
+    last = toy_site(clinic, "d", lighthouse, 60)
+    (clinic.identities["d"].folder / "submissions.json").chmod(0o644)
+    last.start()
+    until(lambda: not last.is_alive(), sites.values(), LIMIT_S)
+    assert isinstance(last.error, IdentityError) and "submissions.json" in str(last.error)
+    last.kill()
+    assert ended(list(sites.values())).newest.members == (0, 1, 2)
+
+
 def test_a_site_that_is_not_in_the_roster_is_refused_by_name(tmp_path: Path, one_thread: None) -> None:
     clinic = Clinic(tmp_path, "abcd", settings())
     of_three = {name: clinic.identities[name] for name in "abc"}
