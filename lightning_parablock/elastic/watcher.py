@@ -18,7 +18,9 @@ from lightning_parablock.errors import (
     MembershipError,
     ParaBlockError,
     PeerLostError,
+    ResourceError,
 )
+from lightning_parablock.membership.descriptors import Descriptors
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class Watcher:
 
     def __init__(self, seat: Seat, arbiter: Arbiter, newest_round: Callable[[], int], seal: Callable[[], None]) -> None:
         self._seat, self._arbiter, self._roster, self._seal = seat, arbiter, Roster(seat, newest_round), seal
+        self._newest_round = newest_round
         self.away: ArbiterError | None = None
         self._attempt: Attempt | None = None
         self._not_before_s, self._failures = 0.0, 0
@@ -67,14 +70,26 @@ class Watcher:
             attempt.join(limit_s)
 
     def _run(self) -> None:
+        descriptors = Descriptors()
         while not self._closing.is_set() and self._seat.error is None:
-            self._closing.wait(self._look())
+            self._closing.wait(self._look(descriptors))
+        descriptors.release()  # with them the model is saved where there are no others
         # Before the training sees the error, which may take a whole validation: the others must not wait for this site.
         self._arbiter.close()
 
-    def _look(self) -> float:
+    def _refuse_shortage(self, descriptors: Descriptors) -> None:
+        shortage = descriptors.shortage()
+        if shortage is not None:
+            where = f"site {self._seat.options.site!r} cannot continue in round {self._newest_round()}"
+            raise ResourceError(
+                f"{where}: {shortage}; raise the limit (`ulimit -n`), let only the other sites reach its ports, and "
+                "start it again with the same command"
+            )
+
+    def _look(self, descriptors: Descriptors) -> float:
         """Ask once, and do what follows; returns the seconds until the next time."""
         try:
+            self._refuse_shortage(descriptors)
             self._seat.note_list(self._arbiter.ask(self._seat.me(), max(10.0, 2 * self._seat.options.silence_s)))
             self.away = None
             self._act()

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
+from lightning_parablock.elastic import watcher as watcher_module
 from lightning_parablock.elastic.arbiter import Candidate
 from lightning_parablock.elastic.watcher import Watcher
-from lightning_parablock.errors import ArbiterError, MembershipError, ReplacedError
+from lightning_parablock.errors import ArbiterError, MembershipError, ReplacedError, ResourceError
 from tests.elastic.seats import THREE, LoneSeat
 
 LIMIT_S = 60.0
@@ -69,3 +70,27 @@ def test_what_a_lighthouse_without_a_list_means_depends_on_whether_the_run_has_b
     Watcher(seat, _Arbiter(lambda me: ()), lambda: 1, lambda: None)._note_away(ArbiterError("no list", is_away=False))
     meanwhile = "; until then training continues, but no site can be replaced or admitted"
     assert caplog.messages == [f"parablock: no list{meanwhile if in_rounds else ''}"]
+
+
+def test_a_site_that_runs_out_of_open_files_saves_the_model_with_those_it_has_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    released = threading.Event()
+
+    class Short:
+        def shortage(self) -> str:
+            return "1000 of 1024 open files and connections are in use"
+
+        def release(self) -> None:
+            released.set()
+
+    monkeypatch.setattr(watcher_module, "Descriptors", Short)
+    seat, arbiter = LoneSeat("a", THREE), _Arbiter(lambda me: (me,))
+    watcher = Watcher(seat, arbiter, lambda: 7, lambda: None)
+    watcher.start()
+    assert arbiter.is_closed.wait(LIMIT_S) and released.is_set()
+    with pytest.raises(
+        ResourceError, match=r"site 'a' cannot continue in round 7: 1000 of 1024 open files .*ulimit -n"
+    ):
+        seat.check()
+    watcher.close(LIMIT_S)
