@@ -313,11 +313,13 @@ class Site:
         self._seat.recognize(caller)
 
     def _refuse_strangers(self, caller: Identity, name: str) -> None:
-        run = self._seat.run
-        if run and caller.run and caller.run != run:
+        run, in_rounds = self._seat.run, self._seat.in_rounds
+        # Who sets up the run, or founds it with a guest whose own run has ended, may not know its id yet.
+        if run and caller.run != run and (caller.run or in_rounds):
+            whose = f"from run {caller.run[:8]}" if caller.run else "from no run"
             raise RefusedError(
-                f"site {self._seat.options.site!r} takes part in run {run[:8]}, and this call is from run "
-                f"{caller.run[:8]}: give each run a lighthouse of its own",
+                f"site {self._seat.options.site!r} takes part in run {run[:8]}, and this call ({name!r}) is {whose}: "
+                "give each run a lighthouse of its own",
                 "stranger",
             )
 

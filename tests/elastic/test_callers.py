@@ -16,6 +16,7 @@ from lightning_parablock.elastic.door import Door
 from lightning_parablock.elastic.giving import Giver
 from lightning_parablock.elastic.herald import backup_message
 from lightning_parablock.elastic.shard import Backup
+from lightning_parablock.elastic.site import Site
 from lightning_parablock.errors import RefusedError
 from lightning_parablock.regroup.log import MembershipLog, Record
 from lightning_parablock.server.shard import StatePiece
@@ -86,3 +87,19 @@ def test_a_guest_gets_the_client_id_of_its_own_site() -> None:
     door.open(b"agreed")
     with pytest.raises(RefusedError, match="site 'x' cannot ask for a client id for site 'c'"):
         door.answer_enter(said_by("x", {"site": "c", "facts": {}}))
+
+
+@pytest.mark.parametrize(
+    ("run", "in_rounds", "is_refused"), [("", True, True), ("", False, False), ("run", True, False)]
+)
+def test_who_does_not_know_the_run_is_refused_once_its_rounds_have_begun(
+    run: str, in_rounds: bool, is_refused: bool
+) -> None:
+    seat = LoneSeat("b", THREE)
+    seat.in_rounds = in_rounds
+    site: Any = SimpleNamespace(_seat=seat)
+    if is_refused:
+        with pytest.raises(RefusedError, match=r"takes part in run run, and this call \('commit'\) is from no run"):
+            Site._refuse_strangers(site, Identity(run, "c"), "commit")
+    else:
+        Site._refuse_strangers(site, Identity(run, "c"), "commit")
