@@ -16,7 +16,7 @@ from lightning_parablock.desk.service import Call, Desk
 from lightning_parablock.elastic.fetching import Fetcher
 from lightning_parablock.elastic.seat import Seat
 from lightning_parablock.elastic.transport import ElasticTransport
-from lightning_parablock.errors import DroppedError, MembershipError, SealedError
+from lightning_parablock.errors import DroppedError, MembershipError, RefusedError, SealedError
 from lightning_parablock.regroup.report import Decision, Report, Standing
 from lightning_parablock.transport.base import Transport
 
@@ -91,6 +91,7 @@ class Answers:
         with seat.changed:
             if seat.error is not None:
                 raise seat.error
+            self._refuse_bystanders(call)
             member = seat.membership
             member.seal(generation)
             self._drop_carriers()
@@ -123,6 +124,7 @@ class Answers:
     def decision(self, call: Call) -> Reply:
         """Pull what is missing here, and acknowledge."""
         generation = _generation(call)
+        self._refuse_bystanders(call)
         with call.reading():
             decision = Decision.from_json(call.said["decision"])
             run = str(call.said["run"])
@@ -159,6 +161,7 @@ class Answers:
     def connect(self, call: Call) -> Reply:
         """Connect with the other members of the generation that has been acknowledged."""
         generation = _generation(call)
+        self._refuse_bystanders(call)
         with call.reading():
             store = str(call.said["store"])
             self._seat.check_address(call.caller.site, store, "the store")
@@ -178,6 +181,7 @@ class Answers:
     def open(self, call: Call) -> Reply:
         """Open the generation, or go if this site leaves."""
         seat, generation = self._seat, _generation(call)
+        self._refuse_bystanders(call)
         with seat.changed:
             if seat.membership.generation == generation:
                 return Reply({})  # asked again: the first answer was lost
@@ -226,6 +230,21 @@ class Answers:
                 self._jobs = {key: one for key, one in self._jobs.items() if key[1] == generation}
                 job = self._jobs[step, generation] = _Job(work, f"parablock-{step}")
         return Reply({"is_done": job.is_done_within(0.8 * call.remaining_s)})
+
+    def _refuse_bystanders(self, call: Call) -> None:
+        """Refuse a coordinator that is no member, where this site knows who is: of its generation, or of the next."""
+        member = self._seat.membership
+        with self._seat.changed:
+            if not member.log.records:
+                return
+            waiting = member.acknowledged
+            records = [member.log.newest] if waiting is None else [member.log.newest, waiting.record]
+        if not any(call.caller.site == record.sites.get(c) for record in records for c in record.members):
+            raise RefusedError(
+                f"site {call.caller.site[:80]!r} is no member of generation {member.generation}, and cannot change who "
+                "takes part",
+                "stranger",
+            )
 
     def _require(self, generation: int) -> None:
         """Raise an error where a newer attempt has begun."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lightning_parablock.desk.message import Identity, Reply
+from lightning_parablock.desk.message import Reply
 from lightning_parablock.elastic import attempt as attempts
 from lightning_parablock.elastic.answers import Answers
 from lightning_parablock.elastic.arbiter import Candidate
@@ -56,7 +56,7 @@ class Sites:
         if site in self.gone:
             threading.Timer(0.1, self.has_failed.set).start()
             raise UnreachableError(f"{address} cannot be reached for {name!r}: timed out", "silent")
-        asked: Any = SimpleNamespace(said=said, caller=Identity(), remaining_s=5.0, reading=nullcontext)
+        asked: Any = SimpleNamespace(said=said, caller=options["caller"], remaining_s=5.0, reading=nullcontext)
         try:
             return getattr(self._answers[site], name)(asked)
         except ParaBlockError as error:

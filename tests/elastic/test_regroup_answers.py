@@ -17,7 +17,14 @@ from lightning_parablock.elastic.arbiter import Candidate
 from lightning_parablock.elastic.roster import Roster
 from lightning_parablock.elastic.seat import Seat, SiteOptions
 from lightning_parablock.elastic.watcher import Watcher
-from lightning_parablock.errors import DroppedError, MembershipError, PeerLostError, SealedError, UnreachableError
+from lightning_parablock.errors import (
+    DroppedError,
+    MembershipError,
+    PeerLostError,
+    RefusedError,
+    SealedError,
+    UnreachableError,
+)
 from lightning_parablock.regroup.log import MembershipLog, Record
 from lightning_parablock.regroup.report import Decision
 from tests.support.local_arbiter import LocalLighthouse
@@ -50,7 +57,7 @@ def _watcher(seat: Seat) -> Watcher:
 
 
 def _call(**said: Any) -> Any:
-    return SimpleNamespace(said=said, caller=Identity(), remaining_s=5.0, reading=nullcontext)
+    return SimpleNamespace(said=said, caller=Identity("run", "A", "iA"), remaining_s=5.0, reading=nullcontext)
 
 
 def test_one_that_missed_the_opening_does_not_keep_the_others_from_coordinating(
@@ -322,3 +329,15 @@ def test_a_member_that_not_all_reach_is_left_out_longer_each_time(monkeypatch: p
         assert [one.site for one in roster.next_members((*others, process, again))] == ["A", "B"]
         now_s[0] += 2
         assert [one.site for one in roster.next_members((*others, again))] == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize("step", ["prepare", "decision", "connect", "open"])
+def test_a_site_that_is_no_member_changes_nothing(step: str) -> None:
+    """It is a guest, or one that the run has continued without."""
+    seat = _seat(2, FIRST, sealed=0)
+    answers = Answers(seat, lambda decision: None)
+    call = _call(generation=1)
+    call.caller = Identity("run", "D", "iD")
+    with pytest.raises(RefusedError, match="site 'D' is no member of generation 0, and cannot change who takes part"):
+        getattr(answers, step)(call)
+    assert seat.membership.sealed == 0
