@@ -232,13 +232,15 @@ class LandingTransport(Transport):
             with self._changed:
                 if is_done():
                     return
-                wait = patience.now(self._log, self._is_sealed, self.store.landed)
                 self._changed.wait(_POLL_S)
                 if is_done():
                     return
+                wait, end = patience.now(self._log, self._is_sealed, self.store.landed), ""
+                if wait.is_over:  # in words of the phase whose limit this is: the next one may begin at any time
+                    end = f"{what()}: {self._late()} within {wait.limit_s:g} s; {self._advice()}"
             self._check()
-            if wait.is_over:
-                raise PeerTimeoutError(f"{what()}: {self._late()} within {wait.limit_s:g} s; {self._advice()}")
+            if end:
+                raise PeerTimeoutError(end)
             wait.report(lambda: f"{what()}: {self._late()}{self._hint()}")
 
     def _late(self) -> str:

@@ -110,6 +110,17 @@ def test_an_exchange_that_nobody_finishes_is_an_error_that_names_round_block_and
         exchange.wait(lambda: torch.zeros(4))
 
 
+def test_a_limit_that_passes_while_a_generation_ends_is_not_said_to_be_that_of_the_next_phase() -> None:
+    def check() -> None:  # the members are sealed between two looks
+        time.sleep(0.4)
+        transport.seal()
+
+    transport = transport_of(straggler_s=0.3, rejoin_s=0.2, check=check)
+    exchange = submitted(transport)
+    with pytest.raises(PeerTimeoutError, match=r"too few sites .* within 0.2 s; start the lost sites again"):
+        exchange.wait(lambda: torch.zeros(4))
+
+
 def connected_again(log: MembershipLog) -> MembershipLog:
     return log.and_then(replace(log.newest, generation=log.generation + 1, joiners=()))
 

@@ -50,9 +50,11 @@ def _over(data: bytes, work: Callable[[socket.socket], object]) -> bytes:
         there.shutdown(socket.SHUT_WR)
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
-        work(here)
-        here.close()
-        reader.join()
+        try:
+            work(here)
+        finally:
+            here.close()
+            reader.join()
         return bytes(answer)
 
 

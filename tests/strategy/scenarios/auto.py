@@ -124,7 +124,8 @@ def sent_as_planned(trainer: Trainer) -> None:
     """In every round, from round 0 on, what travels is what was planned for the settings of the run's end."""
     found: Any = trainer.strategy
     numels = {block.name: block.numel for block in found.blocks}
-    assert [record.round for record in found.round_records[:2]] == [0, 1]
+    rounds = [record.round for record in found.round_records]
+    assert rounds == list(range(max(1, len(rounds)))), "how many depends on the K that was measured"
     for record in found.round_records:
         planned = traffic_of_clients(numels[record.block], 2, settings_of(trainer))[RANK]
         assert (record.upload_bytes, record.download_bytes) == (planned.upload_bytes, planned.download_bytes)
