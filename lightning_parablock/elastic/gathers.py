@@ -285,18 +285,21 @@ class Gathers:
 
     def _kept_by(self, number: Number, clients: Sequence[int]) -> dict[int, Gathered]:
         """The results with which some clients have left, as they say; without those that have not, or do not answer."""
-        kept, log = dict[int, Gathered](), self._site.log
-        # What was complete in a generation that has not opened here yet counts once it has.
-        complete = [self._present(number, MembershipLog(log.records[:n])) for n in range(1, len(log.records) + 1)]
+        kept = dict[int, Gathered]()
         for client in (client for client in clients if client != self._site.client):
             try:
                 reply = self._site.ask(client, "kept", {"number": number}, b"", 1.0)
             except (UnreachableError, RefusedError):
                 continue
             result = unpacked(reply, self._site.describe(client))
-            if result is not None and tuple(sorted(result)) in complete:
+            if result is not None and self._was_complete(number, result):
                 kept[client] = dict(sorted(result.items()))
         return kept
+
+    def _was_complete(self, number: Number, result: Gathered) -> bool:
+        """Whether these took part in a generation; what a later one has completed counts once that opens here."""
+        records, clients = self._site.log.records, tuple(sorted(result))
+        return any(self._present(number, MembershipLog(records[:n])) == clients for n in range(len(records), 0, -1))
 
 
 def _number(call: Call) -> Number:

@@ -40,7 +40,8 @@ class GuestWaits:
         """A member has said which exchanges are the newest, and how many blocks are here, at most one round old."""
         self._here, self._n_blocks, self._is_answered = here, n_blocks, True
         if here > self._most:
-            self._most, self._closer = here, LimitedWait(self._closer.limit_s)
+            self._most = here
+            self._closer.renew()
 
     def note_given(self) -> None:
         """A member has given all that was asked for."""
@@ -82,8 +83,8 @@ class GuestWaits:
                 f"{self._so_far()}, and no more for straggler_timeout_s={self._closer.limit_s:g} s: {_TOO_SLOW}; give "
                 "the site a faster link, or the run more local_steps"
             )
-        since_s = self._closer.limit_s - self._closer.remaining_s
-        doubt = f", and no more for {since_s:.0f} s: {_TOO_SLOW}, if that goes on" if since_s > _DOUBT_S else ""
+        since_s = self._closer.waited_s
+        doubt = f", and no more for {since_s:.0f} s: {_TOO_SLOW}, if that continues" if since_s > _DOUBT_S else ""
         self._way.report(lambda: self._so_far() + doubt)
 
     def _so_far(self) -> str:

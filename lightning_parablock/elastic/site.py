@@ -38,7 +38,8 @@ from lightning_parablock.system.limited_wait import SOON, LimitedWait
 log = logging.getLogger(__name__)
 
 _PAUSE_S = 0.1
-_LEAVE_S = 10.0
+LEAVE_S = 10.0
+"""How long :meth:`Site.leave` takes at most."""
 
 
 class Site:
@@ -234,7 +235,7 @@ class Site:
         """The last round has been trained: a site that joins now could no longer train."""
         self._seat.is_draining = True
 
-    def leave(self, limit_s: float = _LEAVE_S) -> bool:
+    def leave(self, limit_s: float = LEAVE_S) -> bool:
         """Give what this site has, and go; returns whether the others have let it go within the limit."""
         seat, deadline_s = self._seat, time.monotonic() + limit_s
         with seat.changed:
@@ -259,7 +260,7 @@ class Site:
             self._seat.changed.notify_all()
         self._record.forget()
         self.journal.note_end(FINISHED, self._seat.run)
-        self.gathers.await_fetched(_LEAVE_S)
+        self.gathers.await_fetched(LEAVE_S)
 
     def note_trouble(self, error: Exception) -> None:
         """An exchange of the open generation has failed: if no site is lost, connect again."""

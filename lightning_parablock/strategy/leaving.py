@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from typing_extensions import override
 
+from lightning_parablock.elastic.site import LEAVE_S
 from lightning_parablock.errors import CheckpointError
 from lightning_parablock.lightning_private.signals import save_and_requeue
 from lightning_parablock.membership.stop_point import StopPoint
@@ -23,9 +24,6 @@ log = logging.getLogger(__name__)
 
 BATCH_S = 5.0
 """How long a site that was told to end waits for the end of its batch; schedulers kill it about 30 s after SIGTERM."""
-
-LEAVE_S = 10.0
-"""How long :meth:`SiteView.leave` takes at most."""
 
 
 class Leaving(Stopping):

@@ -95,7 +95,7 @@ class SecureFit:
             is_fixed: Of each hosted client; None where it is not known.
 
         Raises:
-            ConfigurationError: the salt would change nothing, or nobody knows whether it does.
+            ConfigurationError: the salt would change nothing, or it cannot be known whether it does.
         """
         if not self.salt:
             return

@@ -51,7 +51,7 @@ class ElasticSums:
             is_fixed: Of each hosted client; None where it is not known.
 
         Raises:
-            ConfigurationError: this site's are, or nobody knows whether they are.
+            ConfigurationError: this site's are, or it cannot be known whether they are.
         """
         if any(is_fixed):
             raise ConfigurationError(

@@ -70,7 +70,7 @@ def test_a_guest_whose_link_is_too_slow_says_so_and_ends_with_advice(
     here = r"site guest: \d of 4 blocks are here, at most one round old, as all must be"
     assert re.fullmatch(f"parablock: {here}; 40 s so far", said[0]), "while the first blocks come"
     slow = "the run changes blocks faster than this link brings them"
-    assert re.fullmatch(rf"parablock: {here}, and no more for \d+ s: {slow}, if that goes on; \d+ s so far", said[-1])
+    assert re.fullmatch(rf"parablock: {here}, and no more for \d+ s: {slow}, if that continues; \d+ s so far", said[-1])
     assert re.fullmatch(
         rf"{here}, and no more for straggler_timeout_s=3600 s: {slow}; give the site a faster link, or the run more "
         "local_steps",

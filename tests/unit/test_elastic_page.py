@@ -39,7 +39,7 @@ def test_the_defaults_are_those_of_the_options(name: str) -> None:
 def test_the_fixed_limits_are_those_of_the_code() -> None:
     assert ROWS["connecting"] == f"{opening._CONNECT_S:g} s, or 2 x `silence_s` if that is longer"
     assert ROWS["one answer of a desk"] == f"{attempt._ANSWER_S:g} s"
-    assert ROWS["leaving"] == f"{site._LEAVE_S:g} s" == f"{LEAVE_S:g} s"
+    assert ROWS["leaving"] == f"{site.LEAVE_S:g} s" == f"{LEAVE_S:g} s"
     assert ROWS["SIGTERM, Ctrl-C"] == f"{BATCH_S:g} s"
     assert ROWS["a silent transfer"] == f"{fetching._SILENT_S:g} s"
     assert ROWS["`timeout`"] == f"{DEFAULT_TIMEOUT.total_seconds():g} s"
