@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
+from typing import NoReturn
 
 import pytest
 
+from lightning_parablock.system import exit_codes
 from lightning_parablock.system.importing import quick_imports
 
 THREADS_END_S = 60.0
@@ -37,9 +39,15 @@ def no_thread_is_left_by_a_file() -> Iterator[None]:
 
 
 def pytest_configure() -> None:
-    """A shell lets what it starts in the background ignore Ctrl-C, and the processes of tests would inherit that."""
+    # A shell lets what it starts in the background ignore Ctrl-C, and the processes of tests would inherit that.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A command that fails exits at once where an earlier test has left a thread; the other tests must still run.
+    exit_codes._leave = _fail_instead
+
+
+def _fail_instead(code: int) -> NoReturn:
+    raise AssertionError(f"exits at once with {code}, because of {[thread.name for thread in threading.enumerate()]}")
 
 
 @pytest.hookimpl(wrapper=True)

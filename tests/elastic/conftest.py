@@ -13,6 +13,7 @@ import pytest
 
 from lightning_parablock.elastic.lighthouse import Lighthouse
 from lightning_parablock.elastic.lighthouse_server import LighthouseServer
+from tests.elastic.live_sites import made
 from tests.support.threads import on_one_thread
 
 SILENCE_S = 3.0
@@ -24,9 +25,18 @@ def no_thread_is_left() -> Iterator[None]:
     """A thread of this package that outlives its test would make a later command in this process exit at once."""
     yield
     ends_s = time.monotonic() + 20 * SILENCE_S
-    while left := [t.name for t in threading.enumerate() if t.name.startswith("parablock-")]:
-        assert time.monotonic() < ends_s, left
+    while (left := _threads()) and time.monotonic() < ends_s:
         time.sleep(0.02)
+    sites = made[:]
+    made.clear()
+    if left:
+        for site in sites:  # those of a test that has failed must not spoil the later ones of this process
+            site.kill()
+    assert not left
+
+
+def _threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("parablock-")]
 
 
 @pytest.fixture

@@ -25,6 +25,9 @@ from lightning_parablock.settings import Settings
 from tests.support.engine import blocks_of
 from tests.support.local_arbiter import LocalLighthouse
 
+made: list[ToySite] = []
+"""All of a test."""
+
 
 class KilledError(Exception):
     """A test has killed the site."""
@@ -79,6 +82,7 @@ class ToySite(threading.Thread):
         self.is_killed = False
         self.on_round: Callable[[int], None] = lambda t: None
         self.started_at = -1
+        made.append(self)
 
     def kill(self) -> None:
         """The process ends, without a word."""
