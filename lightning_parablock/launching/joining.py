@@ -21,7 +21,7 @@ from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTi
 from lightning_parablock.launching.site_environment import SiteEnvironment
 from lightning_parablock.lightning_private.processes import open_default_group
 from lightning_parablock.meeting.default_group import gather_in_group
-from lightning_parablock.meeting.devices import on_listeners
+from lightning_parablock.meeting.devices import on_listeners, refuse_other_ports
 from lightning_parablock.meeting.group_opening import open_together
 from lightning_parablock.meeting.introductions import NO_NUMBER, Introduction, Meeting, in_order, this_system
 from lightning_parablock.meeting.meeting import MeetingTable
@@ -43,6 +43,8 @@ _JOB_NAMES = ("TORCHELASTIC_RUN_ID", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
 
 _stores: list[Store] = []
 """Kept for as long as the process lives: this process may host them. One for every default group it has opened."""
+_private: list[tuple[Any, PrivateLinks]] = []
+"""The default group that this process has opened last, if over the links of a federation, and these links."""
 
 
 def join_run(
@@ -69,19 +71,25 @@ def join_run(
         **group: Further arguments of ``init_process_group``, ``timeout`` and ``device_id`` among them.
 
     Raises:
-        ConfigurationError: the address, the names or the numbers cannot be used.
+        ConfigurationError: the address, the names or the numbers cannot be used; or a default group is open already,
+            on other links or ports than these.
         PeerLostError: another rank ended, or could not connect.
         PeerTimeoutError: not all ranks have come within the limit.
     """
     own = _introduction(environment, site)
+    if links is not None:
+        links.check_here()
     if dist.is_initialized():
+        if links is not None:
+            refuse_other_network(links)
+        if ports is not None:
+            refuse_other_ports(ports)
         meeting = _meet_again(own, limit_s)
         _adopt_number(environment, meeting.rank)
         return meeting
     wait = LimitedWait(limit_s)
     address = Address(environment.main_address, environment.main_port)
     if links is not None:
-        links.check_here()
         links.check_meeting(address.host, "rendezvous" if isinstance(environment, SiteEnvironment) else "MASTER_ADDR")
         if launcher_hosts_store():
             links.warn_of_open_store(address.port)
@@ -99,7 +107,23 @@ def join_run(
             open_default_group(environment, backend, rank=meeting.rank, **group)
 
     open_together(open_group, meeting, store, wait.remaining_s)
+    _private[:] = [] if links is None else [(dist.group.WORLD, links)]
     return meeting
+
+
+def refuse_other_network(links: PrivateLinks) -> None:
+    """Refuse a default group that is open already, unless an earlier part of the run has opened it over these links.
+
+    Raises:
+        ConfigurationError: the program has opened it, or a strategy without this federation; its connections may be on
+            any network.
+    """
+    if not any(group is dist.group.WORLD and over == links for group, over in _private):
+        raise ConfigurationError(
+            f"the process group was opened before, and not over the private links of {links.federation}: by the "
+            "program itself, or by a strategy without this federation; what is trained now would leave the machine "
+            "unprotected. Give every strategy of the program the same federation, and leave init_process_group to them"
+        )
 
 
 def _meet(address: Address, own: Introduction, wait: LimitedWait, *, is_private: bool = False) -> tuple[Store, Meeting]:

@@ -81,6 +81,21 @@ def expect_peers(peers: GlooPeers) -> None:
     _peers = peers
 
 
+def refuse_other_ports(ports: PortRange) -> None:
+    """Refuse a process group that was opened before, unless its listeners are in the range.
+
+    Raises:
+        ConfigurationError: one is not, or the program itself has opened the group.
+    """
+    outside = [listener.port for listener in _listeners if listener.port not in ports]
+    if outside or not _listeners:
+        where = f"listens on port {outside[0]}" if outside else "listens wherever the program has opened it"
+        raise ConfigurationError(
+            f"ports='{ports}', but the process group was opened before, and {where}: give every strategy of the "
+            "program the same ports, and leave init_process_group to them"
+        )
+
+
 def refuse_unattainable(ports: PortRange) -> None:
     """Check within half a second that the kernel assigns such ports often enough; with devices it would take a minute.
 

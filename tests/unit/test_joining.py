@@ -1,0 +1,63 @@
+"""A process that joins a run again: the process group that is open already, and the private links of a federation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import LightningEnvironment
+from torch.distributed import HashStore
+
+from lightning_parablock.errors import ConfigurationError
+from lightning_parablock.launching import joining
+from lightning_parablock.launching.joining import join_run
+from lightning_parablock.meeting import devices
+from lightning_parablock.meeting.devices import Listener
+from lightning_parablock.meeting.private_links import PrivateLinks
+from lightning_parablock.settings.ports import PortRange
+
+LINKS = PrivateLinks("version 2 of federation clinic", "a", {"a": "10.91.0.1"}, {}, None, (), "SHA-256 22")
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One of this process alone, which the program has opened; and the links of the federation are there."""
+    monkeypatch.setattr(PrivateLinks, "check_here", lambda self: None)
+    monkeypatch.setattr(joining, "_private", [])
+    monkeypatch.setattr(devices, "_listeners", ())
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def join(links: PrivateLinks | None, ports: PortRange | None = None) -> None:
+    meeting = join_run(LightningEnvironment(), "a", 60.0, "gloo", one_host=True, ports=ports, links=links)
+    assert meeting.rank == 0 and meeting.site_names == ("a",)
+
+
+def test_a_group_that_was_opened_outside_the_private_links_is_not_used_with_a_federation(group: None) -> None:
+    join(None)
+    with pytest.raises(ConfigurationError, match=r"not over the private links of version 2 of federation clinic: by"):
+        join(LINKS)
+
+
+def test_one_that_was_opened_over_them_is(group: None) -> None:
+    joining._private[:] = [(dist.group.WORLD, LINKS)]
+    join(LINKS)
+    with pytest.raises(ConfigurationError, match="version 3 of federation clinic"):
+        join(replace(LINKS, federation="version 3 of federation clinic", alias="SHA-256 33"))
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    with pytest.raises(ConfigurationError, match="opened before"):
+        join(LINKS)
+
+
+def test_ports_that_came_too_late_are_not_ignored(group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match=r"^ports='5-7', but .* listens wherever the program has opened it"):
+        join(None, PortRange(5, 7))
+    monkeypatch.setattr(devices, "_listeners", (Listener(None, "127.0.0.1", 6),))
+    join(None, PortRange(5, 7))
+    with pytest.raises(ConfigurationError, match=r"^ports='7', but .* listens on port 6: give every strategy"):
+        join(None, PortRange(7, 7))
