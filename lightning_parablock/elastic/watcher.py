@@ -61,7 +61,8 @@ class Watcher:
         """Stop asking; waits at most ``limit_s`` for the thread."""
         self._closing.set()
         self._arbiter.close()
-        self._thread.join(limit_s)
+        if self._thread.ident is not None:  # it has begun
+            self._thread.join(limit_s)
 
     def await_attempt(self, limit_s: float) -> None:
         """Wait for the end of the attempt that this site coordinates, if there is one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,14 @@ from lightning_parablock.errors import ConfigurationError, PeerLostError, PeerTi
 from lightning_parablock.launching.site_environment import SiteEnvironment
 from lightning_parablock.lightning_private.processes import open_default_group
 from lightning_parablock.meeting.default_group import gather_in_group
-from lightning_parablock.meeting.devices import on_listeners, refuse_other_ports
+from lightning_parablock.meeting.devices import (
+    OWN_OF_EACH,
+    InUse,
+    listeners_in_use,
+    on_listeners,
+    refuse_other_ports,
+    use_listeners,
+)
 from lightning_parablock.meeting.group_opening import open_together
 from lightning_parablock.meeting.introductions import NO_NUMBER, Introduction, Meeting, in_order, this_system
 from lightning_parablock.meeting.meeting import MeetingTable
@@ -43,8 +50,25 @@ _JOB_NAMES = ("TORCHELASTIC_RUN_ID", "OMPI_MCA_ess_base_jobid", "PMI_JOBID")
 
 _stores: list[Store] = []
 """Kept for as long as the process lives: this process may host them. One for every default group it has opened."""
-_private: list[tuple[Any, PrivateLinks]] = []
-"""The default group that this process has opened last, if over the links of a federation, and these links."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The default group that this process has opened last.
+
+    Attributes:
+        group: The group; another one may be open meanwhile.
+        links: The private links that it uses; None for any network.
+        in_use: Its listeners, which the groups of later fits use, too.
+    """
+
+    group: Any
+    links: PrivateLinks | None
+    in_use: InUse
+
+
+_opened: list[_Opened] = []
+"""None or one."""
 
 
 def join_run(
@@ -80,8 +104,10 @@ def join_run(
     if links is not None:
         links.check_here()
     if dist.is_initialized():
+        # An elastic run of this process may have had listeners of its own since then.
+        use_listeners(next((one.in_use for one in _opened_before()), OWN_OF_EACH))
         if links is not None:
-            refuse_other_network(links)
+            refuse_open_group(links)
         if ports is not None:
             refuse_other_ports(ports)
         meeting = _meet_again(own, limit_s)
@@ -107,23 +133,28 @@ def join_run(
             open_default_group(environment, backend, rank=meeting.rank, **group)
 
     open_together(open_group, meeting, store, wait.remaining_s)
-    _private[:] = [] if links is None else [(dist.group.WORLD, links)]
+    _opened[:] = [_Opened(dist.group.WORLD, links, listeners_in_use())]
     return meeting
 
 
-def refuse_other_network(links: PrivateLinks) -> None:
-    """Refuse a default group that is open already, unless an earlier part of the run has opened it over these links.
+def refuse_open_group(links: PrivateLinks) -> None:
+    """Refuse a default group that is open, unless an earlier part of the run has opened it over these links.
 
     Raises:
         ConfigurationError: the program has opened it, or a strategy without this federation; its connections may be on
             any network.
     """
-    if not any(group is dist.group.WORLD and over == links for group, over in _private):
+    if dist.is_initialized() and not any(one.links == links for one in _opened_before()):
         raise ConfigurationError(
             f"the process group was opened before, and not over the private links of {links.federation}: by the "
             "program itself, or by a strategy without this federation; what is trained now would leave the machine "
             "unprotected. Give every strategy of the program the same federation, and leave init_process_group to them"
         )
+
+
+def _opened_before() -> list[_Opened]:
+    """The default group that is open, if it was opened here."""
+    return [one for one in _opened if one.group is dist.group.WORLD]
 
 
 def _meet(address: Address, own: Introduction, wait: LimitedWait, *, is_private: bool = False) -> tuple[Store, Meeting]:

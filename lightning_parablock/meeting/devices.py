@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
@@ -48,6 +48,21 @@ _listeners: tuple[Listener, ...] = ()
 """One set per process, like the default group: all groups use them until the default group is opened again."""
 _peers: GlooPeers | None = None
 """Of these listeners, where a federation says whose they are."""
+
+InUse: TypeAlias = tuple[tuple[Listener, ...], GlooPeers | None]
+OWN_OF_EACH: InUse = ((), None)
+"""Every group opens listeners of its own."""
+
+
+def listeners_in_use() -> InUse:
+    """What groups use that are opened now, for :func:`use_listeners`."""
+    return _listeners, _peers
+
+
+def use_listeners(in_use: InUse) -> None:
+    """Open all later groups on these listeners."""
+    global _listeners, _peers
+    _listeners, _peers = in_use
 
 
 def open_listeners(address: str, ports: PortRange | None, *, limit_s: float = SEARCH_LIMIT_S) -> tuple[Listener, ...]:

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 
@@ -46,7 +46,7 @@ class PrivateLinks:
     inner: Mapping[str, str]
     outer: Mapping[str, str]
     hub: str | None
-    files: Sequence[str]
+    files: Sequence[str] = field(compare=False)
     alias: str
 
     @property

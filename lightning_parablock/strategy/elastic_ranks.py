@@ -218,8 +218,13 @@ class ElasticRanks(RankStrategy):
     def _enter(self, environment: ElasticEnvironment) -> None:
         assert self._site is not None
         facts = versions_here() | self.settings.fingerprint() | version_fact(self._member)
+        checkpoint = self._held_checkpoint()
         site = open_site(self.settings, self._site, self._site_folder, self._links)
-        run = ElasticRun.enter(self, site, facts, self._held_checkpoint())
+        try:
+            run = ElasticRun.enter(self, site, facts, checkpoint)
+        except BaseException:
+            site.close()  # else it would be there for the others, and found a run with them in which nothing trains
+            raise
         environment.follow(run.client, lambda: run.group.clients)
         self._elastic = run
         if not run.entry.is_founder:

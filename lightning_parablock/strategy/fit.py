@@ -264,6 +264,7 @@ class FitSession:
     def close(self) -> None:
         """The trainer is torn down: if the fit has ended early, its W is of no more use."""
         self.engine.is_running = self.has_finished = False
+        self.freezer.thaw()
         self.stopping.close()
 
     def located(self, error: PeerError) -> PeerError:

@@ -72,13 +72,7 @@ class ParaBlockStrategy(SessionHost):
     def connect(self, model: pl.LightningModule) -> None:
         super().connect(model)
         self._trainer = model.trainer
-        note_folders(self._trainer)
         if self._is_fit:
-            refuse_trainer(self._trainer, model)
-            refuse_telling_callbacks(self.settings, self._trainer)
-            refuse_remade_loaders(self.settings, self._trainer)
-            if self.settings.is_elastic:
-                refuse_elastic_trainer(self._trainer)
             self._session = None  # of an earlier fit
         # Only once: a second fit of the same trainer would find the flag as we left it.
         self._cuts_loaders = take_sampler_flag(self._trainer) or self._cuts_loaders
@@ -90,6 +84,8 @@ class ParaBlockStrategy(SessionHost):
         # What earlier fits have left in cycles, process groups among it: collected in a worker that a data loader forks
         # later, it would crash the worker.
         gc.collect()
+        self._refuse_trainer()
+        self._cleanup.callback(self._events.keep_time(self._trainer))
         if self._sums_are_secure:
             require_member(self._member, self.process_group_backend)
         super().setup_environment()
@@ -100,6 +96,16 @@ class ParaBlockStrategy(SessionHost):
             self.refuse_differences(meeting_facts(self._trainer))
         self._loaders = self._open_loaders()
         self.rows_shown = self._loaders.rows_shown
+
+    def _refuse_trainer(self) -> None:
+        """Here, and not where the trainer connects: the callbacks that a module brings along are there only now."""
+        note_folders(self._trainer)
+        refuse_telling_callbacks(self.settings, self._trainer, is_fit=self._is_fit)
+        if self._is_fit:
+            refuse_trainer(self._trainer, self._module())
+            refuse_remade_loaders(self.settings, self._trainer)
+            if self.settings.is_elastic:
+                refuse_elastic_trainer(self._trainer)
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
@@ -119,7 +125,7 @@ class ParaBlockStrategy(SessionHost):
         self._set_up_module(trainer)
         if self._is_fit:
             self._set_up_fit(trainer)
-        else:
+        elif not self._keeps_buffers:
             broadcast_model(self, self._module())
         self.setup_precision_plugin()
         if self._is_fit:

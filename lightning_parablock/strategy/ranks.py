@@ -16,7 +16,7 @@ from lightning_parablock.elastic.view import Admission
 from lightning_parablock.errors import ConfigurationError, PeerError
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.launching.elastic_environment import ElasticEnvironment
-from lightning_parablock.launching.joining import join_run
+from lightning_parablock.launching.joining import join_run, refuse_open_group
 from lightning_parablock.launching.launched import adopt_mpi, launched_devices, refuse_other_sizes
 from lightning_parablock.launching.launcher import FunctionLauncher, ProcessLauncher, end_others, while_others_live
 from lightning_parablock.launching.site_environment import SiteEnvironment, site_environment
@@ -207,6 +207,8 @@ class RankStrategy(GuardedCollectives):
             raise_limit()
             self._join(settings)
         else:
+            if self._links is not None:
+                refuse_open_group(self._links)  # what Lightning or torchmetrics gather would go over it
             self._site_names = () if self._site is None else (self._site,)
         self.has_failed = False
         refuse_numbers(settings, self.world_size)

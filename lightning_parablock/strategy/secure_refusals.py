@@ -73,8 +73,8 @@ def _fewest_sites(available: Collection[int], hosted: Hosted, size: int | None) 
     return 0
 
 
-def refuse_telling_callbacks(settings: Settings, trainer: Trainer) -> None:
-    """Refuse callbacks that tell other sites what one client has done.
+def refuse_telling_callbacks(settings: Settings, trainer: Trainer, *, is_fit: bool) -> None:
+    """Refuse callbacks that tell other sites what one client has done, in a fit or an evaluation.
 
     Raises:
         ConfigurationError: names the callback, and what to do.
@@ -92,7 +92,7 @@ def refuse_telling_callbacks(settings: Settings, trainer: Trainer) -> None:
             f"Timeline() {_WITH} is not supported: it gathers every client's samples; use "
             "Timeline(own_only=True), on the command line --shared nothing",
         )
-        if isinstance(callback, ModelCheckpoint):
+        if is_fit and isinstance(callback, ModelCheckpoint):
             _refuse_monitoring(callback)
 
 

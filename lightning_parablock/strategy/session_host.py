@@ -129,6 +129,11 @@ class SessionHost(ElasticRanks):
         return self._is_fit and isinstance(self.settings.aggregation, SecureAggregation)
 
     @property
+    def _keeps_buffers(self) -> bool:
+        """Whether what a fit has made of the buffers stays at each site: it follows from the site's rows."""
+        return self._session is not None and isinstance(self.settings.aggregation, SecureAggregation)
+
+    @property
     @override
     def completed(self) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
         entry = None if self.elastic is None else self.elastic.entry_of(self.settings, self.blocks)
@@ -248,7 +253,7 @@ class SessionHost(ElasticRanks):
     @override
     def teardown(self) -> None:
         self._cleanup.close()
-        self._resumed = None
+        self._resumed = self._held = self._shared = self._continued = None
         self.early_signals.clear()
         super().teardown()
 

@@ -52,14 +52,24 @@ def meeting_facts(trainer: Trainer) -> dict[str, str]:
     }
 
 
-def keep_time_by_rounds(trainer: Trainer, a_round_begins: Callable[[], bool]) -> None:
+def keep_time_by_rounds(trainer: Trainer, a_round_begins: Callable[[], bool]) -> Callable[[], None]:
     """Make Lightning's Timer (``max_time``) and timed checkpoints read the clock of rank 0 once per round.
 
     Left alone they broadcast at every batch, which ties each client to rank 0 at every step.
+
+    Returns:
+        What undoes it: a callback may be used with another trainer.
     """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Timer) or saves_by_time(callback):
-            _look_once_a_round(callback, a_round_begins)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    looking = [callback for callback in callbacks if isinstance(callback, Timer) or saves_by_time(callback)]
+    for callback in looking:
+        _look_once_a_round(callback, a_round_begins)
+
+    def undo() -> None:
+        for callback in looking:
+            vars(callback).pop("on_train_batch_end", None)
+
+    return undo
 
 
 def _look_once_a_round(callback: Any, a_round_begins: Callable[[], bool]) -> None:

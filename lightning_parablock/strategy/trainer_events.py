@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -44,7 +46,10 @@ class TrainerEvents:
         isolate_validation(trainer, self._note_random_state)
         finish_unstarted_fit(trainer, self._finish_unstarted)
         name_empty_data(trainer, lambda: ClientNames.of(host).label(host.hosted_clients[0]))
-        keep_time_by_rounds(trainer, self._is_at_round_start)
+
+    def keep_time(self, trainer: Trainer) -> Callable[[], None]:
+        """Let callbacks that look at a clock do so once a round; returns what undoes it."""
+        return keep_time_by_rounds(trainer, self._is_at_round_start)
 
     def _is_at_round_start(self) -> bool:
         session = self._host.last_session

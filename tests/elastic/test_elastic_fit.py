@@ -144,6 +144,29 @@ def test_a_dropped_site_saves_nothing_and_runs_its_command_again_unless_it_is_cu
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+def test_a_dropped_site_gives_its_model_back_with_all_parameters_to_train(board: Board, tmp_path: Path) -> None:
+    module = TaskModule(TASK, adamw_default)
+    trainer = trainer_for(elastic(), callbacks=[Raises(CutOffError("alone"))], default_root_dir=tmp_path)
+    with pytest.raises(CutOffError):
+        trainer.fit(module, loader_of(BATCHES, 0))
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("error", [PeerTimeoutError("too few sites came"), KeyboardInterrupt()])
+def test_a_site_that_does_not_get_in_is_there_for_no_other_one(
+    error: BaseException, board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise error
+
+    site = FakeSite(board, 0)
+    enter(monkeypatch, site)
+    monkeypatch.setattr(FakeSite, "enter", refused)
+    with pytest.raises((PeerTimeoutError, SystemExit, KeyboardInterrupt)):
+        fit(elastic(), tmp_path)
+    assert site.is_closed
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

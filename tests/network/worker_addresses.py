@@ -44,6 +44,7 @@ def main() -> None:
     print("listens at", where)
     print("maximum", value.item())
     dist.barrier()
+    dist.destroy_process_group()  # or gloo's threads may run into the end of the process
 
 
 if __name__ == "__main__":

@@ -108,8 +108,10 @@ def figures_stay_at_their_sites() -> None:
     assert logged == {"own": RANK + 1, "sum": 2 + RANK, "mean": RANK + 1}, logged
     assert trainer.current_epoch == 2, trainer.current_epoch
     assert module.mean.distributed_available_fn()  # another strategy may use it
+    module.register_buffer("rows", torch.tensor([RANK]))  # what BatchNorm, for example, has seen of the site's rows
     found = trainer.validate(module, verbose=False)
     assert found == [{"own": RANK + 1, "sum": 2 + RANK, "mean": RANK + 1}], found
+    assert module.get_buffer("rows").tolist() == [RANK]
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -32,7 +32,8 @@ from lightning_parablock.strategy.secure_refusals import (
 )
 from tests.masking.sessions import names, session
 from tests.site_kit.sites import identities, signed, unsigned
-from tests.support.lightning_run import trainer_for
+from tests.support.lightning_run import Steps, TaskModule, trainer_for
+from tests.tasks import adamw_default, transformer_task
 
 ONE_EACH = [(0,), (1,), (2,), (3,)]
 THREE_EACH = [tuple(range(3 * site, 3 * site + 3)) for site in range(4)]
@@ -147,14 +148,33 @@ def test_more_clients_than_a_width_takes() -> None:
 def test_callbacks_that_tell_of_clients(callback: Any, needle: str) -> None:
     trainer = trainer_for("auto", callbacks=[callback], enable_checkpointing=True)
     with pytest.raises(ConfigurationError, match=needle):
-        refuse_telling_callbacks(settings(), trainer)
-    refuse_telling_callbacks(Settings(), trainer)
+        refuse_telling_callbacks(settings(), trainer, is_fit=True)
+    refuse_telling_callbacks(Settings(), trainer, is_fit=True)
+
+
+class BringsAlong(TaskModule):
+    """A module with callbacks of its own, which the trainer gets once it is connected."""
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [ClientSight()]
+
+
+@pytest.mark.parametrize("part", ["fit", "validate"])
+@pytest.mark.parametrize("is_own", [False, True])
+def test_they_are_refused_in_each_part_of_a_run_and_from_the_module(part: str, is_own: bool) -> None:
+    trainer = trainer_for(ParaBlockStrategy(aggregation="secure"), callbacks=[] if is_own else [ClientSight()])
+    module = (BringsAlong if is_own else TaskModule)(transformer_task(), adamw_default)
+    with pytest.raises(ConfigurationError, match="use shared='nothing'"):
+        getattr(trainer, part)(module, DataLoader(Steps(1, 0)))
 
 
 def test_callbacks_that_keep_it_here() -> None:
     kept = [ClientSight(shared="nothing"), Timeline(own_only=True), EarlyStopping("val_loss")]
     saving = [ModelCheckpoint(filename="{epoch}-{step:05d}", save_top_k=-1, every_n_train_steps=2)]
-    refuse_telling_callbacks(settings(), trainer_for("auto", callbacks=[*kept, *saving], enable_checkpointing=True))
+    trainer = trainer_for("auto", callbacks=[*kept, *saving], enable_checkpointing=True)
+    refuse_telling_callbacks(settings(), trainer, is_fit=True)
+    monitoring = trainer_for("auto", callbacks=[ModelCheckpoint(monitor="val_loss")], enable_checkpointing=True)
+    refuse_telling_callbacks(settings(), monitoring, is_fit=False)
 
 
 def test_loaders_that_are_made_anew() -> None:
