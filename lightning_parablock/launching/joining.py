@@ -67,8 +67,7 @@ class _Opened:
     in_use: InUse
 
 
-_opened: list[_Opened] = []
-"""None or one."""
+_opened: _Opened | None = None
 
 
 def join_run(
@@ -100,12 +99,14 @@ def join_run(
         PeerLostError: another rank ended, or could not connect.
         PeerTimeoutError: not all ranks have come within the limit.
     """
+    global _opened
     own = _introduction(environment, site)
     if links is not None:
         links.check_here()
     if dist.is_initialized():
         # An elastic run of this process may have had listeners of its own since then.
-        use_listeners(next((one.in_use for one in _opened_before()), OWN_OF_EACH))
+        opened = _opened_before()
+        use_listeners(OWN_OF_EACH if opened is None else opened.in_use)
         if links is not None:
             refuse_open_group(links)
         if ports is not None:
@@ -133,7 +134,7 @@ def join_run(
             open_default_group(environment, backend, rank=meeting.rank, **group)
 
     open_together(open_group, meeting, store, wait.remaining_s)
-    _opened[:] = [_Opened(dist.group.WORLD, links, listeners_in_use())]
+    _opened = _Opened(dist.group.WORLD, links, listeners_in_use())
     return meeting
 
 
@@ -144,7 +145,8 @@ def refuse_open_group(links: PrivateLinks) -> None:
         ConfigurationError: the program has opened it, or a strategy without this federation; its connections may be on
             any network.
     """
-    if dist.is_initialized() and not any(one.links == links for one in _opened_before()):
+    opened = _opened_before()
+    if dist.is_initialized() and (opened is None or opened.links != links):
         raise ConfigurationError(
             f"the process group was opened before, and not over the private links of {links.federation}: by the "
             "program itself, or by a strategy without this federation; what is trained now would leave the machine "
@@ -152,9 +154,9 @@ def refuse_open_group(links: PrivateLinks) -> None:
         )
 
 
-def _opened_before() -> list[_Opened]:
+def _opened_before() -> _Opened | None:
     """The default group that is open, if it was opened here."""
-    return [one for one in _opened if one.group is dist.group.WORLD]
+    return _opened if _opened is not None and _opened.group is dist.group.WORLD else None
 
 
 def _meet(address: Address, own: Introduction, wait: LimitedWait, *, is_private: bool = False) -> tuple[Store, Meeting]:

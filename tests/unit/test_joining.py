@@ -31,7 +31,7 @@ LINKS = PrivateLinks("version 2 of federation clinic", "a", {"a": "10.91.0.1"}, 
 def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One of this process alone, which the program has opened; and the links of the federation are there."""
     monkeypatch.setattr(PrivateLinks, "check_here", lambda self: None)
-    monkeypatch.setattr(joining, "_opened", [])
+    monkeypatch.setattr(joining, "_opened", None)
     monkeypatch.setattr(devices, "_listeners", devices._listeners)  # what a test does to them ends with it
     monkeypatch.setattr(devices, "_peers", devices._peers)
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
@@ -46,7 +46,7 @@ def join(links: PrivateLinks | None, ports: PortRange | None = None) -> None:
 
 def opened_here(links: PrivateLinks | None, *ports: int) -> None:
     listeners = tuple(Listener(None, "127.0.0.1", port) for port in ports)
-    joining._opened[:] = [joining._Opened(dist.group.WORLD, links, (listeners, None))]
+    joining._opened = joining._Opened(dist.group.WORLD, links, (listeners, None))
 
 
 def test_a_group_that_was_opened_outside_the_private_links_is_not_used_with_a_federation(group: None) -> None:
@@ -81,7 +81,7 @@ def test_groups_of_later_fits_are_opened_where_the_default_group_is(group: None)
     devices.use_listeners(((Listener(None, "192.0.2.1", 7),), None))  # of an elastic run of this process
     join(LINKS)
     assert [one.port for one in devices.listeners_in_use()[0]] == [6]
-    joining._opened.clear()
+    joining._opened = None
     join(None)
     assert devices.listeners_in_use() == devices.OWN_OF_EACH, "the program has opened the group"
 
