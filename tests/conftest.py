@@ -27,6 +27,14 @@ def plain_tracebacks() -> Iterator[None]:
     sys.excepthook = hook
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_still_interrupts() -> Iterator[None]:
+    """Lightning lets a process ignore Ctrl-C once its fit was interrupted; what later tests start would inherit it."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def no_thread_is_left_by_a_file() -> Iterator[None]:
     """A thread of this package that is left would make a later command in this process exit at once."""

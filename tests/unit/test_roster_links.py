@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -138,6 +139,7 @@ def test_a_secure_run_reads_its_roster_once(
     path.unlink()
     strategy._trainer = trainer_for("auto")
     strategy._trainer.state.fn = TrainerFn.FITTING
+    strategy._lightning_module = pl.LightningModule()
     monkeypatch.setattr(SessionHost, "setup_environment", mock.Mock(side_effect=StopIteration))
     with pytest.raises(StopIteration):
         strategy.setup_environment()
