@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_parablock.callbacks import ClientSight, RoundMetrics, RoundProgressBar, Timeline
 from lightning_parablock.callbacks.predictions import PredictionFile
 from lightning_parablock.callbacks.sight import Shared
+from lightning_parablock.cli.sharing import SharesNoMore, refuse_more_shared
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.launching.launched import launched_devices
 from lightning_parablock.lightning_private.processes import starts_functions
@@ -67,15 +68,16 @@ def observers(run: Run, shared: Shared, listed: Sequence[Callback], predictions:
         predictions: Writes the predictions, if a file of ours is wanted.
 
     Raises:
-        ConfigurationError: a listed ClientSight shares more than ``shared`` allows.
+        ConfigurationError: a listed callback shares more than ``shared`` allows.
     """
     sights = [callback for callback in listed if isinstance(callback, ClientSight)]
     own = [] if sights else [ClientSight(shared, folder=_site_folder(run))]
-    _refuse_more_shared(shared, sights)
+    refuse_more_shared(shared, listed)
     own_only = any(sight.shared != "clients" for sight in sights or own)
     timeline = Timeline(_site_folder(run, outer=True), own_only=own_only)
     writers = [] if predictions is None else [predictions]
-    return Observers((*own, RunFacts(run, own_only), timeline, *writers), timeline, predictions, own_only)
+    recorded = (*own, RunFacts(run, own_only), timeline, *writers)
+    return Observers((SharesNoMore(shared), *recorded), timeline, predictions, own_only)
 
 
 def prediction_file(
@@ -162,14 +164,3 @@ def _site_folder(run: Run, *, outer: bool = False) -> str | None:
     if run.site is None or run.folder is None:
         return None
     return str(run.folder.parent if outer else run.folder)
-
-
-def _refuse_more_shared(shared: Shared, sights: Sequence[ClientSight]) -> None:
-    """A client shares what the option says, or less: never more because of a callback that does not mention it."""
-    strict = get_args(Shared)
-    for sight in sights:
-        if strict.index(sight.shared) < strict.index(shared):
-            raise ConfigurationError(
-                f"--shared {shared}, but the ClientSight in trainer.callbacks has shared={sight.shared!r}, which tells "
-                f"more: give it shared: {shared}, too"
-            )

@@ -95,7 +95,7 @@ def join_run(
 
     Raises:
         ConfigurationError: the address, the names or the numbers cannot be used; or a default group is open already,
-            on other links or ports than these.
+            of another size, backend, links or ports.
         PeerLostError: another rank ended, or could not connect.
         PeerTimeoutError: not all ranks have come within the limit.
     """
@@ -104,6 +104,7 @@ def join_run(
     if links is not None:
         links.check_here()
     if dist.is_initialized():
+        _refuse_other_group(own.n_ranks, backend)
         # An elastic run of this process may have had listeners of its own since then.
         opened = _opened_before()
         use_listeners(OWN_OF_EACH if opened is None else opened.in_use)
@@ -151,6 +152,16 @@ def refuse_open_group(links: PrivateLinks) -> None:
             f"the process group was opened before, and not over the private links of {links.federation}: by the "
             "program itself, or by a strategy without this federation; what is trained now would leave the machine "
             "unprotected. Give every strategy of the program the same federation, and leave init_process_group to them"
+        )
+
+
+def _refuse_other_group(n_ranks: int, backend: str) -> None:
+    opened, config = dist.get_world_size(), str(dist.get_backend_config())
+    if opened != n_ranks or backend not in config:
+        raise ConfigurationError(
+            f"the process group that is open already has {opened} ranks and the backend {config}, and this strategy "
+            f"asks for {n_ranks} ranks and {backend}: give every strategy of the program the same devices, num_nodes "
+            "and process_group_backend"
         )
 
 

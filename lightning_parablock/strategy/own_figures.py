@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -60,24 +61,19 @@ class OwnFigures:
                 "each; work on this site's own, or log it, which keeps it here"
             )
 
-    def keep_metrics(self, module: nn.Module) -> Callable[[], None]:
-        """Let the torchmetrics objects of a module count this site's data alone.
+    def keep_metrics(self, module: nn.Module) -> None:
+        """Let the torchmetrics objects of a module count this site's data alone, or as they did before such a fit.
 
-        Returns:
-            What undoes it: the module may be used with another strategy.
+        They still do when the fit has ended, and its process group is open: hooks and scripts compute what a module has
+        counted then, and torchmetrics would gather it. A fit or an evaluation whose sums are not secure ends it.
         """
-        found: list[Any] = [part for part in module.modules() if isinstance(part, Metric)] if self._stay else []
-        before = [metric.distributed_available_fn for metric in found]
+        found: list[Any] = [part for part in module.modules() if isinstance(part, Metric)]
         for metric in found:
-            metric.distributed_available_fn = _never
-        if found:
+            available = metric.distributed_available_fn
+            before = available.before if isinstance(available, _Never) else available
+            metric.distributed_available_fn = _Never(before) if self._stay else before
+        if self._stay and found:
             self._say()
-
-        def undo() -> None:
-            for metric, available in zip(found, before, strict=True):
-                metric.distributed_available_fn = available
-
-        return undo
 
     def _say(self) -> None:
         if not self._is_said:
@@ -88,5 +84,15 @@ class OwnFigures:
             )
 
 
-def _never() -> bool:
-    return False
+@dataclass(frozen=True)
+class _Never:
+    """Says that there are no other processes from which a metric could gather.
+
+    Attributes:
+        before: What the metric asked before.
+    """
+
+    before: Callable[[], bool]
+
+    def __call__(self) -> bool:
+        return False

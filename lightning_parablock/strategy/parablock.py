@@ -135,7 +135,7 @@ class ParaBlockStrategy(SessionHost):
         assert self.accelerator is not None and self.model is not None
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(self.model)
-        self._cleanup.callback(self._figures.keep_metrics(self._module()))
+        self._figures.keep_metrics(self._module())
         self.model_to_device()
 
     def _set_up_fit(self, trainer: pl.Trainer) -> None:

@@ -107,11 +107,17 @@ def figures_stay_at_their_sites() -> None:
     logged = {name: float(trainer.callback_metrics[name]) for name in ("own", "sum", "mean")}
     assert logged == {"own": RANK + 1, "sum": 2 + RANK, "mean": RANK + 1}, logged
     assert trainer.current_epoch == 2, trainer.current_epoch
-    assert module.mean.distributed_available_fn()  # another strategy may use it
+    module.mean.reset()  # and computed with the process group that is still open
+    module.mean.update(RANK + 1)
+    assert module.mean.compute() == RANK + 1
     module.register_buffer("rows", torch.tensor([RANK]))  # what BatchNorm, for example, has seen of the site's rows
     found = trainer.validate(module, verbose=False)
     assert found == [{"own": RANK + 1, "sum": 2 + RANK, "mean": RANK + 1}], found
     assert module.get_buffer("rows").tolist() == [RANK]
+    plain = ParaBlockStrategy(site=SITE, federation=str(FOLDER / "federation.yaml"), keys=str(FOLDER / SITE))
+    found = trainer_for(plain, devices=N_RANKS).validate(module, verbose=False)
+    of_all = torch.tensor([float(rank + 1) for rank in range(N_RANKS) for _ in range(2 + rank)])
+    assert found[0]["mean"] == float(of_all.sum() / len(of_all)), found
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def complaint(capsys: pytest.CaptureFixture[str], args: list[str]) -> str:
         ("--strategy parablok", "did you mean 'parablock'"),
         (
             "--shared aggregates --trainer.callbacks+ lightning_parablock.callbacks.ClientSight",
-            "--shared aggregates, but the ClientSight in trainer.callbacks has shared='clients', which tells more",
+            "--shared aggregates, but the ClientSight among the callbacks has shared='clients', which tells more",
         ),
         ("--strategy.local_step 8", "--strategy.local_step is not known; did you mean --strategy.local_steps?"),
         ("--trainer.strategy.local_step 8", "did you mean --strategy.local_steps?"),

@@ -49,6 +49,15 @@ def opened_here(links: PrivateLinks | None, *ports: int) -> None:
     joining._opened = joining._Opened(dist.group.WORLD, links, (listeners, None))
 
 
+def test_a_group_of_another_size_or_backend_is_not_used(group: None) -> None:
+    environment = LightningEnvironment()
+    with pytest.raises(ConfigurationError, match=r"has 1 ranks and the backend cpu:gloo.* asks for 1 ranks and nccl:"):
+        join_run(environment, "a", 60.0, "nccl", one_host=True, ports=None)
+    environment.set_world_size(2)
+    with pytest.raises(ConfigurationError, match=r"has 1 ranks and .* asks for 2 ranks and gloo: give every strategy"):
+        join_run(environment, "a", 60.0, "gloo", one_host=True, ports=None)
+
+
 def test_a_group_that_was_opened_outside_the_private_links_is_not_used_with_a_federation(group: None) -> None:
     join(None)
     with pytest.raises(ConfigurationError, match=r"not over the private links of version 2 of federation clinic: by"):
