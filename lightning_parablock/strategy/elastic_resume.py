@@ -19,6 +19,7 @@ from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.collectives import Gathering
 from lightning_parablock.launching.checkpoint_choice import Choice
 from lightning_parablock.regroup.lineage import Lineage, are_of_one_lineage, newest_of
+from lightning_parablock.settings import AUTO
 from lightning_parablock.strategy.elastic_run import ElasticRun
 from lightning_parablock.system.payloads import from_bytes, to_bytes
 from lightning_parablock.system.reading import reading
@@ -196,7 +197,8 @@ def _plain(told: _Told) -> tuple[Any, ...]:
 def _other_setting(saved: Mapping[str, str], now: Mapping[str, str]) -> str:
     saved, now = in_present_words(saved), in_present_words(now)
     for name, value in saved.items():
-        if name not in PATH_ONLY and now.get(name) != value:
+        is_taken_over = name == "blocks" and now.get(name) == repr(AUTO) and value.isdecimal()
+        if name not in PATH_ONLY and now.get(name) != value and not is_taken_over:
             return f"{name}={value}, this run has {now.get(name)}"
     return ""
 

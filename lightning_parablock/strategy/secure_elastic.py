@@ -108,7 +108,7 @@ def refuse_handed_buffers(module: nn.Module) -> None:
         ConfigurationError: names them.
     """
     kept = module.state_dict().keys()
-    handed = [name for name, one in module.named_buffers() if name in kept and one.is_floating_point()]
+    handed = [name for name, _ in module.named_buffers() if name in kept]
     require(
         not handed,
         f"buffers {', '.join(handed[:3])}{' and others' if len(handed) > 3 else ''} {_WITH} are not supported: a site "

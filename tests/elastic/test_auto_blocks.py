@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import torch
 
+from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.elastic.view import Entry
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.auto_blocks import settle_blocks
 from lightning_parablock.strategy.elastic_group import ElasticGroup
-from tests.elastic.fake_site import Board, FakeSite, together
+from tests.elastic.fake_site import Board, FakeSite, enter, together
+from tests.support.lightning_run import TaskModule, loader_of, trainer_for
+from tests.tasks import adamw_default, mlp_task
 from tests.unit.test_blocks import flat_model
 
+TASK, STEPS = mlp_task(), 8
 T = TypeVar("T")
 FOUR = [100] * 4
 
@@ -79,6 +84,23 @@ def test_a_founder_that_comes_back_with_more_memory_takes_it_too() -> None:
 def test_a_site_with_too_little_memory_for_the_blocks_of_the_run_is_refused() -> None:
     board = founded(1e9, 7200)
     board.names[2] = "c"
-    said = "this site cannot join the run: the run has 2 blocks, which take 7.2 kB without activations, and its memory"
+    said = "this site cannot take part: the run has 2 blocks, which take 7.2 kB without activations, and its memory"
     with pytest.raises(ConfigurationError, match=said):
         agreed(Ranks(board, 2, is_founder=False), 7199)
+
+
+def test_the_same_command_continues_a_run_with_the_blocks_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there is more memory by now: every checkpoint of a run is of the same blocks."""
+    n_blocks = list[int]()
+    for memory, first_round, path in ((4e3, 0, None), (1e9, 1, str(tmp_path / "a.ckpt"))):
+        enter(monkeypatch, FakeSite(Board({0: "a"}, first_round=first_round), 0))
+        strategy = ParaBlockStrategy(
+            local_steps=4, blocks="auto", memory=memory, lighthouse="hub:1", min_clients=1, site="a"
+        )
+        trainer = trainer_for(strategy, max_epochs=1, default_root_dir=tmp_path)
+        trainer.fit(TaskModule(TASK, adamw_default), loader_of(STEPS, 0), ckpt_path=path)
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+        n_blocks.append(len(strategy.blocks))
+    assert n_blocks == [2, 2]

@@ -278,12 +278,14 @@ def test_a_loader_in_a_fixed_order_is_refused_where_sites_come_and_go() -> None:
 
 
 def test_buffers_that_a_joiner_would_get_of_one_member_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"buffers 1\.running_mean, 1\.running_var .* use layers without"):
+    with pytest.raises(ConfigurationError, match=r"buffers 1\.running_mean, 1\.running_var, .* use layers without"):
         refuse_handed_buffers(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
     module.register_buffer("constant", torch.ones(1), persistent=False)
-    module.register_buffer("counter", torch.ones(1, dtype=torch.int64))
     refuse_handed_buffers(module)
+    module.register_buffer("counter", torch.ones(1, dtype=torch.int64))  # such as the number of rows seen
+    with pytest.raises(ConfigurationError, match=r"^buffers counter with"):
+        refuse_handed_buffers(module)
 
 
 def test_a_salt_that_would_change_nothing_is_refused() -> None:
