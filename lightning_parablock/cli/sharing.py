@@ -14,7 +14,7 @@ from lightning_parablock.errors import ConfigurationError
 
 
 def refuse_more_shared(shared: Shared, callbacks: Sequence[Callback]) -> None:
-    """Refuse callbacks that tell other clients more than the option does, which they do not mention.
+    """Refuse callbacks that tell other clients more than the option allows.
 
     Args:
         shared: The value of the option.

@@ -159,8 +159,8 @@ def _refuse_other_group(n_ranks: int, backend: str) -> None:
     opened, config = dist.get_world_size(), str(dist.get_backend_config())
     if opened != n_ranks or backend not in config:
         raise ConfigurationError(
-            f"the process group that is open already has {opened} ranks and the backend {config}, and this strategy "
-            f"asks for {n_ranks} ranks and {backend}: give every strategy of the program the same devices, num_nodes "
+            f"the process group that is open already has {opened} rank(s) and the backend {config}, and this strategy "
+            f"asks for {n_ranks} and {backend}: give every strategy of the program the same devices, num_nodes "
             "and process_group_backend"
         )
 

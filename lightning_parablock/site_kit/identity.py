@@ -82,7 +82,7 @@ class Identity:
         if not path.exists():
             raise IdentityError(f"{folder} holds no keys of a site: lightning-parablock site init NAME makes them")
         text = read_private(path, MOST_KEYS_BYTES)
-        with reading(f"the keys in {path}", IdentityError):
+        with reading(f"the file of keys {path}", IdentityError):
             return cls._parse(folder, json.loads(text))
 
     def sign(self, message: bytes) -> bytes:

@@ -21,13 +21,15 @@ from lightning_parablock.system.units import readable_bytes
 def settle_blocks(ranks: RankStrategy, module: nn.Module, settings: Settings, saved: int | None = None) -> Settings:
     """The settings with the number of blocks, where they are "auto"; collective then.
 
-    A site that joins an elastic run takes the number of the run.
+    A site that joins an elastic run takes the number of the run, and its founders, however much memory they have, that
+    of a checkpoint that they continue.
 
     Args:
         ranks: The ranks of the run, which have met.
         module: The model, on its device.
         settings: The run's settings.
-        saved: What the founders of an elastic run had agreed on, whose checkpoint they continue; None for a new run.
+        saved: The number in the checkpoint that this founder of an elastic run continues; None without, and for a site
+            that joins.
 
     Raises:
         ConfigurationError: the model does not fit, however finely it is cut, or this site, which joins a run, has less
@@ -36,11 +38,13 @@ def settle_blocks(ranks: RankStrategy, module: nn.Module, settings: Settings, sa
     if settings.blocks != AUTO:
         return settings
     own = budget_of(ranks.root_device, module, settings.memory, processes=ranks.num_processes)
-    told = ranks.gather_objects((own.size_bytes, own.counts_host))
-    budgets = [Budget(size, counts_host, ranks.describe(rank)) for rank, (size, counts_host) in enumerate(told)]
-    if saved is not None:
-        _take(ranks.broadcast(saved), module, own, ranks.world_size, settings)
-        return settings.with_blocks(saved)
+    told = ranks.gather_objects((own.size_bytes, own.counts_host, saved))
+    continued = told[0][2]
+    if continued is not None:
+        if saved is None:
+            _take(continued, module, own, ranks.world_size, settings)
+        return settings.with_blocks(continued)
+    budgets = [Budget(size, counts_host, ranks.describe(rank)) for rank, (size, counts_host, _) in enumerate(told)]
     fit = fewest_blocks(module, budgets, ranks.world_size, settings)
     n_blocks = ranks.broadcast(len(fit.blocks))
     if n_blocks == len(fit.blocks):
@@ -51,12 +55,12 @@ def settle_blocks(ranks: RankStrategy, module: nn.Module, settings: Settings, sa
 
 
 def _take(n_blocks: int, module: nn.Module, own: Budget, n_ranks: int, settings: Settings) -> None:
-    """A site that joins, or continues from a checkpoint, takes the run's number of blocks."""
+    """A site that joins takes the run's number of blocks."""
     blocks = partition(module, n_blocks)
     (needed,) = fit_of(module, blocks, [own], n_ranks, settings).needed_bytes
     facts = f"the run has {n_blocks} blocks, which take {readable_bytes(needed)} without activations"
     if needed > own.size_bytes:
         raise ConfigurationError(
-            f"this site cannot take part: {facts}, and its memory is {readable_bytes(own.size_bytes)}; raise memory"
+            f"this site cannot join the run: {facts}, and its memory is {readable_bytes(own.size_bytes)}; raise memory"
         )
     rank_zero_info(f"parablock: blocks: {n_blocks}: {facts}")

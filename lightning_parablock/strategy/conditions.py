@@ -21,7 +21,7 @@ _CPU_FACTS = Path("/proc/cpuinfo")
 
 
 def conditions_here(trainer: Trainer, device: torch.device, settings: Settings) -> dict[str, str]:
-    """The conditions of this process, by name; they do not leave the site."""
+    """The conditions of this process, by name; they leave the site only in the message of one that refuses to begin."""
     values: Any = trainer
     schedules = [one.scheduling for one in values.callbacks if isinstance(one, GradientAccumulationScheduler)]
     own: dict[str, object] = {

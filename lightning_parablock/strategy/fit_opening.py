@@ -77,7 +77,7 @@ def open_session(parts: FitParts) -> FitSession:
     skipped = SkippedSteps.agreed(ranks, settings, hosting.by_rank, out_of_data=loaders.uneven_training)
     refuse_scaler(gradient_scale(ranks.precision_plugin), skipped)
     if parts.secure is not None:
-        refused_together(ranks, partial(_refuse_data, parts.secure, parts.resumed, loaders), "its training data")
+        refused_together(ranks, partial(_refuse_data, parts.secure, parts.resumed, loaders))
     known_steps = None if "local_steps" in settings.pending else settings.local_steps
     refuse_rate_steps(parts.trainer, known_steps, turns=hosting.turns)
     training = _open_training(parts)

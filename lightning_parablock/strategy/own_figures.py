@@ -62,10 +62,11 @@ class OwnFigures:
             )
 
     def keep_metrics(self, module: nn.Module) -> None:
-        """Let the torchmetrics objects of a module count this site's data alone, or as they did before such a fit.
+        """Where sums are secure, let the torchmetrics objects of a module count this site's data alone; else undo that.
 
-        They still do when the fit has ended, and its process group is open: hooks and scripts compute what a module has
-        counted then, and torchmetrics would gather it. A fit or an evaluation whose sums are not secure ends it.
+        When the fit has ended its process group is still open, and hooks and scripts compute what a module has counted:
+        the objects stay alone. The next fit or evaluation with the module undoes it if its sums are not secure, but a
+        strategy of another package does not know of it.
         """
         found: list[Any] = [part for part in module.modules() if isinstance(part, Metric)]
         for metric in found:

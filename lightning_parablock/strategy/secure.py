@@ -165,9 +165,7 @@ def open_secure(
     """
     here = json.dumps(conditions_here(trainer, ranks.root_device, settings), sort_keys=True)
     repeats = repeats_bits(ranks.root_device)
-    own = refused_together(
-        ranks, lambda: _OwnSide.of(member, resumed, here, repeats=repeats), "its checkpoint or its record of sums"
-    )
+    own = refused_together(ranks, lambda: _OwnSide.of(member, resumed, here, repeats=repeats))
     key, members = SessionKey.new(), tuple(sorted(ranks.site_names))
     statement = SignedStatement.by(
         member.identity,

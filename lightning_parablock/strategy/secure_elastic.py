@@ -102,7 +102,7 @@ def open_elastic_sums(ranks: RankStrategy, settings: Settings, member: Member, m
 
 
 def refuse_handed_buffers(module: nn.Module) -> None:
-    """Refuse buffers that come from one site's data, and that a site that joins would get from a member.
+    """Refuse buffers that a site that joins would get from one member: they may come from that member's rows.
 
     Raises:
         ConfigurationError: names them.

@@ -136,7 +136,7 @@ class SessionHost(ElasticRanks):
     @property
     def _continued_blocks(self) -> int | None:
         """The number of blocks of the elastic run that a checkpoint continues; None without, or for names."""
-        saved = "" if self._continued is None else self._continued.settings["blocks"]
+        saved = "" if self._continued is None else self._continued.settings.get("blocks", "")
         return int(saved) if saved.isdecimal() else None
 
     @property

@@ -52,17 +52,17 @@ class Ranks:
         return self.group.broadcast(value, 0)
 
 
-def agreed(ranks: Ranks, memory: float) -> Any:
+def agreed(ranks: Ranks, memory: float, saved: int | None = None) -> Any:
     settings = Settings(blocks="auto", memory=memory, lighthouse="hub:1", min_clients=1)
-    return settle_blocks(ranks, flat_model(FOUR), settings).blocks  # type: ignore[arg-type]
+    return settle_blocks(ranks, flat_model(FOUR), settings, saved).blocks  # type: ignore[arg-type]
 
 
-def founded(*memory: float) -> Board:
-    """A run whose founders have so much memory, in its first round."""
+def founded(*memory: float, saved: int | None = None) -> Board:
+    """A run whose founders have so much memory, in its first round; ``saved``: in the checkpoint they continue."""
     board = Board({client: "abc"[client] for client in range(len(memory))})
     ranks = [Ranks(board, client, is_founder=True) for client in board.names]
-    found = together([partial(agreed, each, own) for each, own in zip(ranks, memory, strict=True)])
-    assert found == [2] * len(memory)
+    found = together([partial(agreed, each, own, saved) for each, own in zip(ranks, memory, strict=True)])
+    assert found == [2 if saved is None else saved] * len(memory)
     for each in ranks:
         each.group.begin_round(0)
     return board
@@ -84,9 +84,19 @@ def test_a_founder_that_comes_back_with_more_memory_takes_it_too() -> None:
 def test_a_site_with_too_little_memory_for_the_blocks_of_the_run_is_refused() -> None:
     board = founded(1e9, 7200)
     board.names[2] = "c"
-    said = "this site cannot take part: the run has 2 blocks, which take 7.2 kB without activations, and its memory"
+    said = "this site cannot join the run: the run has 2 blocks, which take 7.2 kB without activations, and its memory"
     with pytest.raises(ConfigurationError, match=said):
         agreed(Ranks(board, 2, is_founder=False), 7199)
+
+
+@pytest.mark.parametrize("memory", [1e9, 7200, 10])
+def test_founders_that_continue_take_the_number_of_their_checkpoint_and_so_do_joiners(memory: float) -> None:
+    board = founded(memory, 1e9, saved=3)
+    board.names[2] = "c"
+    assert agreed(Ranks(board, 2, is_founder=False), 6000) == 3
+    said = "this site cannot join the run: the run has 3 blocks, which take 6.0 kB without"
+    with pytest.raises(ConfigurationError, match=said):
+        agreed(Ranks(board, 2, is_founder=False), 5999)
 
 
 def test_the_same_command_continues_a_run_with_the_blocks_it_had(

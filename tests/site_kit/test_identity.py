@@ -100,7 +100,7 @@ def test_damaged_keys(tmp_path: Path, change: dict[str, object], named: str) -> 
 def test_a_file_that_is_none_of_ours(tmp_path: Path, text: str) -> None:
     Identity.create(tmp_path / "a", "a")
     (tmp_path / "a" / KEYS).write_text(text)
-    with pytest.raises(IdentityError, match=r"the keys in .*keys\.json is malformed"):
+    with pytest.raises(IdentityError, match=r"the file of keys .*keys\.json is malformed"):
         Identity.read(tmp_path / "a")
 
 

@@ -51,10 +51,10 @@ def opened_here(links: PrivateLinks | None, *ports: int) -> None:
 
 def test_a_group_of_another_size_or_backend_is_not_used(group: None) -> None:
     environment = LightningEnvironment()
-    with pytest.raises(ConfigurationError, match=r"has 1 ranks and the backend cpu:gloo.* asks for 1 ranks and nccl:"):
+    with pytest.raises(ConfigurationError, match=r"has 1 rank.* and the backend cpu:gloo.* asks for 1 and nccl:"):
         join_run(environment, "a", 60.0, "nccl", one_host=True, ports=None)
     environment.set_world_size(2)
-    with pytest.raises(ConfigurationError, match=r"has 1 ranks and .* asks for 2 ranks and gloo: give every strategy"):
+    with pytest.raises(ConfigurationError, match=r"has 1 rank.* asks for 2 and gloo: give every strategy"):
         join_run(environment, "a", 60.0, "gloo", one_host=True, ports=None)
 
 
