@@ -3,8 +3,9 @@
 Nothing here is timed on a link. Seconds are planned by benchmarks.harness.planned: a round's computation is its steps
 times the step time of its block, and its exchange takes as long as the larger direction of its measured bytes on a link
 of that rate. The step time is the median processor time of the training thread over all steps of that block and method
-on one data set, so what a step takes on a core of its own. A loss counts as reached when the committed model that was
-evaluated is there.
+on one data set, so what a step takes on a core of its own. Runs are made on several days, on machines that are not
+equally quick: so step times count in plain steps, one of which is timed at the end of each run, and become seconds with
+the median plain step of all runs. A loss counts as reached when the committed model that was evaluated is there.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def combined(answers: Sequence[Record], data: str) -> dict[str, Any]:
     Returns:
         ``held_out_loss``: [steps per client, loss]; ``other_loss``, the final loss of the kind that is not reported;
         ``rounds``: block, steps, and bytes of the larger direction of the busiest client; ``step_cpu_s`` per client;
-        ``sent_bytes``, mean over the clients; ``peak_bytes``, the largest of the clients; and facts.
+        ``plain_step_s`` and ``sent_bytes``, means over the clients; ``peak_bytes``, the largest of the clients; and
+        facts.
     """
     first = answers[0]
     kind = 1 if REPORTED_LOSS[data] == "token" else 2
@@ -46,6 +48,7 @@ def combined(answers: Sequence[Record], data: str) -> dict[str, Any]:
         "other_loss": first["held_out_loss"][-1][3 - kind],
         "rounds": [[rows[0][0], rows[0][1], max(max(row[2:]) for row in rows)] for rows in by_round],
         "step_cpu_s": [answer["step_cpu_s"] for answer in answers],
+        "plain_step_s": fmean(answer["plain_step_s"] for answer in answers),
         "examples": [answer["examples"] for answer in answers],
         "sent_bytes": fmean(answer["sent_bytes"] for answer in answers),
         "received_bytes": fmean(answer["received_bytes"] for answer in answers),
@@ -69,13 +72,13 @@ def two_best(runs: Iterable[Record]) -> list[str]:
 
 
 def step_times(runs: Iterable[Record]) -> dict[str, float]:
-    """Block -> seconds of one local step, the median over these runs and their clients."""
+    """Block -> one local step in plain steps, the median over these runs and their clients."""
     found: dict[str, list[float]] = defaultdict(list)
     for run in runs:
         for seconds in run["step_cpu_s"]:
             step = 0
             for block, steps, _ in run["rounds"]:
-                found[block] += seconds[step : step + steps]
+                found[block] += [one / run["plain_step_s"] for one in seconds[step : step + steps]]
                 step += steps
     return {block: median(seconds) for block, seconds in found.items()}
 
@@ -112,18 +115,19 @@ def table(runs: Iterable[Record], trials: Iterable[Record], step_factor: float =
         step_factor: Plan as if local steps took this many times as long as measured.
     """
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for run in runs:
-        if not run["failed"]:
-            groups[run["data"], run["method"]].append(run)
+    made = [run for run in runs if not run["failed"]]
+    for run in made:
+        groups[run["data"], run["method"]].append(run)
+    plain_s = step_factor * median([run["plain_step_s"] for run in made] or [0.0])
     tried = [trial for trial in trials if not trial["failed"]]
     keys = [(data, name) for data in REPORTED_LOSS for name in METHODS if (data, name) in groups]
     by_seed = {key: sorted(groups[key], key=lambda run: run["seed"]) for key in keys}
-    return with_targets([_row(*key, by_seed[key], tried, step_factor) for key in keys])
+    return with_targets([_row(*key, by_seed[key], tried, plain_s) for key in keys])
 
 
-def _row(data: str, name: str, runs: list[Record], trials: list[Record], step_factor: float) -> Row:
+def _row(data: str, name: str, runs: list[Record], trials: list[Record], plain_s: float) -> Row:
     losses, rates = [final_loss(run) for run in runs], _tried(name, trials)
-    step_s = {block: step_factor * seconds for block, seconds in step_times(runs).items()}
+    step_s = {block: plain_s * plain_steps for block, plain_steps in step_times(runs).items()}
     steps = [(step_s[block], n) for block, n, _ in runs[0]["rounds"]]
     links = {f"{rate}mbit": _on_link(runs, step_s, rate) for rate in RATES_MBIT}
     return {
@@ -145,6 +149,7 @@ def _row(data: str, name: str, runs: list[Record], trials: list[Record], step_fa
         "local_steps": runs[0]["settings"]["local_steps"],
         "step_s": sum(seconds * n for seconds, n in steps) / sum(n for _, n in steps),
         "block_step_s": step_s,
+        "plain_step_s": plain_s,
         "links": links,
     }
 

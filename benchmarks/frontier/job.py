@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from benchmarks.frontier.methods import N_CLIENTS
 from benchmarks.harness.memory import forget_peak, resident_bytes, warm_up
@@ -15,6 +17,9 @@ from benchmarks.harness.trainers import quiet_trainer
 from benchmarks.harness.watched_model import LOSSES, TwoLossModel, Watch
 from lightning_parablock import ParaBlockStrategy
 from lightning_parablock.data import FederatedTextDataModule
+
+N_PLAIN_STEPS = 7
+"""Their median is what a plain step takes; two more come first, while memory is still new."""
 
 
 class PeakWatch(Watch):
@@ -65,9 +70,10 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         ``held_out_loss``: [optimizer step, loss by token, loss by example] of the committed model, the last one after
         the drain; ``rounds``: block, optimizer steps, uploaded and downloaded bytes of each; ``step_cpu_s``, the
-        training thread's processor seconds of each step; number of training ``examples``; ``sent_bytes`` and
-        ``received_bytes`` at the sockets; resident ``base_bytes`` before the model is loaded, and ``peak_bytes`` above
-        it; ``block_scalars``; ``seconds`` of everything.
+        training thread's processor seconds of each step; ``plain_step_s``, those of a step without any method, by which
+        runs on different machines are compared; number of training ``examples``; ``sent_bytes`` and ``received_bytes``
+        at the sockets; resident ``base_bytes`` before the model is loaded, and ``peak_bytes`` above it;
+        ``block_scalars``; ``seconds`` of everything.
     """
     started_s = time.time()
     torch.set_num_threads(1)
@@ -89,6 +95,7 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
         "held_out_loss": [*before, *inside, after],
         "rounds": [[r.block, r.steps, r.upload_bytes, r.download_bytes] for r in records],
         "step_cpu_s": [round(watch.step_cpu_s[step], 4) for step in sorted(watch.step_cpu_s)],
+        "plain_step_s": plain_step_s(module.network.config, plan["data"]["sequence_length"]),
         "examples": module.trained_examples,
         "sent_bytes": watch.sent.acknowledged,
         "received_bytes": watch.sent.received,
@@ -102,3 +109,19 @@ def train(plan: Mapping[str, Any]) -> dict[str, Any]:
 def _evaluated(step: int, trainer: pl.Trainer, module: TwoLossModel, data: FederatedTextDataModule) -> list[float]:
     metrics = trainer.validate(module, data, verbose=False)[0]
     return [step, *(metrics[name] for name in LOSSES)]
+
+
+def plain_step_s(config: PretrainedConfig, sequence_length: int) -> float:
+    """Processor seconds of one forward and backward pass through the whole model; its values are random.
+
+    All of a run's hosts do it at once, as they train.
+    """
+    model = AutoModelForCausalLM.from_config(config)
+    tokens = torch.randint(config.vocab_size, (1, sequence_length))
+    found = list[float]()
+    for _ in range(2 + N_PLAIN_STEPS):
+        begun_s = time.thread_time()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        model.zero_grad()
+        found.append(time.thread_time() - begun_s)
+    return median(found[2:])

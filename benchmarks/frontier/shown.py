@@ -144,6 +144,10 @@ def _fastest(rows: Sequence[Row]) -> Iterable[str]:
 def _cautions(rows: Sequence[Row]) -> Iterable[str]:
     if rows:
         yield MEMORY
+        yield (
+            "Seconds are those of a machine on which a plain step, forward and backward through the whole model, "
+            f"takes {rows[0]['plain_step_s']:.2f} s."
+        )
     edges = [_named(row) for row in rows if row["rate_at_edge"] and row["data"] == "gsm8k"]
     if edges:
         yield f"The best learning rate is the smallest or largest of those tried for: {'; '.join(edges)}."

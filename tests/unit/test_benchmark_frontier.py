@@ -50,6 +50,7 @@ def record(run: Run, loss: float, **other: Any) -> dict[str, Any]:
         "held_out_loss": [[0, 1.8], [16, 1.2], [32, loss]],
         "rounds": [["a", 16, n_bytes], ["b", 16, n_bytes]],
         "step_cpu_s": [[1.5] * 32, [1.5] * 32],
+        "plain_step_s": 1.0,
         "sent_bytes": 2 * n_bytes,
         "peak_bytes": 2e9,
         "wall_s": 100.0,
@@ -67,6 +68,7 @@ def client(**other: Any) -> dict[str, Any]:
         "held_out_loss": [[0, 9.0, 8.0], [4, 5.0, 4.0]],
         "rounds": [["a", 2, 10, 20], ["b", 2, 40, 30]],
         "step_cpu_s": [1.0, 1.0, 2.0, 2.0],
+        "plain_step_s": 1.0,
         "examples": 4,
         "sent_bytes": 100,
         "received_bytes": 100,
@@ -244,10 +246,17 @@ def test_a_link_carries_its_nominal_rate_less_headers() -> None:
 
 
 def test_step_times_are_medians_by_block() -> None:
-    runs = [
-        {"rounds": [["a", 2, 0], ["b", 1, 0], ["a", 1, 0]], "step_cpu_s": [[1.0, 9.0, 5.0, 2.0], [3.0, 2.0, 7.0, 2.0]]}
-    ]
-    assert step_times(runs) == {"a": 2.0, "b": 6.0}
+    rounds = [["a", 2, 0], ["b", 1, 0], ["a", 1, 0]]
+    run = {"rounds": rounds, "step_cpu_s": [[1.0, 9.0, 5.0, 2.0], [3.0, 2.0, 7.0, 2.0]], "plain_step_s": 2.0}
+    assert step_times([run]) == {"a": 1.0, "b": 3.0}
+
+
+def test_a_run_on_a_slower_machine_is_planned_as_on_the_median_one() -> None:
+    quick, slow = reported("fedavg", 0, 1.0), reported("fedavg", 1, 1.0, step_cpu_s=[[4.5] * 32] * 2, plain_step_s=3.0)
+    (row,) = table([quick, slow], [])
+    assert (row["plain_step_s"], row["step_s"]) == (2.0, 3.0)
+    (row,) = table([quick, slow], [], step_factor=0.5)
+    assert (row["plain_step_s"], row["step_s"]) == (1.0, 1.5)
 
 
 def test_a_loss_is_reached_when_its_model_is_there() -> None:
