@@ -4,8 +4,7 @@ Speed: one thread encodes and decodes parts of 262,144 scalars; a plain copy is 
 exchange blocks of 14 million scalars of SmolLM2-135M at delay 0. Bytes are taken from the kernel's socket counters and
 from the round records, seconds per round at 1 Gbit/s and at 100 Mbit/s. Loss: GSM8K with the cut model, three seeds.
 Residuals: the same model, each block visited many times; the norm of what error feedback has kept back over that of the
-delta it is added to, by visit; also of a low-rank codec that is simulated (docs/adr/decisions.md, 23). Beside: what
-some codecs leave out of the same deltas, those of one uncompressed run.
+delta it is added to, by visit. Beside: what some codecs leave out of the same deltas, those of one uncompressed run.
 
     python -m benchmarks.bench_codecs --train-file gsm8k_train.jsonl --test-file gsm8k_test.jsonl
 """
@@ -24,7 +23,7 @@ from benchmarks.harness.smollm2 import last_layers
 from benchmarks.harness.workers import Workers, attempt
 
 QUESTION = "codecs"
-CODECS = ("none", "bf16", "int8", "int4", "topk", "sparse")
+CODECS = ("none", "bf16", "int8", "int4", "topk", "sparse", "low_rank")
 RESIDUALS: dict[str, dict[str, Any]] = {
     "none": {"compression": "none"},
     "int4": {"compression": "int4"},
@@ -32,18 +31,15 @@ RESIDUALS: dict[str, dict[str, Any]] = {
     "sparse": {"compression": "sparse"},
     "sparse of 16": {"compression": "sparse", "settings": {"group": 16}},
     "sparse, decay 0.9": {"compression": "sparse", "settings": {"decay": 0.9}},
+    "low_rank": {"compression": "low_rank"},
+    "low_rank of 16": {"compression": "low_rank", "settings": {"rank": 16}},
+    "low_rank, decay 0.9": {"compression": "low_rank", "settings": {"decay": 0.9}},
 }
 """Whose residuals are measured: a name, and its own settings."""
-LOW_RANK: dict[str, dict[str, Any]] = {
-    "low rank 8, one factor": {"rank": 8},
-    "low rank 4, both factors": {"rank": 4, "factors": "both"},
-}
-"""Likewise, of a codec that is simulated, not built: settings of LowRank."""
 BESIDE: dict[str, dict[str, Any]] = {
     "sparse": {"compression": "sparse"},
-    "low rank 8, one factor": {"low_rank": {"rank": 8}},
-    "low rank 16, one factor": {"low_rank": {"rank": 16}},
-    "low rank 4, both factors": {"low_rank": {"rank": 4, "factors": "both"}},
+    "low_rank": {"compression": "low_rank", "settings": {"rank": 8}},
+    "low_rank of 16": {"compression": "low_rank", "settings": {"rank": 16}},
 }
 """Codecs that see the deltas of one uncompressed run."""
 RANKS = (8, 16)
@@ -97,8 +93,9 @@ def _low_rank_speed(options: argparse.Namespace) -> dict[str, Any]:
     with Workers(1, linked=False) as workers:
         found = attempt(lambda: {"rows": workers.first_answer("benchmarks.codecs.low_rank:speed", plan)})
     for row in found.get("rows", ()):
-        ways = {way: round(median(row[way]), 2) for way in ("encode", "expand", "orthonormal")}
-        print(row["shape"], "transposed," if row["of_transpose"] else "", "rank", row["rank"], ways, "GB/s", flush=True)
+        ways = {way: round(median(row[way]), 2) for way in ("encode", "expand", "next_bases")}
+        of_matrix = f"{row['shape']}, {'left' if row['sends_left'] else 'right'} factor of rank {row['rank']}:"
+        print(of_matrix, ways, "GB/s", flush=True)
     return found
 
 
@@ -107,11 +104,9 @@ def _residuals(options: argparse.Namespace) -> list[dict[str, Any]]:
     given |= {"train": options.train_file, "test": options.test_file, "settings": {}}
     rows: list[dict[str, Any]] = []
     with Workers(1, linked=False) as workers:
-        for name in ("none", "sparse", *LOW_RANK) if options.quick else (*RESIDUALS, *LOW_RANK):
-            job, plan = "benchmarks.codecs.visits:train", given | RESIDUALS.get(name, {})
-            if name in LOW_RANK:
-                job, plan = "benchmarks.codecs.low_rank:train", given | {"settings": LOW_RANK[name]}
-            made = attempt(workers.first_answer, job, plan, limit_s=gsm8k.LIMIT_S)
+        for name in ("none", "sparse", "low_rank") if options.quick else RESIDUALS:
+            plan = given | RESIDUALS[name]
+            made = attempt(workers.first_answer, "benchmarks.codecs.visits:train", plan, limit_s=gsm8k.LIMIT_S)
             row: dict[str, Any] = {"codec": name, **made}
             if not row["failed"]:
                 row["residual_over_delta"] = residual_over_delta(row["rows"])

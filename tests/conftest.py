@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Iterator
 from typing import NoReturn
 
+import hypothesis
 import pytest
 
 from lightning_parablock.system import exit_codes
@@ -50,6 +51,9 @@ def pytest_configure() -> None:
     # A shell lets what it starts in the background ignore Ctrl-C, and the processes of tests would inherit that.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # An example that takes long says nothing about the code: machines are busy.
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
     # A command that fails exits at once where an earlier test has left a thread; the other tests must still run.
     exit_codes._leave = _fail_instead
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.oracle_codecs import arrives
+from tests.oracle_low_rank import Told as Bases
+from tests.oracle_low_rank import at_first, receive, send, tell
 from tests.oracle_secure import Told, secure_sum
 
 Weights = dict[str, Tensor]
@@ -46,6 +48,7 @@ class OracleConfig:
     group: int | None = None  # scalars of a step of int8 and int4, and those of which sparse sends one; None: usual
     keep: float = 1 / 16  # share that topk sends
     decay: float = 1.0  # share of what was left out that is added to what is sent next
+    rank: int = 0  # columns of a matrix's factors, of which each exchange brings one; 0: no factors
     secure: int = 0  # bytes of a whole number of the secure sum of the deltas; 0: none. A codec is the commits' alone
     optimizer_state: str = "reset"  # "reset" | "kept": of a client's block, from one of its rounds to its next one
     warmup_steps: int = 0  # of each round, over which a client's learning rate grows
@@ -123,6 +126,8 @@ def run_oracle(
     v = {name: torch.full_like(value, config.server_tau**2 if adaptive else 0.0) for name, value in W.items()}
     e = [{name: torch.zeros_like(value) for name, value in W.items()} for _ in clients]
     e_server = {name: torch.zeros_like(value) for name, value in W.items()}
+    factors: dict[tuple[int, int], Bases] = {}  # (round, block) -> on what its exchange has projected
+    bases: dict[int, Bases] = {}  # of each block, with its newest commit
     secure_mean: dict[tuple[int, int], tuple[Weights, Told | None]] = {}  # (round, block) -> G, and what was told
     told: dict[int, Told] = {}  # of each block, with its newest commit
     Delta: dict[tuple[int, int], Weights] = {}
@@ -152,7 +157,7 @@ def run_oracle(
             G_of, newly_told = secure_mean[t, b]
             if newly_told is not None:
                 told[b] = newly_told
-        for name in before:
+        for name in before if not config.rank else ():
             G = torch.zeros_like(before[name])
             if config.secure:
                 G = G_of[name]
@@ -174,6 +179,8 @@ def run_oracle(
                     v[name] = v[name] - (1 - beta2) * (G * G) * torch.sign(v[name] - G * G)
                 direction = m[name] / (torch.sqrt(v[name]) + config.server_tau)
             move[name] = config.server_lr * config.server_lr_share(t) * direction
+        if config.rank:
+            move = factors_moved(t, b, trained, n)
         if config.compression == "none":
             W.update({name: before[name] + move[name] for name in before})
         else:
@@ -182,6 +189,26 @@ def run_oracle(
                 W[name] = before[name] + arrived
                 e_server[name] = wanted[name] - (W[name] - before[name])
         increments.append((t, b, {name: W[name] - before[name] for name in before}))
+
+    def factors_moved(t: int, b: int, trained: list[int], n: dict[int, int]) -> Weights:
+        told, like = factors.pop((t, b)), {name: W[name] for name in names_of[b]}
+        mean = {name: torch.zeros_like(value) for name, value in send(told, like)[0].items()}
+        for name in mean:
+            for place, i in enumerate(trained):
+                part = n[i] * sent[t, i][name]
+                mean[name] = mean[name] + part if place else part
+            if trained:
+                mean[name] = mean[name] / sum(n.values())
+        bases[b] = tell(b, told, mean)
+        lr = config.server_lr * config.server_lr_share(t)
+        return {name: lr * value for name, value in receive(told, mean, like).items()}
+
+    def submit_factors(t: int, b: int) -> None:
+        told = factors[t, b] = bases.get(b) or at_first(b, {name: W[name] for name in names_of[b]}, config.rank)
+        for i in (i for i in clients if work[t].get(i) == b and (t, i) in Delta):
+            wanted = {name: delta + config.decay * e[i][name] for name, delta in Delta[t, i].items()}
+            sent[t, i], left = send(told, wanted)
+            e[i].update(left)
 
     def submit_securely(t: int, b: int) -> None:
         names, cohort = names_of[b], [i for i in clients if work[t].get(i) == b]
@@ -209,7 +236,7 @@ def run_oracle(
             sent[t, i] = {}
 
     def submit(t: int, i: int) -> None:
-        if config.secure:  # by all clients together, once what is due has been merged
+        if config.secure or config.rank:  # by all clients together, once what is due has been merged
             return
         if config.compression == "none":
             sent[t, i] = Delta[t, i]
@@ -289,8 +316,11 @@ def run_oracle(
                         kept.pop((i, b))
             if r == 0 and q > 0 and t - q >= first_delayed:
                 merge(t - q)
-            for b in sorted(set(work[t].values())) if config.secure else ():
-                submit_securely(t, b)
+            for b in sorted(set(work[t].values())):
+                if config.secure:
+                    submit_securely(t, b)
+                elif config.rank:
+                    submit_factors(t, b)
             in_flight.append(t)
             for i, b in work[t].items():
                 for name, value in held(i, b).items():

@@ -1,23 +1,26 @@
 """The job that measures codecs beside an uncompressed run: all of them see the same deltas, visit by visit.
 
 It takes one training run for all of them. Their commits do not reach the clients, so deltas do not answer to what a
-codec has left out; for that each codec has a run of its own (``visits.py``, ``low_rank.py``).
+codec has left out; for that each codec has a run of its own (``visits.py``).
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from benchmarks.codecs.low_rank import FactorMean, LowRank, OtherMean, Shapes
-from benchmarks.codecs.visits import fit, norm
+from benchmarks.codecs.low_rank import FactorsBeside
+from benchmarks.codecs.visits import Residuals, fit, norm
 from lightning_parablock.codecs.feedback import Coder, Residual
+from lightning_parablock.codecs.low_rank import Shapes
+from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.regroup.keys import Key
 from lightning_parablock.server.aggregation import Aggregate, MeanAggregator, Received
 from lightning_parablock.settings import COMPRESSIONS
@@ -48,14 +51,6 @@ class CodecBeside:
     def left_out(self, client: int, block: int) -> Tensor:
         """What a client's visits of a block have left out so far."""
         return self._left_out[client, block]
-
-
-class FactorsBeside(FactorMean):
-    """The same of the low-rank codec."""
-
-    def mean(self, key: Key, received: Mapping[int, Received], part: slice) -> Tensor:
-        """The mean of what is sent, shape (scalars,)."""
-        return self.aggregate(key, received, part).mean
 
 
 class MeanBeside(MeanAggregator):
@@ -99,22 +94,48 @@ class MeanBeside(MeanAggregator):
         return self._sums[name, block]
 
 
-def _codec(one: Mapping[str, Any], shapes: Shapes, seed: int) -> CodecBeside | FactorsBeside:
-    if "low_rank" in one:
-        return FactorsBeside(shapes, LowRank(**one["low_rank"]), seed)
+class Beside(Residuals):
+    """Residuals of a run in which a :class:`MeanBeside` takes the place of the transport's mean.
+
+    Args:
+        codecs: By name: ``compression`` and ``settings``.
+
+    Attributes:
+        mean: That mean, once the first step has begun.
+    """
+
+    def __init__(self, codecs: Mapping[str, Mapping[str, Any]]) -> None:
+        super().__init__()
+        self._codecs = codecs
+        self.mean: MeanBeside | None = None
+
+    @override
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Called by Lightning."""
+        if self.mean is None:
+            engine: RoundEngine = trainer.strategy.session.engine  # type: ignore[attr-defined]
+            flat, transport = engine.flat, cast(Any, engine.transport)
+            shapes = [[p.shape for p in flat.parameters(block)] for block in range(len(flat.blocks))]
+            self.mean = MeanBeside({name: _codec(one, shapes) for name, one in self._codecs.items()})
+            transport._aggregator = self.mean
+        super().on_train_batch_start(trainer)
+
+
+def _codec(one: Mapping[str, Any], shapes: Sequence[Shapes]) -> CodecBeside | FactorsBeside:
+    if one["compression"] == "low_rank":
+        return FactorsBeside(shapes, one["settings"]["rank"])
     return CodecBeside(one["compression"], one.get("settings", {}))
 
 
 def train(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """As :func:`benchmarks.codecs.visits.train` without compression; ``codecs`` by name: ``compression`` and
-    ``settings``, or ``low_rank``, settings of :class:`LowRank`.
+    """As :func:`benchmarks.codecs.visits.train` without compression; ``codecs`` by name: ``compression``, ``settings``.
 
     ``beside`` is a row per codec, block and visit: ``residual_over_delta``, norm of what each client has left out after
     the visit over that of the visit's delta; ``missing``, norm of the difference between all commits of the run and
     all commits of the codec, over that of the former.
     """
     started_s = time.time()
-    codecs, seed = plan["codecs"], plan["seed"]
-    watch = OtherMean(lambda shapes: MeanBeside({name: _codec(one, shapes, seed) for name, one in codecs.items()}))
+    watch = Beside(plan["codecs"])
     made = fit({**plan, "compression": "none", "settings": {}}, watch)
+    assert watch.mean is not None
     return made | {"beside": watch.mean.rows, "seconds": time.time() - started_s}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -25,11 +25,13 @@ class Block:
         name: Readable and unique in its partition, e.g. ``"layers.3"`` or the pattern that formed it.
         parameter_names: As ``named_parameters()`` spells them, in its order; a tied parameter by its first name.
         numel: Number of scalars over all parameters.
+        shapes: Of the parameters; empty where they are not known.
     """
 
     name: str
     parameter_names: tuple[str, ...]
     numel: int
+    shapes: tuple[tuple[int, ...], ...] = field(default=(), compare=False)
 
 
 def partition(module: nn.Module, blocks: str | int | Sequence[str], unmatched: Unmatched = "error") -> list[Block]:
@@ -46,12 +48,12 @@ def partition(module: nn.Module, blocks: str | int | Sequence[str], unmatched: U
     """
     sizes = _trainable_sizes(module)
     if isinstance(blocks, int):
-        return _balanced(module, sizes, blocks)
+        return _with_shapes(module, _balanced(module, sizes, blocks))
     if isinstance(blocks, str):
         if blocks == AUTO:
             raise CallOrderError("how many blocks 'auto' means must be decided before the model is cut into them")
-        return _join_tiny(_layers_or_error(module, sizes))
-    return _by_pattern(module, sizes, blocks, unmatched)
+        return _with_shapes(module, _join_tiny(_layers_or_error(module, sizes)))
+    return _with_shapes(module, _by_pattern(module, sizes, blocks, unmatched))
 
 
 def balanced_partitions(module: nn.Module) -> Iterator[list[Block]]:
@@ -64,7 +66,7 @@ def balanced_partitions(module: nn.Module) -> Iterator[list[Block]]:
     made = 0
     for units in _units(module, sizes):
         for bounds in itertools.islice(_balanced_bounds([unit.numel for unit in units]), made, None):
-            yield _cut(units, bounds, sizes)
+            yield _with_shapes(module, _cut(units, bounds, sizes))
             made += 1
 
 
@@ -74,7 +76,7 @@ def finest_partition(module: nn.Module) -> list[Block]:
     Raises:
         ConfigurationError: nothing is trainable.
     """
-    return _units(module, _trainable_sizes(module))[-1]
+    return _with_shapes(module, _units(module, _trainable_sizes(module))[-1])
 
 
 def _trainable_sizes(module: nn.Module) -> dict[str, int]:
@@ -82,6 +84,11 @@ def _trainable_sizes(module: nn.Module) -> dict[str, int]:
     if not sizes:
         raise ConfigurationError("the model has no trainable parameter (requires_grad is False on all of them)")
     return sizes
+
+
+def _with_shapes(module: nn.Module, blocks: Iterable[Block]) -> list[Block]:
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    return [replace(block, shapes=tuple(shapes[name] for name in block.parameter_names)) for block in blocks]
 
 
 def _block(name: str, parameter_names: Iterable[str], sizes: dict[str, int]) -> Block:

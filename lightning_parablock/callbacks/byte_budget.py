@@ -9,7 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from typing_extensions import override
 
 from lightning_parablock.errors import ConfigurationError
-from lightning_parablock.planning.traffic import rounds_within
+from lightning_parablock.planning.traffic import carried_scalars, rounds_within
 
 
 class ByteBudget(Callback):
@@ -19,7 +19,8 @@ class ByteBudget(Callback):
     step: every client ends at the same round, and so does every repetition of the run, whatever the network does.
 
     Args:
-        budget_bytes: Bytes that a client may send in exchanges, message headers included; the mean over the clients.
+        budget_bytes: Bytes that a client may send in exchanges, message headers included; the mean over the clients,
+            and with compression "low_rank", whose two factors differ in size, over two visits of a block.
 
     Raises:
         ConfigurationError: before the first step: the strategy is not this package's, there is only one client, the
@@ -50,8 +51,8 @@ class ByteBudget(Callback):
                 "a budget of bytes must not depend on what the clients measure, and with compression='auto' it would; "
                 "give compression a name"
             )
-        numels = [block.numel for block in strategy.blocks]
-        self._rounds = rounds_within(self._budget_bytes, numels, trainer.world_size, strategy.settings)
+        carried = [carried_scalars(block.numel, block.shapes, settings.compression) for block in strategy.blocks]
+        self._rounds = rounds_within(self._budget_bytes, carried, trainer.world_size, settings)
         self._is_set = False
         self._set_last_step(trainer)
 

@@ -10,7 +10,7 @@ from typing_extensions import override
 from lightning_parablock.checks import check_int, chosen, require
 from lightning_parablock.errors import ConfigurationError
 
-CompressionName = Literal["none", "bf16", "int8", "int4", "topk", "sparse"]
+CompressionName = Literal["none", "bf16", "int8", "int4", "topk", "sparse", "low_rank"]
 
 RECORD_SCALARS = 1024
 """Shards and chunks of a block begin at multiples of this number of scalars, and quantization groups divide it."""
@@ -31,6 +31,11 @@ class Compression:
     def feedback_decay(self) -> float:
         """Share of what earlier messages left out that error feedback adds to the next one: 1 loses nothing."""
         return 1.0
+
+    @property
+    def of_values(self) -> Compression:
+        """How the single values of a message are encoded: as the choice says, unless it is about whole matrices."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -109,12 +114,43 @@ class Sparse(Compression):
         check_int("compression group", self.group, at_least=min(SPARSE_GROUPS), unit="scalars of which one is sent")
         sizes = ", ".join(map(str, SPARSE_GROUPS))
         require(self.group in SPARSE_GROUPS, f"compression group of Sparse must be one of {sizes}, got {self.group}")
-        require(0 <= self.decay <= 1, f"compression decay must be in [0, 1], got {self.decay}")
+        _check_decay(self.decay)
 
     @property
     @override
     def feedback_decay(self) -> float:
         return self.decay
+
+
+@dataclass(frozen=True)
+class LowRank(Compression):
+    """One factor of each matrix, in turn: 85 (a layer of SmolLM2) to 680 (one of an 8B model) times fewer bytes.
+
+    After PowerSGD (arXiv 1905.13727). Vectors travel whole, and so do matrices that have fewer values than both factors
+    together. Needs the server optimizer "sgd", float32 parameters and a fixed membership.
+
+    Args:
+        rank: Columns of a factor, at least 1: more of them bring more of each delta, for proportionally more bytes.
+        decay: Share of what earlier messages of a block left out that is added to the next one, in [0, 1]; 1 loses
+            nothing.
+    """
+
+    rank: int = 8
+    decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_int("compression rank", self.rank, at_least=1, unit="columns of a factor")
+        _check_decay(self.decay)
+
+    @property
+    @override
+    def feedback_decay(self) -> float:
+        return self.decay
+
+    @property
+    @override
+    def of_values(self) -> Compression:
+        return NoCompression()
 
 
 COMPRESSIONS: dict[str, type[Compression]] = {
@@ -124,12 +160,17 @@ COMPRESSIONS: dict[str, type[Compression]] = {
     "int4": Int4,
     "topk": TopK,
     "sparse": Sparse,
+    "low_rank": LowRank,
 }
 
 
 def resolve_compression(value: CompressionName | Compression) -> Compression:
     """Turn a name of ``COMPRESSIONS`` or an object with its own settings into the object."""
     return chosen("compression", value, Compression, COMPRESSIONS)
+
+
+def _check_decay(decay: float) -> None:
+    require(0 <= decay <= 1, f"compression decay must be in [0, 1], got {decay}")
 
 
 def _check_group(group: Any) -> None:
@@ -142,5 +183,5 @@ def _check_group(group: Any) -> None:
 AUTO_CODECS: tuple[Compression, ...] = (NoCompression(), BF16(), Int8(), Int4())
 """What ``compression="auto"`` chooses from and plans recommend, least lossy first.
 
-Not among them are topk and sparse: what they lose depends on how often a block is visited (docs/planner.md).
+Not among them are topk, sparse and low_rank: what they lose depends on how often a block is visited (docs/planner.md).
 """

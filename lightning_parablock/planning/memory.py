@@ -30,11 +30,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_parablock.blocks.partition import Block
-from lightning_parablock.codecs.compression import AUTO_CODECS
+from lightning_parablock.codecs.compression import AUTO_CODECS, Compression
+from lightning_parablock.codecs.low_rank import Shapes
 from lightning_parablock.federation.cohorts import hosted_clients, turns_of_a_round
-from lightning_parablock.planning.traffic import Sizes, message_sizes
+from lightning_parablock.planning.traffic import Sizes, carried_scalars, message_sizes
 from lightning_parablock.server.arithmetic import moments
-from lightning_parablock.settings import SecureAggregation, Settings
+from lightning_parablock.settings import LowRank, SecureAggregation, Settings
 from lightning_parablock.transport.chunks import SEND_WINDOW, WINDOW, chunks_of, shard_bounds
 
 FLOAT_BYTES = 4
@@ -49,11 +50,18 @@ class ModelSize:
         numels: Number of scalars of each block.
         weights_bytes: Bytes of all parameters, frozen ones too.
         weight_bytes: Bytes of one parameter of a block.
+        shapes: Of each block's parameters; empty where they are not known.
     """
 
     numels: tuple[int, ...]
     weights_bytes: int
     weight_bytes: int = FLOAT_BYTES
+    shapes: tuple[Shapes, ...] = ()
+
+    def carried(self, compression: Compression) -> tuple[int, ...]:
+        """Number of scalars that an exchange of each block carries."""
+        shapes = self.shapes or ((),) * len(self.numels)
+        return tuple(carried_scalars(n, of_block, compression) for n, of_block in zip(self.numels, shapes, strict=True))
 
 
 def model_size(module: nn.Module, blocks: Sequence[Block]) -> ModelSize:
@@ -63,6 +71,7 @@ def model_size(module: nn.Module, blocks: Sequence[Block]) -> ModelSize:
         numels=tuple(block.numel for block in blocks),
         weights_bytes=sum(p.numel() * p.element_size() for p in parameters.values()),
         weight_bytes=min(parameters[name].element_size() for block in blocks for name in block.parameter_names),
+        shapes=tuple(block.shapes for block in blocks),
     )
 
 
@@ -100,6 +109,7 @@ def memory_parts(model: ModelSize, n_ranks: int, settings: Settings) -> list[Mem
     if kinds:
         of_kinds = [memory_parts(model, n_ranks, kind) for kind in kinds]
         return max(of_kinds, key=lambda parts: [total_bytes(parts, on_device=where) for where in (True, False)])
+    carried = model.carried(settings.compression)
     hosted = hosted_clients(settings.clients or n_ranks, n_ranks)
     n_hosted, turns = max(map(len, hosted)), turns_of_a_round(settings.cohort, hosted)
     active, flying = _largest_round(model, turns, settings)
@@ -111,7 +121,7 @@ def memory_parts(model: ModelSize, n_ranks: int, settings: Settings) -> list[Mem
         ),
         *_of_left_blocks(n_hosted * sum(model.numels) - active, settings),
         *(MemoryPart(purpose, "device", size) for purpose, size in _of_flying(sum(flying), turns, settings)),
-        MemoryPart("messages under way", "host", window_bytes(max(model.numels), n_ranks, settings)),
+        MemoryPart("messages under way", "host", window_bytes(max(carried), n_ranks, settings)),
         *_of_server(sum(model.numels), sum(flying), n_ranks, settings),
     ]
     if settings.leaves_residuals:
@@ -119,6 +129,9 @@ def memory_parts(model: ModelSize, n_ranks: int, settings: Settings) -> list[Mem
             MemoryPart("error feedback of the deltas", "host", FLOAT_BYTES * n_hosted * sum(model.numels)),
             MemoryPart("error feedback from before the exchanges in flight", "host", FLOAT_BYTES * turns * sum(flying)),
         ]
+    if isinstance(settings.compression, LowRank):
+        largest = max((math.prod(shape) for of_block in model.shapes for shape in of_block), default=0)
+        parts.append(MemoryPart("a matrix of which the factor is made", "device", FLOAT_BYTES * largest))
     if isinstance(settings.aggregation, SecureAggregation):
         width = settings.aggregation.bytes_per_value
         parts.append(MemoryPart("masks of the round's block, made while it trains", "host", width * active))
@@ -211,7 +224,7 @@ def _of_server(scalars: int, flying: int, n_ranks: int, settings: Settings) -> l
     share = n_ranks if settings.topology == "sharded" else 1
     where = "host, client 0" if settings.topology == "star" and n_ranks > 1 else "host"
     states = moments(settings.server_optimizer)
-    residuals = 1 if settings.compression.is_lossy else 0
+    residuals = 1 if settings.compression.of_values.is_lossy else 0
     parts = (
         ("server: committed values", scalars),
         ("server: optimizer state", states * scalars),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from lightning_parablock.codecs.compression import Compression, LowRank
+from lightning_parablock.codecs.low_rank import FactorLayout, Shapes
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.federation.schedule import block_of_round
 from lightning_parablock.server.payloads import Payloads
@@ -47,6 +50,19 @@ class Deltas:
     others: int
 
 
+def carried_scalars(numel: int, shapes: Shapes, compression: Compression) -> int:
+    """Number of scalars that an exchange of a block carries, the mean of two visits where they differ.
+
+    Args:
+        numel: Scalars of the block.
+        shapes: Of its parameters; empty where they are not known, and then it counts as one vector.
+        compression: The codec.
+    """
+    if not isinstance(compression, LowRank) or not shapes:
+        return numel
+    return math.ceil(FactorLayout(shapes, compression.rank).mean_carried)
+
+
 @cache
 def _sizes(payloads: Payloads, parts: tuple[int, ...]) -> Sizes:
     """Of all messages that carry parts of so many scalars once."""
@@ -58,7 +74,7 @@ def _sizes(payloads: Payloads, parts: tuple[int, ...]) -> Sizes:
 
 def message_sizes(parts: Iterable[int], settings: Settings) -> Sizes:
     """Bytes of the messages that carry parts of so many scalars, each once."""
-    payloads = Payloads(settings.aggregation, settings.compression, settings.server_optimizer)
+    payloads = Payloads(settings.aggregation, settings.compression.of_values, settings.server_optimizer)
     return _sizes(payloads, tuple(parts))
 
 

@@ -9,6 +9,7 @@ from typing import get_args
 
 from lightning_parablock.blocks.partition import Block
 from lightning_parablock.codecs.compression import AUTO_CODECS
+from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.planning.choice import Choice, choose_local_steps, least_lossy
 from lightning_parablock.planning.memory import MemoryPart, ModelSize, memory_parts
 from lightning_parablock.planning.timing import (
@@ -79,7 +80,7 @@ class Variant:
 
 def variant(workload: Workload, n_clients: int, settings: Settings, links: Links) -> Variant:
     """Resource needs of a round with these settings, at delay K and at delay 0."""
-    numels, step_s = workload.size.numels, workload.step_s
+    numels, step_s = workload.size.carried(settings.compression), workload.step_s
     of_numel = {numel: exchange_s(numel, n_clients, settings, links) for numel in set(numels)}  # most blocks are alike
     exchanges_s = [of_numel[numel] for numel in numels]
     rounds = schedule(settings, len(numels))
@@ -107,6 +108,8 @@ def variants(
 ) -> list[Variant]:
     """Variants for every topology and compression, with the other settings unchanged; least lossy first.
 
+    A compression that does not go with the other settings is left out.
+
     Args:
         workload_of: For the settings of a variant: the computation, and these settings with the blocks that it has.
         n_clients: Number of clients.
@@ -116,7 +119,10 @@ def variants(
     found: list[Variant] = []
     for topology in get_args(Topology):
         for compression in COMPRESSIONS.values():
-            varied = dataclasses.replace(settings, topology=topology, compression=compression())
+            try:
+                varied = dataclasses.replace(settings, topology=topology, compression=compression())
+            except ConfigurationError:
+                continue
             workload, cut = workload_of(varied)
             found.append(variant(workload, n_clients, cut, links))
     return found

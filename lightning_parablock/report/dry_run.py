@@ -17,7 +17,7 @@ from lightning_parablock.federation.cohorts import Cohorts
 from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.planning.fitting import budget_of, fewest_blocks, reason_of
 from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, memory_parts, model_size, total_bytes
-from lightning_parablock.planning.traffic import traffic_by_role
+from lightning_parablock.planning.traffic import carried_scalars, traffic_by_role
 from lightning_parablock.settings import AUTO, Aggregation, Compression, ServerOptimizer, Settings, option_word
 
 if TYPE_CHECKING:
@@ -182,7 +182,8 @@ def _blocks_table(blocks: Sequence[Block], n_clients: int, settings: Settings) -
     for heading in ("parameters", "MB", *(f"MB up / down: {role}" for role in traffic_by_role(1, n_clients, settings))):
         table.add_column(heading, justify="right")
     for block in blocks:
-        traffic = traffic_by_role(block.numel, n_clients, settings).values()
+        carried = carried_scalars(block.numel, block.shapes, settings.compression)
+        traffic = traffic_by_role(carried, n_clients, settings).values()
         rates = [f"{mb(t.upload_bytes)} / {mb(t.download_bytes)}" for t in traffic]
         table.add_row(block.name, f"{block.numel:,}", mb(block.numel * FLOAT_BYTES), *rates)
     total = sum(block.numel for block in blocks)

@@ -143,6 +143,16 @@ class Aggregator(ABC):
     def senders(self, hosted: Sequence[int], cohort: Collection[int]) -> list[int]:
         """The senders of a rank that hosts these clients: the keys of its :meth:`contributions`."""
 
+    def carried_scalars(self, key: Key, numel: int) -> int:
+        """Number of scalars that the exchange of a block carries: what is cut into shards and parts.
+
+        Args:
+            key: The exchange, whose :meth:`stages` are known.
+            numel: Scalars of the block.
+        """
+        del key
+        return numel
+
     @abstractmethod
     def contribution_bytes(self, key: Key, scalars: int, coder: Coder) -> int:
         """Length in bytes of a contribution's part of this number of scalars."""
@@ -202,6 +212,20 @@ class Aggregator(ABC):
         """
         del key
         return coder.decode(payload, part.stop - part.start)
+
+    def whole(self, server: ServerShard, key: Key, carried: Tensor) -> Tensor:
+        """What an exchange brings of a whole block, once all parts are here: W, or its increment.
+
+        Args:
+            server: This rank's shard.
+            key: The exchange.
+            carried: Shape (carried_scalars(key),), float32; may be changed, or returned.
+
+        Returns:
+            Shape (numel of the block,).
+        """
+        del server, key
+        return carried
 
 
 class MeanAggregator(Aggregator):

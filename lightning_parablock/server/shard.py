@@ -102,7 +102,7 @@ class ServerShard:
     def load_state(self, pieces: Iterable[StatePiece]) -> None:
         """Take over what overlaps with this shard, from pieces of any cut; the rest keeps its initial value."""
         for piece in pieces:
-            mine = slice(self._first[piece.block], self._first[piece.block] + self.values[piece.block].numel())
+            mine = self.slice_of(piece.block)
             start, stop = max(mine.start, piece.first), min(mine.stop, piece.first + piece.values.numel())
             if start < stop:
                 into = self.values[piece.block] if piece.name == _VALUE else self._state(piece.block)[piece.name]
@@ -142,6 +142,10 @@ class ServerShard:
     def commit_bytes(self, scalars: int) -> int:
         """Length in bytes of what :meth:`commit` writes for a part of this number of scalars."""
         return self._coder.codec.payload_bytes(scalars)
+
+    def slice_of(self, block: int) -> slice:
+        """The scalars of a block that this shard serves."""
+        return slice(self._first[block], self._first[block] + self.values[block].numel())
 
     @property
     def can_be_followed(self) -> bool:

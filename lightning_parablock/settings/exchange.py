@@ -12,7 +12,7 @@ from lightning_parablock.server.optimizers import ServerOptimizer, resolve_serve
 from lightning_parablock.settings.blocks import AUTO
 
 # One Literal: messages of the command line list the words of one alone.
-CompressionChoice = Literal["none", "bf16", "int8", "int4", "topk", "sparse", "auto"]
+CompressionChoice = Literal["none", "bf16", "int8", "int4", "topk", "sparse", "low_rank", "auto"]
 InFlightValue = Literal["local", "anchor"]
 Topology = Literal["sharded", "star"]
 Weighting = Literal["uniform", "samples"]
@@ -56,15 +56,17 @@ class ExchangeOptions(OptionGroup):
     compression: Compression = option(
         default="none",
         converter=_compression_or_auto,
-        help='Compression of deltas and commits on the wire: "none", "bf16", "int8", "int4", "topk", "sparse", "auto", '
-        'or an object. "none" sends float32; "bf16" rounds to bfloat16 (2 times fewer bytes); "int8" sends one byte '
-        'per value and one step size per 256 values (3.97 times); "int4" half a byte per value and one step size per '
-        '64 (7.5 times); "topk" the 64 largest of every 1024 values (16 times); "sparse" the largest of every 32 '
-        "values in two bits (128 times). The objects Int8, Int4, TopK and Sparse have their own settings. What a lossy "
-        "compression leaves out is kept and sent with the block's next delta or commit (error feedback). With "
-        '"auto" the clients agree in round 0 on the first of "none", "bf16", "int8" and "int4" whose exchanges are '
-        "hidden behind local_steps, or, if none are, on the one with the shortest; a resumed run keeps it. What "
-        '"topk" and "sparse" lose depends on how often a block is visited, so "auto" does not take them.',
+        help='Compression of deltas and commits on the wire: "none", "bf16", "int8", "int4", "topk", "sparse", '
+        '"low_rank", "auto", or an object. "none" sends float32; "bf16" rounds to bfloat16 (2 times fewer bytes); '
+        '"int8" sends one byte per value and one step size per 256 values (3.97 times); "int4" half a byte per value '
+        'and one step size per 64 (7.5 times); "topk" the 64 largest of every 1024 values (16 times); "sparse" the '
+        'largest of every 32 values in two bits (128 times); "low_rank" one of the two factors of each matrix in turn, '
+        "of rank 8 (85 to 680 times, by the size of the matrices). The objects Int8, Int4, TopK, Sparse and LowRank "
+        "have their own settings. What a lossy compression leaves out is kept and sent with the block's next delta or "
+        'commit (error feedback). With "auto" the clients agree in round 0 on the first of "none", "bf16", "int8" and '
+        '"int4" whose exchanges are hidden behind local_steps, or, if none are, on the one with the shortest; a '
+        'resumed run keeps it. What "topk", "sparse" and "low_rank" lose depends on how often a block is visited, so '
+        '"auto" does not take them.',
     )
     aggregation: Aggregation = option(
         default="mean",

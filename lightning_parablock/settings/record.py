@@ -21,6 +21,7 @@ from lightning_parablock.settings.exchange import ExchangeOptions
 from lightning_parablock.settings.fit import FitOptions
 from lightning_parablock.settings.links import LinkOptions
 from lightning_parablock.settings.local import LocalOptions
+from lightning_parablock.settings.low_rank import refuse_with_low_rank
 from lightning_parablock.settings.private import PrivateOptions
 from lightning_parablock.settings.rounds import RoundOptions, resolve_steps
 from lightning_parablock.settings.secure import refuse_with_secure
@@ -105,6 +106,7 @@ class Settings(MethodOptions):
             own_local_s=self.own_local_s,
             min_clients=self.min_clients if self.is_elastic else None,
         )
+        refuse_with_low_rank(self.compression, server_optimizer=self.server_optimizer, is_elastic=self.is_elastic)
         for name in ("exchange_timeout_s", "straggler_timeout_s"):
             limit_s: float = getattr(self, name)
             require(

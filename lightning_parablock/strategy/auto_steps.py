@@ -36,7 +36,7 @@ from lightning_parablock.planning.choice import HEADROOM, Choice, choose_local_s
 from lightning_parablock.planning.compute import relative_step_costs
 from lightning_parablock.planning.rank_turns import RankTurns
 from lightning_parablock.planning.timing import Links, exchange_of_ranks_s, links_of
-from lightning_parablock.planning.traffic import Deltas
+from lightning_parablock.planning.traffic import Deltas, carried_scalars
 from lightning_parablock.settings import Settings, option_word
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.system.units import readable_bps, readable_s
@@ -185,7 +185,8 @@ def agree_on_pending(sizes: dict[str, int], blocks: list[Block], settings: Setti
 
 
 def _exchanges_s(blocks: list[Block], settings: Settings, measured: Measured, links: Links | None) -> list[float]:
-    return [exchange_of_ranks_s(b.numel, measured.deltas, settings, links) if links else 0.0 for b in blocks]
+    carried = [carried_scalars(block.numel, block.shapes, settings.compression) for block in blocks]
+    return [exchange_of_ranks_s(numel, measured.deltas, settings, links) if links else 0.0 for numel in carried]
 
 
 def _turns(measured: Measured) -> str:

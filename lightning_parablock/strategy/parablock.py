@@ -148,7 +148,8 @@ class ParaBlockStrategy(SessionHost):
         self._checkpoints().check_folders(
             checkpoint_folders(trainer), lambda: refuse_foreign_folders(trainer, sites, self.global_rank)
         )
-        self.settle(settle_blocks(self, self._module(), self.settings, self._continued_blocks))
+        saved = None if self._continued is None else len(self._continued.blocks)
+        self.settle(settle_blocks(self, self._module(), self.settings, saved))
         blocks = self._blocks = cut_into_blocks(self, self._module(), self.settings)
         self._cleanup.callback(blocks.thaw_unmatched)
         self.state_trust()

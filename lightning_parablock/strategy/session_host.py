@@ -134,12 +134,6 @@ class SessionHost(ElasticRanks):
         return self._session is not None and isinstance(self.settings.aggregation, SecureAggregation)
 
     @property
-    def _continued_blocks(self) -> int | None:
-        """The number of blocks of the elastic run that a checkpoint continues; None without, or for names."""
-        saved = "" if self._continued is None else self._continued.settings.get("blocks", "")
-        return int(saved) if saved.isdecimal() else None
-
-    @property
     @override
     def completed(self) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
         entry = None if self.elastic is None else self.elastic.entry_of(self.settings, self.blocks)

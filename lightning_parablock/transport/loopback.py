@@ -48,9 +48,11 @@ class LoopbackTransport(Transport):
     @override
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:
         start_s, key = time.time(), (round_index, block)
-        own = torch.empty(self._server.values[block].numel(), dtype=torch.float32)
         stages = self._aggregator.stages(key, uploads, cohort)
+        carried = self._aggregator.carried_scalars(key, self._server.values[block].numel())
+        own = torch.empty(carried, dtype=torch.float32)
         gradient_norm = [self._carry_out(stage, key, uploads, cohort, own).gradient_norm for stage in stages][-1]
+        own = self._aggregator.whole(self._server, key, own)
         if cohort:
             own = own.to(uploads[cohort[0]].delta.device)
         return _Done(own, start_s, gradient_norm, brings_increment=self._aggregator.brings_increment(self._server))

@@ -10,14 +10,17 @@ import torch
 import torch.distributed as dist
 
 from lightning_parablock.blocks.flat import FlatBlocks
+from lightning_parablock.checks import require
+from lightning_parablock.codecs.low_rank import FactorLayout
 from lightning_parablock.errors import CallOrderError
 from lightning_parablock.membership.membership import Membership
 from lightning_parablock.membership.watch import Watch
 from lightning_parablock.server.aggregation import Aggregator, MeanAggregator
+from lightning_parablock.server.low_rank import LowRankAggregator
 from lightning_parablock.server.secure.aggregator import Hosts, SecureAggregator
 from lightning_parablock.server.secure.site import Masking
 from lightning_parablock.server.shard import ServerShard
-from lightning_parablock.settings import SecureAggregation, Settings
+from lightning_parablock.settings import LowRank, SecureAggregation, Settings
 from lightning_parablock.transport.base import Transport
 from lightning_parablock.transport.chunks import shard_bounds
 from lightning_parablock.transport.loopback import LoopbackTransport
@@ -87,10 +90,10 @@ def open_transport(
         settings.server_optimizer,
         initial,
         [bounds.start for bounds in mine],
-        compression=settings.compression,
+        compression=settings.compression.of_values,
         as_held=None if flat.is_exact else lambda block, first, values: flat.as_held(block, values, first),
     )
-    aggregator = _aggregator_of(settings, members, [block.numel for block in flat.blocks], server, masks)
+    aggregator = _aggregator_of(settings, members, flat, server, masks)
     if federation.watch is None:
         return LoopbackTransport(server, aggregator)
     return TorchDistributedTransport(
@@ -106,13 +109,22 @@ def open_transport(
 
 
 def _aggregator_of(
-    settings: Settings, members: Membership, numels: Sequence[int], server: ServerShard, masks: Masking | None
+    settings: Settings, members: Membership, flat: FlatBlocks, server: ServerShard, masks: Masking | None
 ) -> Aggregator:
-    choice = settings.aggregation
+    choice, compression = settings.aggregation, settings.compression
+    if isinstance(compression, LowRank):
+        require(
+            flat.is_exact,
+            "compression='low_rank' needs float32 parameters, of which every rank computes the same new values: use "
+            "precision='32-true' or 'bf16-mixed', or another compression such as 'sparse'",
+        )
+        shapes = [[parameter.shape for parameter in flat.parameters(block)] for block in range(len(flat.blocks))]
+        return LowRankAggregator([FactorLayout(one, compression.rank) for one in shapes], compression.decay)
     if not isinstance(choice, SecureAggregation):
         return MeanAggregator()
     if masks is None:
         raise CallOrderError("aggregation='secure' needs masks before the first exchange")
+    numels = [block.numel for block in flat.blocks]
     return SecureAggregator(
         choice.bytes_per_value, numels, Hosts(members.sites, members.clients, members.rank), masks, server
     )

@@ -82,7 +82,9 @@ class TorchDistributedTransport(Transport):
         self._wire = self._open_wire(device, backend) if wire is None else wire
         pacer = Pacer(settings.upload_bps) if pacer is None else pacer
         finish = _finish_of(watch, settings)
-        lane_context = LaneContext(membership, self._wire, finish, pacer, settings.compression, settings.cohort)
+        lane_context = LaneContext(
+            membership, self._wire, finish, pacer, settings.compression.of_values, settings.cohort
+        )
         self._lanes: list[tuple[Lane, CommunicationThread]] = []
         for kind in STREAMING if self._wire.posts_early else LOCKSTEP:
             lane = kind(lane_context)
@@ -115,10 +117,12 @@ class TorchDistributedTransport(Transport):
 
     @override
     def submit(self, round_index: int, block: int, uploads: Mapping[int, Upload], cohort: Sequence[int]) -> Exchange:
-        commit = torch.empty(self._blocks[block].numel, dtype=torch.float32, device=self._wire.device)
+        key = (round_index, block)
+        of_aggregator = self._aggregator.stages(key, uploads, cohort)
+        carried = self._aggregator.carried_scalars(key, self._blocks[block].numel)
+        commit = torch.empty(carried, dtype=torch.float32, device=self._wire.device)
         stages = [
-            ExchangeSteps(self._context, stage, round_index, block, uploads, cohort, commit)
-            for stage in self._aggregator.stages((round_index, block), uploads, cohort)
+            ExchangeSteps(self._context, stage, round_index, block, uploads, cohort, commit) for stage in of_aggregator
         ]
         pending = PendingExchange(
             lambda: self.check(round_index, block),
@@ -134,10 +138,12 @@ class TorchDistributedTransport(Transport):
         self._watch.note_submitted(round_index)
         mark = self._staging.mark()
         for lane, thread in self._lanes:
-            thread.put(lambda lane=lane: self._carry_out(lane, stages, pending, mark))
+            thread.put(lambda lane=lane: self._carry_out(lane, key, stages, pending, mark))
         return pending
 
-    def _carry_out(self, lane: Lane, stages: Sequence[ExchangeSteps], pending: PendingExchange, mark: object) -> None:
+    def _carry_out(
+        self, lane: Lane, key: Key, stages: Sequence[ExchangeSteps], pending: PendingExchange, mark: object
+    ) -> None:
         try:
             with self._staging.entered(mark):
                 # All lanes of this rank have done their part of a stage before any of them begins the next one.
@@ -146,7 +152,8 @@ class TorchDistributedTransport(Transport):
                     pending.meet()
                     lane.carry_out(steps)
             if lane.brings_commit and pending.is_last_part():
-                commit = self._staging.hand_over(stages[-1].commit, mark)  # a part of the exchange
+                commit = self._aggregator.whole(self._server, key, stages[-1].commit)
+                commit = self._staging.hand_over(commit, mark)  # a part of the exchange
                 pending.succeed(commit, facts_of(stages))
         except Exception as error:  # posting fails, too, once a peer is gone; the training thread raises it
             pending.fail(self._watch.cause_of(error))

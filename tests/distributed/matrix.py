@@ -14,6 +14,7 @@ from lightning_parablock.settings import (
     InFlightValue,
     Int4,
     Int8,
+    LowRank,
     NoCompression,
     ServerAdam,
     ServerNesterov,
@@ -44,6 +45,7 @@ WARM_UPS = (1, 2, 4)
 WEIGHTINGS = get_args(Weighting)
 VALUES = get_args(InFlightValue)
 LOSSY = (BF16(), Int8(), Int4(), TopK(), Sparse(16, decay=0.75))
+LOW_RANKS = (LowRank(2), LowRank(3, decay=0.75))
 TOPOLOGIES = get_args(Topology)
 TRACE = ((0, 2, 3), (1,), (0, 1, 2, 3), (3,))
 COHORTS: tuple[dict[str, Any], ...] = (
@@ -119,7 +121,7 @@ def cases(n_ranks: int) -> list[Case]:
     On one, three and four ranks in-flight value and topology alternate, too, each by a sum of digits that mixes it with
     the other options; three and four ranks together have every delay x order x server optimizer x in-flight value.
     """
-    kinds = (_product, _several_clients_on_a_rank, _compressed, _servers, _cohorts, _skipped, _warm_up)
+    kinds = (_product, _several_clients_on_a_rank, _compressed, _servers, _cohorts, _skipped, _warm_up, _low_rank)
     return [case for kind in kinds for case in kind(n_ranks)]
 
 
@@ -253,6 +255,25 @@ def _warm_up(n_ranks: int) -> Iterator[Case]:
             server_optimizer=(*SERVERS, *MORE_SERVERS)[index % 5],
             weighting=WEIGHTINGS[index // 3 % 2],
             compression=(Int8(), NoCompression(), Int4())[index // 3 % 3],
+            **cohort,
+        )
+        yield Case(n_ranks, tied=index % 2 == 0, settings=settings, clients_per_rank=1 + index // 2 % 2, total_steps=22)
+
+
+def _low_rank(n_ranks: int) -> Iterator[Case]:
+    """Factors of matrices at every delay, with all clients and with cohorts; the rest alternates."""
+    servers = (ServerSGD(), MORE_SERVERS[2])
+    for index, (delay_steps, codec) in enumerate(itertools.product(DELAYS_STEPS, LOW_RANKS)):
+        cohort = {"cohort": 2} if index % 4 == 1 else {}
+        settings = settings_for(
+            delay_steps=delay_steps,
+            block_order=("random", "cyclic", "importance")[index % 3],
+            in_flight_value=VALUES[index // 3 % 2],
+            topology=TOPOLOGIES[(index // 2 + n_ranks) % 2],
+            server_optimizer=servers[index // 2 % 2],
+            weighting=WEIGHTINGS[index // 3 % 2],
+            nonfinite_delta=("stop", "skip")[index // 4 % 2],
+            compression=codec,
             **cohort,
         )
         yield Case(n_ranks, tied=index % 2 == 0, settings=settings, clients_per_rank=1 + index // 2 % 2, total_steps=22)

@@ -108,9 +108,9 @@ class Sites:
         command = as_on_debian(index, names, self._folder, command)
         return self.cluster.start(index, command, env=env, cwd=self.folder(site))
 
-    def start_all(self, options: str = "") -> None:
+    def start_all(self) -> None:
         for site in SITES:
-            self.start(site, self.block(f"site {site}").rstrip() + options)
+            self.start(site, self.block(f"site {site}"))
 
     def slow_down(self) -> None:
         """Links on which a round takes about a second."""
@@ -167,8 +167,7 @@ def test_all_rows_are_used_and_all_sites_have_one_model(sites: Sites) -> None:
 
 def test_ctrl_c_at_one_site_stops_all_and_a_lost_site_is_named(sites: Sites) -> None:
     sites.slow_down()
-    # Long enough that the sites, on saturated links, agree on where to stop before the end.
-    sites.start_all(" --trainer.max_epochs 8")
+    sites.start_all()
     sites.cluster.wait_for_line(SITES.index("c"), r"site c  round 1 ", LIMIT_S)
     sites.cluster.hosts[SITES.index("c")].send_signal(signal.SIGINT)
     assert sites.cluster.wait(LIMIT_S)[:2] == [1, 1], [sites.log(site) for site in SITES]

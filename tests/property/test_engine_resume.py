@@ -16,6 +16,7 @@ from lightning_parablock.settings import (
     Compression,
     Int4,
     Int8,
+    LowRank,
     NoCompression,
     ServerNesterov,
     ServerOptimizer,
@@ -150,6 +151,12 @@ def test_stopped_after_every_event_and_rebuilt(delay_steps: int, in_flight_value
 )
 def test_residuals_survive_it_too(delay_steps: int, compression: Compression) -> None:
     stop_after_every_event(settings_for(delay_steps, "local", ServerNesterov(), compression))
+
+
+@pytest.mark.parametrize("codec", [LowRank(2), LowRank(3, decay=0.9)], ids=str)
+@pytest.mark.parametrize("delay_steps", [0, 2, K, K + 1, 2 * K, 3 * K])
+def test_bases_of_exchanges_in_flight_survive_it_too(delay_steps: int, codec: Compression) -> None:
+    stop_after_every_event(settings_for(delay_steps, "local", ServerSGD(), codec))
 
 
 @pytest.mark.parametrize("warmup", [1, 2, 3])

@@ -10,14 +10,18 @@ from torch import Tensor, nn
 
 from lightning_parablock.blocks.flat import FlatBlocks
 from lightning_parablock.blocks.partition import Block
+from lightning_parablock.codecs.low_rank import FactorLayout
 from lightning_parablock.federation.cohorts import Cohorts, turns_of_a_round
 from lightning_parablock.federation.rounds import RoundEngine
 from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.records import RoundRecord
+from lightning_parablock.server.low_rank import LowRankAggregator
 from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.settings import (
     SERVER_OPTIMIZERS,
     Compression,
+    LowRank,
+    NoCompression,
     SecureAggregation,
     ServerAdam,
     ServerNesterov,
@@ -103,8 +107,12 @@ def samples_of(client: int, step: int) -> int:
 
 def loopback(flat: FlatBlocks, optimizer: ServerOptimizer, compression: Compression | None = None) -> LoopbackTransport:
     """The transport of one rank that hosts every client."""
-    values = [flat.pack(block) for block in range(len(flat.blocks))]
-    return LoopbackTransport(ServerShard(optimizer, values, compression=compression))
+    blocks, chosen = range(len(flat.blocks)), NoCompression() if compression is None else compression
+    server = ServerShard(optimizer, [flat.pack(block) for block in blocks], compression=chosen.of_values)
+    if not isinstance(chosen, LowRank):
+        return LoopbackTransport(server)
+    layouts = [FactorLayout([parameter.shape for parameter in flat.parameters(block)], chosen.rank) for block in blocks]
+    return LoopbackTransport(server, LowRankAggregator(layouts, chosen.decay))
 
 
 def leaving_out(settings: Settings) -> Settings:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_parablock.codecs.codec import Codec
-from lightning_parablock.settings import BF16, Compression, Int4, Int8, NoCompression, Sparse, TopK
+from lightning_parablock.settings import BF16, Compression, Int4, Int8, LowRank, NoCompression, Sparse, TopK
 
 EVERY_COMPRESSION: list[Compression] = [
     NoCompression(),
@@ -64,5 +64,7 @@ def oracle_words(compression: Compression) -> dict[str, Any]:
             return {"compression": "topk", "keep": keep}
         case Sparse(group):
             return {"compression": "sparse", "group": group}
+        case LowRank(rank):
+            return {"rank": rank}
         case _:
             return {"compression": "bf16" if isinstance(compression, BF16) else "none"}

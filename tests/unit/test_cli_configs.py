@@ -162,6 +162,7 @@ def test_a_compression_by_name_and_with_settings(monkeypatch: pytest.MonkeyPatch
         ("Int4", "group", "32", 32),
         ("TopK", "keep", "0.03", 0.03),
         ("Sparse", "decay", "0.95", 0.95),
+        ("LowRank", "rank", "4", 4),
     ):
         words = ["--strategy.compression", f"lightning_parablock.{name}", f"--strategy.compression.{key}={given}"]
         strategy = strategy_of(resolved(monkeypatch, "--model.model", "x", *words))

@@ -283,6 +283,6 @@ def test_codecs_of_several_threads_do_not_meet() -> None:
 
 def test_every_name_has_a_codec_and_nothing_else() -> None:
     for make in COMPRESSIONS.values():
-        assert codec_of(make()).payload_bytes(1) > 0
+        assert codec_of(make().of_values).payload_bytes(1) > 0
     with pytest.raises(TypeError, match="no codec"):
         codec_of(Compression())

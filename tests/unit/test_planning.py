@@ -41,6 +41,7 @@ from lightning_parablock.planning.timing import (
 from lightning_parablock.planning.traffic import (
     Deltas,
     busiest,
+    carried_scalars,
     traffic_by_role,
     traffic_of_clients,
     traffic_of_ranks,
@@ -51,11 +52,13 @@ from lightning_parablock.settings import (
     BlockOrder,
     Int4,
     Int8,
+    LowRank,
     MeanAggregation,
     NoCompression,
     SecureAggregation,
     ServerNesterov,
     Settings,
+    Sparse,
     TopK,
     Topology,
 )
@@ -68,7 +71,7 @@ from lightning_parablock.system.units import (
 )
 from lightning_parablock.transport.chunks import HEADER_BYTES, SEND_WINDOW, WINDOW, Kind, chunks_of, shard_bounds
 
-CODECS = [*(kind() for kind in COMPRESSIONS.values()), Int8(group=64), TopK(keep=0.3)]
+CODECS = [kind() for kind in COMPRESSIONS.values() if kind is not LowRank] + [Int8(group=64), TopK(keep=0.3)]
 TOPOLOGIES: list[Topology] = ["sharded", "star"]
 ORDERS: list[BlockOrder] = ["sequential", "reverse", "shuffle", "random", "importance"]
 
@@ -102,6 +105,23 @@ def test_bytes_are_those_of_the_messages(numel: int, n_clients: int, topology: T
     planned = traffic_of_clients(numel, n_clients, settings)
     assert [t.upload_bytes for t in planned] == sent
     assert [t.download_bytes for t in planned] == received
+
+
+def test_factors_take_the_bytes_of_the_mean_of_two_visits() -> None:
+    shapes = ((300, 50), (7,))
+    carried = carried_scalars(15_007, shapes, LowRank(8))
+    assert carried == 8 * (300 + 50) // 2 + 7
+    assert carried_scalars(15_007, shapes, Sparse()) == carried_scalars(15_007, (), LowRank(8)) == 15_007
+    plain, factors = Settings(compression="none"), Settings(compression="low_rank")
+    assert traffic_of_clients(carried, 3, factors) == traffic_of_clients(carried, 3, plain)
+    model = ModelSize((15_007, 100), 60_428, shapes=(shapes, ((100,),)))
+    assert model.carried(LowRank(8)) == (carried, 100)
+    parts = {part.purpose: part.size_bytes for part in memory_parts(model, 3, factors)}
+    assert parts["a matrix of which the factor is made"] == 4 * 300 * 50
+    assert parts["error feedback of the deltas"] == 4 * 15_107
+    assert "server: error feedback of the commits" not in parts
+    messages_of = [one for one in memory_parts(model, 3, plain) if one.purpose == "messages under way"]
+    assert parts["messages under way"] < messages_of[0].size_bytes
 
 
 @pytest.mark.parametrize("n_clients", [1, 2, 3, 5])

@@ -18,6 +18,7 @@ from lightning_parablock.settings import (
     OWN_SETTINGS,
     Int4,
     Int8,
+    LowRank,
     MeanAggregation,
     NoCompression,
     ServerAdam,
@@ -251,10 +252,11 @@ def test_a_wrong_decay(decay: float) -> None:
 
 def test_compressions_by_name_and_as_objects() -> None:
     objects = [NoCompression(), BF16(), Int8(group=256), Int4(group=64), TopK(keep=1 / 16), Sparse(group=32, decay=1.0)]
+    objects.append(LowRank(rank=8, decay=1.0))
     assert [resolve_compression(name) for name in COMPRESSIONS] == objects
-    assert [compression.is_lossy for compression in objects] == [False, True, True, True, True, True]
-    assert list(COMPRESSIONS) == ["none", "bf16", "int8", "int4", "topk", "sparse"]
-    assert [one.feedback_decay for one in (*objects, Sparse(decay=0.9))] == [1, 1, 1, 1, 1, 1, 0.9]
+    assert [compression.is_lossy for compression in objects] == [False, *[True] * 6]
+    assert list(COMPRESSIONS) == ["none", "bf16", "int8", "int4", "topk", "sparse", "low_rank"]
+    assert [one.feedback_decay for one in (*objects, Sparse(decay=0.9))] == [1] * 7 + [0.9]
     own = Int4(group=4)
     assert ParaBlockStrategy(compression=own).settings.compression is own
     assert ParaBlockStrategy(compression="int8").settings.compression == Int8()

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_parablock import ParaBlockStrategy, ServerNesterov
+from lightning_parablock import LowRank, ParaBlockStrategy, ServerNesterov
 from lightning_parablock.federation.schedule import block_of_round
 from tests.oracle import run_oracle
 from tests.support.engine import oracle_config
@@ -354,6 +354,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "three rounds without delay, then 2K": equals_the_oracle(
         delay_steps=2 * K, delay_warmup_rounds=3, topology="star", compression="int8", block_order="random"
     ),
+    "low rank, star": equals_the_oracle(compression=LowRank(2), topology="star", block_order="random"),
     "kept state, Adam on the server": equals_the_oracle(
         block_optimizer_state="keep",
         local_warmup_steps=2,

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from lightning_parablock import ParaBlockStrategy, ServerNesterov
+from lightning_parablock import LowRank, ParaBlockStrategy, ServerNesterov
 from tests.support.here import N_RANKS, RANK, SCRATCH
 from tests.tasks import Layer, assert_same_bits
 
@@ -246,6 +246,12 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     },
     "bf16-true": stopped_and_resumed(
         "bf16", "on_train_batch_end", 14, strategy={"delay_steps": K + 2}, precision="bf16-true", max_epochs=2
+    ),
+    "low rank, two in flight": stopped_and_resumed(
+        "low-rank",
+        "on_train_batch_end",
+        19,
+        strategy={"compression": LowRank(2), "delay_steps": K + 2, "server_optimizer": "sgd"},
     ),
     "int4": stopped_and_resumed("int4", "on_train_batch_end", 14, strategy={"compression": "int4"}),
     "bf16-true, int8": stopped_and_resumed(
