@@ -203,6 +203,16 @@ def mlp_task(*, seed: int = 0) -> Task:
     return Task("mlp", make_model, _squared_error, _draw_regression, blocks, seed)
 
 
+@functools.cache
+def wide_task(*, seed: int = 0) -> Task:
+    """Return a regression whose first two matrices have one side of 1,500: their factors fill several chunks."""
+    make_model = seeded(
+        lambda: nn.Sequential(nn.Linear(4, 1500), nn.Tanh(), nn.Linear(1500, 8), nn.Tanh(), nn.Linear(8, 1)), seed
+    )
+    blocks = _blocks(make_model(), ("0.",), ("2.",), ("4.",))
+    return Task("wide mlp", make_model, _squared_error, _draw_regression, blocks, seed)
+
+
 def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """Plain SGD: no state."""
     return torch.optim.SGD(parameters, lr=0.1)

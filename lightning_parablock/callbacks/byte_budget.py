@@ -19,8 +19,8 @@ class ByteBudget(Callback):
     step: every client ends at the same round, and so does every repetition of the run, whatever the network does.
 
     Args:
-        budget_bytes: Bytes that a client may send in exchanges, message headers included; the mean over the clients,
-            and with compression "low_rank", whose two factors differ in size, over two visits of a block.
+        budget_bytes: Bytes that a client may send in exchanges, message headers included; the mean over the clients.
+            With compression "low_rank" every visit of a block counts with the larger of its two factors.
 
     Raises:
         ConfigurationError: before the first step: the strategy is not this package's, there is only one client, the

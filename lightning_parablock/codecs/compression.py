@@ -124,7 +124,7 @@ class Sparse(Compression):
 
 @dataclass(frozen=True)
 class LowRank(Compression):
-    """One factor of each matrix, in turn: 85 (a layer of SmolLM2) to 680 (one of an 8B model) times fewer bytes.
+    """One factor of each matrix, in turn: 85 (a layer of SmolLM2) to 650 (one of an 8B model) times fewer bytes.
 
     After PowerSGD (arXiv 1905.13727). Vectors travel whole, and so do matrices that have fewer values than both factors
     together. Needs the server optimizer "sgd", float32 parameters and a fixed membership.

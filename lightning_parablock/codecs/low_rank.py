@@ -6,8 +6,8 @@ from the mean of M B; and so on in turn. What is sent is linear in M, so that th
 factor of their mean M. Each client keeps what the product of its own factor and B leaves out.
 
 Whatever all ranks compute from the same bits (bases and products) is made of elementwise operations in a fixed order,
-so that they get the same bits on every processor. A client's own factor is not computed twice: it may be a product of
-matrices.
+so that they get the same bits on every processor. A client's own factor is sent to all, and may be a product of
+matrices; a run that continues from a checkpoint computes those in flight again, and then all get the new ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,7 +23,9 @@ Shapes = Sequence[Sequence[int]]
 """Of a block's parameters, in the order of its flat vector."""
 
 TILE_SCALARS = 65_536
-"""What is multiplied out at once stays in the cache."""
+"""What a CPU multiplies out at once stays in its cache."""
+_GPU_TILE_SCALARS = 1 << 24
+"""On a GPU each operation costs time of its own."""
 _ATTEMPTS = 3
 _DEPENDENT = 1e-6
 """A column of which less than this share remains depends on those before it, up to rounding."""
@@ -89,10 +90,15 @@ class FactorLayout:
         """Scalars that a visit sends."""
         return sum(piece.carried(sends_left=sends_left) for piece in self._pieces)
 
-    @cached_property
-    def mean_carried(self) -> float:
-        """The same, averaged over two visits."""
-        return (self.carried(sends_left=True) + self.carried(sends_left=False)) / 2
+    @property
+    def most_carried(self) -> int:
+        """Scalars of the larger of two visits."""
+        return max(self.carried(sends_left=True), self.carried(sends_left=False))
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether any matrix has factors; otherwise everything travels whole."""
+        return bool(self._with_factors)
 
     def first_bases(self, block: int) -> Bases:
         """Those of a block that no exchange has told anything of: the same in every run.
@@ -192,7 +198,8 @@ def _products(left: Tensor, right: Tensor) -> Iterator[tuple[slice, Tensor]]:
     Yields:
         Rows, and their values, shape (rows, n), which the next ones overwrite.
     """
-    n_rows = max(1, TILE_SCALARS // max(1, right.shape[0]))
+    tile_scalars = _GPU_TILE_SCALARS if left.is_cuda else TILE_SCALARS
+    n_rows = max(1, tile_scalars // max(1, right.shape[0]))
     of_rank = right.T.contiguous()
     total, product = left.new_empty(2, min(n_rows, left.shape[0]), right.shape[0])
     for first in range(0, left.shape[0], n_rows):

@@ -58,6 +58,10 @@ class ModelSize:
     weight_bytes: int = FLOAT_BYTES
     shapes: tuple[Shapes, ...] = ()
 
+    def can_travel(self, compression: Compression) -> bool:
+        """Whether the parameters can be exchanged that way: factors need float32."""
+        return self.weight_bytes == FLOAT_BYTES or not isinstance(compression, LowRank)
+
     def carried(self, compression: Compression) -> tuple[int, ...]:
         """Number of scalars that an exchange of each block carries."""
         shapes = self.shapes or ((),) * len(self.numels)
@@ -131,7 +135,7 @@ def memory_parts(model: ModelSize, n_ranks: int, settings: Settings) -> list[Mem
         ]
     if isinstance(settings.compression, LowRank):
         largest = max((math.prod(shape) for of_block in model.shapes for shape in of_block), default=0)
-        parts.append(MemoryPart("a matrix of which the factor is made", "device", FLOAT_BYTES * largest))
+        parts.append(MemoryPart("the matrix whose factor is computed", "device", FLOAT_BYTES * largest))
     if isinstance(settings.aggregation, SecureAggregation):
         width = settings.aggregation.bytes_per_value
         parts.append(MemoryPart("masks of the round's block, made while it trains", "host", width * active))

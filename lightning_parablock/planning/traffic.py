@@ -1,8 +1,10 @@
-"""Exact bytes of one exchange: the payloads as encoded and the header of every message."""
+"""Bytes of one exchange: the payloads as encoded and the header of every message.
+
+They are exact, but for low_rank, whose two factors take turns: of these the larger one counts.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -51,7 +53,7 @@ class Deltas:
 
 
 def carried_scalars(numel: int, shapes: Shapes, compression: Compression) -> int:
-    """Number of scalars that an exchange of a block carries, the mean of two visits where they differ.
+    """Number of scalars that an exchange of a block carries, the larger one of two visits where they differ.
 
     Args:
         numel: Scalars of the block.
@@ -60,7 +62,7 @@ def carried_scalars(numel: int, shapes: Shapes, compression: Compression) -> int
     """
     if not isinstance(compression, LowRank) or not shapes:
         return numel
-    return math.ceil(FactorLayout(shapes, compression.rank).mean_carried)
+    return FactorLayout(shapes, compression.rank).most_carried
 
 
 @cache

@@ -108,7 +108,7 @@ def variants(
 ) -> list[Variant]:
     """Variants for every topology and compression, with the other settings unchanged; least lossy first.
 
-    A compression that does not go with the other settings is left out.
+    A compression that does not go with the other settings, or the model's parameters, is left out.
 
     Args:
         workload_of: For the settings of a variant: the computation, and these settings with the blocks that it has.
@@ -124,7 +124,8 @@ def variants(
             except ConfigurationError:
                 continue
             workload, cut = workload_of(varied)
-            found.append(variant(workload, n_clients, cut, links))
+            if workload.size.can_travel(varied.compression):
+                found.append(variant(workload, n_clients, cut, links))
     return found
 
 

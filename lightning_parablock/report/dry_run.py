@@ -18,7 +18,7 @@ from lightning_parablock.federation.schedule import Schedule
 from lightning_parablock.planning.fitting import budget_of, fewest_blocks, reason_of
 from lightning_parablock.planning.memory import FLOAT_BYTES, MemoryPart, memory_parts, model_size, total_bytes
 from lightning_parablock.planning.traffic import carried_scalars, traffic_by_role
-from lightning_parablock.settings import AUTO, Aggregation, Compression, ServerOptimizer, Settings, option_word
+from lightning_parablock.settings import AUTO, Aggregation, Compression, LowRank, ServerOptimizer, Settings, option_word
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer  # the planner's tables must not need Lightning
@@ -43,6 +43,7 @@ def print_dry_run(console: Console, trainer: Trainer, module: LightningModule, d
         DataError: the data cannot be read.
     """
     from lightning_parablock.strategy.presets import PRESETS
+    from lightning_parablock.strategy.refusals import refuse_factors
 
     settings: Settings | None = getattr(trainer.strategy, "settings", None)
     if settings is None:
@@ -57,6 +58,7 @@ def print_dry_run(console: Console, trainer: Trainer, module: LightningModule, d
         fit = fewest_blocks(module, [budget], n_ranks, settings)
         console.print(f"blocks: {len(fit.blocks)}, {reason_of(fit, [budget])}, if all clients have as much memory")
         settings = settings.with_blocks(len(fit.blocks))
+    refuse_factors(module, partition(module, settings.blocks, settings.unmatched), settings.compression)
     print_plan(console, module, settings, n_ranks, described)
 
 
@@ -188,6 +190,8 @@ def _blocks_table(blocks: Sequence[Block], n_clients: int, settings: Settings) -
         table.add_row(block.name, f"{block.numel:,}", mb(block.numel * FLOAT_BYTES), *rates)
     total = sum(block.numel for block in blocks)
     title = "blocks, and the megabytes that a rank sends and receives for one client in a round that trains them"
+    if isinstance(settings.compression, LowRank):
+        title += ", of the larger factor"
     return Group(title, table, f"{len(blocks)} blocks, {total:,} parameters, {mb(total * FLOAT_BYTES)} MB as float32")
 
 

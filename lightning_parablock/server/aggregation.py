@@ -48,7 +48,7 @@ class Contribution(Protocol):
         """Write a part into a message for another rank.
 
         Args:
-            part: Scalars of the block.
+            part: Which of the scalars that the exchange carries.
             payload: Shape (contribution_bytes(part),), uint8.
             coder: That of the calling thread.
         """
@@ -174,7 +174,7 @@ class Aggregator(ABC):
         Args:
             key: The exchange.
             received: By sender, from all senders of the exchange.
-            part: Scalars of the block.
+            part: Which of the scalars that the exchange carries.
         """
 
     # --- what comes back ----------------------------------------------------------------------------------------------

@@ -70,8 +70,10 @@ class Factors:
         def wanted(part: slice) -> Tensor:
             if residual.before is None:
                 return delta[part].clone()
-            left_out = residual.before[part].to(delta.device)
-            return delta[part] + (left_out * self.decay if self.decay != 1 else left_out)
+            values = residual.before[part].to(delta.device, copy=True)  # one copy, of the largest matrix at most
+            if self.decay != 1:
+                values *= self.decay
+            return values.add_(delta[part])
 
         def leave(part: slice, values: Tensor) -> None:
             residual.after[part] = values.to("cpu")

@@ -7,6 +7,7 @@ shards and chunks gives the same bits.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from lightning_parablock.codecs.compression import Compression, NoCompression
 from lightning_parablock.codecs.feedback import Coder
 from lightning_parablock.server.arithmetic import State, direction, initial_state
 from lightning_parablock.server.optimizers import ServerOptimizer, ServerSGD
+
+log = logging.getLogger(__name__)
 
 _VALUE, _RESIDUAL = "value", "residual"
 
@@ -100,8 +103,16 @@ class ServerShard:
             ]
 
     def load_state(self, pieces: Iterable[StatePiece]) -> None:
-        """Take over what overlaps with this shard, from pieces of any cut; the rest keeps its initial value."""
-        for piece in pieces:
+        """Take over what overlaps with this shard, from pieces of any cut; the rest keeps its initial value.
+
+        State of another optimizer, or of a lossy codec that this run does not have, is left out with a warning.
+        """
+        given = list(pieces)
+        foreign = {piece.name for piece in given} - {_VALUE, *self._initial}
+        if foreign:
+            said = "parablock: the checkpoint's server has %s, for which the settings of this run have no use: left out"
+            log.warning(said, " and ".join(sorted(foreign)))
+        for piece in (piece for piece in given if piece.name not in foreign):
             mine = self.slice_of(piece.block)
             start, stop = max(mine.start, piece.first), min(mine.stop, piece.first + piece.values.numel())
             if start < stop:

@@ -61,7 +61,7 @@ class ExchangeOptions(OptionGroup):
         '"int8" sends one byte per value and one step size per 256 values (3.97 times); "int4" half a byte per value '
         'and one step size per 64 (7.5 times); "topk" the 64 largest of every 1024 values (16 times); "sparse" the '
         'largest of every 32 values in two bits (128 times); "low_rank" one of the two factors of each matrix in turn, '
-        "of rank 8 (85 to 680 times, by the size of the matrices). The objects Int8, Int4, TopK, Sparse and LowRank "
+        "of rank 8 (85 to 650 times, by the size of the matrices). The objects Int8, Int4, TopK, Sparse and LowRank "
         "have their own settings. What a lossy compression leaves out is kept and sent with the block's next delta or "
         'commit (error feedback). With "auto" the clients agree in round 0 on the first of "none", "bf16", "int8" and '
         '"int4" whose exchanges are hidden behind local_steps, or, if none are, on the one with the shortest; a '

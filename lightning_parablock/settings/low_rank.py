@@ -27,6 +27,6 @@ def refuse_with_low_rank(compression: Compression, *, server_optimizer: ServerOp
     )
     require(
         not is_elastic,
-        f"lighthouse {_WITH} is not supported: a site that joins would not know the run's bases; use another "
-        "compression such as 'sparse'",
+        f"lighthouse {_WITH} is not supported: a site that joins would not know what the run's matrices are "
+        "projected on; use another compression such as 'sparse'",
     )

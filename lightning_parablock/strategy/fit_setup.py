@@ -15,6 +15,7 @@ from lightning_parablock.federation.schedule import draw_factors
 from lightning_parablock.settings import Settings
 from lightning_parablock.strategy.ranks import RankStrategy
 from lightning_parablock.strategy.refusals import (
+    refuse_factors,
     refuse_parameters,
     refuse_sparse_proximal,
     refuse_uncovered,
@@ -50,6 +51,7 @@ def cut_into_blocks(ranks: RankStrategy, module: pl.LightningModule, settings: S
     """
     blocks = partition(module, settings.blocks, settings.unmatched)
     refuse_parameters(module, blocks)
+    refuse_factors(module, blocks, settings.compression)
     shapes = {name: str(tuple(parameter.shape)) for name, parameter in module.named_parameters()}
     facts = {f"block {b.name}": str([(n, shapes[n]) for n in b.parameter_names]) for b in blocks}
     draw_factors(settings.visit_more, [block.name for block in blocks])  # refuses a pattern that is in no name

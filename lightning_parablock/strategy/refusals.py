@@ -21,9 +21,11 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim import Optimizer
 
 from lightning_parablock.blocks.partition import Block
+from lightning_parablock.checks import require
+from lightning_parablock.codecs.low_rank import FactorLayout
 from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.lightning_private.facts import synchronizes_batchnorm, validates_by_time
-from lightning_parablock.settings import Settings
+from lightning_parablock.settings import Compression, LowRank, Settings
 from lightning_parablock.strategy.skipped_steps import NEW_SITES
 
 _CANNOT_WORK: dict[type[Callback], str] = {
@@ -166,6 +168,29 @@ def refuse_parameters(module: torch.nn.Module, blocks: Iterable[Block]) -> None:
                 f"the trainable parameter {name!r} is {dtype}; trainable parameters must be float32 or bfloat16. Use "
                 "precision='32-true', 'bf16-true' or 'bf16-mixed'"
             )
+
+
+def refuse_factors(module: torch.nn.Module, blocks: Sequence[Block], compression: Compression) -> None:
+    """Refuse parameters that cannot travel as factors of matrices.
+
+    Raises:
+        ConfigurationError: the compression is "low_rank", and one of them is not float32, or no matrix has factors.
+    """
+    if not isinstance(compression, LowRank):
+        return
+    parameters = dict(module.named_parameters())
+    for name in (name for block in blocks for name in block.parameter_names):
+        require(
+            parameters[name].dtype == torch.float32,
+            f"compression='low_rank' needs float32 parameters, and {name!r} is {parameters[name].dtype}: use precision="
+            "'32-true' or 'bf16-mixed', or another compression such as 'sparse'",
+        )
+    require(
+        any(FactorLayout(block.shapes, compression.rank).has_factors for block in blocks),
+        f"compression='low_rank' would send everything whole: no matrix of the blocks has more values than its two "
+        f"factors of rank {compression.rank} together; give LowRank a lower rank (for LoRA, far below its own), or use "
+        "another compression",
+    )
 
 
 def refuse_untrained(block_names: Sequence[str]) -> None:

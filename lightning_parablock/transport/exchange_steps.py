@@ -55,7 +55,7 @@ class ExchangeSteps:
         block: Index of the block.
         uploads: Those of this rank's clients, by client id.
         cohort: Ids of all clients that upload.
-        commit: Receives the commit, shape (numel of the block,), float32.
+        commit: Receives the commit, shape (scalars that the exchange carries,), float32.
 
     Threads: the parts "deltas out", "serve" and "collect" may run on three threads at once.
     """
@@ -140,7 +140,7 @@ class ExchangeSteps:
         self._aggregator.begin(self._server, self._key)
 
     def part_served(self, step: int) -> slice:
-        """The scalars of the block that a step serves."""
+        """The carried scalars that a step serves."""
         return self._chunks[self._members.rank][step]
 
     def commit_bytes(self, part: slice, coder: Coder) -> int:

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 
 from lightning_parablock.blocks.flat import FlatBlocks
-from lightning_parablock.checks import require
 from lightning_parablock.codecs.low_rank import FactorLayout
 from lightning_parablock.errors import CallOrderError
 from lightning_parablock.membership.membership import Membership
@@ -113,11 +112,6 @@ def _aggregator_of(
 ) -> Aggregator:
     choice, compression = settings.aggregation, settings.compression
     if isinstance(compression, LowRank):
-        require(
-            flat.is_exact,
-            "compression='low_rank' needs float32 parameters, of which every rank computes the same new values: use "
-            "precision='32-true' or 'bf16-mixed', or another compression such as 'sparse'",
-        )
         shapes = [[parameter.shape for parameter in flat.parameters(block)] for block in range(len(flat.blocks))]
         return LowRankAggregator([FactorLayout(one, compression.rank) for one in shapes], compression.decay)
     if not isinstance(choice, SecureAggregation):

@@ -72,7 +72,7 @@ class Expected:
     Attributes:
         rank: Its sender.
         header: The header it must have.
-        part: The scalars of the block that it carries.
+        part: Which of the scalars that the exchange carries.
     """
 
     rank: int

@@ -29,7 +29,7 @@ from lightning_parablock.settings import (
 )
 from tests.oracle import OracleConfig
 from tests.support.engine import oracle_config
-from tests.tasks import Task, poisoned_task, token_task
+from tests.tasks import Task, poisoned_task, token_task, wide_task
 
 LOCAL_STEPS = 4
 TOTAL_STEPS = 26  # six rounds and a short last one
@@ -69,12 +69,13 @@ class Case:
     clients_per_rank: int = 1
     more_clients: int = 0
     total_steps: int = TOTAL_STEPS
+    wide: bool = False
 
     @property
     def oracle_key(self) -> str:
         """Topology and placement change no bit, so cases that differ only there share an oracle run."""
         s = self.settings
-        run = (self.n_clients, self.tied, self.total_steps)
+        run = (self.n_clients, self.tied, self.total_steps, self.wide)
         parts = (*run, s.delay_steps, s.block_order, s.in_flight_value, s.server_optimizer, s.compression, s.weighting)
         parts += (s.cohort, s.cohort_sampling, s.availability, s.nonfinite_delta, s.aggregation)
         parts += (s.delay_warmup_rounds,)
@@ -92,7 +93,7 @@ class Case:
 
     def task(self) -> Task:
         """The model and data; where clients are skipped, one in two rounds, the last among them, and all in another."""
-        task = token_task(tied=self.tied)
+        task = wide_task() if self.wide else token_task(tied=self.tied)
         if self.settings.nonfinite_delta == "stop":
             return task
         last = (self.n_clients - 1, self.total_steps - 1)
@@ -261,7 +262,15 @@ def _warm_up(n_ranks: int) -> Iterator[Case]:
 
 
 def _low_rank(n_ranks: int) -> Iterator[Case]:
-    """Factors of matrices at every delay, with all clients and with cohorts; the rest alternates."""
+    """Factors of matrices at every delay, with all clients and with cohorts; the rest alternates.
+
+    Those of the wide model fill several chunks and shards.
+    """
+    for topology, delay_steps in itertools.product(TOPOLOGIES, (LOCAL_STEPS, 2 * LOCAL_STEPS)):
+        settings = settings_for(
+            delay_steps=delay_steps, block_order="sequential", topology=topology, compression=LowRank(2)
+        )
+        yield Case(n_ranks, tied=False, settings=settings, wide=True)
     servers = (ServerSGD(), MORE_SERVERS[2])
     for index, (delay_steps, codec) in enumerate(itertools.product(DELAYS_STEPS, LOW_RANKS)):
         cohort = {"cohort": 2} if index % 4 == 1 else {}

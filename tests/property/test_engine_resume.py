@@ -28,23 +28,25 @@ from lightning_parablock.settings import (
 from lightning_parablock.training.gradients import gradient_norm
 from lightning_parablock.transport.base import Transport
 from tests.support.engine import blocks_of, engine_on, loopback
-from tests.tasks import adamw_default, assert_same_bits, transformer_task
+from tests.tasks import Task, adamw_default, assert_same_bits, transformer_task
 
 K, TOTAL_STEPS = 3, 17
 TASK = transformer_task(tied=True)
+UNTIED = transformer_task()
+"""The block that comes up most often has a matrix here."""
 
 
 class Site:
     """One rank: model, engine, and an optimizer whose state is dropped when a block is left."""
 
-    def __init__(self, settings: Settings, n_clients: int) -> None:
-        self.model = TASK.make_model()
+    def __init__(self, settings: Settings, n_clients: int, task: Task = TASK) -> None:
+        self.task, self.model = task, task.make_model()
         self.settings, self.n_clients = settings, n_clients
         self.clock = 0
         self._build()
 
     def _build(self) -> None:
-        flat = FlatBlocks(self.model, blocks_of(self.model, TASK.block_names))
+        flat = FlatBlocks(self.model, blocks_of(self.model, self.task.block_names))
         self.engine = engine_on(flat, self.settings, range(self.n_clients), self.transport_of(flat))
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -95,7 +97,7 @@ class Site:
         if self.optimizer is None:
             self.optimizer = self._fresh_optimizer()
         self.optimizer.zero_grad()
-        TASK.loss_fn(self.model, client, self.engine.round * K + self.engine.steps).backward()
+        self.task.loss_fn(self.model, client, self.engine.round * K + self.engine.steps).backward()
         norm = gradient_norm(self.engine.flat.parameters(self.engine.block))
         self.optimizer.step()
         self.engine.after_step(1, norm)
@@ -156,7 +158,7 @@ def test_residuals_survive_it_too(delay_steps: int, compression: Compression) ->
 @pytest.mark.parametrize("codec", [LowRank(2), LowRank(3, decay=0.9)], ids=str)
 @pytest.mark.parametrize("delay_steps", [0, 2, K, K + 1, 2 * K, 3 * K])
 def test_bases_of_exchanges_in_flight_survive_it_too(delay_steps: int, codec: Compression) -> None:
-    stop_after_every_event(settings_for(delay_steps, "local", ServerSGD(), codec))
+    stop_after_every_event(settings_for(delay_steps, "local", ServerSGD(), codec), UNTIED)
 
 
 @pytest.mark.parametrize("warmup", [1, 2, 3])
@@ -167,11 +169,11 @@ def test_in_a_warm_up_and_after_it(delay_steps: int, warmup: int) -> None:
     stop_after_every_event(replace(settings, delay_warmup_rounds=warmup))
 
 
-def stop_after_every_event(settings: Settings) -> None:
-    whole = Site(settings, 1)
+def stop_after_every_event(settings: Settings, task: Task = TASK) -> None:
+    whole = Site(settings, 1, task)
     while whole.clock < TOTAL_STEPS:
         whole.advance()
-    site = Site(whole.settings, 1)
+    site = Site(whole.settings, 1, task)
     while site.clock < TOTAL_STEPS:
         site.advance()
         site.load(site.saved())
@@ -245,13 +247,15 @@ def test_the_norm_is_that_of_the_first_step_on_which_a_client_trains() -> None:
     assert engine.clients[client].gradient_norm == 3.0
 
 
-@pytest.mark.parametrize("lost", ["in_flight", "server", "active", "residuals"])
+@pytest.mark.parametrize("lost", ["in_flight", "server", "active", "residuals", "aggregator", "aggregator in flight"])
 def test_each_part_of_the_state_is_needed(lost: str) -> None:
     """The comparisons above can fail: without a part of the state the bits are others."""
-    whole = Site(settings_for(K, "local", ServerNesterov(), Int4()), 1)
+    lost, _, is_in_flight = lost.partition(" ")
+    server, codec = (ServerSGD(), LowRank(2)) if lost == "aggregator" else (ServerNesterov(), Int4())
+    whole = Site(settings_for(K, "local", server, codec), 1, UNTIED)
     while whole.clock < TOTAL_STEPS:
         whole.advance()
-    site = Site(whole.settings, 1)
+    site = Site(whole.settings, 1, UNTIED)
     while site.clock < 4 * K + 1:
         site.advance()
     content = torch.load(io.BytesIO(site.saved()), weights_only=True)
@@ -260,6 +264,7 @@ def test_each_part_of_the_state_is_needed(lost: str) -> None:
         "active": lambda: [part["values"]],
         "in_flight": lambda: [d[2] for d in part],
         "residuals": lambda: [e[2] for e in part],
+        "aggregator": lambda: [basis for _, t, _, bases in part if (t >= 0) == bool(is_in_flight) for basis in bases],
     }
     for tensor in values.get(lost, lambda: [piece["values"] for piece in part])():
         tensor.mul_(0.5)

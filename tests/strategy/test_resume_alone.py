@@ -13,12 +13,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_parablock import ParaBlockStrategy
+from lightning_parablock import LowRank, ParaBlockStrategy
 from lightning_parablock.errors import CheckpointError
 from tests.support.lightning_run import Steps, TaskModule, adamw_default, loader_of, patterns_of, trainer_for
 from tests.tasks import assert_same_bits, mlp_task
 
 TASK, STEPS, SAVED, K = mlp_task(), 22, 10, 4
+OF_STRATEGY = ("missing_client_state", "server_optimizer", "compression")
 
 
 class SaveAt(Callback):
@@ -43,9 +44,9 @@ def numpy_hyperparameters() -> TaskModule:
 def fit(
     folder: Path, callbacks: list[Callback] | None = None, module: LightningModule | None = None, **options: Any
 ) -> dict[str, torch.Tensor]:
-    """Weights after the fit; ``options`` are those of ``Trainer.fit`` but for ``missing_client_state``."""
-    fresh = {name: options.pop(name) for name in ("missing_client_state",) if name in options}
-    strategy = ParaBlockStrategy(local_steps=K, blocks=patterns_of(TASK), seed=3, **fresh)
+    """Weights after the fit; ``options`` are those of ``Trainer.fit`` but for OF_STRATEGY."""
+    of_strategy = {name: options.pop(name) for name in OF_STRATEGY if name in options}
+    strategy = ParaBlockStrategy(local_steps=K, blocks=patterns_of(TASK), seed=3, **of_strategy)
     module = module or numpy_hyperparameters()
     trainer = trainer_for(strategy, default_root_dir=str(folder), callbacks=callbacks or [])
     trainer.fit(module, loader_of(STEPS, 0), **options)
@@ -97,6 +98,30 @@ def test_the_weights_alone_are_refused_by_name_and_taken_with_fresh_state(tmp_pa
         fit(tmp_path, ckpt_path=path)
     trained = fit(tmp_path, ckpt_path=path, missing_client_state="fresh")
     assert any(not torch.equal(trained[name], value) for name, value in content["state_dict"].items())
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "left_out"),
+    [
+        ({"server_optimizer": "nesterov", "compression": "int8"}, {}, "residual and velocity"),
+        ({"server_optimizer": "adam"}, {"server_optimizer": "nesterov"}, "momentum and variance"),
+        ({"compression": "int8"}, {"compression": LowRank(1)}, "residual"),
+        ({"compression": LowRank(1)}, {"compression": "int8"}, None),
+    ],
+    ids=str,
+)
+def test_other_settings_continue_from_the_model_and_say_what_of_the_server_they_leave_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, saved: dict[str, Any], now: dict[str, Any], left_out: str | None
+) -> None:
+    path = tmp_path / "x.ckpt"
+    fit(tmp_path, [SaveAt(path)], **saved)
+    with pytest.raises(CheckpointError, match="was saved with"):
+        fit(tmp_path, ckpt_path=path, **now)
+    caplog.clear()
+    trained = fit(tmp_path, ckpt_path=path, missing_client_state="fresh", **now)
+    assert all(value.isfinite().all() for value in trained.values())
+    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(said) == (left_out is not None) and all(f"server has {left_out}, for which" in one for one in said)
 
 
 class AsksForItsLength(TaskModule):

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_parablock import ParaBlockStrategy
-from lightning_parablock.blocks.flat import FlatBlocks
 from lightning_parablock.blocks.partition import partition
-from lightning_parablock.codecs.compression import LowRank, NoCompression
+from lightning_parablock.codecs.compression import LowRank, NoCompression, Sparse
 from lightning_parablock.codecs.feedback import Coder, Residual
 from lightning_parablock.codecs.low_rank import TILE_SCALARS, Bases, FactorLayout, halved_sum, orthonormal
 from lightning_parablock.errors import ConfigurationError
@@ -21,8 +20,7 @@ from lightning_parablock.server.low_rank import LowRankAggregator
 from lightning_parablock.server.optimizers import ServerSGD
 from lightning_parablock.server.shard import ServerShard
 from lightning_parablock.server.uploads import Upload
-from lightning_parablock.settings import Settings
-from lightning_parablock.transport.opening import open_federation, open_transport
+from lightning_parablock.strategy.refusals import refuse_factors
 from tests import oracle_low_rank as oracle
 
 SHAPES = [(30, 20), (7,), (5, 4, 3, 3), (4, 4)]
@@ -61,10 +59,11 @@ def in_one(values: oracle.Values) -> Tensor:
 
 def test_matrices_have_factors_where_both_together_are_no_larger() -> None:
     assert LAYOUT.numel == NUMEL
-    # 30 x 20, and 5 x 36 of a convolution; the vector travels whole, and the factors of 4 x 4 would be as large as it.
+    # 30 x 20, 5 x 36 of a convolution, and 4 x 4, whose factors together are as large as it; the vector travels whole.
     assert LAYOUT.carried(sends_left=True) == 2 * 30 + 7 + 2 * 5 + 2 * 4
     assert LAYOUT.carried(sends_left=False) == 2 * 20 + 7 + 2 * 36 + 2 * 4
-    assert LAYOUT.mean_carried == (85 + 127) / 2
+    assert LAYOUT.most_carried == 127 and LAYOUT.has_factors
+    assert not FactorLayout([(4, 4), (7,)], 3).has_factors
     assert FactorLayout([(4, 4)], 3).carried(sends_left=True) == 16
     assert FactorLayout([(), (0, 5), (3,)], 1).carried(sends_left=True) == 4
 
@@ -282,7 +281,10 @@ def test_the_state_has_what_the_next_exchange_and_those_in_flight_project_on() -
     [
         ({"server_optimizer": "nesterov"}, "server_optimizer=ServerNesterov with compression='low_rank' is not supp"),
         ({"server_optimizer": "adam"}, "use 'sgd', or another compression"),
-        ({"lighthouse": "hub:1", "site": "a", "min_clients": 2}, "a site that joins would not know the run's bases"),
+        (
+            {"lighthouse": "hub:1", "site": "a", "min_clients": 2},
+            "a site that joins would not know what the",
+        ),
         ({"aggregation": "secure"}, "compression=LowRank with aggregation='secure'"),
     ],
     ids=str,
@@ -300,8 +302,14 @@ def test_a_wrong_rank(rank: Any) -> None:
 
 
 def test_parameters_that_are_not_float32_are_refused() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).bfloat16()
-    flat, settings = FlatBlocks(model, partition(model, 2)), Settings(compression="low_rank")
-    federation = open_federation(settings, [(0,)])
-    with pytest.raises(ConfigurationError, match="compression='low_rank' needs float32 parameters"):
-        open_transport(federation, flat, settings, device=torch.device("cpu"), backend="gloo")
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64).bfloat16())
+    with pytest.raises(ConfigurationError, match="needs float32 parameters, and"):
+        refuse_factors(model, partition(model, 2), LowRank())
+    refuse_factors(model, partition(model, 2), Sparse())
+
+
+def test_a_rank_with_which_everything_would_travel_whole_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64))  # as adapters of LoRA with rank 8
+    with pytest.raises(ConfigurationError, match="more values than its two factors of rank 8"):
+        refuse_factors(model, partition(model, 2), LowRank())
+    refuse_factors(model, partition(model, 2), LowRank(4))

@@ -107,17 +107,17 @@ def test_bytes_are_those_of_the_messages(numel: int, n_clients: int, topology: T
     assert [t.download_bytes for t in planned] == received
 
 
-def test_factors_take_the_bytes_of_the_mean_of_two_visits() -> None:
+def test_of_two_factors_the_larger_one_counts() -> None:
     shapes = ((300, 50), (7,))
     carried = carried_scalars(15_007, shapes, LowRank(8))
-    assert carried == 8 * (300 + 50) // 2 + 7
+    assert carried == 8 * 300 + 7
     assert carried_scalars(15_007, shapes, Sparse()) == carried_scalars(15_007, (), LowRank(8)) == 15_007
     plain, factors = Settings(compression="none"), Settings(compression="low_rank")
     assert traffic_of_clients(carried, 3, factors) == traffic_of_clients(carried, 3, plain)
     model = ModelSize((15_007, 100), 60_428, shapes=(shapes, ((100,),)))
     assert model.carried(LowRank(8)) == (carried, 100)
     parts = {part.purpose: part.size_bytes for part in memory_parts(model, 3, factors)}
-    assert parts["a matrix of which the factor is made"] == 4 * 300 * 50
+    assert parts["the matrix whose factor is computed"] == 4 * 300 * 50
     assert parts["error feedback of the deltas"] == 4 * 15_107
     assert "server: error feedback of the commits" not in parts
     messages_of = [one for one in memory_parts(model, 3, plain) if one.purpose == "messages under way"]

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_parablock import LowRank, ParaBlockStrategy, ServerNesterov
+from lightning_parablock.codecs.low_rank import FactorLayout
 from lightning_parablock.federation.schedule import block_of_round
+from lightning_parablock.planning.traffic import traffic_of_clients
 from tests.oracle import run_oracle
 from tests.support.engine import oracle_config
 from tests.support.here import N_RANKS, RANK, SCRATCH
 from tests.support.lightning_run import Steps, TaskModule, expected_weights, fit, patterns_of
-from tests.tasks import Task, adamw_default, assert_same_bits, transformer_task
+from tests.tasks import Task, adamw_default, assert_same_bits, transformer_task, wide_task
 
 TASK = transformer_task()
 K, STEPS, SEED = 4, 30, 3
@@ -54,6 +56,22 @@ def equals_the_oracle(**options: Any) -> Callable[[], None]:
         assert all(parameter.requires_grad and parameter.grad is None for parameter in module.parameters())
 
     return scenario
+
+
+def factors_take_the_bytes_of_their_length() -> None:
+    """The larger and the smaller factor in turn, at every visit of a block."""
+    task = wide_task()
+    used = strategy(
+        blocks=patterns_of(task), compression=LowRank(2), delay_steps=0, block_order="sequential", chunk_bytes=4096
+    )
+    fit(task, used, RANK, 6 * K, devices=N_RANKS)
+    for visit, record in enumerate(used.round_records):
+        layout = FactorLayout(used.blocks[visit % 3].shapes, 2)
+        carried = layout.carried(sends_left=visit < 3)
+        assert carried == {0: (4500, 1508), 1: (24, 3008), 2: (9, 9)}[visit % 3][visit // 3]
+        planned = traffic_of_clients(carried, N_RANKS, used.settings)[RANK]
+        assert (record.upload_bytes, record.download_bytes) == (planned.upload_bytes, planned.download_bytes)
+    assert len(used.round_records) == 6
 
 
 def presets_by_name() -> None:
@@ -354,6 +372,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "three rounds without delay, then 2K": equals_the_oracle(
         delay_steps=2 * K, delay_warmup_rounds=3, topology="star", compression="int8", block_order="random"
     ),
+    "low rank, bytes": factors_take_the_bytes_of_their_length,
     "low rank, star": equals_the_oracle(compression=LowRank(2), topology="star", block_order="random"),
     "kept state, Adam on the server": equals_the_oracle(
         block_optimizer_state="keep",

@@ -250,7 +250,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
     "low rank, two in flight": stopped_and_resumed(
         "low-rank",
         "on_train_batch_end",
-        19,
+        17,
         strategy={"compression": LowRank(2), "delay_steps": K + 2, "server_optimizer": "sgd"},
     ),
     "int4": stopped_and_resumed("int4", "on_train_batch_end", 14, strategy={"compression": "int4"}),
