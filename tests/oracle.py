@@ -157,9 +157,11 @@ def run_oracle(
             G_of, newly_told = secure_mean[t, b]
             if newly_told is not None:
                 told[b] = newly_told
-        for name in before if not config.rank else ():
+        if config.rank:
+            G_of = mean_of_factors(t, b, trained, n)
+        for name in before:
             G = torch.zeros_like(before[name])
-            if config.secure:
+            if config.secure or config.rank:
                 G = G_of[name]
             elif trained:
                 total = n[trained[0]] * sent[t, trained[0]][name]
@@ -179,8 +181,6 @@ def run_oracle(
                     v[name] = v[name] - (1 - beta2) * (G * G) * torch.sign(v[name] - G * G)
                 direction = m[name] / (torch.sqrt(v[name]) + config.server_tau)
             move[name] = config.server_lr * config.server_lr_share(t) * direction
-        if config.rank:
-            move = factors_moved(t, b, trained, n)
         if config.compression == "none":
             W.update({name: before[name] + move[name] for name in before})
         else:
@@ -190,7 +190,7 @@ def run_oracle(
                 e_server[name] = wanted[name] - (W[name] - before[name])
         increments.append((t, b, {name: W[name] - before[name] for name in before}))
 
-    def factors_moved(t: int, b: int, trained: list[int], n: dict[int, int]) -> Weights:
+    def mean_of_factors(t: int, b: int, trained: list[int], n: dict[int, int]) -> Weights:
         told, like = factors.pop((t, b)), {name: W[name] for name in names_of[b]}
         mean = {name: torch.zeros_like(value) for name, value in send(told, like)[0].items()}
         for name in mean:
@@ -200,8 +200,7 @@ def run_oracle(
             if trained:
                 mean[name] = mean[name] / sum(n.values())
         bases[b] = tell(b, told, mean)
-        lr = config.server_lr * config.server_lr_share(t)
-        return {name: lr * value for name, value in receive(told, mean, like).items()}
+        return receive(told, mean, like)
 
     def submit_factors(t: int, b: int) -> None:
         told = factors[t, b] = bases.get(b) or at_first(b, {name: W[name] for name in names_of[b]}, config.rank)

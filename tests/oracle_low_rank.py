@@ -53,7 +53,7 @@ def send(told: Told, wanted: Values) -> tuple[Values, Values]:
 
 
 def receive(told: Told, mean: Values, like: Values) -> Values:
-    """By how much W moves at a learning rate of 1."""
+    """G: what all clients make of the mean of the factors."""
     return {n: product(told, n, v).view_as(like[n]) if n in told.on else v for n, v in mean.items()}
 
 

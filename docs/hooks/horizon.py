@@ -51,8 +51,6 @@ def _table(shape: str) -> Iterator[str]:
     for rate in RATES:
         for word, compression in COMPRESSIONS.items():
             settings = replace(_OPTIONS.settings, compression=compression())
-            if not cuts[0].size.can_travel(settings.compression):
-                continue
             cells = [cell for cut in cuts for cell in _cells(cut, settings, _links(rate))]
             yield _row([readable_bps(parse_bps("rate", rate)), word, *cells])
     yield ""

@@ -127,7 +127,7 @@ class LowRank(Compression):
     """One factor of each matrix, in turn: 85 (a layer of SmolLM2) to 650 (one of an 8B model) times fewer bytes.
 
     After PowerSGD (arXiv 1905.13727). Vectors travel whole, and so do matrices that have fewer values than both factors
-    together. Needs the server optimizer "sgd", float32 parameters and a fixed membership.
+    together. Needs a fixed membership; every rank keeps W and the server optimizer's state of the whole model.
 
     Args:
         rank: Columns of a factor, at least 1: more of them bring more of each delta, for proportionally more bytes.

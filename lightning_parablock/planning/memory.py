@@ -58,10 +58,6 @@ class ModelSize:
     weight_bytes: int = FLOAT_BYTES
     shapes: tuple[Shapes, ...] = ()
 
-    def can_travel(self, compression: Compression) -> bool:
-        """Whether the parameters can be exchanged that way: factors need float32."""
-        return self.weight_bytes == FLOAT_BYTES or not isinstance(compression, LowRank)
-
     def carried(self, compression: Compression) -> tuple[int, ...]:
         """Number of scalars that an exchange of each block carries."""
         shapes = self.shapes or ((),) * len(self.numels)
@@ -224,9 +220,13 @@ def _of_flying(scalars: int, turns: int, settings: Settings) -> list[tuple[str, 
 
 
 def _of_server(scalars: int, flying: int, n_ranks: int, settings: Settings) -> list[MemoryPart]:
-    """State that a server keeps for its shard of all blocks, and earlier versions of the blocks in flight."""
-    share = n_ranks if settings.topology == "sharded" else 1
-    where = "host, client 0" if settings.topology == "star" and n_ranks > 1 else "host"
+    """State that a server keeps for its shard of all blocks, and earlier versions of the blocks in flight.
+
+    With "low_rank" every rank has a server of the whole model.
+    """
+    everywhere = isinstance(settings.compression, LowRank)
+    share = n_ranks if settings.topology == "sharded" and not everywhere else 1
+    where = "host, client 0" if settings.topology == "star" and n_ranks > 1 and not everywhere else "host"
     states = moments(settings.server_optimizer)
     residuals = 1 if settings.compression.of_values.is_lossy else 0
     parts = (

@@ -9,7 +9,6 @@ from typing import get_args
 
 from lightning_parablock.blocks.partition import Block
 from lightning_parablock.codecs.compression import AUTO_CODECS
-from lightning_parablock.errors import ConfigurationError
 from lightning_parablock.planning.choice import Choice, choose_local_steps, least_lossy
 from lightning_parablock.planning.memory import MemoryPart, ModelSize, memory_parts
 from lightning_parablock.planning.timing import (
@@ -108,8 +107,6 @@ def variants(
 ) -> list[Variant]:
     """Variants for every topology and compression, with the other settings unchanged; least lossy first.
 
-    A compression that does not go with the other settings, or the model's parameters, is left out.
-
     Args:
         workload_of: For the settings of a variant: the computation, and these settings with the blocks that it has.
         n_clients: Number of clients.
@@ -119,13 +116,9 @@ def variants(
     found: list[Variant] = []
     for topology in get_args(Topology):
         for compression in COMPRESSIONS.values():
-            try:
-                varied = dataclasses.replace(settings, topology=topology, compression=compression())
-            except ConfigurationError:
-                continue
+            varied = dataclasses.replace(settings, topology=topology, compression=compression())
             workload, cut = workload_of(varied)
-            if workload.size.can_travel(varied.compression):
-                found.append(variant(workload, n_clients, cut, links))
+            found.append(variant(workload, n_clients, cut, links))
     return found
 
 

@@ -58,7 +58,7 @@ def print_dry_run(console: Console, trainer: Trainer, module: LightningModule, d
         fit = fewest_blocks(module, [budget], n_ranks, settings)
         console.print(f"blocks: {len(fit.blocks)}, {reason_of(fit, [budget])}, if all clients have as much memory")
         settings = settings.with_blocks(len(fit.blocks))
-    refuse_factors(module, partition(module, settings.blocks, settings.unmatched), settings.compression)
+    refuse_factors(partition(module, settings.blocks, settings.unmatched), settings.compression)
     print_plan(console, module, settings, n_ranks, described)
 
 

@@ -1,7 +1,8 @@
 """Exchanges that carry factors of a block's matrices: the mean of the factors is the factor of the mean.
 
 All ranks know the bases of an exchange from the commits that count when it is submitted (:meth:`settle`), so all send
-factors of the same lengths. From the mean of the factors each rank computes the same increment of W.
+factors of the same lengths. A server has nothing to do but to add them up: from the mean of the factors each rank
+computes the same W, with a server of its own for the whole model.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Factors:
 
 
 class LowRankAggregator(MeanAggregator):
-    """The weighted mean of the clients' factors, of which every rank makes the increment of W.
+    """The weighted mean of the clients' factors, of which every rank makes the new W of the whole block.
 
     Args:
         layouts: Of each block.
@@ -142,10 +143,6 @@ class LowRankAggregator(MeanAggregator):
     # --- commits ------------------------------------------------------------------------------------------------------
 
     @override
-    def brings_increment(self, server: ServerShard) -> bool:
-        return True
-
-    @override
     def commit(self, server: ServerShard, key: Key, within: slice, aggregate: Aggregate, payload: Tensor) -> Tensor:
         payload.view(torch.float32).copy_(aggregate.mean)
         return aggregate.mean
@@ -154,9 +151,7 @@ class LowRankAggregator(MeanAggregator):
     @torch.no_grad()
     def whole(self, server: ServerShard, key: Key, carried: Tensor) -> Tensor:
         (round_index, block), bases, layout = key, self._of[key], self._layouts[key[1]]
-        self._next[key] = layout.next_bases(block, bases, carried.cpu())
-        mean = layout.expand(bases, carried)
-        mine = server.slice_of(block)
-        server.follow(round_index, block, slice(0, mine.stop - mine.start), mean[mine].to("cpu", copy=True))
-        lr = server.optimizer.lr_of(round_index)
-        return mean.mul_(lr) if lr != 1 else mean
+        brought = carried.cpu()
+        self._next[key] = layout.next_bases(block, bases, brought)
+        server.follow(round_index, block, slice(0, layout.numel), layout.expand(bases, brought))
+        return server.values[block].clone()

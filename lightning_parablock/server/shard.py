@@ -113,7 +113,7 @@ class ServerShard:
             said = "parablock: the checkpoint's server has %s, for which the settings of this run have no use: left out"
             log.warning(said, " and ".join(sorted(foreign)))
         for piece in (piece for piece in given if piece.name not in foreign):
-            mine = self.slice_of(piece.block)
+            mine = slice(self._first[piece.block], self._first[piece.block] + self.values[piece.block].numel())
             start, stop = max(mine.start, piece.first), min(mine.stop, piece.first + piece.values.numel())
             if start < stop:
                 into = self.values[piece.block] if piece.name == _VALUE else self._state(piece.block)[piece.name]
@@ -154,10 +154,6 @@ class ServerShard:
         """Length in bytes of what :meth:`commit` writes for a part of this number of scalars."""
         return self._coder.codec.payload_bytes(scalars)
 
-    def slice_of(self, block: int) -> slice:
-        """The scalars of a block that this shard serves."""
-        return slice(self._first[block], self._first[block] + self.values[block].numel())
-
     @property
     def can_be_followed(self) -> bool:
         """Whether every rank can compute from a mean by what W moves, and so needs no more than that."""
@@ -165,7 +161,7 @@ class ServerShard:
 
     @torch.no_grad()
     def follow(self, round_index: int, block: int, part: slice, mean: Tensor) -> Tensor:
-        """As :meth:`commit`, where all ranks know the mean (:attr:`can_be_followed`): returns the increment of W."""
+        """As :meth:`commit` without a codec, for a rank that knows the mean: returns the increment of W."""
         with self._lock:
             _, step = self._step(round_index, block, part, mean)
             self.values[block][part].add_(step)

@@ -106,7 +106,7 @@ class Settings(MethodOptions):
             own_local_s=self.own_local_s,
             min_clients=self.min_clients if self.is_elastic else None,
         )
-        refuse_with_low_rank(self.compression, server_optimizer=self.server_optimizer, is_elastic=self.is_elastic)
+        refuse_with_low_rank(self.compression, is_elastic=self.is_elastic)
         for name in ("exchange_timeout_s", "straggler_timeout_s"):
             limit_s: float = getattr(self, name)
             require(

@@ -51,7 +51,7 @@ def cut_into_blocks(ranks: RankStrategy, module: pl.LightningModule, settings: S
     """
     blocks = partition(module, settings.blocks, settings.unmatched)
     refuse_parameters(module, blocks)
-    refuse_factors(module, blocks, settings.compression)
+    refuse_factors(blocks, settings.compression)
     shapes = {name: str(tuple(parameter.shape)) for name, parameter in module.named_parameters()}
     facts = {f"block {b.name}": str([(n, shapes[n]) for n in b.parameter_names]) for b in blocks}
     draw_factors(settings.visit_more, [block.name for block in blocks])  # refuses a pattern that is in no name

@@ -170,27 +170,19 @@ def refuse_parameters(module: torch.nn.Module, blocks: Iterable[Block]) -> None:
             )
 
 
-def refuse_factors(module: torch.nn.Module, blocks: Sequence[Block], compression: Compression) -> None:
-    """Refuse parameters that cannot travel as factors of matrices.
+def refuse_factors(blocks: Iterable[Block], compression: Compression) -> None:
+    """Refuse matrices none of which would travel as a factor.
 
     Raises:
-        ConfigurationError: the compression is "low_rank", and one of them is not float32, or no matrix has factors.
+        ConfigurationError: the compression is "low_rank", and everything would travel whole.
     """
-    if not isinstance(compression, LowRank):
-        return
-    parameters = dict(module.named_parameters())
-    for name in (name for block in blocks for name in block.parameter_names):
+    if isinstance(compression, LowRank):
         require(
-            parameters[name].dtype == torch.float32,
-            f"compression='low_rank' needs float32 parameters, and {name!r} is {parameters[name].dtype}: use precision="
-            "'32-true' or 'bf16-mixed', or another compression such as 'sparse'",
+            any(FactorLayout(block.shapes, compression.rank).has_factors for block in blocks),
+            "compression='low_rank' would send everything whole: no matrix of the blocks has more values than its two "
+            f"factors of rank {compression.rank} together; give LowRank a lower rank (for LoRA, far below its own), or "
+            "use another compression",
         )
-    require(
-        any(FactorLayout(block.shapes, compression.rank).has_factors for block in blocks),
-        f"compression='low_rank' would send everything whole: no matrix of the blocks has more values than its two "
-        f"factors of rank {compression.rank} together; give LowRank a lower rank (for LoRA, far below its own), or use "
-        "another compression",
-    )
 
 
 def refuse_untrained(block_names: Sequence[str]) -> None:

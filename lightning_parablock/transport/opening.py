@@ -79,7 +79,7 @@ def open_transport(
             taken over.
     """
     members = federation.membership
-    mine = [shard_bounds(block.numel, members.n_ranks, settings.topology)[members.rank] for block in flat.blocks]
+    mine = _served_by(members, flat, settings)
     if instead_of is None:
         initial = [flat.pack(block)[bounds].to("cpu", copy=True) for block, bounds in enumerate(mine)]
     else:
@@ -105,6 +105,13 @@ def open_transport(
         backend=backend,
         aggregator=aggregator,
     )
+
+
+def _served_by(members: Membership, flat: FlatBlocks, settings: Settings) -> list[slice]:
+    """The slice of each block of which this rank's server keeps W."""
+    if isinstance(settings.compression, LowRank):
+        return [slice(0, block.numel) for block in flat.blocks]
+    return [shard_bounds(block.numel, members.n_ranks, settings.topology)[members.rank] for block in flat.blocks]
 
 
 def _aggregator_of(

@@ -271,7 +271,7 @@ def _low_rank(n_ranks: int) -> Iterator[Case]:
             delay_steps=delay_steps, block_order="sequential", topology=topology, compression=LowRank(2)
         )
         yield Case(n_ranks, tied=False, settings=settings, wide=True)
-    servers = (ServerSGD(), MORE_SERVERS[2])
+    servers = (*SERVERS, *MORE_SERVERS)
     for index, (delay_steps, codec) in enumerate(itertools.product(DELAYS_STEPS, LOW_RANKS)):
         cohort = {"cohort": 2} if index % 4 == 1 else {}
         settings = settings_for(
@@ -279,7 +279,7 @@ def _low_rank(n_ranks: int) -> Iterator[Case]:
             block_order=("random", "cyclic", "importance")[index % 3],
             in_flight_value=VALUES[index // 3 % 2],
             topology=TOPOLOGIES[(index // 2 + n_ranks) % 2],
-            server_optimizer=servers[index // 2 % 2],
+            server_optimizer=servers[index % 5],
             weighting=WEIGHTINGS[index // 3 % 2],
             nonfinite_delta=("stop", "skip")[index // 4 % 2],
             compression=codec,

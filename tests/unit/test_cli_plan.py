@@ -27,7 +27,7 @@ from lightning_parablock.planning.traffic import traffic_of_clients
 from lightning_parablock.planning.variants import Variant, Workload, reason, recommended, variants
 from lightning_parablock.report.dry_run import mb
 from lightning_parablock.report.plan import ROWS, Premises, print_plan, settings_yaml
-from lightning_parablock.settings import COMPRESSIONS, Int4, LowRank, NoCompression, Settings, Sparse, TopK
+from lightning_parablock.settings import COMPRESSIONS, Int4, NoCompression, Settings, Sparse, TopK
 from tests.unit.tiny_text import save_tiny_llama, write_jsonl
 
 
@@ -291,11 +291,6 @@ def test_every_compression_and_topology_is_planned() -> None:
         assert v.round_bytes == sum(sent) / 2
     star = {type(v.settings.compression): v for v in found if v.settings.topology == "star"}
     assert star[Int4].times.exchange_s < star[NoCompression].times.exchange_s
-
-
-def test_a_compression_that_does_not_go_with_the_server_optimizer_is_not_planned() -> None:
-    found = variants(always(workload((2000, 3000), 1.0)), 3, Settings(server_optimizer="nesterov"), LINKS)
-    assert {type(v.settings.compression) for v in found} == {*COMPRESSIONS.values()} - {LowRank}
 
 
 def test_of_many_blocks_the_first_and_the_last_are_listed() -> None:

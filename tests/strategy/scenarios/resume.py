@@ -248,10 +248,15 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         "bf16", "on_train_batch_end", 14, strategy={"delay_steps": K + 2}, precision="bf16-true", max_epochs=2
     ),
     "low rank, two in flight": stopped_and_resumed(
-        "low-rank",
+        "low-rank", "on_train_batch_end", 17, strategy={"compression": LowRank(2), "delay_steps": K + 2}
+    ),
+    "bf16-true, low rank": stopped_and_resumed(
+        "bf16low-rank",
         "on_train_batch_end",
-        17,
-        strategy={"compression": LowRank(2), "delay_steps": K + 2, "server_optimizer": "sgd"},
+        14,
+        strategy={"compression": LowRank(2)},
+        precision="bf16-true",
+        max_epochs=2,
     ),
     "int4": stopped_and_resumed("int4", "on_train_batch_end", 14, strategy={"compression": "int4"}),
     "bf16-true, int8": stopped_and_resumed(
