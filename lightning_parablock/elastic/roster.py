@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 _TOO_FEW = Reports(
     first_s=0.0,
     every_s=30.0,
-    line="parablock: {what}: the run waits, {remaining_s:.0f} s more at most; start the lost sites again with the same "
-    "command",
+    line="parablock: {what}: the run waits; start the lost sites again with the same command, in the next "
+    "{remaining_s:.0f} s",
     say=log.warning,
 )
 _OUT_S = 60.0
@@ -113,12 +113,14 @@ class Roster:
         wait_s = self._longer_wait(site)
         log.warning(
             "parablock: site %s is left out: not all of the other sites reach it, although it is alive; look at the "
-            "network between it and them. Its next process is admitted in %g s at the earliest",
+            "network between it and them. It is tried again in %g s at the earliest",
             *(site, wait_s),
         )
-        self._out_until_s |= {one.incarnation: math.inf for one in participants if one.site == site}
-        # It runs its command again by itself, and would disturb the others again at once.
+        # A member's process ends and runs its command again; the new one, too, would disturb the others. The process of
+        # a founder or guest stays the same, and may be reached once the network is mended.
         self._out_until_s[site] = time.monotonic() + wait_s
+        members = [one.incarnation for one in participants if one.site == site and one.incarnation in clients]
+        self._out_until_s |= dict.fromkeys(members, math.inf)
 
     def late(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Members that have not opened this site's generation for the silence limit: "open" did not reach them."""

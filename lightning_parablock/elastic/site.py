@@ -194,7 +194,10 @@ class Site:
             problem += f", as its checkpoint is of run {seat.lineage[-1][:8]}, which is older: " if is_older else ": "
             problem += self._record.advice
         n, least = len(here), seat.options.min_clients
-        return f"other sites: {n} of min_clients={least} are here ({', '.join(here)}); start the others{problem}"
+        are_here = f"{n} of min_clients={least} are here ({', '.join(here)})"
+        if n < least:
+            return f"other sites: {are_here}; start the others{problem}"
+        return f"the start of the run: {are_here}, and site {here[0]} coordinates it: see its log{problem}"
 
     # --- the rounds ---------------------------------------------------------------------------------------------------
 

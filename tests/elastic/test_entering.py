@@ -46,3 +46,11 @@ def test_one_that_waits_for_another_process_need_not_be_started(site: Site) -> N
 def test_guests_of_another_run_are_not_among_the_sites_that_are_here(site: Site) -> None:
     site.seat.note_list((site.seat.me(), Candidate("d", "i", "d:1", run="lost", client=3)))
     assert site._awaited() == "other sites: 1 of min_clients=2 are here (a); start the others"
+
+
+def test_where_all_are_here_the_one_that_coordinates_knows_more(site: Site) -> None:
+    site.seat.note_list((site.seat.me(), *(Candidate(name, name, f"{name}:1") for name in "cb")))
+    said = "the start of the run: 3 of min_clients=2 are here (a, b, c), and site a coordinates it: see its log"
+    assert site._awaited() == said
+    site.seat.problem = "site b does not answer"
+    assert site._awaited() == f"{said}; site b does not answer"

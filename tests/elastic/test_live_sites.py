@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from lightning_parablock.desk.message import Reply
+from lightning_parablock.elastic import attempt, roster, seat, watcher
 from lightning_parablock.elastic.run_record import RunRecord
 from lightning_parablock.elastic.view import Entry, HeldCheckpoint
-from lightning_parablock.errors import PeerTimeoutError
+from lightning_parablock.errors import PeerTimeoutError, UnreachableError
 from lightning_parablock.regroup.log import MembershipLog
 from lightning_parablock.settings import Settings
 from tests.elastic.fake_site import together
@@ -110,6 +113,58 @@ def test_a_site_that_leaves_is_let_go() -> None:
     assert rest[0].site.log.newest.gone == {0: "left"}
     for site in rest:
         site.site.close()
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Addresses of desks that no site reaches; who is left out is tried again after a moment."""
+    addresses: set[str] = set()
+    monkeypatch.setattr(roster, "_OUT_S", 0.3)
+    monkeypatch.setattr(watcher, "_FOUND_AGAIN_S", 0.3)
+    for module in (attempt, seat):
+        call = module.call
+
+        def reach(address: str, *said: Any, call: Any = call, **how: Any) -> Reply:
+            if address in addresses:
+                raise UnreachableError(f"{address}: nothing listens there", "refused")
+            return call(address, *said, **how)
+
+        monkeypatch.setattr(module, "call", reach)
+    return addresses
+
+
+def test_sites_found_the_run_once_the_ports_of_one_are_opened(
+    closed: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    lighthouse, settings = LocalLighthouse(founders=3), Settings(local_steps=2)
+    sites = [ToySite(name, lighthouse, settings, 5, pause_s=0.02, min_clients=3) for name in "abc"]
+    closed.add(sites[1].site.seat.address)
+    for site in sites:
+        site.start()
+    _until(lambda: caplog.text.count("site b is left out: not all of the other sites reach it") >= 2, sites)
+    assert all(site.engine is None for site in sites)
+    closed.clear()
+    _ended(sites)
+    assert [record.members for record in sites[0].site.log.records] == [(0, 1, 2)]
+    for site in sites:
+        site.site.close()
+
+
+def test_a_new_site_joins_once_its_ports_are_opened(closed: set[str], caplog: pytest.LogCaptureFixture) -> None:
+    lighthouse, settings = LocalLighthouse(founders=3), Settings(local_steps=2)
+    sites = _started("abc", lighthouse, settings, 1000)
+    _until(lambda: all(s.engine is not None and s.engine.round >= 1 for s in sites.values()), sites.values())
+    new = ToySite("d", lighthouse, settings, 1000, pause_s=0.02, min_clients=2)
+    closed.add(new.site.seat.address)
+    new.start()
+    everybody = [*sites.values(), new]
+    _until(lambda: caplog.text.count("site d is left out: not all of the other sites reach it") >= 2, everybody)
+    assert new.started_at < 0
+    closed.clear()
+    _until(lambda: new.started_at > 0, everybody)
+    assert sites["a"].site.log.newest.members == (0, 1, 2, 3)
+    for site in everybody:
+        site.kill()
 
 
 def test_the_sites_of_a_run_that_is_gone_found_another_one_beside_a_guest_that_waits_for_it() -> None:

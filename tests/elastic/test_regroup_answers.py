@@ -229,8 +229,9 @@ def test_too_few_members_stop_at_the_merge_without_anybody_noticing_a_broken_lin
     assert seals == [1]
     now_s[0] += 40
     watcher._roster.note_too_few(["A"])
-    said = "parablock: 1 of 3 sites is left (A), fewer than min_clients=2: the run waits, {} s more at most; start"
-    assert [text.partition(" the lost")[0] for text in caplog.messages] == [said.format(60), said.format(20)]
+    said = "parablock: 1 of 3 sites is left (A), fewer than min_clients=2: the run waits; start the lost sites again"
+    words = f"{said} with the same command, in the next {{}} s"
+    assert caplog.messages == [words.format(60), words.format(20)]
 
 
 def test_a_guest_with_which_attempts_fail_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +260,8 @@ def test_a_site_that_leaves_is_not_counted_where_too_few_are_left(
     roster = Roster(seat, lambda: 5)
     monkeypatch.setattr(roster._reach, "of_all", lambda order: {one.site: {o.site for o in order} for one in order})
     assert roster.next_members(listed) == []
-    assert "1 of 2 sites is left (A), fewer than min_clients=2: the run waits, 60 s more at most" in caplog.text
+    assert "1 of 2 sites is left (A), fewer than min_clients=2: the run waits; start" in caplog.text
+    assert "in the next 60 s" in caplog.text
 
 
 def test_founders_whose_attempts_fail_are_not_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +331,42 @@ def test_a_member_that_not_all_reach_is_left_out_longer_each_time(monkeypatch: p
         assert [one.site for one in roster.next_members((*others, process, again))] == ["A", "B"]
         now_s[0] += 2
         assert [one.site for one in roster.next_members((*others, again))] == ["A", "B", "C"]
+
+
+def test_a_guest_that_not_all_reach_is_let_in_once_its_ports_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    seat = _seat(0, FIRST, sealed=1)
+    guest = Candidate("d", "iD", "d:1", run="run", client=3, is_ready=True)
+    listed = (seat.me(), _seat(1, FIRST, sealed=1).me(), _seat(2, FIRST, sealed=1).me(), guest)
+    reached = {"A": set("ABC"), "B": set("ABC"), "C": set("ABC"), "d": {"d"}}
+    roster = Roster(seat, lambda: 5)
+    monkeypatch.setattr(roster._reach, "of_all", lambda order: reached)
+    for wait_s in (60, 120):
+        for _ in range(2):
+            assert [one.site for one in roster.next_members(listed)] == ["A", "B", "C", "d"]
+            roster.note_end(listed, has_opened=False)
+        now_s[0] += wait_s - 1
+        assert [one.site for one in roster.next_members(listed)] == ["A", "B", "C"]
+        now_s[0] += 2
+
+
+def test_a_founder_that_not_all_reach_can_found_the_run_once_its_ports_are_open(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    seat = _fresh("A")
+    listed = (seat.me(), _fresh("B").me(), _fresh("C").me())
+    roster = Roster(seat, lambda: -1)
+    monkeypatch.setattr(roster._reach, "of_all", lambda order: {"A": {"A", "C"}, "B": {"B"}, "C": {"A", "C"}})
+    roster.note_end(listed, has_opened=False)
+    roster.note_end(listed, has_opened=False)
+    assert "site B is left out: not all of the other sites reach it" in caplog.text
+    assert "It is tried again in 60 s at the earliest" in caplog.text
+    assert [one.site for one in roster.founders(listed)] == ["A", "C"]
+    now_s[0] += 61
+    assert [one.site for one in roster.founders(listed)] == ["A", "B", "C"]
 
 
 @pytest.mark.parametrize("step", ["prepare", "decision", "connect", "open"])
