@@ -50,7 +50,7 @@ class Watcher:
         self._attempt: Attempt | None = None
         self._not_before_s, self._failures = 0.0, 0
         self._closing = threading.Event()
-        self._said_s = 0.0
+        self._said_s = self._said_part_s = 0.0
         self._thread = threading.Thread(target=self._run, name="parablock-arbiter", daemon=True)
 
     def start(self) -> None:
@@ -130,6 +130,7 @@ class Watcher:
             self._roster.note_end(ended.participants, has_opened=ended.has_opened, slow=ended.slow)
         candidates = seat.candidates
         self._refuse_to_be_a_ghost(candidates)
+        self._warn_of_another_part(candidates)
         self._refuse_to_lose_a_founder(candidates)
         self._pause_where_too_few(candidates)
         if not self._coordinates(candidates) or time.monotonic() < self._not_before_s:
@@ -184,6 +185,21 @@ class Watcher:
                 f"site {self._seat.options.site!r} was silent for too long: the run has continued without it, with "
                 f"generation {newest}; what it has done since generation {member.generation} is lost, and its command, "
                 "run again, brings it back with the newest model"
+            )
+
+    def _warn_of_another_part(self, candidates: Sequence[Candidate]) -> None:
+        """A network that was cut may leave two parts, where ``min_clients`` is not more than half of the sites."""
+        seat, now_s = self._seat, time.monotonic()
+        with seat.changed:
+            generation, mine = seat.membership.generation, {seat.incarnation, *seat.incarnations.values()}
+        others = [one.site for one in candidates if one.opened == generation and one.incarnation not in mine]
+        if generation >= 0 and others and now_s - self._said_part_s > _SAY_S:
+            self._said_part_s = now_s
+            log.warning(
+                "parablock: site %s: another part of this run, with a model of its own, trains at site %s, also in "
+                "generation %d: with min_clients=%d both parts of a network that was cut could continue. Stop one part "
+                "and start its sites again: they join the other one",
+                *(seat.options.site, ", ".join(others), generation, seat.options.min_clients),
             )
 
     def _refuse_to_lose_a_founder(self, candidates: Sequence[Candidate]) -> None:

@@ -182,6 +182,29 @@ def test_a_site_that_sealed_a_number_by_itself_still_sees_that_it_was_dropped() 
     assert seat.has_left
 
 
+def test_two_parts_of_a_run_that_meet_again_say_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    first = replace(SECOND, members=(0,), order=(0,), gone={1: "lost", 2: "lost"})
+    other = replace(SECOND, members=(1, 2), order=(1, 2), gone={0: "lost"})
+    alone, mates = _seat(0, FIRST, first, sealed=1), [_seat(c, FIRST, other, sealed=1) for c in (1, 2)]
+    alone.incarnations = {0: "iA"}
+    watcher = _watcher(alone)
+    watcher._warn_of_another_part((alone.me(), _seat(1, FIRST, sealed=0).me()))
+    assert not caplog.messages, "one that is behind is no part"
+    for _ in range(2):
+        watcher._warn_of_another_part((alone.me(), *(seat.me() for seat in mates)))
+    (said,) = caplog.messages
+    assert "site A: another part of this run, with a model of its own, trains at site B, C, also in generation" in said
+    now_s[0] += 31
+    watcher._warn_of_another_part((alone.me(), *(seat.me() for seat in mates)))
+    assert len(caplog.messages) == 2
+    _watcher(mates[0])._warn_of_another_part(tuple(seat.me() for seat in mates))
+    assert len(caplog.messages) == 2
+
+
 def test_one_that_sealed_for_a_coordinator_that_was_lost_sees_that_the_others_used_its_number_again() -> None:
     seat = _seat(2, FIRST, sealed=0)
     answers = Answers(seat, lambda decision: None)
