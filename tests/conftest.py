@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
-from pathlib import Path
 from typing import NoReturn
 
 import hypothesis
@@ -17,8 +16,6 @@ import pytest
 from lightning_parablock.system import exit_codes
 from lightning_parablock.system.importing import quick_imports
 
-WAITING, BUSY = ("faults", "network"), ("distributed", "strategy")
-"""Folders of tests that mostly wait for links and limits, and of those that keep several processes busy."""
 THREADS_END_S = 60.0
 """Bounds the wait for threads that are about to end, on a busy machine."""
 
@@ -70,20 +67,6 @@ def pytest_collection() -> Generator[None, object, object]:
     """Collecting tests imports their files."""
     with quick_imports():
         return (yield)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Spread the files that wait evenly among the busy ones: the suite's processes take files in this order.
-
-    In the order of the alphabet they would wait beside each other, on an idle machine.
-    """
-    files: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        files.setdefault(item.path, []).append(item)
-    of_kind = [[path for path in files if path.parent.name in kind] for kind in (WAITING, BUSY)]
-    spread = sorted((index / len(paths), path) for paths in of_kind for index, path in enumerate(paths))
-    first = [path for _, path in spread]
-    items[:] = [item for path in dict.fromkeys([*first, *files]) for item in files[path]]
 
 
 def pytest_collection_finish() -> None:
