@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -21,13 +22,14 @@ from lightning_parablock.errors import (
     ResourceError,
 )
 from lightning_parablock.membership.descriptors import Descriptors
+from lightning_parablock.system.limited_wait import LimitedWait, Reports
 
 log = logging.getLogger(__name__)
 
 _EVERY_S = 0.3
 _AGAIN_S = 2.0
 _FOUND_AGAIN_S = 10.0
-_SAY_S = 30.0
+_REPORTS = Reports(first_s=0.0, every_s=30.0, line="parablock: {what}", say=log.warning)
 
 
 class Watcher:
@@ -50,7 +52,8 @@ class Watcher:
         self._attempt: Attempt | None = None
         self._not_before_s, self._failures = 0.0, 0
         self._closing = threading.Event()
-        self._said_s = self._said_part_s = 0.0
+        self._without_arbiter = LimitedWait(math.inf, reports=_REPORTS)
+        self._beside_another_part = LimitedWait(math.inf, reports=_REPORTS)
         self._thread = threading.Thread(target=self._run, name="parablock-arbiter", daemon=True)
 
     def start(self) -> None:
@@ -106,12 +109,10 @@ class Watcher:
         return 0.0
 
     def _note_away(self, error: ArbiterError) -> None:
-        now_s = time.monotonic()
         self.away = error
-        if now_s - self._said_s > _SAY_S and not self._closing.is_set():
-            self._said_s = now_s
+        if not self._closing.is_set():
             meanwhile = "; until then training continues, but no site can be replaced or admitted"
-            log.warning("parablock: %s%s", error, meanwhile if self._seat.in_rounds else "")
+            self._without_arbiter.report(lambda: f"{error}{meanwhile if self._seat.in_rounds else ''}")
 
     def _act(self) -> None:
         seat = self._seat
@@ -189,17 +190,18 @@ class Watcher:
 
     def _warn_of_another_part(self, candidates: Sequence[Candidate]) -> None:
         """A network that was cut may leave two parts, where ``min_clients`` is not more than half of the sites."""
-        seat, now_s = self._seat, time.monotonic()
+        seat = self._seat
         with seat.changed:
             generation, mine = seat.membership.generation, {seat.incarnation, *seat.incarnations.values()}
         others = [one.site for one in candidates if one.opened == generation and one.incarnation not in mine]
-        if generation >= 0 and others and now_s - self._said_part_s > _SAY_S:
-            self._said_part_s = now_s
-            log.warning(
-                "parablock: site %s: another part of this run, with a model of its own, trains at site %s, also in "
-                "generation %d: with min_clients=%d both parts of a network that was cut could continue. Stop one part "
-                "and start its sites again: they join the other one",
-                *(seat.options.site, ", ".join(others), generation, seat.options.min_clients),
+        if generation >= 0 and others:
+            self._beside_another_part.report(
+                lambda: (
+                    f"site {seat.options.site}: another part of this run, with a model of its own, trains at site "
+                    f"{', '.join(others)}, also in generation {generation}: with min_clients="
+                    f"{seat.options.min_clients} both parts of a network that was cut could continue. Stop one part "
+                    "and start its sites again: they join the other one"
+                )
             )
 
     def _refuse_to_lose_a_founder(self, candidates: Sequence[Candidate]) -> None:

@@ -52,6 +52,13 @@ def _fresh(name: str, run: str = "", min_clients: int = 2) -> Seat:
     return seat
 
 
+def _with_guest() -> tuple[Seat, tuple[Candidate, ...]]:
+    """The coordinator of three members, and its list, in which a guest is ready."""
+    seat = _seat(0, FIRST, sealed=1)
+    guest = Candidate("d", "iD", "d:1", run="run", client=3, is_ready=True)
+    return seat, (seat.me(), _seat(1, FIRST, sealed=1).me(), _seat(2, FIRST, sealed=1).me(), guest)
+
+
 def _watcher(seat: Seat) -> Watcher:
     return Watcher(seat, LocalLighthouse().arbiter(), lambda: 1, lambda: None)
 
@@ -260,9 +267,7 @@ def test_too_few_members_stop_at_the_merge_without_anybody_noticing_a_broken_lin
 def test_a_guest_with_which_attempts_fail_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
-    seat = _seat(0, FIRST, sealed=1)
-    guest = Candidate("d", "iD", "d:1", run="run", client=3, is_ready=True)
-    listed = (seat.me(), _seat(1, FIRST, sealed=1).me(), _seat(2, FIRST, sealed=1).me(), guest)
+    seat, listed = _with_guest()
     roster = Roster(seat, lambda: 5)
     monkeypatch.setattr(roster._reach, "of_all", lambda order: {one.site: {o.site for o in order} for one in order})
     assert [one.site for one in roster.next_members(listed)] == ["A", "B", "C", "d"]
@@ -359,9 +364,7 @@ def test_a_member_that_not_all_reach_is_left_out_longer_each_time(monkeypatch: p
 def test_a_guest_that_not_all_reach_is_let_in_once_its_ports_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
-    seat = _seat(0, FIRST, sealed=1)
-    guest = Candidate("d", "iD", "d:1", run="run", client=3, is_ready=True)
-    listed = (seat.me(), _seat(1, FIRST, sealed=1).me(), _seat(2, FIRST, sealed=1).me(), guest)
+    seat, listed = _with_guest()
     reached = {"A": set("ABC"), "B": set("ABC"), "C": set("ABC"), "d": {"d"}}
     roster = Roster(seat, lambda: 5)
     monkeypatch.setattr(roster._reach, "of_all", lambda order: reached)
